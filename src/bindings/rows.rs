@@ -1,0 +1,8 @@
+//! Bindings of the `rows` room.
+
+use pyo3::prelude::*;
+
+/// Registers the functions and classes of this room.
+pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! Borrowed typed views.
