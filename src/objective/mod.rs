@@ -11,6 +11,8 @@ pub mod program;
 mod render;
 mod simplify;
 pub mod space;
+#[cfg(test)]
+mod tests;
 mod text;
 
 pub use expr::{Graph, Id};
