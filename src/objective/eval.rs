@@ -72,7 +72,7 @@ impl Program {
         self.check_outputs(run, scratch)?;
         scratch.slots.resize_with(self.slots, Vec::new);
         for instruction in &self.instructions {
-            self.execute(instruction, run, scratch);
+            self.execute(instruction, run, scratch)?;
         }
         for (&(operand, space), output) in self.outputs.iter().zip(run.outputs) {
             match argument(operand, run, &scratch.slots) {
@@ -222,10 +222,22 @@ impl Program {
         Ok(())
     }
 
-    fn execute(&self, instruction: &Instruction, run: &Run, scratch: &mut Scratch) {
+    fn execute(
+        &self,
+        instruction: &Instruction,
+        run: &Run,
+        scratch: &mut Scratch,
+    ) -> Result<(), GraphError> {
         let length = scratch.lengths[instruction.space];
         // Taken out while it is written, so that the other slots can be read.
         let mut out = std::mem::take(&mut scratch.slots[instruction.into]);
+        // A group of a million responses has a trillion pairs: no reason to take the process down.
+        if out.try_reserve(length.saturating_sub(out.len())).is_err() {
+            let space = self.space_name(instruction.space);
+            return Err(GraphError(format!(
+                "not enough memory for the {length} elements of '{space}'"
+            )));
+        }
         out.resize(length, 0.0);
         let step = Step {
             instruction,
@@ -235,6 +247,7 @@ impl Program {
         };
         step.compute(&mut out);
         scratch.slots[instruction.into] = out;
+        Ok(())
     }
 }
 
