@@ -251,19 +251,13 @@ pub fn collapse(values: &[f64], segments: &Segments, second: bool, out: &mut [f6
 }
 
 /// Lets threads fill pieces of `grain` elements of `out`; `work` gets the index of a piece's first element.
-pub fn fill(
-    out: &mut [f64],
-    threads: usize,
-    grain: usize,
-    work: impl Fn(usize, &mut [f64]) + Sync,
-) {
+fn fill(out: &mut [f64], threads: usize, grain: usize, work: impl Fn(usize, &mut [f64]) + Sync) {
     if threads <= 1 || out.len() <= grain {
         work(0, out);
         return;
     }
-    let pieces = out.len().div_ceil(grain);
-    let queue = Mutex::new((0..).step_by(grain).zip(out.chunks_mut(grain)));
-    hand_out(threads, pieces, &queue, |(start, piece)| work(start, piece));
+    let pieces = (0..).step_by(grain).zip(out.chunks_mut(grain));
+    for_each(threads, pieces, |(start, piece)| work(start, piece));
 }
 
 /// Lets threads fill the segments of `out`; `work` gets a segment and its elements.
@@ -296,13 +290,14 @@ fn by_segments(
         work(0..segments.count(), out, 0);
         return;
     }
-    let runs = runs(segments, out);
-    let count = runs.len();
-    let queue = Mutex::new(runs.into_iter());
-    hand_out(threads, count, &queue, |(range, piece)| {
-        let base = segments.span(range.clone()).start;
-        work(range, piece, base);
-    });
+    for_each(
+        threads,
+        runs(segments, out).into_iter(),
+        |(range, piece)| {
+            let base = segments.span(range.clone()).start;
+            work(range, piece, base);
+        },
+    );
 }
 
 /// Cuts `out` into runs of consecutive segments.
@@ -320,20 +315,22 @@ fn runs<'a>(segments: &Segments, out: &'a mut [f64]) -> Vec<(Range<usize>, &'a m
     runs
 }
 
-/// Lets threads take items from a queue until it is empty.
-fn hand_out<I: Iterator + Send>(
-    threads: usize,
-    count: usize,
-    queue: &Mutex<I>,
-    work: impl Fn(I::Item) + Sync,
-) {
-    for_each_range(threads, count, 1, |_| {
+/// Lets threads work on the items one by one, in no fixed order.
+pub fn for_each<I: Iterator + Send>(threads: usize, items: I, work: impl Fn(I::Item) + Sync) {
+    if threads <= 1 {
+        return items.for_each(work);
+    }
+    let queue = Mutex::new(items);
+    // Each thread drains the queue.
+    for_each_range(threads, threads, 1, |_| {
         // A thread that panicked held the lock only while taking its item: the queue is intact.
-        let item = queue
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .next();
-        if let Some(item) = item {
+        let take = || {
+            let mut queue = queue
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            queue.next()
+        };
+        while let Some(item) = take() {
             work(item);
         }
     });
