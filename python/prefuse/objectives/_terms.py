@@ -1,0 +1,31 @@
+"""Pieces of formula that several objectives share."""
+
+from __future__ import annotations
+
+from ..language import Expr, Pair, Role, log_sigmoid
+
+
+def log_ratio_margin(pair: Pair) -> Expr:
+    """``h(w) - h(l)``: how much more the policy moved towards the chosen response than towards the rejected one."""
+    return pair.chosen.logratio - pair.rejected.logratio
+
+
+def logistic(margin: Expr, label_smoothing: float = 0.0) -> Expr:
+    """``-(1-ε) log σ(z) - ε log σ(-z)``, written as ``-log σ(z) + ε z``: one log-sigmoid, no cancellation."""
+    return -log_sigmoid(margin) + label_smoothing * margin
+
+
+def negative_log_likelihood(response: Role, nll: str) -> Expr:
+    """Negative log-likelihood of a response under one of the three normalisations that libraries use.
+
+    ``"token_mean"``: one mean over all response tokens of the batch (TRL, Liger); ``"response_mean"``: the mean over
+    each response's own tokens; ``"sum"``: the sum over them. A response without tokens counts as one token of
+    log-probability 0.
+    """
+    if nll == "token_mean":
+        return -response.logp.sum("batch") / response.length.sum("batch")
+    if nll == "response_mean":
+        return -response.avg_logp
+    if nll == "sum":
+        return -response.logp
+    raise ValueError(f'nll must be "token_mean", "response_mean" or "sum", got {nll!r}')
