@@ -7,7 +7,6 @@ then the hyper-parameters, and returns one loss per item and the rewards.
 
 from __future__ import annotations
 
-import math
 
 import torch
 from torch import Tensor
@@ -271,4 +270,3 @@ def bco(logps, ref_logps, label, *, beta=0.1, delta=None):
     return torch.where(label.bool(), -log_sigmoid(r - shift), -log_sigmoid(-(r - shift))), r
 
 
-LOG2 = math.log(2)
