@@ -121,7 +121,7 @@ def list_mle(group, *, beta=0.05):
 @group_objective
 def list_mle_by_sorting(group, *, beta=0.05):
     """The same along the sorted list, with suffix sums of exponentials."""
-    s = (beta * group.response.logratio).sort(by=group.response["label"], descending=True)
+    s = (beta * group.response.logratio).sort(key=group.response["label"], descending=True)
     top = stop_gradient(s.max())
     return (top + log(exp(s - top).suffix_sum()) - s).sum()
 
@@ -422,10 +422,11 @@ def test_crraft():
 @group_objective
 def win_rate_policy_gradient(group):
     """Each response's mean win rate against the others, as the weight of its log-probability."""
-    i, j = group.pairs()
-    preference = group.pair_column("preference")
-    others = where(i(group.response.rank_in_group()) == j(group.response.rank_in_group()), 0.0, preference)
-    rate = others.sum("i") / maximum(group.response.count() - 1.0, 1.0)
+    pairs = group.pairs()
+    i, j = pairs
+    place = group.response.position
+    others = where(i(place) == j(place), 0.0, pairs["preference"])
+    rate = others.sum("i") / maximum(group.size - 1.0, 1.0)
     return -(stop_gradient(rate) * group.response.logp).sum()
 
 

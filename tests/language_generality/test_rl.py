@@ -29,10 +29,6 @@ def clipped_policy_loss(token, advantage, clip):
     return maximum(-advantage * ratio, -advantage * clamp(ratio, 1.0 - clip, 1.0 + clip))
 
 
-def token_count(token, to):
-    return (token.logp * 0.0 + 1.0).sum(to)
-
-
 # --- PPO-max (arXiv:2307.04964): clipped policy and clipped value, global token mean -------------------------------
 
 
@@ -88,7 +84,7 @@ def test_roll_in_tokens_are_masked():  # general.md, dr-po: the first token only
 @token_objective
 def rto(token, *, dpo_weight=0.05, reward_clip=0.05, kl_weight=0.01, discount=1.0, smoothing=0.95, clip=0.2):
     dense = clamp(dpo_weight * (token["dpo_logps"] - token.ref_logp), -reward_clip, reward_clip)
-    last = token.position >= token_count(token, "response") - 1.0
+    last = token.position >= token.response.length - 1.0
     reward = dense - kl_weight * (token["old_logps"] - token.ref_logp) + where(last, token.response["score"], 0.0)
     residual = reward + discount * token["value"].shift(-1, fill=0.0) - token["value"]
     advantage = stop_gradient(residual.suffix_sum(discount=discount * smoothing))
@@ -230,8 +226,7 @@ def test_cispo():  # libraries.md 1.6
 @group_objective
 def leave_one_out_kl(group, *, weight=0.1):
     h = group.response.logratio
-    count = (h * 0.0 + 1.0).sum()
-    baseline = (h.sum() - h) / (count - 1.0)
+    baseline = (h.sum() - h) / (group.size - 1.0)
     return weight * (stop_gradient(h - baseline) * group.response.logp).mean()
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from ..language import Expr, Pair, Role, log_sigmoid
+from ..language import Expression, PairView, ResponseView, log_sigmoid
 
 
-def log_ratio_margin(pair: Pair) -> Expr:
+def log_ratio_margin(pair: PairView) -> Expression:
     """``h(w) - h(l)``: how much more the policy moved towards the chosen response than towards the rejected one."""
     return pair.chosen.logratio - pair.rejected.logratio
 
 
-def logistic(margin: Expr, label_smoothing: float = 0.0) -> Expr:
+def logistic(margin: Expression, label_smoothing: float = 0.0) -> Expression:
     """``-(1-ε) log σ(z) - ε log σ(-z)``, written as ``-log σ(z) + ε z``: one log-sigmoid, no cancellation."""
     return -log_sigmoid(margin) + label_smoothing * margin
 
 
-def negative_log_likelihood(response: Role, nll: str) -> Expr:
+def negative_log_likelihood(response: ResponseView, nll: str) -> Expression:
     """Negative log-likelihood of a response under one of the three normalisations that libraries use.
 
     ``"token_mean"``: one mean over all response tokens of the batch (TRL, Liger); ``"response_mean"``: the mean over

@@ -5,11 +5,11 @@ Notation: ``h(y) = log π(y|x) - log π_ref(y|x)`` summed over the response, ``r
 
 from __future__ import annotations
 
-from ..language import Expr, Pair, log_sigmoid, pair_objective, sigmoid, square
+from ..language import Expression, PairView, log_sigmoid, pair_objective, sigmoid, square
 
 
 @pair_objective
-def nca(pair: Pair, *, beta: float = 0.1) -> Expr:
+def nca(pair: PairView, *, beta: float = 0.1) -> Expression:
     """Noise contrastive alignment for a pair, NCA (Chen et al. 2024, arXiv:2402.05369).
 
     ``-log σ(r(w)) - ½ log σ(-r(w)) - ½ log σ(-r(l))``: the chosen reward is pulled towards a finite optimum, the
@@ -23,7 +23,7 @@ def nca(pair: Pair, *, beta: float = 0.1) -> Expr:
 
 
 @pair_objective
-def bco_pair(pair: Pair, *, beta: float = 0.1, delta: float = 0.0) -> Expr:
+def bco_pair(pair: PairView, *, beta: float = 0.1, delta: float = 0.0) -> Expression:
     """Binary classifier optimization on pairs, BCO (Jung et al. 2024, arXiv:2404.04656).
 
     ``-log σ(r(w) - δ) - log σ(δ - r(l))``: a classifier of chosen against rejected, whose logit is the reward.
@@ -37,7 +37,7 @@ def bco_pair(pair: Pair, *, beta: float = 0.1, delta: float = 0.0) -> Expr:
 
 
 @pair_objective
-def sppo(pair: Pair, *, beta: float = 1e-3) -> Expr:
+def sppo(pair: PairView, *, beta: float = 1e-3) -> Expression:
     """Self-play preference optimization with soft win rates, SPPO (Wu et al. 2024, arXiv:2405.00675, eq. 4.7).
 
     ``½ (h(w) - (P(w) - ½)/β)² + ½ (h(l) - (P(l) - ½)/β)²``. The columns ``win_prob`` (in [0, 1]) hold P(y), the
@@ -52,7 +52,7 @@ def sppo(pair: Pair, *, beta: float = 1e-3) -> Expr:
 
 
 @pair_objective
-def sppo_hard(pair: Pair, *, beta: float = 1e-3) -> Expr:
+def sppo_hard(pair: PairView, *, beta: float = 1e-3) -> Expression:
     """SPPO with hard labels (Wu et al. 2024, arXiv:2405.00675, eq. 4.7 with win rates 1 and 0).
 
     ``(h(w) - 1/(2β))² + (h(l) + 1/(2β))²``: twice `sppo` at P(w) = 1, P(l) = 0.
@@ -64,7 +64,7 @@ def sppo_hard(pair: Pair, *, beta: float = 1e-3) -> Expr:
 
 
 @pair_objective
-def apo_zero(pair: Pair, *, beta: float = 0.1) -> Expr:
+def apo_zero(pair: PairView, *, beta: float = 0.1) -> Expression:
     """Anchored preference optimization, zero (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7).
 
     ``1 - σ(r(w)) + σ(r(l))``: raise the chosen, lower the rejected, each on its own; for data better than the model.
@@ -76,7 +76,7 @@ def apo_zero(pair: Pair, *, beta: float = 0.1) -> Expr:
 
 
 @pair_objective
-def apo_down(pair: Pair, *, beta: float = 0.1) -> Expr:
+def apo_down(pair: PairView, *, beta: float = 0.1) -> Expression:
     """Anchored preference optimization, down (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 8).
 
     ``σ(r(w)) + 1 - σ(r(w) - r(l))``: lower the chosen, and the rejected further; for data worse than the model.

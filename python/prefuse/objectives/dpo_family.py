@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 
 from ..language import (
-    Expr,
-    Pair,
+    Expression,
+    PairView,
     exp,
     expm1,
     log,
@@ -31,7 +31,7 @@ EXPONENT_CAP = 80.0
 
 
 @pair_objective
-def dpo(pair: Pair, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expr:
+def dpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expression:
     """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290, eq. 7).
 
     ``-(1-ε) log σ(βΔ) - ε log σ(-βΔ)``; ε > 0 is conservative DPO (Mitchell 2023), whose optimum is the finite
@@ -45,7 +45,7 @@ def dpo(pair: Pair, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expr:
 
 
 @pair_objective
-def robust(pair: Pair, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Expr:
+def robust(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Expression:
     """Provably robust DPO, rDPO (Ray Chowdhury et al. 2024, arXiv:2403.00409).
 
     ``[-(1-ε) log σ(βΔ) + ε log σ(-βΔ)] / (1-2ε) = -log σ(βΔ) - ε/(1-2ε) βΔ``: averaged over labels flipped with
@@ -60,7 +60,7 @@ def robust(pair: Pair, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Ex
 
 
 @pair_objective
-def dpo_norm(pair: Pair, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expr:
+def dpo_norm(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expression:
     """Length-normalised DPO (Lambert et al. 2024, Tülu 3, arXiv:2411.15124).
 
     ``-log σ(β [h(w)/n(w) - h(l)/n(l)])``, smoothed by ε as in `dpo`.
@@ -74,7 +74,7 @@ def dpo_norm(pair: Pair, *, beta: float = 0.1, label_smoothing: float = 0.0) -> 
 
 
 @pair_objective
-def hinge(pair: Pair, *, beta: float = 0.1) -> Expr:
+def hinge(pair: PairView, *, beta: float = 0.1) -> Expression:
     """Hinge on the log-ratio margin: RSO's hinge-norm (Liu et al. 2023, arXiv:2309.06657), SLiC's link with a reference.
 
     ``max(0, 1 - βΔ)``; zero gradient once the margin exceeds 1/β (and at the kink itself).
@@ -86,7 +86,7 @@ def hinge(pair: Pair, *, beta: float = 0.1) -> Expr:
 
 
 @pair_objective
-def ipo(pair: Pair, *, beta: float = 0.1, average: bool = True) -> Expr:
+def ipo(pair: PairView, *, beta: float = 0.1, average: bool = True) -> Expression:
     """Identity preference optimization (Azar et al. 2023, arXiv:2310.12036, eq. 17).
 
     ``(Δ - 1/(2β))²``: the margin is regressed on a finite target instead of being pushed for ever.
@@ -104,7 +104,7 @@ def ipo(pair: Pair, *, beta: float = 0.1, average: bool = True) -> Expr:
 
 
 @pair_objective
-def exo(pair: Pair, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> Expr:
+def exo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> Expression:
     """EXO-pref, exact optimisation for a pair (Ji et al. 2024, arXiv:2402.00856, eq. 16).
 
     ``KL([q, 1-q] ‖ [1-ε, ε])`` with ``q = σ(βΔ)``: reverse KL to the smoothed label where DPO has forward KL.
@@ -119,7 +119,7 @@ def exo(pair: Pair, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> Expr
 
 
 @pair_objective
-def discopop(pair: Pair, *, beta: float = 0.1, tau: float = 0.05) -> Expr:
+def discopop(pair: PairView, *, beta: float = 0.1, tau: float = 0.05) -> Expression:
     """DiscoPOP, the log-ratio modulated loss found by search (Lu et al. 2024, arXiv:2406.08414, eq. 5).
 
     ``(1-m) (-log σ(z)) + m e^{-z}`` with ``z = βΔ``, ``m = σ(z/τ)``.
@@ -137,13 +137,13 @@ def discopop(pair: Pair, *, beta: float = 0.1, tau: float = 0.05) -> Expr:
 
 @pair_objective
 def f_dpo(
-    pair: Pair,
+    pair: PairView,
     *,
     divergence: str = "reverse_kl",
     beta: float = 0.1,
     alpha: float | None = None,
     label_smoothing: float = 0.0,
-) -> Expr:
+) -> Expression:
     """f-DPO: DPO under another divergence to the reference (Wang et al. 2023, arXiv:2309.16240).
 
     ``-log σ(β [φ(h(w)) - φ(h(l))])``, where φ is f' of the divergence as a function of the log-ratio, shifted so
@@ -161,12 +161,12 @@ def f_dpo(
     return logistic(beta * margin, label_smoothing)
 
 
-def _divergence_score(divergence: str, alpha: float | None) -> Callable[[Expr], Expr]:
+def _divergence_score(divergence: str, alpha: float | None) -> Callable[[Expression], Expression]:
     """φ of `f_dpo` for one divergence."""
     if alpha is not None and divergence != "alpha":
         raise ValueError(f'f_dpo: alpha belongs to divergence="alpha", got divergence={divergence!r}')
     order = 0.5 if alpha is None else alpha
-    scores: dict[str, Callable[[Expr], Expr]] = {
+    scores: dict[str, Callable[[Expression], Expression]] = {
         "reverse_kl": lambda h: h,
         "forward_kl": lambda h: -_capped_expm1(-h),
         "alpha": lambda h: -_capped_expm1(-order * h) / order,
@@ -178,12 +178,12 @@ def _divergence_score(divergence: str, alpha: float | None) -> Callable[[Expr], 
     return scores[divergence]
 
 
-def _capped_expm1(exponent: Expr) -> Expr:
+def _capped_expm1(exponent: Expression) -> Expression:
     return expm1(minimum(exponent, EXPONENT_CAP))
 
 
 @pair_objective
-def bpo(pair: Pair, *, beta: float = 0.1, combine: str = "sum") -> Expr:
+def bpo(pair: PairView, *, beta: float = 0.1, combine: str = "sum") -> Expression:
     """Blind preference optimization (Li, Yang, Wang, You, Li and Nie 2025, arXiv:2503.14189).
 
     ``-log σ(β [h(w) - h(l)]) - log σ(β [h(w) - h(b)])``: two DPO terms that share the chosen response. The third

@@ -6,18 +6,18 @@ desirable response and false for an undesirable one.
 
 from __future__ import annotations
 
-from ..language import Expr, Point, log_sigmoid, maximum, point_objective, sigmoid, stop_gradient, where
+from ..language import Expression, ResponseView, log_sigmoid, maximum, point_objective, sigmoid, stop_gradient, where
 
 
 @point_objective
 def kto(
-    response: Point,
+    response: ResponseView,
     *,
     beta: float = 0.1,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
     kl: float | None = None,
-) -> Expr:
+) -> Expression:
     """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7).
 
     ``λ_D [1 - σ(β (h - z))]`` for a desirable response, ``λ_U [1 - σ(β (z - h))]`` for an undesirable one;
@@ -35,7 +35,7 @@ def kto(
 
 
 @point_objective
-def bco(response: Point, *, beta: float = 0.1, delta: float | None = None) -> Expr:
+def bco(response: ResponseView, *, beta: float = 0.1, delta: float | None = None) -> Expression:
     """Binary classifier optimization on unpaired data, BCO (Jung et al. 2024, arXiv:2404.04656).
 
     ``-log σ(βh - δ)`` for a desirable response, ``-log σ(δ - βh)`` for an undesirable one.

@@ -7,7 +7,7 @@ how a likelihood term is normalised: ``"token_mean"`` over all chosen tokens of 
 
 from __future__ import annotations
 
-from ..language import Expr, Pair, Rewards, log1mexp, log_sigmoid, minimum, pair_objective
+from ..language import Expression, PairView, Rewards, log1mexp, log_sigmoid, minimum, pair_objective
 from ._terms import logistic, negative_log_likelihood
 
 AVERAGE_CAP = -1e-7
@@ -16,13 +16,13 @@ AVERAGE_CAP = -1e-7
 
 @pair_objective
 def simpo(
-    pair: Pair,
+    pair: PairView,
     *,
     beta: float = 2.0,
     gamma: float | None = None,
     gamma_beta_ratio: float | None = None,
     label_smoothing: float = 0.0,
-) -> Expr:
+) -> Expression:
     """SimPO, average log-probability as reward with a margin (Meng et al. 2024, arXiv:2405.14734, eq. 6).
 
     ``-log σ(β [avg(w) - avg(l)] - γ)``, smoothed by ε as in `dpo`.
@@ -40,7 +40,7 @@ def simpo(
 
 
 @pair_objective
-def orpo(pair: Pair, *, beta: float = 0.1, nll: str = "token_mean") -> Expr:
+def orpo(pair: PairView, *, beta: float = 0.1, nll: str = "token_mean") -> Expression:
     """Odds ratio preference optimization (Hong et al. 2024, arXiv:2403.07691, eqs. 6 and 7).
 
     ``NLL(w) - β log σ(o(w) - o(l))``, ``o(y) = avg(y) - log(1 - e^{avg(y)})`` the log-odds of the response.
@@ -54,15 +54,15 @@ def orpo(pair: Pair, *, beta: float = 0.1, nll: str = "token_mean") -> Expr:
     return negative_log_likelihood(pair.chosen, nll) - beta * log_sigmoid(log_odds)
 
 
-def _log_odds(average: Expr) -> Expr:
+def _log_odds(average: Expression) -> Expression:
     average = minimum(average, AVERAGE_CAP)
     return average - log1mexp(average)
 
 
 @pair_objective
 def cpo(
-    pair: Pair, *, beta: float = 0.1, alpha: float = 1.0, label_smoothing: float = 0.0, nll: str = "token_mean"
-) -> tuple[Expr, Rewards]:
+    pair: PairView, *, beta: float = 0.1, alpha: float = 1.0, label_smoothing: float = 0.0, nll: str = "token_mean"
+) -> tuple[Expression, Rewards]:
     """Contrastive preference optimization (Xu et al. 2024, arXiv:2401.08417, eq. 3 and its likelihood term).
 
     ``-log σ(β [log π(w) - log π(l)]) + α NLL(w)``, the first term smoothed by ε as in `dpo`.
@@ -77,7 +77,7 @@ def cpo(
 
 
 @pair_objective
-def sft(pair: Pair, *, nll: str = "token_mean") -> Expr:
+def sft(pair: PairView, *, nll: str = "token_mean") -> Expression:
     """Supervised fine-tuning on the chosen responses, as a term to add to a pair objective.
 
     ``NLL(w)``, e.g. ``dpo() + sft()`` is DPO with a likelihood term (RPO) and

@@ -6,12 +6,12 @@ neighbours, and a larger batch is a different loss. Equal values keep their inpu
 
 from __future__ import annotations
 
-from ..language import Expr, Pair, pair_objective
+from ..language import Expression, PairView, pair_objective
 from ._terms import logistic
 
 
 @pair_objective
-def aot(pair: Pair, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expr:
+def aot(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expression:
     """Alignment via optimal transport, paired (Melnyk et al. 2024, arXiv:2406.05882).
 
     ``δ = sort(log π(w) - log π(l)) - sort(log π_ref(w) - log π_ref(l))``, both ascending over the batch, then
@@ -27,7 +27,7 @@ def aot(pair: Pair, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expr:
 
 
 @pair_objective
-def aot_unpaired(pair: Pair, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expr:
+def aot_unpaired(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expression:
     """Alignment via optimal transport, unpaired (Melnyk et al. 2024, arXiv:2406.05882).
 
     ``δ = sort(h(w)) - sort(h(l))`` over the batch, then the link of `aot`: chosen and rejected log-ratios are
