@@ -62,8 +62,5 @@ def ragged_mask(lengths: list[int], width: int) -> np.ndarray:
 
 
 def by_group(groups: torch.Tensor) -> list[torch.Tensor]:
-    """Indices of the responses of each group, groups in order of first appearance."""
-    seen: dict[int, list[int]] = {}
-    for index, group in enumerate(groups.tolist()):
-        seen.setdefault(group, []).append(index)
-    return [torch.tensor(indices) for indices in seen.values()]
+    """Indices of the responses of each group, groups by ascending id."""
+    return [torch.nonzero(groups == group).flatten() for group in groups.unique(sorted=True)]

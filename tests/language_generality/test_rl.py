@@ -110,12 +110,13 @@ def rto_reference(*, logps, ref_logps, old_logps, dpo_logps, value, score, mask,
 
 def test_rto():
     # token_rl_data.md, RTO: advantages 0.892205, 0.813900, 0.802000
-    ref, old = np.array([[-1.0, -2.0, -1.5]]), np.array([[0.1, -0.2, 0.3]])
+    ref = np.array([[-1.0, -2.0, -1.5]])
+    old = ref + np.array([[0.1, -0.2, 0.3]])
     columns = {
         "ref_logps": ref,
-        "dpo_logps": ref + [[0.4, -2.0, 0.1]],
-        "old_logps": ref + old,
-        "logps": ref + old + [[0.3, -0.3, 0.05]],
+        "dpo_logps": ref + np.array([[0.4, -2.0, 0.1]]),
+        "old_logps": old,
+        "logps": old + np.array([[0.3, -0.3, 0.05]]),
         "value": [[0.5, 0.6, 0.7]],
         "score": [1.5],
         "mask": [[True] * 3],

@@ -65,7 +65,7 @@ def random_columns(size: int, seed: int) -> Columns:
         logps = -rng.uniform(0.1, 3.0, size) * lengths
         columns[f"{role}logps"] = logps
         columns[f"ref_{role}logps"] = logps + rng.normal(0, 2, size)
-        columns[f"{role}lengths"] = lengths.astype(np.float64)
+        columns[f"{role}lengths"] = lengths
         columns[f"{role}win_prob"] = rng.uniform(0, 1, size)
     columns["kl_logps"] = rng.normal(-20, 2, size)
     columns["ref_kl_logps"] = columns["kl_logps"] + rng.normal(-0.3, 1, size)

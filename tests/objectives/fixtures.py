@@ -13,9 +13,10 @@ Columns = dict[str, np.ndarray]
 
 def pairs(w, l, ref_w, ref_l, n_w=None, n_l=None, **extra) -> Columns:  # noqa: E741
     columns = {"chosen_logps": w, "rejected_logps": l, "ref_chosen_logps": ref_w, "ref_rejected_logps": ref_l}
+    found = {name: np.asarray(value, dtype=np.float64) for name, value in (columns | extra).items()}
     if n_w is not None:
-        columns |= {"chosen_lengths": n_w, "rejected_lengths": n_l}
-    return {name: np.asarray(value, dtype=np.float64) for name, value in (columns | extra).items()}
+        found |= {"chosen_lengths": np.asarray(n_w), "rejected_lengths": np.asarray(n_l)}
+    return found
 
 
 def points(batch: Columns) -> Columns:

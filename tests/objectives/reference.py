@@ -24,7 +24,8 @@ def relu(x: Tensor) -> Tensor:
 
 
 def pair_rewards(beta, chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps) -> dict[str, Tensor]:
-    return {"chosen": beta * (chosen_logps - ref_chosen_logps), "rejected": beta * (rejected_logps - ref_rejected_logps)}
+    chosen, rejected = chosen_logps - ref_chosen_logps, rejected_logps - ref_rejected_logps
+    return {"chosen": beta * chosen, "rejected": beta * rejected}
 
 
 def nll(mode: str, chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
@@ -268,5 +269,3 @@ def bco(logps, ref_logps, label, *, beta=0.1, delta=None):
     r = beta * (logps - ref_logps)
     shift = float(r.mean()) if delta is None else delta
     return torch.where(label.bool(), -log_sigmoid(r - shift), -log_sigmoid(-(r - shift))), r
-
-

@@ -18,7 +18,7 @@ def extreme_columns():
     for role, log_ratio in zip(("chosen_", "rejected_", "blind_"), grid, strict=True):
         columns[f"{role}logps"] = np.minimum(-1.0 + log_ratio, 0.0) - 1.0
         columns[f"ref_{role}logps"] = columns[f"{role}logps"] - log_ratio
-        columns[f"{role}lengths"] = np.where(np.arange(grid.shape[1]) % 2, 1.0, 1e5)
+        columns[f"{role}lengths"] = np.where(np.arange(grid.shape[1]) % 2, 1, 100_000)
     columns["logps"], columns["ref_logps"] = columns["chosen_logps"], columns["ref_chosen_logps"]
     return columns
 
@@ -38,7 +38,7 @@ def test_finite_without_tokens(variant):
     """Responses of length zero: log-probabilities 0, averages 0."""
     name, parameters = variant
     columns = random_columns(3, seed=2)
-    columns = {key: np.zeros(3) if key.endswith(("logps", "lengths")) else value for key, value in columns.items()}
+    columns = {key: 0 * value if key.endswith(("logps", "lengths")) else value for key, value in columns.items()}
     score = evaluate(name, parameters, columns)
     assert np.all(np.isfinite(score.losses))
     for column, gradient in score.gradients.items():
@@ -66,7 +66,7 @@ def test_f_dpo_caps_its_exponent(divergence):
 
 
 def test_orpo_with_a_certain_response():
-    columns = {"chosen_logps": 0.0, "rejected_logps": 0.0, "chosen_lengths": 3.0, "rejected_lengths": 3.0}
+    columns = {"chosen_logps": 0.0, "rejected_logps": 0.0, "chosen_lengths": 3, "rejected_lengths": 3}
     columns = {name: np.array([value]) for name, value in columns.items()}
     score = evaluate("orpo", {"beta": 0.1}, columns)
     np.testing.assert_allclose(score.losses, 0.1 * np.log(2), rtol=1e-12)

@@ -7,9 +7,12 @@ import pytest
 from numpy.testing import assert_allclose
 
 from .checking import evaluate, random_columns
+from .fixtures import points
 
 SIZE = 9
 COLUMNS = random_columns(SIZE, seed=21)
+H = {role: COLUMNS[f"{role}_logps"] - COLUMNS[f"ref_{role}_logps"] for role in ("chosen", "rejected")}
+MARGIN = H["chosen"] - H["rejected"]
 
 
 def losses(name, columns=COLUMNS, **parameters):
@@ -55,7 +58,7 @@ def test_bpo_is_the_mean_of_a_data_set_of_two_pairs():
 @pytest.mark.parametrize("name", ["robust", "dpo_norm", "aot", "aot_unpaired"])
 def test_no_smoothing_and_equal_lengths_reduce_to_dpo(name):
     columns = {key: value[:1] for key, value in COLUMNS.items()}
-    columns |= {"chosen_lengths": np.array([4.0]), "rejected_lengths": np.array([4.0])}
+    columns |= {"chosen_lengths": np.array([4]), "rejected_lengths": np.array([4])}
     beta = 0.8 if name == "dpo_norm" else 0.2
     actual = evaluate(name, {"beta": beta, "label_smoothing": 0.0}, columns)
     assert_allclose(actual.losses, evaluate("dpo", {"beta": 0.2}, columns).losses, rtol=1e-13)
@@ -72,8 +75,8 @@ def test_robust_is_unbiased_under_label_flips():
 
 def test_conservative_dpo_has_its_minimum_at_the_log_odds():
     margin = np.log(0.9 / 0.1) / 0.1
-    columns = {name: np.array([value]) for name, value in
-               {"chosen_logps": margin, "rejected_logps": 0.0, "ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0}.items()}
+    columns = {name: np.zeros(1) for name in ("rejected_logps", "ref_chosen_logps", "ref_rejected_logps")}
+    columns["chosen_logps"] = np.array([margin])
     score = evaluate("dpo", {"beta": 0.1, "label_smoothing": 0.1}, columns)
     assert_allclose(score.gradients["chosen_logps"], 0.0, atol=1e-15)
     assert_allclose(score.loss, -0.9 * np.log(0.9) - 0.1 * np.log(0.1), rtol=1e-13)
@@ -97,12 +100,10 @@ def test_f_dpo_with_equal_log_ratios_is_log_two(divergence):
 
 
 def test_simpo_reductions():
-    columns = COLUMNS | {"chosen_lengths": np.full(SIZE, 5.0), "rejected_lengths": np.full(SIZE, 5.0)}
+    columns = COLUMNS | {"chosen_lengths": np.full(SIZE, 5), "rejected_lengths": np.full(SIZE, 5)}
     reference_free = columns | {"ref_chosen_logps": np.zeros(SIZE), "ref_rejected_logps": np.zeros(SIZE)}
     assert_allclose(losses("simpo", columns, beta=2.0, gamma=0.0), losses("dpo", reference_free, beta=0.4), rtol=1e-13)
-    assert_allclose(
-        losses("simpo", beta=3.0, gamma=1.2), losses("simpo", beta=3.0, gamma_beta_ratio=0.4), rtol=1e-13
-    )
+    assert_allclose(losses("simpo", beta=3.0, gamma=1.2), losses("simpo", beta=3.0, gamma_beta_ratio=0.4), rtol=1e-13)
     tied = columns | {"rejected_logps": columns["chosen_logps"]}
     assert_allclose(losses("simpo", tied, beta=2.0, gamma=0.7), np.log1p(np.exp(0.7)), rtol=1e-13)
 
@@ -121,19 +122,16 @@ def test_sppo_hard_is_twice_sppo_with_certain_wins():
     certain = COLUMNS | {"chosen_win_prob": np.ones(SIZE), "rejected_win_prob": np.zeros(SIZE)}
     assert_allclose(losses("sppo_hard", beta=0.1), 2 * losses("sppo", certain, beta=0.1), rtol=1e-13)
     even = COLUMNS | {"chosen_win_prob": np.full(SIZE, 0.5), "rejected_win_prob": np.full(SIZE, 0.5)}
-    h = {role: COLUMNS[f"{role}_logps"] - COLUMNS[f"ref_{role}_logps"] for role in ("chosen", "rejected")}
-    assert_allclose(losses("sppo", even, beta=0.1), (h["chosen"] ** 2 + h["rejected"] ** 2) / 2, rtol=1e-13)
+    assert_allclose(losses("sppo", even, beta=0.1), (H["chosen"] ** 2 + H["rejected"] ** 2) / 2, rtol=1e-13)
 
 
 def test_ipo_of_the_scaling_paper():
     """daa-scaling: (βΔ - 1)² is β² times summed IPO at τ = β/2."""
-    h = COLUMNS["chosen_logps"] - COLUMNS["ref_chosen_logps"] - COLUMNS["rejected_logps"] + COLUMNS["ref_rejected_logps"]
-    assert_allclose((0.3 * h - 1) ** 2, 0.3**2 * losses("ipo", beta=0.15, average=False), rtol=1e-12)
+    assert_allclose((0.3 * MARGIN - 1) ** 2, 0.3**2 * losses("ipo", beta=0.15, average=False), rtol=1e-12)
 
 
 def test_hinge_gradient_is_all_or_nothing():
-    h = COLUMNS["chosen_logps"] - COLUMNS["ref_chosen_logps"] - COLUMNS["rejected_logps"] + COLUMNS["ref_rejected_logps"]
-    expected = np.where(0.5 * h < 1, -0.5 / SIZE, 0.0)
+    expected = np.where(0.5 * MARGIN < 1, -0.5 / SIZE, 0.0)
     np.testing.assert_array_equal(gradients("hinge", beta=0.5)["chosen_logps"], expected)
 
 
@@ -156,17 +154,12 @@ def test_aot_ignores_the_order_of_the_batch():
 
 def test_biased_nca_is_bco():
     """nca without its middle term is bco_pair with half weight on the rejected term."""
-    rewards = 0.2 * (COLUMNS["chosen_logps"] - COLUMNS["ref_chosen_logps"])
-    middle = 0.5 * np.log1p(np.exp(rewards))
-    rejected = 0.2 * (COLUMNS["rejected_logps"] - COLUMNS["ref_rejected_logps"])
-    rest = 0.5 * np.log1p(np.exp(rejected))
+    middle, rest = (0.5 * np.log1p(np.exp(0.2 * H[role])) for role in ("chosen", "rejected"))
     assert_allclose(losses("nca", beta=0.2) - middle, losses("bco_pair", beta=0.2) - rest, rtol=1e-12)
 
 
 def test_kto_without_baseline_is_unpaired_apo_zero():
-    points = {f"{ref}logps": np.concatenate([COLUMNS[f"{ref}chosen_logps"], COLUMNS[f"{ref}rejected_logps"]])
-              for ref in ("", "ref_")} | {"label": np.arange(2 * SIZE) < SIZE}  # fmt: skip
-    kto = evaluate("kto", {"beta": 0.2, "kl": 0.0}, points)
+    kto = evaluate("kto", {"beta": 0.2, "kl": 0.0}, points(COLUMNS))
     assert_allclose(2 * kto.loss, evaluate("apo_zero", {"beta": 0.2}, COLUMNS).loss, rtol=1e-13)
 
 

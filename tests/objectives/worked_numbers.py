@@ -152,8 +152,6 @@ ROWS: list[Row] = [
     ("f_dpo", {"divergence": "js", "beta": 0.5}, F1, 0.545444, {}),
     ("f_dpo", {"divergence": "alpha"}, F1, 0.626999, wl(-0.019895, -0.014567, 0.042117, 0.024017)),
     ("f_dpo", {"divergence": "alpha", "beta": 0.5}, F1, 0.416378, {}),
-    ("f_dpo", {"divergence": "alpha", "alpha": -1.0}, F1, 0.627717, wl(-0.030501, -0.062133, 0.006806, 0.022857)),
-    ("f_dpo", {"divergence": "alpha", "alpha": -1.0, "beta": 0.5}, F1, 0.413841, {}),
     ("f_dpo", {"divergence": "alpha", "alpha": 1.0}, F1, 0.614387, {}),
     # libraries.md 1.2 and 1.7: TRL 0.24, the original DPO code, OpenRLHF, HALOs, open-instruct, NeMo-RL, SPPO
     ("dpo", {"beta": 0.1, "label_smoothing": 0.1}, F1, 0.645177, {}),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ..language import Expression, PairView, ResponseView, log_sigmoid
 
+POSITIVE, NON_NEGATIVE, PROBABILITY = "(0, inf)", "[0, inf)", "[0, 1]"
+"""Intervals that hyper-parameters must lie in."""
+
 
 def log_ratio_margin(pair: PairView) -> Expression:
     """``h(w) - h(l)``: how much more the policy moved towards the chosen response than towards the rejected one."""

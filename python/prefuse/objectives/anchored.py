@@ -6,9 +6,10 @@ Notation: ``h(y) = log π(y|x) - log π_ref(y|x)`` summed over the response, ``r
 from __future__ import annotations
 
 from ..language import Expression, PairView, log_sigmoid, pair_objective, sigmoid, square
+from ._terms import POSITIVE
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE})
 def nca(pair: PairView, *, beta: float = 0.1) -> Expression:
     """Noise contrastive alignment for a pair, NCA (Chen et al. 2024, arXiv:2402.05369).
 
@@ -22,7 +23,7 @@ def nca(pair: PairView, *, beta: float = 0.1) -> Expression:
     return -log_sigmoid(chosen) - 0.5 * log_sigmoid(-chosen) - 0.5 * log_sigmoid(-rejected)
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE})
 def bco_pair(pair: PairView, *, beta: float = 0.1, delta: float = 0.0) -> Expression:
     """Binary classifier optimization on pairs, BCO (Jung et al. 2024, arXiv:2404.04656).
 
@@ -36,7 +37,7 @@ def bco_pair(pair: PairView, *, beta: float = 0.1, delta: float = 0.0) -> Expres
     return -log_sigmoid(chosen - delta) - log_sigmoid(delta - rejected)
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE})
 def sppo(pair: PairView, *, beta: float = 1e-3) -> Expression:
     """Self-play preference optimization with soft win rates, SPPO (Wu et al. 2024, arXiv:2405.00675, eq. 4.7).
 
@@ -51,7 +52,7 @@ def sppo(pair: PairView, *, beta: float = 1e-3) -> Expression:
     return 0.5 * (chosen + rejected)
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE})
 def sppo_hard(pair: PairView, *, beta: float = 1e-3) -> Expression:
     """SPPO with hard labels (Wu et al. 2024, arXiv:2405.00675, eq. 4.7 with win rates 1 and 0).
 
@@ -63,7 +64,7 @@ def sppo_hard(pair: PairView, *, beta: float = 1e-3) -> Expression:
     return square(pair.chosen.logratio - 0.5 / beta) + square(pair.rejected.logratio + 0.5 / beta)
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE})
 def apo_zero(pair: PairView, *, beta: float = 0.1) -> Expression:
     """Anchored preference optimization, zero (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7).
 
@@ -75,7 +76,7 @@ def apo_zero(pair: PairView, *, beta: float = 0.1) -> Expression:
     return sigmoid(-beta * pair.chosen.logratio) + sigmoid(beta * pair.rejected.logratio)
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE})
 def apo_down(pair: PairView, *, beta: float = 0.1) -> Expression:
     """Anchored preference optimization, down (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 8).
 

@@ -24,13 +24,13 @@ from ..language import (
     softplus,
     square,
 )
-from ._terms import log_ratio_margin, logistic
+from ._terms import POSITIVE, PROBABILITY, log_ratio_margin, logistic
 
 EXPONENT_CAP = 80.0
 """Largest exponent that `f_dpo` evaluates: e^80 is still far inside float32's range. Beyond it the gradient is 0."""
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
 def dpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expression:
     """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290, eq. 7).
 
@@ -38,13 +38,13 @@ def dpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> E
     margin ``βΔ = log((1-ε)/ε)``.
 
     beta: strength of the pull towards the reference, 0.01-0.5. label_smoothing: ε, the believed share of flipped
-    labels, in [0, 0.5).
+    labels, below 0.5; as a soft label given per pair it may be anything in [0, 1].
     Libraries: TRL 1.x and Liger ignore label smoothing here; TRL 0.x, the original code and OpenRLHF apply it.
     """
     return logistic(beta * log_ratio_margin(pair), label_smoothing)
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": "[0, 0.5)"})
 def robust(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Expression:
     """Provably robust DPO, rDPO (Ray Chowdhury et al. 2024, arXiv:2403.00409).
 
@@ -59,13 +59,13 @@ def robust(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -
     return -log_sigmoid(margin) - label_smoothing / (1.0 - 2.0 * label_smoothing) * margin
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
 def dpo_norm(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expression:
     """Length-normalised DPO (Lambert et al. 2024, Tülu 3, arXiv:2411.15124).
 
     ``-log σ(β [h(w)/n(w) - h(l)/n(l)])``, smoothed by ε as in `dpo`.
 
-    beta: 2-10, since a per-token log-ratio is small; the default is TRL's. label_smoothing: ε in [0, 0.5).
+    beta: 2-10, since a per-token log-ratio is small; the default is TRL's. label_smoothing: ε as in `dpo`.
     Libraries: TRL calls it ``sigmoid_norm`` and keeps its default β of 0.1, open-instruct ``dpo_norm`` with β 5.
     """
     chosen, rejected = pair.chosen, pair.rejected
@@ -73,9 +73,9 @@ def dpo_norm(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0)
     return logistic(beta * margin, label_smoothing)
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE})
 def hinge(pair: PairView, *, beta: float = 0.1) -> Expression:
-    """Hinge on the log-ratio margin: RSO's hinge-norm (Liu et al. 2023, arXiv:2309.06657), SLiC's link with a reference.
+    """Hinge-norm of RSO: SLiC's link on the log-ratio margin (Liu et al. 2023, arXiv:2309.06657).
 
     ``max(0, 1 - βΔ)``; zero gradient once the margin exceeds 1/β (and at the kink itself).
 
@@ -85,7 +85,7 @@ def hinge(pair: PairView, *, beta: float = 0.1) -> Expression:
     return relu(1.0 - beta * log_ratio_margin(pair))
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE})
 def ipo(pair: PairView, *, beta: float = 0.1, average: bool = True) -> Expression:
     """Identity preference optimization (Azar et al. 2023, arXiv:2310.12036, eq. 17).
 
@@ -103,13 +103,13 @@ def ipo(pair: PairView, *, beta: float = 0.1, average: bool = True) -> Expressio
     return square(margin - 0.5 / beta)
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": "(0, 1)"})
 def exo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> Expression:
     """EXO-pref, exact optimisation for a pair (Ji et al. 2024, arXiv:2402.00856, eq. 16).
 
     ``KL([q, 1-q] ‖ [1-ε, ε])`` with ``q = σ(βΔ)``: reverse KL to the smoothed label where DPO has forward KL.
 
-    beta: 0.05-0.5. label_smoothing: ε in (0, 0.5); the loss needs it above zero, the paper suggests 1e-3.
+    beta: 0.05-0.5. label_smoothing: ε in (0, 1); the loss needs it above zero, the paper suggests 1e-3.
     Libraries: TRL and Liger (``exo_pair``) agree, but their default ε of 0 is refused at construction.
     """
     margin = beta * log_ratio_margin(pair)
@@ -118,7 +118,7 @@ def exo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> 
     return chosen_term + rejected_term
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE, "tau": POSITIVE})
 def discopop(pair: PairView, *, beta: float = 0.1, tau: float = 0.05) -> Expression:
     """DiscoPOP, the log-ratio modulated loss found by search (Lu et al. 2024, arXiv:2406.08414, eq. 5).
 
@@ -135,7 +135,7 @@ def discopop(pair: PairView, *, beta: float = 0.1, tau: float = 0.05) -> Express
     return logistic_part + exponential_part
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE, "alpha": POSITIVE, "label_smoothing": PROBABILITY})
 def f_dpo(
     pair: PairView,
     *,
@@ -150,11 +150,11 @@ def f_dpo(
     that φ(0) = 0: ``"reverse_kl"`` h (DPO), ``"forward_kl"`` 1 - e^{-h}, ``"alpha"`` (1 - e^{-αh})/α, ``"js"``
     log 2 + log σ(h), ``"jeffreys"`` h + 1 - e^{-h} (an extension, not in the paper).
 
-    beta: 0.05-0.5. alpha: for ``"alpha"`` only, in (0, 1], default 0.5; towards 0 it becomes reverse, at 1 forward
-    KL. label_smoothing: ε in [0, 0.5).
+    beta: 0.05-0.5. alpha: for ``"alpha"`` only, default 0.5, in (0, 1] in the paper; towards 0 it becomes
+    reverse, at 1 forward KL. label_smoothing: ε as in `dpo`.
     Exponents are capped at 80: a response that lost more than 80/α nats to the reference has gradient 0 through it.
-    Libraries: TRL's ``f_alpha_divergence_coef`` is 1 - α (equal at the default), caps only the α exponent, and its
-    Liger path ignored the option; total variation and χ² are left out as in the paper (f' is finite at 0).
+    Libraries: TRL's ``f_alpha_divergence_coef`` is 1 - α (equal at the default), it caps only the α exponent and takes
+    coefficients above 1, which like total variation and χ² are left out here: f' must be infinite at 0.
     """
     score = _divergence_score(divergence, alpha)
     margin = score(pair.chosen.logratio) - score(pair.rejected.logratio)
@@ -182,7 +182,7 @@ def _capped_expm1(exponent: Expression) -> Expression:
     return expm1(minimum(exponent, EXPONENT_CAP))
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE})
 def bpo(pair: PairView, *, beta: float = 0.1, combine: str = "sum") -> Expression:
     """Blind preference optimization (Li, Yang, Wang, You, Li and Nie 2025, arXiv:2503.14189).
 

@@ -7,9 +7,10 @@ desirable response and false for an undesirable one.
 from __future__ import annotations
 
 from ..language import Expression, ResponseView, log_sigmoid, maximum, point_objective, sigmoid, stop_gradient, where
+from ._terms import NON_NEGATIVE, POSITIVE
 
 
-@point_objective
+@point_objective(bounds={"beta": POSITIVE, "desirable_weight": NON_NEGATIVE, "undesirable_weight": NON_NEGATIVE})
 def kto(
     response: ResponseView,
     *,
@@ -34,7 +35,7 @@ def kto(
     return where(response["label"], desirable_weight * sigmoid(-gain), undesirable_weight * sigmoid(gain))
 
 
-@point_objective
+@point_objective(bounds={"beta": POSITIVE})
 def bco(response: ResponseView, *, beta: float = 0.1, delta: float | None = None) -> Expression:
     """Binary classifier optimization on unpaired data, BCO (Jung et al. 2024, arXiv:2404.04656).
 

@@ -8,13 +8,13 @@ how a likelihood term is normalised: ``"token_mean"`` over all chosen tokens of 
 from __future__ import annotations
 
 from ..language import Expression, PairView, Rewards, log1mexp, log_sigmoid, minimum, pair_objective
-from ._terms import logistic, negative_log_likelihood
+from ._terms import NON_NEGATIVE, POSITIVE, PROBABILITY, logistic, negative_log_likelihood
 
 AVERAGE_CAP = -1e-7
 """`orpo` reads an average log-probability above this as this, so that the odds of a certain response stay finite."""
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
 def simpo(
     pair: PairView,
     *,
@@ -28,7 +28,7 @@ def simpo(
     ``-log σ(β [avg(w) - avg(l)] - γ)``, smoothed by ε as in `dpo`.
 
     beta: 2-10. gamma: the margin γ in the units of the logit; gamma_beta_ratio: the same as γ/β, 0-1. Give one of
-    them; with neither the ratio is 0.5. label_smoothing: ε in [0, 0.5).
+    them; with neither the ratio is 0.5. label_smoothing: ε as in `dpo`.
     Libraries: TRL, Liger and LLaMA-Factory name the absolute γ ``(simpo_)gamma``; the authors' code and
     turbo-alignment take the ratio. TRL's and Liger's defaults also add a likelihood term: here, ``+ sft()``.
     """
@@ -39,7 +39,7 @@ def simpo(
     return logistic(beta * (pair.chosen.avg_logp - pair.rejected.avg_logp) - gamma, label_smoothing)
 
 
-@pair_objective
+@pair_objective(bounds={"beta": NON_NEGATIVE})
 def orpo(pair: PairView, *, beta: float = 0.1, nll: str = "token_mean") -> Expression:
     """Odds ratio preference optimization (Hong et al. 2024, arXiv:2403.07691, eqs. 6 and 7).
 
@@ -59,7 +59,7 @@ def _log_odds(average: Expression) -> Expression:
     return average - log1mexp(average)
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY})
 def cpo(
     pair: PairView, *, beta: float = 0.1, alpha: float = 1.0, label_smoothing: float = 0.0, nll: str = "token_mean"
 ) -> tuple[Expression, Rewards]:
@@ -67,7 +67,7 @@ def cpo(
 
     ``-log σ(β [log π(w) - log π(l)]) + α NLL(w)``, the first term smoothed by ε as in `dpo`.
 
-    beta: 0.05-0.5. alpha: weight of the likelihood term, 0-1. label_smoothing: ε in [0, 0.5). nll: its
+    beta: 0.05-0.5. alpha: weight of the likelihood term, 0-1. label_smoothing: ε as in `dpo`. nll: its
     normalisation; ``"token_mean"`` is one number for the batch, added to every pair.
     Libraries: TRL (``cpo_alpha``) and Liger agree; the paper's term is a sum per response.
     """

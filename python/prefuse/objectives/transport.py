@@ -7,17 +7,17 @@ neighbours, and a larger batch is a different loss. Equal values keep their inpu
 from __future__ import annotations
 
 from ..language import Expression, PairView, pair_objective
-from ._terms import logistic
+from ._terms import POSITIVE, PROBABILITY, logistic
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
 def aot(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expression:
     """Alignment via optimal transport, paired (Melnyk et al. 2024, arXiv:2406.05882).
 
     ``δ = sort(log π(w) - log π(l)) - sort(log π_ref(w) - log π_ref(l))``, both ascending over the batch, then
     ``-(1-ε) log σ(βδ) - ε log σ(-βδ)``: the policy's margins must dominate the reference's in distribution.
 
-    beta: 0.01-0.5. label_smoothing: ε in [0, 0.5).
+    beta: 0.01-0.5. label_smoothing: ε as in `dpo`.
     Libraries: TRL's ``aot``; its sort does not promise an order of ties.
     """
     chosen, rejected = pair.chosen, pair.rejected
@@ -26,14 +26,14 @@ def aot(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> E
     return logistic(beta * (policy - reference), label_smoothing)
 
 
-@pair_objective
+@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
 def aot_unpaired(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expression:
     """Alignment via optimal transport, unpaired (Melnyk et al. 2024, arXiv:2406.05882).
 
     ``δ = sort(h(w)) - sort(h(l))`` over the batch, then the link of `aot`: chosen and rejected log-ratios are
     matched by rank, so the data need not come in pairs.
 
-    beta: 0.01-0.5. label_smoothing: ε in [0, 0.5).
+    beta: 0.01-0.5. label_smoothing: ε as in `dpo`.
     Libraries: TRL's ``aot_unpaired``, which TRL 0.x named ``aot_pair``.
     """
     margin = pair.chosen.logratio.sort("batch") - pair.rejected.logratio.sort("batch")
