@@ -111,11 +111,10 @@ def lipo_softmax(group, *, beta=0.05):
 
 @group_objective
 def list_mle(group, *, beta=0.05):
-    """Plackett-Luce: each response against those not ranked before it."""
+    """Plackett-Luce: each response against those not ranked before it, itself included."""
     i, j = group.pairs()
     s, place = beta * group.response.logratio, group.response["label"].rank(descending=True)
-    remaining = where(j(place) >= i(place), j(s), -math.inf).logsumexp("i")
-    return (remaining - s).sum()
+    return log(where(j(place) >= i(place), exp(j(s) - i(s)), 0.0).sum("i")).sum()
 
 
 @group_objective
@@ -291,8 +290,7 @@ def op_gfn(group):
     first, second = group.response["first"], group.response["second"]
     no_worse = (j(first) >= i(first)) & (j(second) >= i(second))
     better = (j(first) > i(first)) | (j(second) > i(second))
-    dominated = where(no_worse & better, 1.0, 0.0).max("i")
-    front = 1.0 - dominated
+    front = (no_worse & better).sum("i") < 1.0
     logp = group.response.logp
     return -(front / front.sum() * (logp - logp.logsumexp())).sum()
 

@@ -246,7 +246,7 @@ def sft(chosen_logps, chosen_lengths, *, nll_mode="token_mean"):
 
 
 def kto(logps, ref_logps, label, kl_logps, ref_kl_logps, *, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
-    z = float((kl_logps - ref_kl_logps).mean())
+    z = float((kl_logps - ref_kl_logps).detach().mean())
     return kto_with_kl(
         logps,
         ref_logps,
@@ -267,5 +267,5 @@ def kto_with_kl(logps, ref_logps, label, *, beta=0.1, kl=0.0, desirable_weight=1
 
 def bco(logps, ref_logps, label, *, beta=0.1, delta=None):
     r = beta * (logps - ref_logps)
-    shift = float(r.mean()) if delta is None else delta
+    shift = float(r.detach().mean()) if delta is None else delta
     return torch.where(label.bool(), -log_sigmoid(r - shift), -log_sigmoid(-(r - shift))), r
