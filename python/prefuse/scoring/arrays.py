@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,7 +37,7 @@ class Arrays(Protocol):
         """Return (address, dtype name, shape, strides in elements)."""
 
     def result_dtype(self, arrays: Sequence[Array]) -> Any:
-        """Return the dtype of results: f64 where any float array is, else f32."""
+        """Return the dtype of results: f64 where any array is (numbers aside), else f32."""
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         """Return a new contiguous array."""
@@ -54,8 +54,8 @@ class Arrays(Protocol):
     def numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """Return an integer or boolean array as NumPy."""
 
-    def scaled(self, array: Array, factor: Array) -> Array:
-        """Return array · factor in the array's dtype."""
+    def cast(self, array: Array, like: Array) -> Array:
+        """Return the array in the dtype of `like`."""
 
 
 class TorchArrays:
@@ -79,7 +79,7 @@ class TorchArrays:
 
     def result_dtype(self, arrays: Sequence[torch.Tensor]) -> torch.dtype:
         """Return float64 if any tensor is, else float32."""
-        return torch.float64 if any(array.dtype is torch.float64 for array in arrays) else torch.float32
+        return torch.float64 if any([a.dtype is torch.float64 and a.ndim for a in arrays]) else torch.float32
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Return an uninitialised CPU tensor."""
@@ -103,9 +103,9 @@ class TorchArrays:
         """Return the tensor as NumPy, sharing memory where it can."""
         return np.asarray(array.detach().cpu().numpy())
 
-    def scaled(self, array: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """Return the product."""
-        return array * factor
+    def cast(self, array: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Return the tensor in the dtype of `like`."""
+        return array.to(like.dtype)
 
 
 class NumpyArrays:
@@ -131,7 +131,7 @@ class NumpyArrays:
 
     def result_dtype(self, arrays: Sequence[np.ndarray[Any, Any]]) -> np.dtype[Any]:
         """Return float64 if any array is, else float32."""
-        return np.dtype(np.float64 if any(array.dtype == np.float64 for array in arrays) else np.float32)
+        return np.dtype(np.float64 if any([a.dtype == np.float64 and a.ndim for a in arrays]) else np.float32)
 
     def empty(self, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """Return an uninitialised array."""
@@ -157,24 +157,23 @@ class NumpyArrays:
         """Return the array itself."""
         return array
 
-    def scaled(self, array: np.ndarray[Any, Any], factor: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the product."""
-        return array * factor
+    def cast(self, array: np.ndarray[Any, Any], like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the array in the dtype of `like`."""
+        return array.astype(like.dtype)
 
 
 TORCH = TorchArrays()
 NUMPY = NumpyArrays()
 
 
-def library_of(arguments: dict[str, Array], names: Sequence[str]) -> Arrays:
+def library_of(arguments: Mapping[str, Array]) -> Arrays:
     """Return the library all of these arguments come from.
 
     Raises:
         TypeError: one is neither a tensor nor an array, or the two are mixed.
     """
     found: dict[str, str] = {}
-    for name in names:
-        value = arguments[name]
+    for name, value in arguments.items():
         if isinstance(value, torch.Tensor):
             found.setdefault(TORCH.name, name)
         elif isinstance(value, np.ndarray):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import inspect
 import itertools
 import re
@@ -19,21 +18,10 @@ from ..tracing.kinds import BATCH, PAIR, TOKEN, Kind
 from ..tracing.trace import NewRole, Trace
 from ..tracing.views import ResponseView, view_of
 from .bounds import Bounds
+from .settings import Form, Forms, Setting, show
 from .traced import Traced
 
-Setting = Any  # a hyper-parameter's value: number, bool, str, None, or an array
-LAYOUT_NAMES = frozenset({"mask", "cu_seqlens", "groups", "reduction"})
-
-
-class Form(enum.Enum):
-    """How a numeric hyper-parameter comes: as one number, as an array of one element, as one value per item."""
-
-    NUMBER = "number"
-    SCALAR = "scalar"
-    ITEMS = "items"
-
-
-Forms = tuple[tuple[str, Any], ...]  # (name, Form, or the value itself where it shapes the formula)
+RESERVED = frozenset({"mask", "cu_seqlens", "groups", "reduction"})
 
 
 @dataclass
@@ -108,7 +96,7 @@ class Definition(ABC):
 
     def _trace(self, given: frozenset[str] | None, forms: Forms) -> Traced:
         while True:
-            trace = Trace(self.name, self.kind, self._roles, given, frozenset(self.defaults) | LAYOUT_NAMES)
+            trace = Trace(self.name, self.kind, self._roles, given, frozenset(self.defaults) | RESERVED)
             try:
                 built = self.build(trace, _lift_forms(trace, forms))
             except NewRole as request:
@@ -156,12 +144,6 @@ class Written(Definition):
         if rewards is None:
             return Built(loss, _default_rewards(trace, touched, settings.get("beta")))
         return Built(loss, _named_rewards(trace, rewards))
-
-
-def show(value: Setting) -> str:
-    """Return a setting as `repr` prints it: an array by its shape."""
-    shape = getattr(value, "shape", None)
-    return repr(value) if shape is None else f"<array of shape {list(shape)}>"
 
 
 def _hyper_parameters(name: str, function: Callable[..., Any]) -> dict[str, Setting]:

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..tracing.kinds import BATCH, GROUP, PAIR, Kind, token_space
-from .arrays import NUMPY, TORCH, Array, library_of
-from .autograd import score_with_grad
-from .call import Call, Scored, bind
-from .definition import LAYOUT_NAMES, Definition, Form, Forms, Setting, show
-from .layout import needs_groups
+from .definition import Definition, Form, Setting
+from .plan import ColumnInfo, Plan, describe
 from .score import Score
+from .settings import check_reduction, check_setting, form_of, forms_of
 from .traced import REDUCTIONS, Traced
 
-LAYOUT_STEMS = ("mask", "cu_seqlens")
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a set of argument names means: a plan for scoring, or None where hyper-parameters are among them."""
 
-@dataclass(frozen=True)
-class ColumnInfo:
-    """What the caller gives under one argument name: its level, and the kind of number."""
-
-    level: str
-    dtype: str
+    plan: Plan | None
 
 
 class Objective:
@@ -74,14 +65,13 @@ class Objective:
     @property
     def roles(self) -> tuple[str, ...]:
         """The responses of a pair it reads, e.g. ("chosen", "rejected"); empty for other kinds."""
-        columns = self._traced(None).columns
-        found = {role: None for role in self._traced(None).trace.roles if any(role in name for name in columns)}
-        return tuple(found)
+        traced = self._traced(None)
+        return tuple(role for role in traced.trace.roles if any(role in name.split("_") for name in traced.columns))
 
     @property
     def columns(self) -> dict[str, ColumnInfo]:
         """What a call needs, by argument name; response sums and lengths may be left to token columns."""
-        return _describe(self._traced(None))
+        return describe(self._traced(None))
 
     def latex(self, column: str | None = None) -> str:
         """Return the loss of one item as LaTeX, or its derivative with respect to a column.
@@ -124,24 +114,23 @@ class Objective:
 
             return score_compiled(self, arguments)
         prepared = self._prepared.get(tuple(arguments)) or self._prepare(arguments)
-        if prepared.rest is not None:
-            return prepared.rest(arguments)
-        return self._score(prepared, arguments, "mean")
+        if prepared.plan is None:
+            return self._set_or_score(arguments)
+        return prepared.plan.score(arguments, "mean")
 
     def value_and_grad(self, **arguments: Any) -> Score:
-        """Score a batch together with the gradients of the loss, without autograd.
+        """Score a batch together with the gradient of the loss, without autograd: the shortest way to a gradient.
 
-        Takes what a call takes. `score.gradients` has d(loss)/d(column) for every float column.
+        Takes what a call takes, with reduction "mean" or "sum". `score.gradients` has d(loss)/d(column) for the torch
+        columns that require grad, or for every float column if none does or they are NumPy arrays.
         """
-        reduction = _reduction(arguments.pop("reduction", "mean"), ("mean", "sum"))
+        reduction = check_reduction(arguments.pop("reduction", "mean"), ("mean", "sum"))
         own = {name: arguments.pop(name) for name in self._settings if name in arguments}
         objective = self._with(own) if own else self
-        arguments = _detached(arguments | objective._arrays())
         prepared = objective._prepared.get(tuple(arguments)) or objective._prepare(arguments)
-        call = objective._bind(prepared, arguments)
-        if isinstance(call, Score):
-            return call
-        return _differentiated(call, reduction)
+        if prepared.plan is None:
+            raise TypeError(f"{self.name}: value_and_grad needs columns: {', '.join(self.columns)}")
+        return prepared.plan.value_and_grad(arguments, reduction)
 
     # Composing
 
@@ -171,27 +160,35 @@ class Objective:
 
     # Behind a call
 
+    def _set_or_score(self, arguments: dict[str, Any]) -> Any:
+        """Take a call that names hyper-parameters or a reduction."""
+        own = {name: value for name, value in arguments.items() if name in self._settings}
+        rest = {name: value for name, value in arguments.items() if name not in own}
+        reduction = check_reduction(rest.pop("reduction", "mean"), REDUCTIONS)
+        objective = self._with(own) if own else self
+        if not rest:
+            return objective
+        prepared = objective._prepared.get(tuple(rest)) or objective._prepare(rest)
+        assert prepared.plan is not None
+        return prepared.plan.score(rest, reduction)
+
     def _with(self, own: Mapping[str, Setting]) -> Objective:
         for name, value in own.items():
-            _check_setting(self.name, name, self._definition.defaults[name], value)
+            check_setting(name, self._definition.defaults[name], value)
             bounds = self._definition.bounds.get(name)
-            if bounds is not None and _form(value) is not value:
+            if bounds is not None and isinstance(form_of(value), Form):
                 bounds.check(value)
-        return type(self)(self._definition, self._settings | own)
-
-    def _arrays(self) -> dict[str, Array]:
-        return {name: value for name, value in self._settings.items() if isinstance(_form(value), Form) and _is_array(value)}
-
-    def _forms(self) -> Forms:
-        return tuple((name, _form(value)) for name, value in self._settings.items())
+        return Objective(self._definition, self._settings | own)
 
     def _traced(self, given: frozenset[str] | None) -> Traced:
-        return self._definition.trace(given, self._forms())
+        return self._definition.trace(given, forms_of(self._settings))
 
     def _prepare(self, arguments: Mapping[str, Any]) -> _Prepared:
         """Work out, once per set of argument names, what a call with them means."""
+        names = tuple(arguments)
         with self._lock:
-            prepared = self._prepared.get(tuple(arguments))
-            if prepared is None:
-                prepared = self._prepared[tuple(arguments)] = self._make_prepared(frozenset(arguments))
-        return prepared
+            if names not in self._prepared:
+                columns = not (set(names) & (set(self._settings) | {"reduction"})) and bool(names)
+                plan = Plan(self._definition, self._settings, frozenset(names)) if columns else None
+                self._prepared[names] = _Prepared(plan)
+            return self._prepared[names]
