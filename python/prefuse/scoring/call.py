@@ -1,0 +1,262 @@
+"""One call of an objective: its columns in memory, run through the compiled programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ..tracing.kinds import BATCH
+from .arrays import NUMPY_NAMES, TORCH, TORCH_NAMES, Array, Arrays, View
+from .layout import Layout, arrange
+from .traced import UPSTREAM_LOSS, UPSTREAM_LOSSES, Step, Traced
+
+# From this many elements on, more than one thread pays.
+PARALLEL = 1 << 15
+
+
+class Scored(NamedTuple):
+    """What one run gives: `extras` holds the rewards one after the other, then the metrics."""
+
+    loss: Array
+    losses: Array
+    extras: Array
+    gradients: list[Array]
+
+
+class Call:
+    """The arrays of one call, bound to the programs of a traced objective.
+
+    Args:
+        traced: the traced objective.
+        numbers: its numeric hyper-parameters.
+        columns: {argument: array} for every column it reads.
+        arrays: the array library.
+        layout: where elements lie; None where every column is one value per item, or a number.
+        count: the number of items.
+    """
+
+    __slots__ = ("arrays", "columns", "count", "dtype", "dtype_name", "layout", "numbers", "traced")
+
+    def __init__(
+        self,
+        traced: Traced,
+        numbers: Mapping[str, float],
+        columns: dict[str, Array],
+        arrays: Arrays,
+        layout: Layout | None,
+        count: int,
+    ) -> None:
+        self.traced = traced
+        self.numbers = numbers
+        self.columns = columns
+        self.arrays = arrays
+        self.layout = layout
+        self.count = count
+        self.dtype = arrays.result_dtype(list(columns.values()))
+        self.dtype_name = (TORCH_NAMES if arrays is TORCH else NUMPY_NAMES)[self.dtype]
+
+    # The two things a call can do
+
+    def score(self, reduction: str, wrt: tuple[str, ...]) -> Scored:
+        """Return loss, losses, rewards and metrics, and d(loss)/d(column) for the columns in `wrt`.
+
+        Gradients come in the shape of their columns; those of f16 and bf16 columns in f32, so that they can still be
+        scaled without loss.
+        """
+        step = self.traced.score_step(reduction, wrt)
+        empty, dtype, name, count = self.arrays.empty, self.dtype, self.dtype_name, self.count
+        losses = empty((count,), dtype)
+        loss = losses if reduction == "none" else empty((), dtype)
+        extras = empty((self._extras_size(),), dtype)
+        address = self.arrays.view(losses)[0]
+        outputs: list[View] = [(address, name, (count,), (1,))]
+        if reduction != "none":
+            outputs.insert(0, (self.arrays.view(loss)[0], name, (), ()))
+        self._add_extras(outputs, self.arrays.view(extras)[0])
+        buffers = self._add_gradients(outputs, wrt)
+        self._run(step, self._views(step.columns, self.columns), outputs)
+        if self.layout is not None:
+            losses = self._restore(losses, self.traced.kind.item)
+            loss = losses if reduction == "none" else loss
+        return Scored(loss, losses, extras, self._unpacked(wrt, buffers))
+
+    def pullback(
+        self,
+        reduction: str,
+        wrt: tuple[str, ...],
+        columns: dict[str, Array],
+        loss_gradient: Array | None,
+        losses_gradient: Array | None,
+    ) -> list[Array]:
+        """Return the gradients of the columns in `wrt`, given those of loss and losses (None: none)."""
+        if reduction == "none" and loss_gradient is not None:
+            losses_gradient = loss_gradient if losses_gradient is None else losses_gradient + loss_gradient
+            loss_gradient = None
+        given = (loss_gradient is not None, losses_gradient is not None)
+        step = self.traced.pullback_step(reduction, wrt, given)
+        columns = dict(columns)
+        if loss_gradient is not None:
+            columns[UPSTREAM_LOSS] = loss_gradient
+        if losses_gradient is not None:
+            columns[UPSTREAM_LOSSES] = losses_gradient
+        outputs: list[View] = []
+        buffers = self._add_gradients(outputs, wrt)
+        self._run(step, self._views(step.columns, columns), outputs)
+        return self._unpacked(wrt, buffers)
+
+    # What came out
+
+    def rewards(self, extras: Array) -> dict[str, Array]:
+        """Cut the rewards out of the extras, in the caller's order and shape."""
+        cut, start = {}, 0
+        for role, space in zip(self.traced.reward_roles, self.traced.reward_spaces, strict=True):
+            size = self._size(space)
+            cut[role] = self._restore(extras[start : start + size], space)
+            start += size
+        return cut
+
+    def metrics(self, extras: Array) -> dict[str, float]:
+        """Cut the metrics out of the extras."""
+        names = self.traced.metric_names
+        return dict(zip(names, extras[len(extras) - len(names) :].tolist(), strict=True)) if names else {}
+
+    # Memory in and out
+
+    def _size(self, space: str) -> int:
+        if space == BATCH:
+            return 1
+        return self.count if self.layout is None else self.layout.counts[space]
+
+    def _extras_size(self) -> int:
+        return sum(map(self._size, self.traced.reward_spaces)) + len(self.traced.metric_names)
+
+    def _add_extras(self, outputs: list[View], address: int) -> None:
+        name, width = self.dtype_name, 8 if self.dtype_name == "f64" else 4
+        for space in self.traced.reward_spaces:
+            size = self._size(space)
+            outputs.append((address, name, (size,) if space != BATCH else (), (1,) if space != BATCH else ()))
+            address += size * width
+        for _ in self.traced.metric_names:
+            outputs.append((address, name, (), ()))
+            address += width
+
+    def _add_gradients(self, outputs: list[View], wrt: tuple[str, ...]) -> list[Array]:
+        buffers = []
+        for column in wrt:
+            space = self.traced.columns[column]
+            shape = () if space == BATCH else (self._size(space),)
+            buffer = self.arrays.empty(shape, self._gradient_dtype(self.columns[column]))
+            outputs.append(self.arrays.view(buffer))
+            buffers.append(buffer)
+        return buffers
+
+    def _gradient_dtype(self, column: Array) -> Any:
+        return column.dtype if column.dtype == self.dtype else self.arrays.result_dtype([column])
+
+    def _unpacked(self, wrt: tuple[str, ...], buffers: list[Array]) -> list[Array]:
+        if self.layout is None:
+            return buffers
+        return [
+            self._restore(buffer, self.traced.columns[column], tuple(self.columns[column].shape))
+            for column, buffer in zip(wrt, buffers, strict=True)
+        ]
+
+    def _restore(self, values: Array, space: str, shape: tuple[int, ...] | None = None) -> Array:
+        """Bring values of a space into the caller's order and shape."""
+        if self.layout is None:
+            return values
+        shape = self.layout.shapes[space] if shape is None else shape
+        take = self.layout.take.get(space)
+        if take is not None:
+            return self.arrays.scatter(values, take, shape)
+        return values if tuple(values.shape) == shape else values.reshape(shape)
+
+    def _views(self, names: Sequence[str], columns: Mapping[str, Array]) -> tuple[list[View], list[Array]]:
+        """Return the views of these columns, and what must stay alive while they are read."""
+        if self.layout is None:
+            kept = [self.arrays.readable(columns[name]) for name in names]
+        else:
+            kept = [self._packed(name, columns[name]) for name in names]
+        return [self.arrays.view(array) for array in kept], kept
+
+    def _packed(self, name: str, array: Array) -> Array:
+        """Return a column as the program wants it: one dimension, its space's elements in order."""
+        space = {UPSTREAM_LOSS: BATCH, UPSTREAM_LOSSES: self.traced.kind.item}.get(name) or self.traced.columns[name]
+        array = self.arrays.readable(array)
+        if space == BATCH:
+            return array.reshape(())
+        assert self.layout is not None
+        take = self.layout.take.get(space)
+        if take is not None:
+            return self.arrays.gather(array, take)
+        flat = self.arrays.flat(array)
+        count = self.layout.counts[space]
+        return flat if len(flat) == count else flat[:count]
+
+    def _run(self, step: Step, columns: tuple[list[View], list[Array]], outputs: list[View]) -> None:
+        numbers = self.numbers
+        step.program.run(
+            columns[0],
+            [numbers[name] for name in step.parameters],
+            [self._offsets(space) for space in step.spaces],
+            outputs,
+            1 if self._work() < PARALLEL else torch.get_num_threads(),
+        )
+
+    def _work(self) -> int:
+        return self.count if self.layout is None else max(self.layout.counts.values())
+
+    def _offsets(self, space: str) -> View | int:
+        if self.layout is None:
+            return self.count
+        offsets = self.layout.offsets.get(space)
+        if offsets is None:
+            return self.layout.counts[space]
+        return offsets.__array_interface__["data"][0], "i64", offsets.shape, (1,)
+
+
+def bind(
+    traced: Traced,
+    numbers: Mapping[str, float],
+    arguments: Mapping[str, Array],
+    arrays: Arrays,
+    grouped: bool,
+    plain: bool,
+) -> Call:
+    """Bind the caller's arrays.
+
+    Args:
+        traced: the traced objective.
+        numbers: its numeric hyper-parameters.
+        arguments: columns, masks, `cu_seqlens` and `groups` by name.
+        arrays: the array library.
+        grouped: whether the objective looks at groups of responses.
+        plain: whether it reads only columns with one value per item, or numbers.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+    columns = {name: arguments[name] for name in traced.columns}
+    if plain:
+        count = _common_length(traced, columns)
+        if count is not None:
+            return Call(traced, numbers, columns, arrays, None, count)
+    layout = arrange(traced.kind, traced.columns, arguments, arrays, grouped)
+    return Call(traced, numbers, columns, arrays, layout, layout.counts[traced.kind.item])
+
+
+def _common_length(traced: Traced, columns: Mapping[str, Array]) -> int | None:
+    """Return the items' number where every column has that one length; None where something needs a closer look."""
+    shape: Any = None
+    for name, space in traced.columns.items():
+        came = columns[name].shape
+        if space == BATCH:
+            if len(came):
+                return None
+        elif shape is None:
+            shape = came
+        elif came != shape:
+            return None
+    return int(shape[0]) if shape is not None and len(shape) == 1 else None
