@@ -137,8 +137,8 @@ def lipo_reference(name):
         if name == "mle":
             ordered = s[torch.argsort(label, descending=True, stable=True)]
             return sum((torch.logsumexp(ordered[k:], 0) - ordered[k] for k in range(len(s))), torch.zeros(()))
-        place = torch.empty(len(s))
-        place[torch.argsort(s.detach(), descending=True, stable=True)] = torch.arange(1.0, len(s) + 1)
+        place = torch.empty_like(s)
+        place[torch.argsort(s.detach(), descending=True, stable=True)] = torch.arange(1.0, len(s) + 1, dtype=s.dtype)
         total = torch.zeros((), dtype=torch.float64)
         for a in range(len(s)):
             for b in range(len(s)):

@@ -30,7 +30,9 @@ def reference_of(name: str, parameters: Parameters) -> tuple[Callable[..., Any],
 
 def column_names(name: str, parameters: Parameters) -> list[str]:
     signature = inspect.signature(reference_of(name, parameters)[0])
-    return [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    names = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    summed = parameters.get("nll") == "sum"  # then nothing is divided by a length
+    return [column for column in names if not (summed and column.endswith("lengths"))]
 
 
 def evaluate(name: str, parameters: Parameters, columns: Columns) -> Any:

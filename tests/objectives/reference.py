@@ -28,7 +28,7 @@ def pair_rewards(beta, chosen_logps, rejected_logps, ref_chosen_logps, ref_rejec
     return {"chosen": beta * chosen, "rejected": beta * rejected}
 
 
-def nll(mode: str, chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
+def nll(mode: str, chosen_logps: Tensor, chosen_lengths: Tensor | None) -> Tensor:
     if mode == "token_mean":
         return (-chosen_logps.sum() / chosen_lengths.sum()).expand(len(chosen_logps))
     return -chosen_logps / chosen_lengths if mode == "response_mean" else -chosen_logps
@@ -231,14 +231,21 @@ def orpo(chosen_logps, rejected_logps, chosen_lengths, rejected_lengths, *, beta
 
 
 def cpo(
-    chosen_logps, rejected_logps, chosen_lengths, *, beta=0.1, alpha=1.0, label_smoothing=0.0, nll_mode="token_mean"
+    chosen_logps,
+    rejected_logps,
+    chosen_lengths=None,
+    *,
+    beta=0.1,
+    alpha=1.0,
+    label_smoothing=0.0,
+    nll_mode="token_mean",
 ):
     likelihood = nll(nll_mode, chosen_logps, chosen_lengths)
     preference = smoothed(beta * (chosen_logps - rejected_logps), label_smoothing)
     return preference + alpha * likelihood, {"chosen": beta * chosen_logps, "rejected": beta * rejected_logps}
 
 
-def sft(chosen_logps, chosen_lengths, *, nll_mode="token_mean"):
+def sft(chosen_logps, chosen_lengths=None, *, nll_mode="token_mean"):
     return nll(nll_mode, chosen_logps, chosen_lengths), None
 
 
