@@ -11,16 +11,14 @@ import numpy as np
 import torch
 
 from ..tracing.kinds import BATCH, PAIR, token_space
-from .arrays import NUMPY, TORCH, Array, library_of
+from .arrays import NUMPY, PLAIN_TENSORS, TORCH, Array, Arrays, library_of
 from .autograd import score_with_grad
-from .call import Call, bind
+from .call import Call, bind, bind_plain
 from .definition import Definition
 from .layout import needs_groups
 from .score import Score
 from .settings import Setting, forms_of, is_array, is_number
 from .traced import Traced
-
-PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
 @dataclass(frozen=True)
@@ -91,23 +89,21 @@ class Plan:
         """Score a batch; with torch, loss and losses carry gradients."""
         if self.extra:
             arguments = {**arguments, **self.extra}
-        for array in arguments.values():
-            if type(array) not in PLAIN_TENSORS or not array.is_cpu:
-                return self._score_other(arguments, reduction)
-        call = bind(self.traced, self.numbers, arguments, TORCH, self.grouped, self.plain)
-        wrt = _requiring_grad(call) if torch.is_grad_enabled() else ()
-        scored = score_with_grad(call, reduction, wrt) if wrt else call.score(reduction, ())
-        return Score(scored.loss, scored.losses, call, scored.extras)
+        bound = bind_plain(self.traced, self.numbers, arguments) if self.plain else None
+        if bound is None:
+            return self._score_other(arguments, reduction)
+        call, columns = bound
+        return _scored(call, reduction, tuple(columns))
 
     def value_and_grad(self, arguments: Mapping[str, Array], reduction: str) -> Score:
         """Score a batch with the gradients of its loss."""
         if self.extra:
             arguments = {**arguments, **self.extra}
-        for array in arguments.values():
-            if type(array) not in PLAIN_TENSORS or not array.is_cpu:
-                return self._differentiate_other(arguments, reduction)
-        call = bind(self.traced, self.numbers, arguments, TORCH, self.grouped, self.plain)
-        return _differentiated(call, reduction, _requiring_grad(call) or _floats(call))
+        bound = bind_plain(self.traced, self.numbers, arguments) if self.plain else None
+        if bound is None:
+            return self._differentiate_other(arguments, reduction)
+        call, columns = bound
+        return _differentiated(call, reduction, tuple(columns) or _floats(call))
 
     def _score_other(self, arguments: Mapping[str, Array], reduction: str) -> Score:
         """Score what is not all plain CPU tensors."""
@@ -119,12 +115,15 @@ class Plan:
 
             return score_compiled(self, arguments, reduction)
         device = _common_device(arguments)
-        if device.type == "cpu":
-            return self.score(arguments, reduction)
-        return self.score(_on_cpu(arguments), reduction).to(device)
+        call = self._bind(_on_cpu(arguments), TORCH)
+        score = _scored(call, reduction, _requiring_grad(call))
+        return score if device.type == "cpu" else score.to(device)
+
+    def _bind(self, arguments: Mapping[str, Array], arrays: Arrays) -> Call:
+        return bind(self.traced, self.numbers, arguments, arrays, self.grouped)
 
     def _score_numpy(self, arguments: Mapping[str, Array], reduction: str) -> Score:
-        call = bind(self.traced, self.numbers, arguments, NUMPY, self.grouped, self.plain)
+        call = self._bind(arguments, NUMPY)
         if reduction == "none":
             scored = call.score(reduction, ())
             return Score(scored.loss, scored.losses, call, scored.extras)
@@ -135,8 +134,8 @@ class Plan:
         if library_of(arguments) is NUMPY:
             return self._score_numpy(arguments, reduction)
         device = _common_device(arguments)
-        plain = {name: array.detach().requires_grad_(array.requires_grad) for name, array in arguments.items()}
-        score = self.value_and_grad(_on_cpu(plain), reduction)
+        call = self._bind(_on_cpu(arguments), TORCH)
+        score = _differentiated(call, reduction, _requiring_grad(call) or _floats(call))
         return score if device.type == "cpu" else score.to(device)
 
     def _as_arrays(self, arguments: Mapping[str, Any]) -> dict[str, Array]:
@@ -166,6 +165,15 @@ def describe(traced: Traced) -> dict[str, ColumnInfo]:
     if needs_groups(kind, spaces):
         found["groups"] = ColumnInfo("response", "int")
     return found
+
+
+def _scored(call: Call, reduction: str, columns: tuple[str, ...]) -> Score:
+    """Score, with autograd where a column requires grad."""
+    if columns and torch.is_grad_enabled():
+        scored = score_with_grad(call, reduction, columns)
+    else:
+        scored = call.score(reduction, ())
+    return Score(scored.loss, scored.losses, call, scored.extras)
 
 
 def _differentiated(call: Call, reduction: str, wrt: tuple[str, ...]) -> Score:
