@@ -1,5 +1,6 @@
 //! Bindings of the `objective` room.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 
 use pyo3::exceptions::PyValueError;
@@ -37,6 +38,16 @@ impl Graph {
 
 fn check_all(graph: &objective::Graph, ids: &[i64]) -> Result<Vec<Id>, GraphError> {
     ids.iter().map(|&id| graph.check(id)).collect()
+}
+
+fn check_names(
+    graph: &objective::Graph,
+    names: Option<HashMap<i64, String>>,
+) -> Result<HashMap<Id, String>, GraphError> {
+    let names = names.unwrap_or_default().into_iter();
+    names
+        .map(|(id, name)| Ok((graph.check(id)?, name)))
+        .collect()
 }
 
 #[pymethods]
@@ -193,6 +204,20 @@ impl Graph {
         Ok(graph.constant_value(x))
     }
 
+    #[pyo3(signature = (x, names=None))]
+    fn text(&self, x: i64, names: Option<HashMap<i64, String>>) -> PyResult<String> {
+        let graph = self.lock();
+        let x = graph.check(x)?;
+        Ok(graph.text(x, &check_names(&graph, names)?))
+    }
+
+    #[pyo3(signature = (x, names=None))]
+    fn latex(&self, x: i64, names: Option<HashMap<i64, String>>) -> PyResult<String> {
+        let graph = self.lock();
+        let x = graph.check(x)?;
+        Ok(graph.latex(x, &check_names(&graph, names)?))
+    }
+
     fn gradient(&self, loss: i64, upstream: i64, wrt: Vec<i64>) -> PyResult<Vec<Id>> {
         let mut graph = self.lock();
         let (loss, upstream) = (graph.check(loss)?, graph.check(upstream)?);
@@ -249,9 +274,7 @@ impl Program {
     #[getter]
     fn spaces(&self) -> Vec<&str> {
         let spaces = self.inner.spaces.iter();
-        spaces
-            .map(|space| self.inner.space_name(*space))
-            .collect()
+        spaces.map(|space| self.inner.space_name(*space)).collect()
     }
 
     #[getter]

@@ -100,7 +100,9 @@ impl Program {
         ];
         for (what, got, expected) in counts {
             if got != expected {
-                return Err(GraphError(format!("{what}: expected {expected}, got {got}")));
+                return Err(GraphError(format!(
+                    "{what}: expected {expected}, got {got}"
+                )));
             }
         }
         Ok(())
@@ -128,9 +130,7 @@ impl Program {
                     })?)
                 }
             };
-            scratch
-                .lengths
-                .push(cut.as_ref().map_or(0, Segments::len));
+            scratch.lengths.push(cut.as_ref().map_or(0, Segments::len));
             scratch.cuts.push(cut);
         }
         scratch.segmentations.clear();
@@ -353,10 +353,22 @@ impl<'a> Step<'a> {
                 fill,
             } => cpu::shift(self.values(0), segments(cut), by, fill, out, threads),
             Task::Select(end, cut) => {
-                cpu::select(self.values(0), segments(cut), end == End::Last, out, threads);
+                cpu::select(
+                    self.values(0),
+                    segments(cut),
+                    end == End::Last,
+                    out,
+                    threads,
+                );
             }
             Task::Place(end, cut) => {
-                cpu::place(self.values(0), segments(cut), end == End::Last, out, threads);
+                cpu::place(
+                    self.values(0),
+                    segments(cut),
+                    end == End::Last,
+                    out,
+                    threads,
+                );
             }
         }
     }
@@ -462,4 +474,3 @@ impl VisitBinary for BinaryLoop<'_, '_> {
         });
     }
 }
-

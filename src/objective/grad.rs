@@ -93,9 +93,14 @@ impl Graph {
             Op::Collapse(side) => self.project(adjoint, side),
             Op::Gather if position == 0 => Ok(self.scatter(adjoint, args[1])),
             Op::Scatter if position == 0 => Ok(self.gather(adjoint, args[1])),
-            Op::Scan { reverse } => {
-                self.scan_contribution(id, reverse, args[1], args.get(2).copied(), position, adjoint)
-            }
+            Op::Scan { reverse } => self.scan_contribution(
+                id,
+                reverse,
+                args[1],
+                args.get(2).copied(),
+                position,
+                adjoint,
+            ),
             Op::Shift { by, .. } => self.shift(adjoint, -by, 0.0),
             Op::Select(end) => Ok(self.place(end, adjoint, arg_space)),
             Op::Place(end) => self.end(end, adjoint),

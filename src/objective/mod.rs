@@ -5,10 +5,15 @@
 pub mod eval;
 pub mod expr;
 mod grad;
+mod latex;
 pub mod ops;
 pub mod program;
+mod render;
 mod simplify;
 pub mod space;
+#[cfg(test)]
+mod tests;
+mod text;
 
 pub use expr::{Graph, Id};
 pub use program::Program;

@@ -412,7 +412,13 @@ impl Program {
             let (upper, lower) = self.segmentations[segments];
             format!("({} > {})", self.space_name(upper), self.space_name(lower))
         };
-        let direction = |descending: bool| if descending { "descending" } else { "ascending" };
+        let direction = |descending: bool| {
+            if descending {
+                "descending"
+            } else {
+                "ascending"
+            }
+        };
         match task {
             Task::Load(column) => format!("load {}", self.columns[column].0),
             Task::Position(segments) => format!("position {}", between(segments)),

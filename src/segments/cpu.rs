@@ -119,7 +119,11 @@ pub fn select(values: &[f64], segments: &Segments, last: bool, out: &mut [f64], 
 pub fn place(values: &[f64], segments: &Segments, last: bool, out: &mut [f64], threads: usize) {
     each_segment(segments, out, threads, |segment, out| {
         out.fill(0.0);
-        let end = if last { out.last_mut() } else { out.first_mut() };
+        let end = if last {
+            out.last_mut()
+        } else {
+            out.first_mut()
+        };
         if let Some(end) = end {
             *end = values[segment];
         }
@@ -186,13 +190,7 @@ pub fn shift(
 }
 
 /// The stable order of the keys inside each segment, NaN last: for each sorted place, the index of its element.
-pub fn order(
-    keys: &[f64],
-    segments: &Segments,
-    descending: bool,
-    out: &mut [f64],
-    threads: usize,
-) {
+pub fn order(keys: &[f64], segments: &Segments, descending: bool, out: &mut [f64], threads: usize) {
     let compare = |a: usize, b: usize| {
         let (a, b) = (keys[a], keys[b]);
         // NaN keys compare equal to each other and greater than any number, whichever the direction.

@@ -19,6 +19,7 @@ TORCH_NAMES = {
     torch.float16: "f16",
 }
 NUMPY_NAMES = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64", np.dtype(np.float16): "f16"}
+PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 TORCH_EXACT = {torch.bool: torch.float32, torch.int64: torch.float64, torch.int32: torch.float64}
 
 
@@ -26,6 +27,9 @@ class Arrays(Protocol):
     """What scoring needs of an array library. Arrays are on the CPU."""
 
     name: str
+    names: Mapping[Any, str]  # dtype -> the extension's name for it
+    single: Any  # the 32-bit float dtype
+    wide: Any  # the 64-bit float dtype
 
     def is_float(self, array: Array) -> bool:
         """Return whether the array can carry a gradient."""
@@ -35,6 +39,9 @@ class Arrays(Protocol):
 
     def view(self, array: Array) -> View:
         """Return (address, dtype name, shape, strides in elements)."""
+
+    def address(self, array: Array) -> int:
+        """Return the address of element 0."""
 
     def result_dtype(self, arrays: Sequence[Array]) -> Any:
         """Return the dtype of results: f64 where any array is (numbers aside), else f32."""
@@ -62,6 +69,8 @@ class TorchArrays:
     """`Arrays` for torch tensors."""
 
     name = "torch.Tensor"
+    names: Mapping[Any, str] = TORCH_NAMES
+    single, wide = torch.float32, torch.float64
 
     def is_float(self, array: torch.Tensor) -> bool:
         """Return whether the tensor is floating point."""
@@ -76,6 +85,10 @@ class TorchArrays:
     def view(self, array: torch.Tensor) -> View:
         """Return the tensor's memory."""
         return array.data_ptr(), TORCH_NAMES[array.dtype], array.shape, array.stride()
+
+    def address(self, array: torch.Tensor) -> int:
+        """Return the address of element 0."""
+        return array.data_ptr()
 
     def result_dtype(self, arrays: Sequence[torch.Tensor]) -> torch.dtype:
         """Return float64 if any tensor is, else float32."""
@@ -112,6 +125,8 @@ class NumpyArrays:
     """`Arrays` for NumPy arrays."""
 
     name = "numpy.ndarray"
+    names: Mapping[Any, str] = NUMPY_NAMES
+    single, wide = np.dtype(np.float32), np.dtype(np.float64)
 
     def is_float(self, array: np.ndarray[Any, Any]) -> bool:
         """Return whether the array is floating point."""
@@ -128,6 +143,10 @@ class NumpyArrays:
         """Return the array's memory."""
         strides = tuple(stride // array.itemsize for stride in array.strides)
         return array.__array_interface__["data"][0], NUMPY_NAMES[array.dtype], array.shape, strides
+
+    def address(self, array: np.ndarray[Any, Any]) -> int:
+        """Return the address of element 0."""
+        return int(array.__array_interface__["data"][0])
 
     def result_dtype(self, arrays: Sequence[np.ndarray[Any, Any]]) -> np.dtype[Any]:
         """Return float64 if any array is, else float32."""

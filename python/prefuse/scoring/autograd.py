@@ -41,17 +41,19 @@ class _Objective(torch.autograd.Function):
 
 
 def _pull_back(ctx: Any, loss: torch.Tensor | None, losses: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    columns, call = ctx.saved_tensors, ctx.call
-    if losses is None and loss is None:
-        return (None,) * len(columns)
+    columns = ctx.saved_tensors
     if losses is None and ctx.gradients:
+        if loss is None:
+            return (None,) * len(columns)
         gradients = [gradient * loss for gradient in ctx.gradients]
     else:
-        everything = call.columns | dict(zip(ctx.wrt, columns, strict=True))
-        gradients = call.pullback(ctx.reduction, ctx.wrt, everything, loss, losses)
+        everything = ctx.call.columns | dict(zip(ctx.wrt, columns, strict=True))
+        gradients = ctx.call.pullback(ctx.reduction, ctx.wrt, everything, loss, losses)
     return tuple(
-        gradient if gradient.dtype is column.dtype else gradient.to(column.dtype)
-        for gradient, column in zip(gradients, columns, strict=True)
+        [
+            gradient if gradient.dtype is column.dtype else gradient.to(column.dtype)
+            for gradient, column in zip(gradients, columns, strict=True)
+        ]
     )
 
 

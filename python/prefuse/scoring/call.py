@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from ..tracing.kinds import BATCH
-from .arrays import NUMPY_NAMES, TORCH, TORCH_NAMES, Array, Arrays, View
+from .arrays import ONE, PLAIN_TENSORS, TORCH, TORCH_NAMES, Array, Arrays, View
 from .layout import Layout, arrange
 from .traced import UPSTREAM_LOSS, UPSTREAM_LOSSES, Step, Traced
 
@@ -35,9 +35,11 @@ class Call:
         arrays: the array library.
         layout: where elements lie; None where every column is one value per item, or a number.
         count: the number of items.
+        dtype: that of the results.
+        views: the columns' views where they are at hand.
     """
 
-    __slots__ = ("arrays", "columns", "count", "dtype", "dtype_name", "layout", "numbers", "traced")
+    __slots__ = ("arrays", "columns", "count", "dtype", "dtype_name", "layout", "numbers", "traced", "views")
 
     def __init__(
         self,
@@ -47,6 +49,8 @@ class Call:
         arrays: Arrays,
         layout: Layout | None,
         count: int,
+        dtype: Any,
+        views: dict[str, View] | None = None,
     ) -> None:
         self.traced = traced
         self.numbers = numbers
@@ -54,8 +58,9 @@ class Call:
         self.arrays = arrays
         self.layout = layout
         self.count = count
-        self.dtype = arrays.result_dtype(list(columns.values()))
-        self.dtype_name = (TORCH_NAMES if arrays is TORCH else NUMPY_NAMES)[self.dtype]
+        self.dtype = dtype
+        self.dtype_name = arrays.names[dtype]
+        self.views = views
 
     # The two things a call can do
 
@@ -66,21 +71,18 @@ class Call:
         scaled without loss.
         """
         step = self.traced.score_step(reduction, wrt)
-        empty, dtype, name, count = self.arrays.empty, self.dtype, self.dtype_name, self.count
-        losses = empty((count,), dtype)
+        empty, dtype, name = self.arrays.empty, self.dtype, self.dtype_name
+        losses, extras = empty((self.count,), dtype), empty((self._extras_size(),), dtype)
         loss = losses if reduction == "none" else empty((), dtype)
-        extras = empty((self._extras_size(),), dtype)
-        address = self.arrays.view(losses)[0]
-        outputs: list[View] = [(address, name, (count,), (1,))]
-        if reduction != "none":
-            outputs.insert(0, (self.arrays.view(loss)[0], name, (), ()))
-        self._add_extras(outputs, self.arrays.view(extras)[0])
-        buffers = self._add_gradients(outputs, wrt)
-        self._run(step, self._views(step.columns, self.columns), outputs)
-        if self.layout is not None:
-            losses = self._restore(losses, self.traced.kind.item)
-            loss = losses if reduction == "none" else loss
-        return Scored(loss, losses, extras, self._unpacked(wrt, buffers))
+        outputs: list[View] = [] if reduction == "none" else [(self.arrays.address(loss), name, (), ())]
+        outputs.append((self.arrays.address(losses), name, (self.count,), ONE))
+        self._add_extras(outputs, self.arrays.address(extras))
+        gradients = self._add_gradients(outputs, wrt)
+        self._run(step, self.columns, outputs)
+        if self.layout is None:
+            return Scored(loss, losses, extras, gradients)
+        losses = self._restore(losses, self.traced.kind.item)
+        return Scored(losses if reduction == "none" else loss, losses, extras, self._unpacked(wrt, gradients))
 
     def pullback(
         self,
@@ -97,13 +99,14 @@ class Call:
         given = (loss_gradient is not None, losses_gradient is not None)
         step = self.traced.pullback_step(reduction, wrt, given)
         columns = dict(columns)
+        self.views = None
         if loss_gradient is not None:
             columns[UPSTREAM_LOSS] = loss_gradient
         if losses_gradient is not None:
             columns[UPSTREAM_LOSSES] = losses_gradient
         outputs: list[View] = []
         buffers = self._add_gradients(outputs, wrt)
-        self._run(step, self._views(step.columns, columns), outputs)
+        self._run(step, columns, outputs)
         return self._unpacked(wrt, buffers)
 
     # What came out
@@ -130,13 +133,15 @@ class Call:
         return self.count if self.layout is None else self.layout.counts[space]
 
     def _extras_size(self) -> int:
-        return sum(map(self._size, self.traced.reward_spaces)) + len(self.traced.metric_names)
+        spaces = self.traced.reward_spaces
+        rewards = self.count * len(spaces) if self.layout is None else sum(map(self._size, spaces))
+        return rewards + len(self.traced.metric_names)
 
     def _add_extras(self, outputs: list[View], address: int) -> None:
         name, width = self.dtype_name, 8 if self.dtype_name == "f64" else 4
         for space in self.traced.reward_spaces:
-            size = self._size(space)
-            outputs.append((address, name, (size,) if space != BATCH else (), (1,) if space != BATCH else ()))
+            size = self.count if self.layout is None else self.layout.counts[space]
+            outputs.append((address, name, (size,), ONE))
             address += size * width
         for _ in self.traced.metric_names:
             outputs.append((address, name, (), ()))
@@ -146,14 +151,16 @@ class Call:
         buffers = []
         for column in wrt:
             space = self.traced.columns[column]
-            shape = () if space == BATCH else (self._size(space),)
-            buffer = self.arrays.empty(shape, self._gradient_dtype(self.columns[column]))
-            outputs.append(self.arrays.view(buffer))
+            shape, strides = ((), ()) if space == BATCH else ((self._size(space),), ONE)
+            dtype = self._gradient_dtype(self.columns[column])
+            buffer = self.arrays.empty(shape, dtype)
+            outputs.append((self.arrays.address(buffer), self.arrays.names[dtype], shape, strides))
             buffers.append(buffer)
         return buffers
 
     def _gradient_dtype(self, column: Array) -> Any:
-        return column.dtype if column.dtype == self.dtype else self.arrays.result_dtype([column])
+        dtype = column.dtype
+        return dtype if dtype == self.dtype else self.arrays.wide if dtype == self.arrays.wide else self.arrays.single
 
     def _unpacked(self, wrt: tuple[str, ...], buffers: list[Array]) -> list[Array]:
         if self.layout is None:
@@ -173,21 +180,14 @@ class Call:
             return self.arrays.scatter(values, take, shape)
         return values if tuple(values.shape) == shape else values.reshape(shape)
 
-    def _views(self, names: Sequence[str], columns: Mapping[str, Array]) -> tuple[list[View], list[Array]]:
-        """Return the views of these columns, and what must stay alive while they are read."""
-        if self.layout is None:
-            kept = [self.arrays.readable(columns[name]) for name in names]
-        else:
-            kept = [self._packed(name, columns[name]) for name in names]
-        return [self.arrays.view(array) for array in kept], kept
-
     def _packed(self, name: str, array: Array) -> Array:
         """Return a column as the program wants it: one dimension, its space's elements in order."""
         space = {UPSTREAM_LOSS: BATCH, UPSTREAM_LOSSES: self.traced.kind.item}.get(name) or self.traced.columns[name]
         array = self.arrays.readable(array)
         if space == BATCH:
             return array.reshape(())
-        assert self.layout is not None
+        if self.layout is None:
+            return array
         take = self.layout.take.get(space)
         if take is not None:
             return self.arrays.gather(array, take)
@@ -195,15 +195,17 @@ class Call:
         count = self.layout.counts[space]
         return flat if len(flat) == count else flat[:count]
 
-    def _run(self, step: Step, columns: tuple[list[View], list[Array]], outputs: list[View]) -> None:
-        numbers = self.numbers
-        step.program.run(
-            columns[0],
-            [numbers[name] for name in step.parameters],
-            [self._offsets(space) for space in step.spaces],
-            outputs,
-            1 if self._work() < PARALLEL else torch.get_num_threads(),
-        )
+    def _run(self, step: Step, columns: Mapping[str, Array], outputs: list[View]) -> None:
+        if self.views is not None:
+            kept = []
+            views = [self.views[name] for name in step.columns]
+        else:  # `kept` holds the packed copies while the program reads them
+            kept = [self._packed(name, columns[name]) for name in step.columns]
+            views = [self.arrays.view(array) for array in kept]
+        numbers = [self.numbers[name] for name in step.parameters]
+        threads = 1 if self._work() < PARALLEL else torch.get_num_threads()
+        step.program.run(views, numbers, [self._offsets(space) for space in step.spaces], outputs, threads)
+        del kept
 
     def _work(self) -> int:
         return self.count if self.layout is None else max(self.layout.counts.values())
@@ -218,12 +220,7 @@ class Call:
 
 
 def bind(
-    traced: Traced,
-    numbers: Mapping[str, float],
-    arguments: Mapping[str, Array],
-    arrays: Arrays,
-    grouped: bool,
-    plain: bool,
+    traced: Traced, numbers: Mapping[str, float], arguments: Mapping[str, Array], arrays: Arrays, grouped: bool
 ) -> Call:
     """Bind the caller's arrays.
 
@@ -233,30 +230,45 @@ def bind(
         arguments: columns, masks, `cu_seqlens` and `groups` by name.
         arrays: the array library.
         grouped: whether the objective looks at groups of responses.
-        plain: whether it reads only columns with one value per item, or numbers.
 
     Raises:
         ValueError: shapes that do not fit each other.
     """
     columns = {name: arguments[name] for name in traced.columns}
-    if plain:
-        count = _common_length(traced, columns)
-        if count is not None:
-            return Call(traced, numbers, columns, arrays, None, count)
     layout = arrange(traced.kind, traced.columns, arguments, arrays, grouped)
-    return Call(traced, numbers, columns, arrays, layout, layout.counts[traced.kind.item])
+    dtype = arrays.result_dtype(list(columns.values()))
+    return Call(traced, numbers, columns, arrays, layout, layout.counts[traced.kind.item], dtype)
 
 
-def _common_length(traced: Traced, columns: Mapping[str, Array]) -> int | None:
-    """Return the items' number where every column has that one length; None where something needs a closer look."""
-    shape: Any = None
+def bind_plain(
+    traced: Traced, numbers: Mapping[str, float], arguments: Mapping[str, Array]
+) -> tuple[Call, list[str]] | None:
+    """Bind CPU tensors all of which have one value per item, or are numbers: the short way, for small batches.
+
+    Returns:
+        The call and the columns that require grad, or None where something needs a closer look.
+    """
+    shape, dtype = None, torch.float32
+    views, wrt = {}, []
     for name, space in traced.columns.items():
-        came = columns[name].shape
-        if space == BATCH:
-            if len(came):
-                return None
-        elif shape is None:
-            shape = came
-        elif came != shape:
+        column = arguments[name]
+        if type(column) not in PLAIN_TENSORS or not column.is_cpu or column.dtype not in TORCH_NAMES:
             return None
-    return int(shape[0]) if shape is not None and len(shape) == 1 else None
+        came = column.shape
+        if space == BATCH:
+            if came:
+                return None
+        else:
+            if shape is None:
+                shape = came
+            elif came != shape:
+                return None
+            if column.dtype is torch.float64:
+                dtype = torch.float64
+        if column.requires_grad:
+            wrt.append(name)
+        views[name] = (column.data_ptr(), TORCH_NAMES[column.dtype], came, column.stride())
+    if shape is None or len(shape) != 1:
+        return None
+    columns = arguments if isinstance(arguments, dict) and len(arguments) == len(views) else {n: arguments[n] for n in views}
+    return Call(traced, numbers, columns, TORCH, None, shape[0], dtype, views), wrt

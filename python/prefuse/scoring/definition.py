@@ -10,7 +10,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LanguageError
 from ..tracing.expression import Expression, lift
@@ -20,6 +20,9 @@ from ..tracing.views import ResponseView, view_of
 from .bounds import Bounds
 from .settings import Form, Forms, Setting, show
 from .traced import Traced
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 RESERVED = frozenset({"mask", "cu_seqlens", "groups", "reduction"})
 
@@ -57,6 +60,7 @@ class Definition(ABC):
         self.doc = doc
         self.handle = f"{name}#{next(self._serial)}"
         self._roles: tuple[str, ...] = ("chosen", "rejected") if kind is PAIR else ()
+        self._plans: dict[tuple[Forms, tuple[str, ...]], Plan] = {}
         self._traces: dict[tuple[frozenset[str] | None, Forms], Traced] = {}
         self._lock = threading.RLock()
         self._alive[self.handle] = self
@@ -79,6 +83,15 @@ class Definition(ABC):
         """The arXiv id the docstring names first, if any."""
         found = re.search(r"arXiv:\s*([\w./-]*\d)", self.doc or "")
         return found.group(1) if found else None
+
+    def plan(self, forms: Forms, names: tuple[str, ...]) -> Plan:
+        """Return the plan for settings of these forms and arguments of these names, made on first use."""
+        from .plan import Plan
+
+        found = self._plans.get((forms, names))
+        if found is None:
+            found = self._plans.setdefault((forms, names), Plan(self, forms, frozenset(names)))
+        return found
 
     def trace(self, given: frozenset[str] | None, forms: Forms) -> Traced:
         """Return the graph for these arguments and forms of hyper-parameters, tracing it on first use.

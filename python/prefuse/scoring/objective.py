@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .definition import Definition, Form, Setting
+from .definition import Definition
 from .plan import ColumnInfo, Plan, describe
 from .score import Score
-from .settings import check_reduction, check_setting, form_of, forms_of
+from .settings import Form, Setting, check_reduction, check_setting, form_of, forms_of, is_array, is_number
 from .traced import REDUCTIONS, Traced
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What a set of argument names means: a plan for scoring, or None where hyper-parameters are among them."""
-
-    plan: Plan | None
 
 
 class Objective:
@@ -34,8 +25,10 @@ class Objective:
     def __init__(self, definition: Definition, settings: Mapping[str, Setting] | None = None) -> None:
         self._definition = definition
         self._settings = dict(definition.defaults if settings is None else settings)
-        self._prepared: dict[tuple[str, ...], _Prepared] = {}
-        self._lock = threading.Lock()
+        self._forms = forms_of(self._settings)
+        self._numbers = {name: float(value) for name, value in self._settings.items() if is_number(value)}
+        self._arrays = {name: value for name, value in self._settings.items() if is_array(value)}
+        self._plans: dict[tuple[str, ...], Plan] = {}
         self.__doc__ = definition.doc
         self.__name__ = definition.name
         self.__wrapped__ = getattr(definition, "function", None)
@@ -113,10 +106,10 @@ class Objective:
             from .operator import score_compiled
 
             return score_compiled(self, arguments)
-        prepared = self._prepared.get(tuple(arguments)) or self._prepare(arguments)
-        if prepared.plan is None:
+        plan = self._plans.get(tuple(arguments))
+        if plan is None or self._arrays:
             return self._set_or_score(arguments)
-        return prepared.plan.score(arguments, "mean")
+        return plan.score(arguments, self._numbers, "mean")
 
     def value_and_grad(self, **arguments: Any) -> Score:
         """Score a batch together with the gradient of the loss, without autograd: the shortest way to a gradient.
@@ -127,10 +120,9 @@ class Objective:
         reduction = check_reduction(arguments.pop("reduction", "mean"), ("mean", "sum"))
         own = {name: arguments.pop(name) for name in self._settings if name in arguments}
         objective = self._with(own) if own else self
-        prepared = objective._prepared.get(tuple(arguments)) or objective._prepare(arguments)
-        if prepared.plan is None:
+        if not arguments:
             raise TypeError(f"{self.name}: value_and_grad needs columns: {', '.join(self.columns)}")
-        return prepared.plan.value_and_grad(arguments, reduction)
+        return objective._plan(arguments).value_and_grad(arguments | objective._arrays, objective._numbers, reduction)
 
     # Composing
 
@@ -168,9 +160,14 @@ class Objective:
         objective = self._with(own) if own else self
         if not rest:
             return objective
-        prepared = objective._prepared.get(tuple(rest)) or objective._prepare(rest)
-        assert prepared.plan is not None
-        return prepared.plan.score(rest, reduction)
+        return objective._plan(rest).score(rest | objective._arrays, objective._numbers, reduction)
+
+    def _plan(self, arguments: Mapping[str, Any]) -> Plan:
+        names = tuple(arguments)
+        plan = self._plans.get(names)
+        if plan is None:
+            plan = self._plans[names] = self._definition.plan(self._forms, (*names, *self._arrays))
+        return plan
 
     def _with(self, own: Mapping[str, Setting]) -> Objective:
         for name, value in own.items():
@@ -181,14 +178,4 @@ class Objective:
         return Objective(self._definition, self._settings | own)
 
     def _traced(self, given: frozenset[str] | None) -> Traced:
-        return self._definition.trace(given, forms_of(self._settings))
-
-    def _prepare(self, arguments: Mapping[str, Any]) -> _Prepared:
-        """Work out, once per set of argument names, what a call with them means."""
-        names = tuple(arguments)
-        with self._lock:
-            if names not in self._prepared:
-                columns = not (set(names) & (set(self._settings) | {"reduction"})) and bool(names)
-                plan = Plan(self._definition, self._settings, frozenset(names)) if columns else None
-                self._prepared[names] = _Prepared(plan)
-            return self._prepared[names]
+        return self._definition.trace(given, self._forms)

@@ -11,16 +11,14 @@ import numpy as np
 import torch
 
 from ..tracing.kinds import BATCH, PAIR, token_space
-from .arrays import NUMPY, TORCH, Array, library_of
+from .arrays import NUMPY, TORCH, Array, Arrays, library_of
 from .autograd import score_with_grad
-from .call import Call, bind
+from .call import Call, bind, bind_plain
 from .definition import Definition
 from .layout import needs_groups
 from .score import Score
-from .settings import Setting, forms_of, is_array, is_number
+from .settings import Forms, is_number
 from .traced import Traced
-
-PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
 @dataclass(frozen=True)
@@ -32,23 +30,25 @@ class ColumnInfo:
 
 
 class Plan:
-    """How an objective with these settings scores arguments of these names.
+    """How an objective whose settings have these forms scores arguments of these names.
+
+    Args:
+        definition: the objective, without values.
+        forms: the forms of its settings.
+        names: the arguments: columns, array settings, masks and the like.
 
     Raises:
         TypeError: an argument the objective does not read, or one it needs and was not given.
     """
 
-    def __init__(self, definition: Definition, settings: Mapping[str, Setting], names: frozenset[str]) -> None:
+    def __init__(self, definition: Definition, forms: Forms, names: frozenset[str]) -> None:
         self.definition = definition
-        self.extra = {name: value for name, value in settings.items() if is_array(value)}
-        self.numbers = {name: float(value) for name, value in settings.items() if is_number(value)}
-        self.given = names | frozenset(self.extra)
-        self.traced = definition.trace(self.given, forms_of(settings))
+        self.traced = definition.trace(names, forms)
         spaces = self.traced.score_step("mean", ()).spaces
         self.grouped = needs_groups(definition.kind, spaces)
         layout_names = self._layout_names(spaces)
-        self._check_names(names, layout_names, settings)
-        self.plain = not self.grouped and not (self.given & layout_names) and all(
+        self._check_names(names, layout_names, [name for name, _ in forms])
+        self.plain = not self.grouped and not (names & layout_names) and all(
             space in (definition.kind.item, BATCH) for space in self.traced.columns.values()
         )
 
@@ -61,7 +61,7 @@ class Plan:
         names = {f"{prefix}{stem}" for prefix in prefixes for stem in ("mask", "cu_seqlens")}
         return names | ({"groups"} if self.grouped else set())
 
-    def _check_names(self, names: frozenset[str], layout: set[str], settings: Mapping[str, Setting]) -> None:
+    def _check_names(self, names: frozenset[str], layout: set[str], settings: list[str]) -> None:
         reads = list(self.traced.columns)
         for name in sorted(names - set(reads) - layout):
             known = [*reads, *settings, *sorted(layout)]
@@ -87,56 +87,52 @@ class Plan:
 
     # Scoring
 
-    def score(self, arguments: Mapping[str, Array], reduction: str) -> Score:
+    def score(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         """Score a batch; with torch, loss and losses carry gradients."""
-        if self.extra:
-            arguments = {**arguments, **self.extra}
-        for array in arguments.values():
-            if type(array) not in PLAIN_TENSORS or not array.is_cpu:
-                return self._score_other(arguments, reduction)
-        call = bind(self.traced, self.numbers, arguments, TORCH, self.grouped, self.plain)
-        wrt = _requiring_grad(call) if torch.is_grad_enabled() else ()
-        scored = score_with_grad(call, reduction, wrt) if wrt else call.score(reduction, ())
+        bound = bind_plain(self.traced, numbers, arguments) if self.plain else None
+        if bound is None:
+            return self._score_other(arguments, numbers, reduction)
+        call, columns = bound
+        return _scored(call, reduction, tuple(columns))
+
+    def value_and_grad(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
+        """Score a batch with the gradients of its loss."""
+        bound = bind_plain(self.traced, numbers, arguments) if self.plain else None
+        if bound is None:
+            return self._differentiate_other(arguments, numbers, reduction)
+        call, columns = bound
+        return _differentiated(call, reduction, tuple(columns) or _floats(call))
+
+    def bind(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], arrays: Arrays) -> Call:
+        """Bind arrays on the CPU, whatever their layout."""
+        return bind(self.traced, numbers, arguments, arrays, self.grouped)
+
+    def _score_other(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
+        """Score what is not all plain CPU tensors with one value per item."""
+        arguments = self._as_arrays(arguments)
+        if library_of(arguments) is NUMPY:
+            return self._score_numpy(arguments, numbers, reduction)
+        device = common_device(arguments)
+        call = self.bind(on_cpu(arguments), numbers, TORCH)
+        score = _scored(call, reduction, _requiring_grad(call))
+        return score if device.type == "cpu" else score.to(device)
+
+    def _score_numpy(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
+        call = self.bind(arguments, numbers, NUMPY)
+        if reduction != "none":
+            return _differentiated(call, reduction, _floats(call))
+        scored = call.score(reduction, ())
         return Score(scored.loss, scored.losses, call, scored.extras)
 
-    def value_and_grad(self, arguments: Mapping[str, Array], reduction: str) -> Score:
-        """Score a batch with the gradients of its loss."""
-        if self.extra:
-            arguments = {**arguments, **self.extra}
-        for array in arguments.values():
-            if type(array) not in PLAIN_TENSORS or not array.is_cpu:
-                return self._differentiate_other(arguments, reduction)
-        call = bind(self.traced, self.numbers, arguments, TORCH, self.grouped, self.plain)
-        return _differentiated(call, reduction, _requiring_grad(call) or _floats(call))
-
-    def _score_other(self, arguments: Mapping[str, Array], reduction: str) -> Score:
-        """Score what is not all plain CPU tensors."""
+    def _differentiate_other(
+        self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str
+    ) -> Score:
         arguments = self._as_arrays(arguments)
         if library_of(arguments) is NUMPY:
-            return self._score_numpy(arguments, reduction)
-        if not all(type(array) in PLAIN_TENSORS for array in arguments.values()):
-            from .operator import score_compiled
-
-            return score_compiled(self, arguments, reduction)
-        device = _common_device(arguments)
-        if device.type == "cpu":
-            return self.score(arguments, reduction)
-        return self.score(_on_cpu(arguments), reduction).to(device)
-
-    def _score_numpy(self, arguments: Mapping[str, Array], reduction: str) -> Score:
-        call = bind(self.traced, self.numbers, arguments, NUMPY, self.grouped, self.plain)
-        if reduction == "none":
-            scored = call.score(reduction, ())
-            return Score(scored.loss, scored.losses, call, scored.extras)
-        return _differentiated(call, reduction, _floats(call))
-
-    def _differentiate_other(self, arguments: Mapping[str, Array], reduction: str) -> Score:
-        arguments = self._as_arrays(arguments)
-        if library_of(arguments) is NUMPY:
-            return self._score_numpy(arguments, reduction)
-        device = _common_device(arguments)
-        plain = {name: array.detach().requires_grad_(array.requires_grad) for name, array in arguments.items()}
-        score = self.value_and_grad(_on_cpu(plain), reduction)
+            return self._score_numpy(arguments, numbers, reduction)
+        device = common_device(arguments)
+        call = self.bind(on_cpu(arguments), numbers, TORCH)
+        score = _differentiated(call, reduction, _requiring_grad(call) or _floats(call))
         return score if device.type == "cpu" else score.to(device)
 
     def _as_arrays(self, arguments: Mapping[str, Any]) -> dict[str, Array]:
@@ -168,6 +164,15 @@ def describe(traced: Traced) -> dict[str, ColumnInfo]:
     return found
 
 
+def _scored(call: Call, reduction: str, columns: tuple[str, ...]) -> Score:
+    """Score, with autograd where a column requires grad."""
+    if columns and torch.is_grad_enabled():
+        scored = score_with_grad(call, reduction, columns)
+    else:
+        scored = call.score(reduction, ())
+    return Score(scored.loss, scored.losses, call, scored.extras)
+
+
 def _differentiated(call: Call, reduction: str, wrt: tuple[str, ...]) -> Score:
     scored = call.score(reduction, wrt)
     gradients = {
@@ -185,7 +190,7 @@ def _floats(call: Call) -> tuple[str, ...]:
     return tuple(name for name, column in call.columns.items() if call.arrays.is_float(column))
 
 
-def _common_device(arguments: Mapping[str, torch.Tensor]) -> torch.device:
+def common_device(arguments: Mapping[str, torch.Tensor]) -> torch.device:
     """Return the one device of the arguments; numbers may stay on the CPU.
 
     Raises:
@@ -204,5 +209,6 @@ def _common_device(arguments: Mapping[str, torch.Tensor]) -> torch.device:
     return device
 
 
-def _on_cpu(arguments: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def on_cpu(arguments: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the arguments on the CPU; autograd brings gradients back."""
     return {name: array.cpu() for name, array in arguments.items()}

@@ -10,6 +10,8 @@ ROLES = {"chosen": "w", "rejected": "l"}
 
 def parameter(name: str) -> str:
     r"""Return a hyper-parameter's symbol: `\beta` for `beta`, `\beta_{w}` for `beta_chosen`, upright words otherwise."""
+    if name.endswith("*"):
+        return rf"w_{{{word(name[:-1])}}}"
     head, _, rest = name.rpartition(".")[2].partition("_")
     head = head if head != "lambda_" else "lambda"
     if name in ("label_smoothing", "epsilon"):
