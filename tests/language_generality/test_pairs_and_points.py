@@ -189,6 +189,18 @@ def test_kto_batch_mean():
     check_against(kto_batch_mean, columns, reference, beta=0.4)
 
 
+@pair_objective
+def kto_pair(pair, *, beta=0.1):
+    """TRL's former kto_pair: each side's baseline is the other side's batch mean."""
+    chosen, rejected = pair.chosen.logratio, pair.rejected.logratio
+    anchor = {side: stop_gradient(maximum(h.mean("batch"), 0.0)) for side, h in (("w", chosen), ("l", rejected))}
+    return 0.5 * (sigmoid(-beta * (chosen - anchor["l"])) + sigmoid(beta * (rejected - anchor["w"])))
+
+
+def test_kto_pair():  # libraries.md 1.3
+    check_numbers(kto_pair, F1, 0.476603)
+
+
 # --- β-DPO (libraries.md 1.7.14): the batch sets β ------------------------------------------------------------------
 
 

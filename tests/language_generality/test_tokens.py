@@ -307,6 +307,23 @@ def test_nash_md():
     check_numbers(nash_md, one, 0.68, {"logps": [[-0.18, -0.25]]})  # pairwise.md, Nash-MD
 
 
+# --- MaPO's mask (arXiv:2410.05102): activations mapped to [0, 1] inside the response -------------------------------
+
+
+@token_objective
+def mapo_reward(token):
+    low = token["activation"].min()
+    mask = stop_gradient((token["activation"] - low) / (token["activation"].max() - low))
+    return (mask * token.logratio).sum()
+
+
+def test_mapo_mask():  # token_rl_data.md, SparsePO
+    columns = {"logps": [[0.1, 0.2, 0.3, 0.4]], "ref_logps": [[0.0] * 4], "mask": [[True] * 4]}
+    mask = [0.461538, 1.0, 0.0, 0.692308]
+    loss = float(np.dot(mask, columns["logps"][0]))
+    check_numbers(mapo_reward, columns | {"activation": [[0.2, 0.9, -0.4, 0.5]]}, loss, {"logps": [mask]})
+
+
 # --- packed layout and responses without tokens --------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ def log_ratio_margin(pair: PairView) -> Expression:
     return pair.chosen.logratio - pair.rejected.logratio
 
 
-def logistic(margin: Expression, label_smoothing: float = 0.0) -> Expression:
+def logistic(margin: Expression, label_smoothing: float) -> Expression:
     """``-(1-ε) log σ(z) - ε log σ(-z)``, written as ``-log σ(z) + ε z``: one log-sigmoid, no cancellation."""
     return -log_sigmoid(margin) + label_smoothing * margin
 

@@ -194,8 +194,8 @@ def bpo(pair: PairView, *, beta: float = 0.1, combine: str = "sum") -> Expressio
     The authors' released script trains on the two pairs as separate rows of one data set, whose mean loss is
     ``combine="mean"``; other libraries do not have it.
     """
-    human = logistic(beta * log_ratio_margin(pair))
-    blind = logistic(beta * (pair.chosen.logratio - pair.response("blind").logratio))
+    human = -log_sigmoid(beta * log_ratio_margin(pair))
+    blind = -log_sigmoid(beta * (pair.chosen.logratio - pair.response("blind").logratio))
     if combine == "sum":
         return human + blind
     if combine == "mean":

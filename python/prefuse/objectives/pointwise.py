@@ -29,9 +29,8 @@ def kto(
     ``ref_kl_logps`` must hold the log-probabilities of completions taken from other prompts.
     Libraries: TRL and HALOs differ in how z is pooled over devices; Liger's has no weights.
     """
-    if kl is None:
-        kl = (response["kl_logps"] - response["ref_kl_logps"]).mean("batch")
-    gain = beta * (response.logratio - stop_gradient(maximum(kl, 0.0)))
+    mismatched = (response["kl_logps"] - response["ref_kl_logps"]).mean("batch") if kl is None else kl
+    gain = beta * (response.logratio - stop_gradient(maximum(mismatched, 0.0)))
     return where(response["label"], desirable_weight * sigmoid(-gain), undesirable_weight * sigmoid(gain))
 
 

@@ -81,7 +81,7 @@ def sft(pair: PairView, *, nll: str = "token_mean") -> Expression:
     """Supervised fine-tuning on the chosen responses, as a term to add to a pair objective.
 
     ``NLL(w)``, e.g. ``dpo() + sft()`` is DPO with a likelihood term (RPO) and
-    ``0.8 * dpo() + 0.2 * bco_pair() + sft()`` is MPO (Wang et al. 2024, arXiv:2411.10442).
+    ``0.8 * dpo() + 0.2 * bco_pair() + sft()`` is MPO (Wang et al. 2024).
 
     nll: the normalisation; ``"token_mean"`` is one number for the batch, the same for every pair.
     Libraries: TRL's ``sft`` and Liger's NLL are token means; OpenRLHF and LLaMA-Factory average per response.
