@@ -7,6 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import logsigmoid
+from torch.nn.functional import softplus as torch_softplus
+
 from prefuse.language import (
     exp,
     group_objective,
@@ -20,8 +23,6 @@ from prefuse.language import (
     stop_gradient,
     where,
 )
-from torch.nn.functional import logsigmoid
-from torch.nn.functional import softplus as torch_softplus
 
 from .checking import by_group, check_against, check_numbers
 

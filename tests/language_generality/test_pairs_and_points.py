@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch.nn.functional import logsigmoid
+
 from prefuse.language import (
     exp,
     log,
@@ -16,7 +18,6 @@ from prefuse.language import (
     stop_gradient,
     where,
 )
-from torch.nn.functional import logsigmoid
 
 from .checking import check_against, check_numbers
 

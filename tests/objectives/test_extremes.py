@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from prefuse import objectives
 
 from .checking import VARIANTS, column_names, evaluate, random_columns, variant_id

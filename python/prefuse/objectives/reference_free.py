@@ -7,7 +7,7 @@ how a likelihood term is normalised: ``"token_mean"`` over all chosen tokens of 
 
 from __future__ import annotations
 
-from ..language import Expression, PairView, Rewards, log1mexp, log_sigmoid, minimum, pair_objective
+from ..language import Expression, PairView, log1mexp, log_sigmoid, minimum, pair_objective
 from ._terms import NON_NEGATIVE, POSITIVE, PROBABILITY, logistic, negative_log_likelihood
 
 AVERAGE_CAP = -1e-7
@@ -62,7 +62,7 @@ def _log_odds(average: Expression) -> Expression:
 @pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY})
 def cpo(
     pair: PairView, *, beta: float = 0.1, alpha: float = 1.0, label_smoothing: float = 0.0, nll: str = "token_mean"
-) -> tuple[Expression, Rewards]:
+) -> tuple[Expression, dict[str, Expression]]:
     """Contrastive preference optimization (Xu et al. 2024, arXiv:2401.08417, eq. 3 and its likelihood term).
 
     ``-log σ(β [log π(w) - log π(l)]) + α NLL(w)``, the first term smoothed by ε as in `dpo`.
