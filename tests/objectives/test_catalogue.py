@@ -44,7 +44,7 @@ def test_trl_names(loss_type):
 
 
 def test_an_unknown_name_is_refused_with_a_proposal():
-    with pytest.raises(ValueError, match="simppo.*simpo"):
+    with pytest.raises(ValueError, match=r"simppo.*simpo"):
         objectives.get("simppo")
 
 

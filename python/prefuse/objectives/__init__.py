@@ -76,7 +76,6 @@ ALIASES: dict[str, str] = {
     "exo_pair": "exo",
     "nca_pair": "nca",
     "aot_pair": "aot_unpaired",
-    "cdpo": "dpo",
     "rdpo": "robust",
 }
 """Other names an objective is known by: TRL's loss types (`aot_pair` as in TRL 0.x) and papers' short names."""

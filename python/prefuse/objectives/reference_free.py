@@ -21,7 +21,7 @@ def simpo(
     beta: float = 2.0,
     gamma: float | None = None,
     gamma_beta_ratio: float | None = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | None = None,
 ) -> Expression:
     """SimPO, average log-probability as reward with a margin (Meng et al. 2024, arXiv:2405.14734, eq. 6).
 
@@ -61,7 +61,12 @@ def _log_odds(average: Expression) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY})
 def cpo(
-    pair: PairView, *, beta: float = 0.1, alpha: float = 1.0, label_smoothing: float = 0.0, nll: str = "token_mean"
+    pair: PairView,
+    *,
+    beta: float = 0.1,
+    alpha: float = 1.0,
+    label_smoothing: float | None = None,
+    nll: str = "token_mean",
 ) -> tuple[Expression, dict[str, Expression]]:
     """Contrastive preference optimization (Xu et al. 2024, arXiv:2401.08417, eq. 3 and its likelihood term).
 
