@@ -83,11 +83,9 @@ class _Arranger:
         for name, where in self.columns.items():
             if where == space and name in self.arguments and len(self.arguments[name].shape) == rank:
                 return int(self.arguments[name].shape[0])
-        for name, array in self.arguments.items():
-            if name.endswith("mask") and name in self._layout_names():
-                return int(array.shape[0]) if len(array.shape) else 0
-            if name.endswith("cu_seqlens") and name in self._layout_names():
-                return max(int(array.shape[0]) - 1, 0) if len(array.shape) else 0
+        for name in sorted(self._layout_names() & set(self.arguments)):
+            rows = int(self.arguments[name].shape[0]) if len(self.arguments[name].shape) else 0
+            return rows if name.endswith("mask") else max(rows - 1, 0)
         for name, where in self.columns.items():
             if where == space and name in self.arguments:
                 raise ValueError(f"{name}: {self._expected(space)}, got shape {_shape(self.arguments[name])}")
@@ -103,7 +101,8 @@ class _Arranger:
     def _arrange_groups(self) -> Index | None:
         """Lay responses out group by group; return their order, or None if the caller's is that order already."""
         if "groups" not in self.arguments:
-            return self._arrange_rectangle()
+            self._arrange_rectangle()
+            return None
         identifiers = self.arrays.numpy(self.arguments["groups"])
         if identifiers.ndim != 1 or identifiers.dtype.kind not in "iu":
             raise ValueError(
@@ -122,9 +121,9 @@ class _Arranger:
 
     def _arrange_rectangle(self) -> None:
         """Take responses given as [G, K]: K to a group."""
-        for name, space in self.columns.items():
-            if space == "response" and name in self.arguments and len(self.arguments[name].shape) == 2:
-                groups, members = (int(size) for size in self.arguments[name].shape)
+        for column, space in self.columns.items():
+            if space == "response" and len(self.arguments[column].shape) == 2:
+                groups, members = (int(size) for size in self.arguments[column].shape)
                 self._size("response", groups * members, (groups, members))
                 self._size("group", groups)
                 self._set_groups(np.full(groups, members))

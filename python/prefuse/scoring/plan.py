@@ -144,15 +144,13 @@ class Plan:
 
     def _as_arrays(self, arguments: Mapping[str, Any]) -> dict[str, Array]:
         """Let numbers stand for columns of the batch."""
-        library = NUMPY if any(isinstance(value, np.ndarray) for value in arguments.values()) else TORCH
-        make = np.asarray if library is NUMPY else torch.tensor
-        numbers = {name: value for name, value in arguments.items() if is_number(value)}
-        return {
-            name: make(value, dtype=np.float64 if library is NUMPY else torch.float64)
-            if name in numbers and self.traced.columns.get(name) == BATCH
-            else value
-            for name, value in arguments.items()
-        }
+        numpy = any(isinstance(value, np.ndarray) for value in arguments.values())
+        arrays = dict(arguments)
+        for name, value in arguments.items():
+            if is_number(value) and self.traced.columns.get(name) == BATCH:
+                array = np.asarray(value, np.float64)
+                arrays[name] = array if numpy else torch.from_numpy(array)
+        return arrays
 
 
 def describe(traced: Traced) -> dict[str, ColumnInfo]:

@@ -93,7 +93,7 @@ class TensorResponse:
         count = self.token.count() if given is None else given
         if count is None:
             raise self._arguments.missing(self._arguments.kind.argument(self._role, "response", "length"))
-        return count.clamp(min=1)
+        return torch.clamp(count, min=1)
 
     @property
     def avg_logp(self) -> torch.Tensor:
@@ -175,7 +175,8 @@ class Arguments:
         """Return the argument, or None."""
         if argument in self._given:
             self.read.add(argument)
-        return self._given.get(argument)
+        value: torch.Tensor | None = self._given.get(argument)
+        return value
 
     def column(self, role: str | None, level: str, name: str) -> torch.Tensor:
         """Return a column by role, level and name."""

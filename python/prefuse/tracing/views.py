@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import notation
 from .expression import Expression, Pairs, binary
-from .kinds import BATCH, GROUP, PAIR, POINT, STANDARD, TOKEN, token_space
+from .kinds import BATCH, STANDARD, TOKEN, token_space
 from .trace import NewRole, Trace
 
 # Standard columns are attributes of a view; asked for by name they are the same columns.
@@ -236,5 +236,5 @@ View = PairView | ResponseView | GroupView | TokenView
 
 def view_of(trace: Trace) -> View:
     """Return what a function of this trace's kind takes."""
-    views = {PAIR.name: PairView, POINT.name: ResponseView, GROUP.name: GroupView, TOKEN.name: TokenView}
+    views: dict[str, type[View]] = {"pair": PairView, "point": ResponseView, "group": GroupView, "token": TokenView}
     return views[trace.kind.name](trace)
