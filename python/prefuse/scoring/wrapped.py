@@ -93,7 +93,8 @@ class TensorResponse:
         count = self.token.count() if given is None else given
         if count is None:
             raise self._arguments.missing(self._arguments.kind.argument(self._role, "response", "length"))
-        return torch.clamp(count, min=1)
+        length: torch.Tensor = count.clamp(min=1)
+        return length
 
     @property
     def avg_logp(self) -> torch.Tensor:
