@@ -87,10 +87,10 @@ class _Arranger:
         if described is not None:
             rows = int(self.arguments[described].shape[0]) if len(self.arguments[described].shape) else 0
             return rows if described.endswith("mask") else max(rows - 1, 0)
-        name = next((name for name, where in self.columns.items() if where == space), None)
-        if name is None:
+        wrong = next((name for name, where in self.columns.items() if where == space), None)
+        if wrong is None:
             raise ValueError(f"nothing given tells the number of {self.kind.level(space)}s")
-        raise ValueError(f"{name}: {self._expected(space)}, got shape {_shape(self.arguments[name])}")
+        raise ValueError(f"{wrong}: {self._expected(space)}, got shape {_shape(self.arguments[wrong])}")
 
     def _layout_names(self) -> set[str]:
         prefixes = {name.rpartition("mask")[0] for name in self.arguments if name.endswith("mask")}
@@ -144,7 +144,7 @@ class _Arranger:
     def _token_spaces(self) -> list[tuple[str, str]]:
         """Return (token space, argument prefix) for every token space that is used or described."""
         found: dict[str, str] = {}
-        for name, space in self.columns.items():
+        for space in self.columns.values():
             if space.startswith("token"):
                 role = space.partition(":")[2]
                 found[space] = f"{role}_" if role else ""
