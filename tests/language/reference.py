@@ -68,7 +68,11 @@ class Value:
         return self.data if space == self.space else self.data[self.world.ancestor(space, self.space)]
 
     def lift(self, other) -> Value:
-        return other if isinstance(other, Value) else Value(self.world, BATCH, torch.tensor([float(other)], dtype=torch.float64))
+        return (
+            other
+            if isinstance(other, Value)
+            else Value(self.world, BATCH, torch.tensor([float(other)], dtype=torch.float64))
+        )
 
     def combine(self, function, *others) -> Value:
         values = [self, *(self.lift(other) for other in others)]

@@ -36,7 +36,8 @@ class _Objective(torch.autograd.Function):
         with torch.no_grad():
             gradients = _pull_back(ctx, loss, losses)
         if torch.is_grad_enabled():
-            gradients = _FirstOrder.apply(ctx.call.traced.trace.name, *gradients)
+            apart = [gradient if gradient is None else gradient.requires_grad_() for gradient in gradients]
+            gradients = _FirstOrder.apply(ctx.call.traced.trace.name, *apart)
         return None, None, None, *gradients
 
 

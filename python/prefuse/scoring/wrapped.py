@@ -93,7 +93,7 @@ class TensorResponse:
         count = self.token.count() if given is None else given
         if count is None:
             raise self._arguments.missing(self._arguments.kind.argument(self._role, "response", "length"))
-        return torch.clamp(count, min=1)
+        return count.clamp(min=1)
 
     @property
     def avg_logp(self) -> torch.Tensor:
@@ -135,7 +135,8 @@ class TensorGroup:
         groups = self._arguments.optional("groups")
         if groups is None:
             raise self._arguments.missing("groups")
-        return torch.unique(groups, return_inverse=True)[1]
+        index: torch.Tensor = torch.unique(groups, return_inverse=True)[1]
+        return index
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._arguments.column(None, "own", name)
