@@ -323,7 +323,7 @@ def test_discounted_dpo():
     def reference(*, beta=0.1, discount=0.9, **c):
         def discounted(role):
             h = torch.where(c[f"{role}_mask"], c[f"{role}_token_logps"] - c[f"ref_{role}_token_logps"], 0.0)
-            return (discount ** torch.arange(h.shape[1]) * h).sum(1)
+            return (discount ** torch.arange(h.shape[1], dtype=h.dtype) * h).sum(1)
 
         return -logsigmoid(beta * (discounted("chosen") - discounted("rejected")))
 
