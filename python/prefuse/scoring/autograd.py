@@ -1,0 +1,77 @@
+"""Eager torch: one autograd node per call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .call import Call, Scored
+
+
+def score_with_grad(call: Call, reduction: str, wrt: tuple[str, ...]) -> Scored:
+    """Return a score whose loss and losses carry gradients to the columns in `wrt`."""
+    if call.layout is None:
+        scored = call.score(reduction, () if reduction == "none" else wrt)
+    else:  # packing goes through torch, which must not record it
+        with torch.no_grad():
+            scored = call.score(reduction, () if reduction == "none" else wrt)
+    loss, losses = _Objective.apply(call, scored, reduction, wrt, *[call.columns[name] for name in wrt])
+    return Scored(loss, loss if losses is None else losses, scored.extras, [])
+
+
+class _Objective(torch.autograd.Function):
+    """The node between columns and a score already computed.
+
+    The gradient of the reduced loss was made together with the loss and is only scaled here; where `losses` has a
+    gradient of its own the objective is pulled back anew.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: Call, scored: Scored, reduction: str, wrt: tuple[str, ...], *columns: torch.Tensor
+    ) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*columns)
+        ctx.call, ctx.reduction, ctx.wrt, ctx.gradients = call, reduction, wrt, scored.gradients
+        return scored.loss, None if reduction == "none" else scored.losses
+
+    @staticmethod
+    def backward(ctx: Any, loss: torch.Tensor | None, losses: torch.Tensor | None) -> Any:
+        if not torch.is_grad_enabled():
+            return None, None, None, None, *_pull_back(ctx, loss, losses)
+        with torch.no_grad():
+            gradients = _pull_back(ctx, loss, losses)
+        apart = [gradient if gradient is None else gradient.requires_grad_() for gradient in gradients]
+        return None, None, None, None, *_FirstOrder.apply(ctx.call.traced.trace.name, *apart)
+
+
+def _pull_back(ctx: Any, loss: torch.Tensor | None, losses: torch.Tensor | None) -> list[torch.Tensor | None]:
+    columns = ctx.saved_tensors
+    if losses is None and ctx.gradients:
+        if loss is None:
+            return [None] * len(columns)
+        gradients = [gradient * loss for gradient in ctx.gradients]
+    else:
+        everything = {**ctx.call.columns, **dict(zip(ctx.wrt, columns, strict=True))}
+        gradients = ctx.call.pullback(ctx.reduction, ctx.wrt, everything, loss, losses)
+    return [
+        gradient if gradient.dtype is column.dtype else gradient.to(column.dtype)
+        for gradient, column in zip(gradients, columns, strict=True)
+    ]
+
+
+class _FirstOrder(torch.autograd.Function):
+    """Gradients asked for with `create_graph=True`: usable as values, an error when differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, *gradients: torch.Tensor | None) -> Any:
+        ctx.name = name
+        return tuple(None if gradient is None else gradient.clone() for gradient in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> Any:
+        raise RuntimeError(
+            f"{ctx.name}: prefuse objectives give first derivatives only; "
+            "for second ones write the objective with prefuse.language.from_torch"
+        )
