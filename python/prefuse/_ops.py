@@ -19,7 +19,10 @@ ONCE_DIFFERENTIABLE = (
     "prefuse.token_stats is differentiable once: its gradient has no derivative of its own; "
     "take second derivatives of the same statistics written in PyTorch (log_softmax and gather)"
 )
-NO_VMAP = "prefuse operators have no vmap rule; they take any leading shape, so pass the whole batch instead"
+NO_TRANSFORMS = (
+    "prefuse has no rules for torch.func transforms (vmap, grad, jvp, …) and forward-mode derivatives; "
+    "pass the whole batch, of any leading shape, and differentiate with torch.autograd"
+)
 
 
 @torch.library.custom_op("prefuse::token_stats", mutates_args=())
@@ -40,6 +43,8 @@ def token_stats(
     """The statistics `stats` (comma-separated) of every row, stacked: [S, *lead], float32 or (from float64) float64."""
     rows = Rows(logits, labels, mask, reference, temperatures, temperature, scale, softcap, ignore_index, stats, k)
     out = _stacked(rows)
+    if inplace:
+        _check_owner(logits)
     backend(logits.device).rows_forward(rows, out)
     return out
 
@@ -149,6 +154,17 @@ def _stacked(rows: Rows) -> Tensor:
     return rows.logits.new_empty((len(rows.statistics), *rows.labels.shape), dtype=dtype)
 
 
+def _check_owner(logits: Tensor) -> None:
+    """Refuses to overwrite what the user still sees. Checked as the operator runs, since compiled code does not
+    distinguish leaves."""
+    base = logits if logits._base is None else logits._base
+    if base.is_leaf and base.requires_grad:
+        raise ValueError(
+            "inplace: logits are a leaf tensor (or a view of one), whose values the gradient would replace; "
+            "expected the output of a model, or inplace=False"
+        )
+
+
 def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     rows, inplace = Rows(*inputs[:-1]), inputs[-1]
     missing = {need for name in rows.statistics for need in BACKWARD_NEEDS.get(name, ())} - set(rows.statistics)
@@ -195,7 +211,7 @@ def _segment_expand_gradient(ctx: Any, grad: Tensor | None) -> tuple[Tensor | No
 
 
 def _refuse_vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
-    raise NotImplementedError(NO_VMAP)
+    raise NotImplementedError(NO_TRANSFORMS)
 
 
 token_stats.register_autograd(_token_stats_gradient, setup_context=_save_rows)

@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from prefuse import _ops
 from prefuse._backends import DEVICES
@@ -187,13 +188,14 @@ def token_stats(
         k=k,
         devices=DEVICES,
     )
+    _refuse_transforms(logits)
     asked = rows.statistics
     differentiates = torch.is_grad_enabled() and logits.requires_grad
     if differentiates:
         rows = rows._replace(stats=",".join(with_backward_needs(asked)))
         if inplace:
             _check_overwritable(logits)
-    stacked = _ops.token_stats(*rows, inplace)
+    stacked = _ops.token_stats(*rows, inplace and differentiates)
     values = stacked.unbind(0)
     return TokenStats(
         {
@@ -371,14 +373,17 @@ def response_lengths(
     return count_scored(labels, mask, ignore_index, offsets)
 
 
+def _refuse_transforms(logits: Tensor) -> None:
+    """Refuses function transforms and forward mode, whose tangents would be lost without a word."""
+    if torch.compiler.is_compiling():
+        return
+    tangent = unpack_dual(logits).tangent  # type: ignore[no-untyped-call]
+    if tangent is not None or torch._C._functorch.is_functorch_wrapped_tensor(logits):
+        raise NotImplementedError(_ops.NO_TRANSFORMS)
+
+
 def _check_overwritable(logits: Tensor) -> None:
-    """Refuses logits that the backward pass of `inplace=True` could not, or must not, write its gradient over."""
-    base = logits if logits._base is None else logits._base
-    if base.is_leaf and base.requires_grad:
-        raise ValueError(
-            "inplace: logits are a leaf tensor (or a view of one), whose values the gradient would replace; "
-            "expected the output of a model, or inplace=False"
-        )
+    """Refuses logits whose layout forbids that the backward pass of `inplace=True` writes its gradient over them."""
     if not has_contiguous_rows(logits):
         raise ValueError(f"inplace: expected logits whose rows are contiguous, got strides {logits.stride()}")
     if _overlaps_itself(logits):
