@@ -175,7 +175,7 @@ def positive_number(name: str, value: float) -> float:
     """`value` as a float; it must be a finite number above zero."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a finite number above 0, got {value}")
     return float(value)
 
