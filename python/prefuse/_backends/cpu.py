@@ -48,12 +48,18 @@ def rows_backward(rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient
 
 def segment_sum(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
     """Write Σ values[offsets[r]:offsets[r+1]] into `out[r]`."""
-    _prefuse.segment_sum(view(values), view(offsets), view(out), torch.get_num_threads())
+    try:
+        _prefuse.segment_sum(view(values), view(offsets), view(out))
+    except ValueError as error:
+        raise ValueError(
+            f"cu_seqlens: expected offsets that begin with 0, never decrease and end with {values.shape[0]}, "
+            f"the number of tokens, got {offsets.tolist()}"
+        ) from error
 
 
 def segment_expand(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
     """Write values[r] into `out[offsets[r]:offsets[r+1]]`."""
-    _prefuse.segment_expand(view(values), view(offsets), view(out), torch.get_num_threads())
+    _prefuse.segment_expand(view(values), view(offsets), view(out))
 
 
 def _temperature(rows: Rows) -> float | View:
