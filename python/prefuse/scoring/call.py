@@ -270,5 +270,7 @@ def bind_plain(
         views[name] = (column.data_ptr(), TORCH_NAMES[column.dtype], came, column.stride())
     if shape is None or len(shape) != 1:
         return None
-    columns = arguments if isinstance(arguments, dict) and len(arguments) == len(views) else {n: arguments[n] for n in views}
+    columns = (
+        arguments if isinstance(arguments, dict) and len(arguments) == len(views) else {n: arguments[n] for n in views}
+    )
     return Call(traced, numbers, columns, TORCH, None, shape[0], dtype, views), wrt

@@ -148,9 +148,7 @@ def _terms(objective: Objective) -> list[tuple[float | None, Objective]]:
     if not isinstance(definition, Sum):
         return [(None, objective)]
     make = type(objective)
-    return [
-        (settings.get(_factor(part.label)), make(part.definition, part.own(settings))) for part in definition.parts
-    ]
+    return [(settings.get(_factor(part.label)), make(part.definition, part.own(settings))) for part in definition.parts]
 
 
 def _sum(terms: Sequence[tuple[float | None, Objective]]) -> Objective:

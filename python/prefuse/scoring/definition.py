@@ -24,8 +24,6 @@ from .traced import Traced
 if TYPE_CHECKING:
     from .plan import Plan
 
-RESERVED = frozenset({"mask", "cu_seqlens", "groups", "reduction"})
-
 
 @dataclass
 class Built:
@@ -109,7 +107,7 @@ class Definition(ABC):
 
     def _trace(self, given: frozenset[str] | None, forms: Forms) -> Traced:
         while True:
-            trace = Trace(self.name, self.kind, self._roles, given, frozenset(self.defaults) | RESERVED)
+            trace = Trace(self.name, self.kind, self._roles, given, frozenset(self.defaults))
             try:
                 built = self.build(trace, _lift_forms(trace, forms))
             except NewRole as request:
@@ -139,7 +137,7 @@ class Written(Definition):
 
     def __init__(self, function: Callable[..., Any], kind: Kind, name: str | None, bounds: Mapping[str, str]) -> None:
         name = name or function.__name__
-        super().__init__(name, kind, _hyper_parameters(name, function), bounds, inspect.getdoc(function))
+        super().__init__(name, kind, hyper_parameters(name, function), bounds, inspect.getdoc(function))
         self.function = function
         unknown = sorted(set(bounds) - set(self.defaults))
         if unknown:
@@ -159,7 +157,8 @@ class Written(Definition):
         return Built(loss, _named_rewards(trace, rewards))
 
 
-def _hyper_parameters(name: str, function: Callable[..., Any]) -> dict[str, Setting]:
+def hyper_parameters(name: str, function: Callable[..., Any]) -> dict[str, Setting]:
+    """Return the keyword-only arguments of an objective's function and their defaults."""
     view, *rest = inspect.signature(function).parameters.values() or [None]
     if view is None or view.kind not in (view.POSITIONAL_ONLY, view.POSITIONAL_OR_KEYWORD):
         raise LanguageError(f"{name}: an objective's first argument is its view, e.g. def {name}(pair, *, beta=0.1)")
@@ -239,5 +238,3 @@ def _default_rewards(trace: Trace, touched: set[tuple[str | None, str]], beta: S
 def _response_value(trace: Trace, role: str | None, quantity: str) -> Expression:
     value: Expression = getattr(ResponseView(trace, role), quantity)
     return value
-
-

@@ -49,9 +49,7 @@ def arrange(
 
 
 class _Arranger:
-    def __init__(
-        self, kind: Kind, columns: Mapping[str, str], arguments: Mapping[str, Array], arrays: Arrays
-    ) -> None:
+    def __init__(self, kind: Kind, columns: Mapping[str, str], arguments: Mapping[str, Array], arrays: Arrays) -> None:
         self.kind = kind
         self.columns = columns
         self.arguments = arguments

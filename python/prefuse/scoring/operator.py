@@ -18,7 +18,7 @@ from .call import Call
 from .definition import Definition
 from .plan import Plan, common_device, on_cpu
 from .score import Score
-from .settings import Form, check_reduction, is_array, is_number
+from .settings import Form, check_reduction, form_of, is_array, is_number
 from .traced import REDUCTIONS
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ MARKS = {"#": Form.NUMBER, "@": Form.ITEMS, "@0": Form.SCALAR}
 
 
 def score_compiled(objective: Objective, arguments: dict[str, Any]) -> Any:
-    """Score a batch through the operator; called with nothing but hyper-parameters, set them."""
+    """Take a call while `torch.compile` traces it; with nothing but hyper-parameters, set them."""
     settings = objective.parameters
     own = {name: value for name, value in arguments.items() if name in settings}
     columns = {name: value for name, value in arguments.items() if name not in own}
@@ -37,21 +37,32 @@ def score_compiled(objective: Objective, arguments: dict[str, Any]) -> Any:
     if not columns:
         return objective._with(own)
     settings = {**settings, **own}
+    marks = ";".join([f"{name}={_mark(form_of(value))}" for name, value in settings.items()])
     numbers = [float(value) for value in settings.values() if is_number(value)]
-    marks = ";".join([f"{name}={_mark(value)}" for name, value in settings.items()])
     tensors = {**columns, **{name: value for name, value in settings.items() if is_array(value)}}
+    return _score(objective._definition.handle, marks, tensors, numbers, reduction)
+
+
+def score_traced(plan: Plan, arguments: Mapping[str, Any], numbers: Mapping[str, float], reduction: str) -> Score:
+    """Score tensors that hold no data of their own: fake ones, or those of another tracer."""
+    marks = ";".join(f"{name}={_mark(form)}" for name, form in plan.forms)
+    ordered = [numbers[name] for name, form in plan.forms if form is Form.NUMBER]
+    return _score(plan.definition.handle, marks, arguments, ordered, reduction)
+
+
+def _score(handle: str, marks: str, tensors: Mapping[str, Any], numbers: list[float], reduction: str) -> Score:
     for name, value in tensors.items():
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor under torch.compile, got {type(value).__name__}")
-    names, handle = ",".join(tensors), objective._definition.handle
+    names = ",".join(tensors)
     loss, losses, extras = _objective(list(tensors.values()), names, handle, marks, numbers, reduction)
     return Score(loss, losses, _Outline(*_outline(handle, names, marks)), extras)
 
 
-def _mark(value: Any) -> str:
-    if is_array(value):
-        return "@" if value.ndim else "@0"
-    return "#" if is_number(value) else repr(value)
+def _mark(form: Any) -> str:
+    if isinstance(form, Form):
+        return "#" if form is Form.NUMBER else "@" if form is Form.ITEMS else "@0"
+    return repr(form)
 
 
 @torch.compiler.assume_constant_result

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..tracing.kinds import BATCH, PAIR, token_space
-from .arrays import NUMPY, TORCH, Array, Arrays, library_of
+from .arrays import NUMPY, PLAIN_TENSORS, TORCH, Array, Arrays, library_of
 from .autograd import score_with_grad
 from .call import Call, bind, bind_plain
 from .definition import Definition
@@ -43,13 +43,16 @@ class Plan:
 
     def __init__(self, definition: Definition, forms: Forms, names: frozenset[str]) -> None:
         self.definition = definition
+        self.forms = forms
         self.traced = definition.trace(names, forms)
         spaces = self.traced.score_step("mean", ()).spaces
         self.grouped = needs_groups(definition.kind, spaces)
         layout_names = self._layout_names(spaces)
         self._check_names(names, layout_names, [name for name, _ in forms])
-        self.plain = not self.grouped and not (names & layout_names) and all(
-            space in (definition.kind.item, BATCH) for space in self.traced.columns.values()
+        self.plain = (
+            not self.grouped
+            and not (names & layout_names)
+            and all(space in (definition.kind.item, BATCH) for space in self.traced.columns.values())
         )
 
     def _layout_names(self, spaces: tuple[str, ...]) -> set[str]:
@@ -112,6 +115,10 @@ class Plan:
         arguments = self._as_arrays(arguments)
         if library_of(arguments) is NUMPY:
             return self._score_numpy(arguments, numbers, reduction)
+        if not all(type(array) in PLAIN_TENSORS for array in arguments.values()):
+            from .operator import score_traced
+
+            return score_traced(self, arguments, numbers, reduction)
         device = common_device(arguments)
         call = self.bind(on_cpu(arguments), numbers, TORCH)
         score = _scored(call, reduction, _requiring_grad(call))

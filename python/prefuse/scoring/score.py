@@ -68,7 +68,9 @@ class Score:
     def to(self, device: Any) -> Score:
         """Return the score with its tensors on a torch device."""
         gradients = self._gradients and {name: value.to(device) for name, value in self._gradients.items()}
-        return Score(self.loss.to(device), self.losses.to(device), _Moved(self._source, device), self._extras, gradients)
+        return Score(
+            self.loss.to(device), self.losses.to(device), _Moved(self._source, device), self._extras, gradients
+        )
 
     def __repr__(self) -> str:
         loss = f"{self.loss.item():.6g}" if getattr(self.loss, "shape", ()) == () else f"<{len(self.losses)} values>"

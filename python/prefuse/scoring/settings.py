@@ -59,7 +59,10 @@ def check_setting(name: str, default: Setting, value: Setting) -> None:
     elif isinstance(default, bool | str):
         expected, fits = f"a {type(default).__name__}", isinstance(value, type(default))
     else:
-        expected, fits = "a number, an array, a bool, a str or None", numeric or isinstance(value, bool | str | type(None))
+        expected, fits = (
+            "a number, an array, a bool, a str or None",
+            numeric or isinstance(value, bool | str | type(None)),
+        )
     if not fits:
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
 

@@ -126,11 +126,11 @@ class Expression:
         return self._reduce("mean", to)
 
     def max(self, to: str | None = None) -> Expression:
-        """Largest value below each element of `to`; −inf where there are none. The gradient goes to the first one."""
+        """Largest value below each element of `to`; −inf where there are none. Ties share the gradient."""
         return self._reduce("max", to)
 
     def min(self, to: str | None = None) -> Expression:
-        """Smallest value below each element of `to`; +inf where there are none. The gradient goes to the first one."""
+        """Smallest value below each element of `to`; +inf where there are none. Ties share the gradient."""
         return self._reduce("min", to)
 
     def logsumexp(self, to: str | None = None) -> Expression:
@@ -184,9 +184,7 @@ class Expression:
         """Rank among the elements of `within`, 1 first, ties by input order; no gradient passes."""
         return self.trace.build(self.trace.graph.rank, self.node, self._outer(within), descending)
 
-    def sort(
-        self, within: str | None = None, *, key: Expression | None = None, descending: bool = False
-    ) -> Expression:
+    def sort(self, within: str | None = None, *, key: Expression | None = None, descending: bool = False) -> Expression:
         """Values in the stable order of `key` (of themselves by default) inside `within`; gradients follow."""
         by = self if key is None else key
         return self.trace.build(self.trace.graph.sort, self.node, by.node, self._outer(within), descending)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi omega".split()
+    ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "kappa", "lambda", "mu", "nu", "xi"]
+    + ["rho", "sigma", "tau", "phi", "chi", "psi", "omega"]
 )
 ROLES = {"chosen": "w", "rejected": "l"}
 
 
 def parameter(name: str) -> str:
-    r"""Return a hyper-parameter's symbol: `\beta` for `beta`, `\beta_{w}` for `beta_chosen`, upright words otherwise."""
+    r"""Return a hyper-parameter's symbol: `\beta` for `beta`, `\beta_{w}` for `beta_chosen`, else upright words."""
     if name.endswith("*"):
         return rf"w_{{{word(name[:-1])}}}"
     head, _, rest = name.rpartition(".")[2].partition("_")
@@ -33,8 +34,10 @@ def column(argument: str, role: str | None = None) -> str:
 
 def response(role: str | None) -> str:
     """Return the symbol of a role's response."""
-    return f"y_{{{ROLES.get(role, role)}}}" if role and len(ROLES.get(role, role)) > 1 else (
-        f"y_{ROLES.get(role, role)}" if role else "y"
+    return (
+        f"y_{{{ROLES.get(role, role)}}}"
+        if role and len(ROLES.get(role, role)) > 1
+        else (f"y_{ROLES.get(role, role)}" if role else "y")
     )
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .expression import Expression
 
 
+# Endings of the arguments that describe tokens rather than carry values.
+LAYOUT_ENDINGS = ("mask", "cu_seqlens")
+
+
 class NewRole(Exception):
     """The function asked for a role this trace has no token space for; it is traced again with one."""
 
@@ -88,10 +92,13 @@ class Trace:
         """Return the column given under `argument`, declaring it on first use.
 
         Raises:
-            LanguageError: the name is taken by a hyper-parameter or by a column of another level.
+            LanguageError: the name is taken: by a hyper-parameter, a column of another level, or an argument of every
+                objective.
         """
         if argument in self._reserved:
             raise self.error(f"{argument!r} is both a hyper-parameter and a column; rename one of them")
+        if argument in ("groups", "reduction") or argument.endswith(LAYOUT_ENDINGS):
+            raise self.error(f"{argument!r} already says how columns lie or reduce; give the column another name")
         return self._column(argument, space, symbol)
 
     def parameter_column(self, name: str, space: str) -> Expression:

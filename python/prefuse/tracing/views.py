@@ -60,7 +60,7 @@ class ResponseView:
             count = trace.build(trace.graph.count, token_space(role), trace.kind.response)
         symbol = notation.length(role)
         trace.name_node(count, argument, symbol)
-        return trace.name_node(binary("maximum", count, 1.0), argument, symbol)
+        return trace.name_node(binary("clamp_min", count, 1.0), argument, symbol)
 
     @property
     def avg_logp(self) -> Expression:
