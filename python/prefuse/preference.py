@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from prefuse import language
 from prefuse._layout import check_layout, scored_tokens, shift_left, sum_responses
 from prefuse._rows import FLOATS, REFERENCE_STATISTICS, STATISTICS, check_integer, check_tensor
 from prefuse.functional import token_stats
-from prefuse.language import Objective, Score
+from prefuse.language import Objective, Score, TorchObjective
 from prefuse.tracing.kinds import GROUP, PAIR, POINT, TOKEN
 
 __all__ = ["dpo_loss", "pair_loss", "preference_loss"]
@@ -114,7 +115,7 @@ def preference_loss(
         tokens["ref_logp"] = torch.where(scored, reference.detach(), 0.0)
     sums = {"ref_logp": reference.detach()} if reference is not None and form == "responses" else {}
     batch = _Batch(tokens, sums, scored, offsets, _roles(objective))
-    arguments = {need.argument: batch.column(need) for need in needs}
+    arguments: dict[str, Any] = {need.argument: batch.column(need) for need in needs}
     arguments |= batch.token_layout(objective, columns)
     if groups is not None:
         arguments["groups"] = groups
@@ -279,13 +280,18 @@ class _Batch:
 
 
 def _objective(objective: str | Objective) -> Objective:
-    if isinstance(objective, str):
-        from prefuse.objectives import get
-
-        return get(objective)
-    if not isinstance(objective, Objective):
+    if isinstance(objective, Objective):
+        return objective
+    if isinstance(objective, TorchObjective):
+        raise TypeError(
+            f"objective: {objective.name} is written in torch and does not say which columns it reads; "
+            "gather them with prefuse.functional and call it yourself"
+        )
+    if not isinstance(objective, str):
         raise TypeError(f"objective: expected an Objective or the name of one, got {type(objective).__name__}")
-    return objective
+    from prefuse import objectives
+
+    return language.find(objective) if objective in language.names() else objectives.get(objective)
 
 
 def _roles(objective: Objective) -> tuple[str, ...]:
@@ -329,9 +335,7 @@ def _reference_form(reference: Tensor | None, logits: Tensor, labels: Tensor, of
     )
 
 
-def _check_reference(
-    objective: Objective, needs: Sequence[_Need], form: str | None, reference: Tensor | None
-) -> None:
+def _check_reference(objective: Objective, needs: Sequence[_Need], form: str | None, reference: Tensor | None) -> None:
     wanting = [need for need in needs if need.name in REFERENCE_STATISTICS]
     if reference is not None and not wanting:
         raise ValueError(f"reference: given, but {objective.name} reads nothing of a reference model; leave it out")

@@ -139,13 +139,17 @@ def assert_gradient(
     p = (z - values["lse"][..., None]).exp()
     weight = sum(coefficient.double().abs() for coefficient in upstream.values())[..., None]
     at_label = torch.nn.functional.one_hot(labels, x.shape[-1])
-    allowed = 2 * own + 4 * torch.finfo(precision).eps * ((1 + largest) * (exact.abs() + weight * p) + weight * at_label)
+    allowed = 2 * own + 4 * torch.finfo(precision).eps * (
+        (1 + largest) * (exact.abs() + weight * p) + weight * at_label
+    )
     if x.dtype != precision:
         info = torch.finfo(x.dtype)
         allowed = allowed + 0.5 * info.eps * exact.abs() + 0.5 * info.smallest_normal * info.eps
     excess = (got.double() - exact).abs() - allowed
     assert not excess.isnan().any(), f"{tuple(upstream)}: not a number"
-    assert excess.max() <= 0, f"{tuple(upstream)}: excess {excess.max():.3g} over {allowed.flatten()[excess.argmax()]:.3g}"
+    assert excess.max() <= 0, (
+        f"{tuple(upstream)}: excess {excess.max():.3g} over {allowed.flatten()[excess.argmax()]:.3g}"
+    )
 
 
 def first_argmax(z: Tensor) -> Tensor:

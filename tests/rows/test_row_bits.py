@@ -67,11 +67,11 @@ def test_rows_with_any_stride(step):
     label_view = (strided.__array_interface__["data"][0], "i64", strided.shape, (strided.strides[0] // 8,))
     out = np.empty((2, count), dtype=np.float32)
     out_view = (out.__array_interface__["data"][0], "f32", out.shape, (count, 1))
-    _prefuse.rows_forward(
-        logits, label_view, None, None, 1.0, 1.0, 0.0, -100, ["logp", "entropy"], 1, out_view, 2
-    )
+    _prefuse.rows_forward(logits, label_view, None, None, 1.0, 1.0, 0.0, -100, ["logp", "entropy"], 1, out_view, 2)
     expected = token_stats(
-        torch.from_numpy(np.ascontiguousarray(rows)), torch.from_numpy(np.ascontiguousarray(strided)), ("logp", "entropy")
+        torch.from_numpy(np.ascontiguousarray(rows)),
+        torch.from_numpy(np.ascontiguousarray(strided)),
+        ("logp", "entropy"),
     )
     np.testing.assert_array_equal(out, torch.stack(list(expected.values())).numpy())
 

@@ -62,7 +62,9 @@ def test_sequences():
 
 def test_temperature_softcap_and_scale():
     got = token_stats(X @ W.T, LABELS, ("logp", "entropy"), temperature=0.7, softcap=2.0, scale=0.5)
-    assert got.logp[SCORED][:4].tolist() == pytest.approx([-0.672597, -2.888891, -2.057885, -2.843697], abs=HALF_A_DIGIT)
+    assert got.logp[SCORED][:4].tolist() == pytest.approx(
+        [-0.672597, -2.888891, -2.057885, -2.843697], abs=HALF_A_DIGIT
+    )
     assert got.entropy[SCORED][:4].tolist() == pytest.approx([1.329054, 0.907886, 1.303903, 1.321561], abs=HALF_A_DIGIT)
 
 

@@ -132,7 +132,9 @@ def test_gradient_rows_sum_to_zero_but_for_lse(name):
     x, reference = peaked((6, 999), 13), peaked((6, 999), 14)
     got = pull_back(x, some_labels((6,), 999, 13), {name: torch.ones(6)}, reference).double()
     expected = float(name == "lse")
-    assert torch.allclose(got.sum(-1), torch.full((6,), expected, dtype=torch.float64), atol=200 * EPS * got.abs().max())
+    assert torch.allclose(
+        got.sum(-1), torch.full((6,), expected, dtype=torch.float64), atol=200 * EPS * got.abs().max()
+    )
 
 
 @pytest.mark.parametrize("inplace", [False, True])

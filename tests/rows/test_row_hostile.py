@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from row_oracle import EPS, GRADIENTS, STATISTICS_OF, assert_as_good_as_oracle, gradient, peaked, some_labels, statistics
+from row_oracle import (
+    EPS,
+    GRADIENTS,
+    STATISTICS_OF,
+    assert_as_good_as_oracle,
+    gradient,
+    peaked,
+    some_labels,
+    statistics,
+)
 
 from prefuse.functional import token_logps, token_stats
 

@@ -8,7 +8,10 @@ from row_oracle import GRADIENTS, assert_as_good_as_oracle, assert_gradient, pea
 from prefuse.functional import STATISTICS, sequence_logps, token_logps, token_stats
 
 SETTINGS = settings(
-    max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=80,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 DTYPES = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
 LEADS = st.lists(st.integers(0, 3), max_size=3).map(tuple)
@@ -144,4 +147,6 @@ def test_numpy_has_the_bits_of_torch(drawn):
     else:
         as_numpy = transforms
     got = token_logps(x.numpy(), labels.numpy(), mask=None if mask is None else mask.numpy(), **as_numpy)
-    assert torch.equal(torch.as_tensor(got).nan_to_num(7), token_logps(x, labels, mask=mask, **transforms).nan_to_num(7))
+    assert torch.equal(
+        torch.as_tensor(got).nan_to_num(7), token_logps(x, labels, mask=mask, **transforms).nan_to_num(7)
+    )

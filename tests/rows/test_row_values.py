@@ -152,9 +152,7 @@ def test_layout_does_not_change_a_bit(layout, dtype):
 def test_expanded_logits_and_labels():
     x = peaked((1, 4, 517), seed=14)
     labels = some_labels((1, 4), 517, 14)
-    assert torch.equal(
-        token_logps(x.expand(3, 4, 517), labels.expand(3, 4)), token_logps(x, labels).expand(3, 4)
-    )
+    assert torch.equal(token_logps(x.expand(3, 4, 517), labels.expand(3, 4)), token_logps(x, labels).expand(3, 4))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.uint16, torch.uint32])
