@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from prefuse.functional import response_lengths, sequence_logps, token_logps
+from prefuse.language import clamp as clip
+from prefuse.language import exp as exponential
 from prefuse.language import (
     from_torch,
     group_objective,
@@ -18,8 +20,6 @@ from prefuse.language import (
     square,
     token_objective,
 )
-from prefuse.language import clamp as clip
-from prefuse.language import exp as exponential
 from prefuse.preference import dpo_loss, pair_loss, preference_loss
 
 V, B, T = 11, 3, 6

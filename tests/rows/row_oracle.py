@@ -92,7 +92,8 @@ def gradient(
 def assert_as_good_as_oracle(got: Tensor, exact: Tensor, at_precision: Tensor, what: str, largest: float = 0.0) -> None:
     """`got` errs from `exact` at most twice as much as the oracle itself does at that precision, plus its last bits.
 
-    In float64, where the oracle is its own yardstick, the allowance is some spacings of the largest term instead.
+    `largest` is the largest logit where rounding it is a part of the error, as it is when the transform is not the
+    identity. In float64, where the oracle is its own yardstick, the allowance is some spacings of it instead.
     """
     assert got.shape == exact.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(exact.shape)}"
     spacing = torch.finfo(at_precision.dtype).eps
@@ -103,7 +104,9 @@ def assert_as_good_as_oracle(got: Tensor, exact: Tensor, at_precision: Tensor, w
         at_precision = exact + 8 * spacing * (1 + largest)
     finite = at_precision.double().isfinite() & exact.isfinite()
     own = torch.where(finite, (at_precision.double() - exact).abs(), 0.0)
-    allowed = 2 * own.max() + 2 * spacing * torch.where(exact.isfinite(), exact.abs(), 0.0) if own.numel() else own
+    if own.numel():
+        own = 2 * own.max() + spacing * (2 * torch.where(exact.isfinite(), exact.abs(), 0.0) + largest)
+    allowed = own
     assert not error.isnan().any(), f"{what}: NaN where {exact[error.isnan()][:3].tolist()} was expected"
     excess = error - allowed
     if excess.numel() and excess.max() > 0:
@@ -121,8 +124,8 @@ def assert_gradient(
 ) -> None:
     """`got` is the gradient computed at float32 (or float64) and rounded once, to the dtype of `x`: half its spacing.
 
-    What the arithmetic may err: twice what the oracle does at that precision, and the rounding of lse, log p, entropy and
-    KL, each as large as the logits and the KL itself, which are relative errors of p.
+    What the arithmetic may err: twice what the oracle does at that precision, and the rounding of lse, log p, entropy
+    and KL, each as large as the logits and the KL itself, which are relative errors of p.
     """
     assert got.shape == x.shape
     assert got.dtype == x.dtype

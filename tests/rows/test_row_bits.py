@@ -93,10 +93,10 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 from prefuse import _prefuse
-from row_oracle import GRADIENTS, assert_as_good_as_oracle, gradient, peaked, some_labels, statistics
+from row_oracle import GRADIENTS, assert_as_good_as_oracle, assert_gradient, peaked, some_labels, statistics
 from prefuse.functional import STATISTICS, token_stats
 for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-    for vocabulary in (1, 15, 16, 33, 1000, 5001):
+    for vocabulary in (1, 15, 33, 5001):
         x, reference = peaked((3, vocabulary), 1, dtype), peaked((3, vocabulary), 2, dtype)
         if vocabulary > 2:
             x[0, 1] = reference[0, 1] = float("-inf")
@@ -107,14 +107,12 @@ for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         precision = got.logp.dtype
         exact = statistics(x.detach(), labels, reference, temperature=0.8)
         own = statistics(x.detach(), labels, reference, temperature=0.8, precision=precision)
+        largest = 2.5 * x.detach().abs()[x.detach().isfinite()].max().item()
         for name in STATISTICS:
-            assert_as_good_as_oracle(got[name].detach(), exact[name], own[name], name, largest=500.0)
+            assert_as_good_as_oracle(got[name].detach(), exact[name], own[name], name, largest=largest)
         sum(got[name].sum() for name in GRADIENTS).backward()
         ones = {name: torch.ones(3) for name in GRADIENTS}
-        exact = gradient(x.detach(), labels, ones, reference, temperature=0.8)
-        error = (x.grad.double() - exact).abs()
-        finest = torch.finfo(precision).eps * 400 * (exact.abs() + exact.abs().max())
-        assert (error <= finest + torch.finfo(dtype).eps * exact.abs() + torch.finfo(dtype).tiny).all(), (dtype, vocabulary)
+        assert_gradient(x.grad, x.detach(), labels, ones, reference, temperature=0.8)
 print(_prefuse.simd_level())
 """
 

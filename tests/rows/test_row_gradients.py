@@ -1,4 +1,4 @@
-"""Gradients of the rows against the closed forms in float64, autograd's gradcheck, and the rounding of 16-bit outputs."""
+"""Gradients of the rows against the closed forms in float64, finite differences, and the rounding of 16-bit outputs."""
 
 import itertools
 

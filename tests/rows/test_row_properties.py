@@ -98,6 +98,7 @@ def test_values(drawn, names, k):
             expected, yardstick = torch.where(mask, expected, 0.0), torch.where(mask, yardstick, 0.0)
         largest = 2 * max(magnitude(x, **transforms), magnitude(reference, **transforms))
         assert_as_good_as_oracle(got[name], expected, yardstick, name, largest=largest)
+    assert "logp" not in got or not (got.logp > 0).any()
 
 
 @SETTINGS
@@ -108,7 +109,8 @@ def test_gradients(drawn, names):
     got = token_stats(leaf, labels, sorted(names), reference_logits=reference, mask=mask, **transforms)
     generator = torch.Generator().manual_seed(0)
     upstream = {name: torch.randn(labels.shape, generator=generator) for name in sorted(names)}
-    upstream["logp" if "logp" in names else min(names)][..., :1] = 0
+    if labels.ndim:
+        upstream["logp" if "logp" in names else min(names)][..., :1] = 0
     torch.autograd.backward([got[n] for n in upstream], [upstream[n].to(got[n].dtype) for n in upstream])
     if mask is not None:
         assert not leaf.grad[~mask].any()
