@@ -117,9 +117,9 @@ print(_prefuse.simd_level())
 """
 
 
-@pytest.mark.parametrize("level", ["portable", "avx2", "avx512", "neon"])
+@pytest.mark.parametrize("level", [level for level in ("portable", "avx2", "avx512") if level != _prefuse.simd_level()])
 def test_every_simd_level_is_right(level):
-    """PREFUSE_SIMD lowers the level; one that the machine lacks is skipped."""
+    """PREFUSE_SIMD sets the level; one that the machine lacks is skipped. All other tests run at the machine's own."""
     here = os.path.dirname(__file__)
     environment = {**os.environ, "PREFUSE_SIMD": level}
     done = subprocess.run(
