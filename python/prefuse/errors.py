@@ -2,4 +2,4 @@
 
 
 class LanguageError(ValueError):
-    """An objective says something the language cannot say; the message names the objective and what to write instead."""
+    """An objective says what the language cannot say; the message names it and what to write instead."""

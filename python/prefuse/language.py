@@ -11,29 +11,44 @@ An objective is a function of a view and of hyper-parameters, decorated by its k
     score = simpo(beta=2.5)(chosen_logps=…, rejected_logps=…, chosen_lengths=…, rejected_lengths=…)
     score.loss.backward()
 
-It runs once, on symbols; value, gradient and formula come from what it did. All values are in nats where they are
-log-likelihoods, and are computed in f64 whatever the dtype of the columns.
+It runs once, on symbols; value, gradient and formula come from what it did. Log-likelihoods are in nats; everything is
+computed in f64 whatever the dtype of the columns.
 
-**Levels.** token ⊂ response ⊂ group ⊂ batch; a pair is a group whose two responses have names. A coarser value meets a
-finer one by itself; a finer one is reduced: `x.sum()`, `x.mean()`, `x.max()`, `x.logsumexp()` to the level above, or to a
-level named (`x.mean("batch")`); `x.softmax()` normalises. The loss is one value per item (pair, response, group) or one
-for the batch.
+**Levels.** token ⊂ response ⊂ group ⊂ batch; a pair is a group whose two responses have names. A coarser value meets
+a finer one by itself; a finer one is reduced: `x.sum()`, `x.mean()`, `x.max()`, `x.logsumexp()` to the level above, or
+to a level named (`x.mean("batch")`); `x.softmax()` normalises. The loss is one value per item (pair, response, group)
+or one for the batch.
 
 **Columns and the arguments they are given as.**
 
-| view | written | argument |
-| --- | --- | --- |
-| pair | `pair.chosen.logp`, `.ref_logp`, `.length` | `chosen_logps`, `ref_chosen_logps`, `chosen_lengths`, each [B] |
-| | `pair.chosen["score"]`, `pair["margin"]` | `chosen_score`, `margin`, each [B] |
-| | `pair.chosen.token.logp`, `.token["kl"]` | `chosen_token_logps`, `chosen_token_kl`, with `chosen_mask` or `chosen_cu_seqlens` |
-| | `pair.response("gold").logp` | `gold_logps` |
-| response, group | `response.logp`, `response["label"]`, `group["x"]` | `logps`, `label`, each [R]; `x` [G]; with `groups` [R] where groups matter |
-| | `response.token.logp`, `response.token["kl"]` | `token_logps`, `token_kl`, with `mask` or `cu_seqlens` |
-| token | `token.logp`, `token["advantage"]`, `token.response["reward"]` | `logps`, `advantage`, `reward`, with `mask` or `cu_seqlens` |
-| any | `view.batch["delta"]` | `delta`, a number |
+In a pair (one value per pair, [B], unless it says otherwise):
 
-Tokens are padded [R, T] with a boolean mask, or packed [N] with offsets `cu_seqlens` [R + 1]. `groups` holds one integer
-id per response in any order; results per group come by ascending id. Responses of lists may also come as [G, K].
+| written | argument |
+| --- | --- |
+| `pair.chosen.logp`, `.ref_logp`, `.length` | `chosen_logps`, `ref_chosen_logps`, `chosen_lengths` |
+| `pair.chosen["score"]`, `pair["margin"]` | `chosen_score`, `margin` |
+| `pair.chosen.token.logp`, `.token["kl"]` | `chosen_token_logps`, `chosen_token_kl` by token, with `chosen_mask` |
+| `pair.response("gold").logp` | `gold_logps` |
+| `pair.batch["delta"]` (and in every view) | `delta`, a number |
+
+In a point objective or a list, [R]:
+
+| written | argument |
+| --- | --- |
+| `response.logp`, `response["label"]` | `logps`, `label` |
+| `group["x"]`, `pairs["p"]` | `x` [G], `p` [G, K, K] |
+| `response.token.logp`, `response.token["kl"]` | `token_logps`, `token_kl` by token, with `mask` |
+
+In a token objective:
+
+| written | argument |
+| --- | --- |
+| `token.logp`, `token["advantage"]` | `logps`, `advantage` by token, with `mask` |
+| `token.response["reward"]`, `token.response.group["x"]` | `reward` [R], `x` [G] |
+
+Tokens are padded [R, T] with a boolean mask, or packed [N] with offsets `cu_seqlens` [R + 1] in its place. Where groups
+matter, `groups` [R] holds one integer id per response, in any order; results per group come by ascending id. Response
+columns may also come as [G, K].
 A response's log-probability and length may be left out where its tokens are given: the sum and the count stand for
 them. A length counts at least 1, so that an empty response has average 0.
 

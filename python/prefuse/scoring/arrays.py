@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-View = tuple[int, str, Sequence[int], Sequence[int]]
+View = tuple[int, str, tuple[int, ...], tuple[int, ...]]
 Array = Any  # a torch.Tensor or a numpy.ndarray, always the same of the two within one call
 
 ONE = (1,)
@@ -92,7 +92,7 @@ class TorchArrays:
 
     def result_dtype(self, arrays: Sequence[torch.Tensor]) -> torch.dtype:
         """Return float64 if any tensor is, else float32."""
-        return torch.float64 if any([a.dtype is torch.float64 and a.ndim for a in arrays]) else torch.float32
+        return torch.float64 if any(a.dtype is torch.float64 and a.ndim for a in arrays) else torch.float32
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Return an uninitialised CPU tensor."""
@@ -150,7 +150,7 @@ class NumpyArrays:
 
     def result_dtype(self, arrays: Sequence[np.ndarray[Any, Any]]) -> np.dtype[Any]:
         """Return float64 if any array is, else float32."""
-        return np.dtype(np.float64 if any([a.dtype == np.float64 and a.ndim for a in arrays]) else np.float32)
+        return np.dtype(np.float64 if any(a.dtype == np.float64 and a.ndim for a in arrays) else np.float32)
 
     def empty(self, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """Return an uninitialised array."""
@@ -162,7 +162,8 @@ class NumpyArrays:
 
     def gather(self, array: np.ndarray[Any, Any], index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return selected elements."""
-        return array.reshape(-1)[index]
+        picked: np.ndarray[Any, Any] = array.reshape(-1)[index]
+        return picked
 
     def scatter(
         self, values: np.ndarray[Any, Any], index: np.ndarray[Any, Any], shape: Sequence[int]

@@ -12,7 +12,7 @@ from .call import Call, Scored
 def score_with_grad(call: Call, reduction: str, wrt: tuple[str, ...]) -> Scored:
     """Return a score whose loss and losses carry gradients to the columns in `wrt`."""
     columns = [call.columns[name] for name in wrt]
-    loss, losses, extras = _Objective.apply(call, reduction, wrt, *columns)  # type: ignore[no-untyped-call]
+    loss, losses, extras = _Objective.apply(call, reduction, wrt, *columns)
     return Scored(loss, loss if reduction == "none" else losses, extras, [])
 
 
@@ -36,7 +36,8 @@ class _Objective(torch.autograd.Function):
         with torch.no_grad():
             gradients = _pull_back(ctx, loss, losses)
         if torch.is_grad_enabled():
-            gradients = _FirstOrder.apply(ctx.call.traced.trace.name, *gradients)  # type: ignore[no-untyped-call]
+            apart = [gradient if gradient is None else gradient.requires_grad_() for gradient in gradients]
+            gradients = _FirstOrder.apply(ctx.call.traced.trace.name, *apart)
         return None, None, None, *gradients
 
 

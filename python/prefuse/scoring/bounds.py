@@ -49,4 +49,4 @@ class Bounds:
 def _extremes(value: Any) -> tuple[float, ...]:
     if not hasattr(value, "shape"):
         return (float(value),)
-    return (float(value.min()), float(value.max())) if 0 not in value.shape else ()
+    return (value.min().item(), value.max().item()) if 0 not in value.shape else ()

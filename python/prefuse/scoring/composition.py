@@ -103,8 +103,8 @@ def add(left: Objective, right: Objective) -> Objective:
     Raises:
         LanguageError: they are of different kinds.
     """
-    if not isinstance(right, _objective_type()):
-        return NotImplemented
+    if not _is_objective(right):
+        raise TypeError(f"{left.name} + {type(right).__name__}: expected another objective")
     _check_kinds(left, right)
     return _sum([*_terms(left), *_terms(right)])
 
@@ -128,7 +128,7 @@ def weigh(objective: Objective, weight: Any, detach: bool) -> Objective:
         TypeError: it is neither an objective, a column name, nor an array.
     """
     part, settings = _part("loss" if not isinstance(weight, str) else objective.name, objective)
-    if isinstance(weight, _objective_type()):
+    if _is_objective(weight):
         _check_kinds(objective, weight)
         other, more = _part("weight", weight)
         return _make(Weighted(part, other, detach, settings | more, False))
@@ -190,11 +190,11 @@ def _check_kinds(left: Objective, right: Objective) -> None:
         )
 
 
-def _objective_type() -> type[Objective]:
-    from .objective import Objective
-
-    return Objective
+def _is_objective(value: Any) -> bool:
+    return isinstance(getattr(value, "_definition", None), Definition)
 
 
 def _make(definition: Definition) -> Objective:
-    return _objective_type()(definition)
+    from .objective import Objective
+
+    return Objective(definition)

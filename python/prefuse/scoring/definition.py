@@ -10,7 +10,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import LanguageError
 from ..tracing.expression import Expression, lift
@@ -46,7 +46,7 @@ class Definition(ABC):
     """
 
     _serial = itertools.count()
-    _alive: weakref.WeakValueDictionary[str, Definition] = weakref.WeakValueDictionary()
+    _alive: ClassVar[weakref.WeakValueDictionary[str, Definition]] = weakref.WeakValueDictionary()
 
     def __init__(
         self, name: str, kind: Kind, defaults: dict[str, Setting], bounds: Mapping[str, str], doc: str | None
@@ -157,10 +157,14 @@ class Written(Definition):
         return Built(loss, _named_rewards(trace, rewards))
 
 
+# Stands for the view of a function without arguments.
+_NOTHING = inspect.Parameter("nothing", inspect.Parameter.KEYWORD_ONLY)
+
+
 def hyper_parameters(name: str, function: Callable[..., Any]) -> dict[str, Setting]:
     """Return the keyword-only arguments of an objective's function and their defaults."""
-    view, *rest = inspect.signature(function).parameters.values() or [None]
-    if view is None or view.kind not in (view.POSITIONAL_ONLY, view.POSITIONAL_OR_KEYWORD):
+    view, *rest = inspect.signature(function).parameters.values() or [_NOTHING]
+    if view.kind not in (view.POSITIONAL_ONLY, view.POSITIONAL_OR_KEYWORD):
         raise LanguageError(f"{name}: an objective's first argument is its view, e.g. def {name}(pair, *, beta=0.1)")
     for parameter in rest:
         if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
@@ -187,14 +191,12 @@ def _check_level(trace: Trace, loss: Expression) -> None:
     kind = trace.kind
     if loss.space in (kind.item, BATCH):
         return
-    advice = (
-        'finish with .mean("batch") or .sum("batch")'
-        if loss.space in trace.ancestors(kind.item)
-        else f"reduce it first, e.g. x.sum() or x.mean({'' if kind.item == 'response' else repr(kind.level(kind.item))})"
-    )
-    raise trace.error(
-        f"the loss is a {loss.level} value; expected one value per {kind.level(kind.item)} or one for the batch: {advice}"
-    )
+    item = kind.level(kind.item)
+    if loss.space in trace.ancestors(kind.item):
+        advice = 'finish with .mean("batch") or .sum("batch")'
+    else:
+        advice = f"reduce it first, e.g. x.sum() or x.mean({'' if item == 'response' else repr(item)})"
+    raise trace.error(f"the loss is a {loss.level} value; expected one per {item} or one for the batch: {advice}")
 
 
 def _view_word(trace: Trace) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..tracing.kinds import BATCH, GROUP, PAIR, Kind, pair_space, token_space
+from ..tracing.kinds import BATCH, PAIR, Kind, pair_space, token_space
 from .arrays import ONE, Array, Arrays
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
@@ -83,15 +83,14 @@ class _Arranger:
         for name, where in self.columns.items():
             if where == space and name in self.arguments and len(self.arguments[name].shape) == rank:
                 return int(self.arguments[name].shape[0])
-        for name, array in self.arguments.items():
-            if name.endswith("mask") and name in self._layout_names():
-                return int(array.shape[0]) if len(array.shape) else 0
-            if name.endswith("cu_seqlens") and name in self._layout_names():
-                return max(int(array.shape[0]) - 1, 0) if len(array.shape) else 0
-        for name, where in self.columns.items():
-            if where == space and name in self.arguments:
-                raise ValueError(f"{name}: {self._expected(space)}, got shape {_shape(self.arguments[name])}")
-        raise ValueError(f"nothing given tells the number of {self.kind.level(space)}s")
+        described = min(self._layout_names() & set(self.arguments), default=None)
+        if described is not None:
+            rows = int(self.arguments[described].shape[0]) if len(self.arguments[described].shape) else 0
+            return rows if described.endswith("mask") else max(rows - 1, 0)
+        wrong = next((name for name, where in self.columns.items() if where == space), None)
+        if wrong is None:
+            raise ValueError(f"nothing given tells the number of {self.kind.level(space)}s")
+        raise ValueError(f"{wrong}: {self._expected(space)}, got shape {_shape(self.arguments[wrong])}")
 
     def _layout_names(self) -> set[str]:
         prefixes = {name.rpartition("mask")[0] for name in self.arguments if name.endswith("mask")}
@@ -103,7 +102,8 @@ class _Arranger:
     def _arrange_groups(self) -> Index | None:
         """Lay responses out group by group; return their order, or None if the caller's is that order already."""
         if "groups" not in self.arguments:
-            return self._arrange_rectangle()
+            self._arrange_rectangle()
+            return None
         identifiers = self.arrays.numpy(self.arguments["groups"])
         if identifiers.ndim != 1 or identifiers.dtype.kind not in "iu":
             raise ValueError(
@@ -122,9 +122,9 @@ class _Arranger:
 
     def _arrange_rectangle(self) -> None:
         """Take responses given as [G, K]: K to a group."""
-        for name, space in self.columns.items():
-            if space == "response" and name in self.arguments and len(self.arguments[name].shape) == 2:
-                groups, members = (int(size) for size in self.arguments[name].shape)
+        for column, space in self.columns.items():
+            if space == "response" and len(self.arguments[column].shape) == 2:
+                groups, members = (int(size) for size in self.arguments[column].shape)
                 self._size("response", groups * members, (groups, members))
                 self._size("group", groups)
                 self._set_groups(np.full(groups, members))
@@ -144,7 +144,7 @@ class _Arranger:
     def _token_spaces(self) -> list[tuple[str, str]]:
         """Return (token space, argument prefix) for every token space that is used or described."""
         found: dict[str, str] = {}
-        for name, space in self.columns.items():
+        for space in self.columns.values():
             if space.startswith("token"):
                 role = space.partition(":")[2]
                 found[space] = f"{role}_" if role else ""
@@ -251,8 +251,3 @@ def _shape(array: Array) -> str:
 
 def _shape_text(shape: Sequence[int]) -> str:
     return f"[{', '.join(str(int(size)) for size in shape)}]"
-
-
-def needs_groups(kind: Kind, spaces: Sequence[str]) -> bool:
-    """Return whether a program over these spaces looks at groups of responses."""
-    return kind is GROUP or (kind is not PAIR and ("group" in spaces or pair_space("response") in spaces))

@@ -122,7 +122,9 @@ class Objective:
         objective = self._with(own) if own else self
         if not arguments:
             raise TypeError(f"{self.name}: value_and_grad needs columns: {', '.join(self.columns)}")
-        return objective._plan(arguments).value_and_grad(arguments | objective._arrays, objective._numbers, reduction)
+        return objective._plan(arguments).value_and_grad(
+            {**arguments, **objective._arrays}, objective._numbers, reduction
+        )
 
     # Composing
 
@@ -160,7 +162,7 @@ class Objective:
         objective = self._with(own) if own else self
         if not rest:
             return objective
-        return objective._plan(rest).score(rest | objective._arrays, objective._numbers, reduction)
+        return objective._plan(rest).score({**rest, **objective._arrays}, objective._numbers, reduction)
 
     def _plan(self, arguments: Mapping[str, Any]) -> Plan:
         names = tuple(arguments)
@@ -175,7 +177,7 @@ class Objective:
             bounds = self._definition.bounds.get(name)
             if bounds is not None and isinstance(form_of(value), Form):
                 bounds.check(value)
-        return Objective(self._definition, self._settings | own)
+        return Objective(self._definition, {**self._settings, **own})
 
     def _traced(self, given: frozenset[str] | None) -> Traced:
         return self._definition.trace(given, self._forms)

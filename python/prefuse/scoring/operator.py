@@ -65,7 +65,7 @@ def _mark(form: Any) -> str:
     return repr(form)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _outline(handle: str, names: str, settings: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the roles of the rewards and the names of the metrics."""
     traced = _plan(handle, names, settings).traced

@@ -15,7 +15,6 @@ from .arrays import NUMPY, PLAIN_TENSORS, TORCH, Array, Arrays, library_of
 from .autograd import score_with_grad
 from .call import Call, bind, bind_plain
 from .definition import Definition
-from .layout import needs_groups
 from .score import Score
 from .settings import Forms, is_number
 from .traced import Traced
@@ -46,7 +45,7 @@ class Plan:
         self.forms = forms
         self.traced = definition.trace(names, forms)
         spaces = self.traced.score_step("mean", ()).spaces
-        self.grouped = needs_groups(definition.kind, spaces)
+        self.grouped = self.traced.trace.grouped
         layout_names = self._layout_names(spaces)
         self._check_names(names, layout_names, [name for name, _ in forms])
         self.plain = (
@@ -144,15 +143,13 @@ class Plan:
 
     def _as_arrays(self, arguments: Mapping[str, Any]) -> dict[str, Array]:
         """Let numbers stand for columns of the batch."""
-        library = NUMPY if any(isinstance(value, np.ndarray) for value in arguments.values()) else TORCH
-        make = np.asarray if library is NUMPY else torch.tensor
-        numbers = {name: value for name, value in arguments.items() if is_number(value)}
-        return {
-            name: make(value, dtype=np.float64 if library is NUMPY else torch.float64)
-            if name in numbers and self.traced.columns.get(name) == BATCH
-            else value
-            for name, value in arguments.items()
-        }
+        numpy = any(isinstance(value, np.ndarray) for value in arguments.values())
+        arrays = dict(arguments)
+        for name, value in arguments.items():
+            if is_number(value) and self.traced.columns.get(name) == BATCH:
+                array = np.asarray(value, np.float64)
+                arrays[name] = array if numpy else torch.from_numpy(array)
+        return arrays
 
 
 def describe(traced: Traced) -> dict[str, ColumnInfo]:
@@ -166,7 +163,7 @@ def describe(traced: Traced) -> dict[str, ColumnInfo]:
     for role in traced.trace.roles or (None,):
         if token_space(role) in spaces:
             found[f"{role}_mask" if role else "mask"] = ColumnInfo(kind.level(token_space(role)), "bool")
-    if needs_groups(kind, spaces):
+    if traced.trace.grouped:
         found["groups"] = ColumnInfo("response", "int")
     return found
 

@@ -42,7 +42,7 @@ class Score:
     def rewards(self) -> Any:
         """Implicit rewards, detached: a dict by role for pairs, one array [R] otherwise; an empty dict without any."""
         rewards = self._source.rewards(self._extras)
-        return rewards[""] if "" in rewards else rewards
+        return rewards.get("", rewards)
 
     @property
     def metrics(self) -> dict[str, Any]:

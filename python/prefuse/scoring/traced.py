@@ -69,9 +69,10 @@ class Traced:
         self._lock = threading.Lock()
 
     def _columns_read(self) -> dict[str, str]:
-        """Columns in the order of first use, those the formula lost to simplification left out."""
+        """Columns in the order of first use, array settings last; those lost to simplification are left out."""
         used = set(self.trace.graph.columns_of([self._losses, *self._extras]))
-        return {name: column.space for name, column in self.trace.columns.items() if column.node in used}
+        read = {name: column.space for name, column in self.trace.columns.items() if column.node in used}
+        return dict(sorted(read.items(), key=lambda item: item[0] in self.trace.reserved))
 
     def score_step(self, reduction: str, wrt: tuple[str, ...]) -> Step:
         """Return the program that gives loss, losses, rewards, metrics, and d(loss)/d(column) for `wrt`."""

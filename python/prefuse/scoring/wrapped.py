@@ -135,7 +135,8 @@ class TensorGroup:
         groups = self._arguments.optional("groups")
         if groups is None:
             raise self._arguments.missing("groups")
-        return torch.unique(groups, return_inverse=True)[1]
+        index: torch.Tensor = torch.unique(groups, return_inverse=True)[1]
+        return index
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._arguments.column(None, "own", name)
@@ -175,7 +176,8 @@ class Arguments:
         """Return the argument, or None."""
         if argument in self._given:
             self.read.add(argument)
-        return self._given.get(argument)
+        value: torch.Tensor | None = self._given.get(argument)
+        return value
 
     def column(self, role: str | None, level: str, name: str) -> torch.Tensor:
         """Return a column by role, level and name."""

@@ -178,16 +178,27 @@ class Expression:
             raise self.trace.error(f"a {self.level} value does not lie below the level {to!r}")
         return space
 
+    def _inside_parent(self) -> int:
+        """Return the node for an operation along the elements of one parent."""
+        if self.space == BATCH:
+            raise self.trace.error("a value of the whole batch has no neighbours")
+        self.trace.look_at(self.trace.parent(self.space))
+        return self.node
+
     # Order
 
     def rank(self, within: str | None = None, *, descending: bool = True) -> Expression:
         """Rank among the elements of `within`, 1 first, ties by input order; no gradient passes."""
-        return self.trace.build(self.trace.graph.rank, self.node, self._outer(within), descending)
+        space = self._outer(within)
+        self.trace.look_at(space)
+        return self.trace.build(self.trace.graph.rank, self.node, space, descending)
 
     def sort(self, within: str | None = None, *, key: Expression | None = None, descending: bool = False) -> Expression:
         """Values in the stable order of `key` (of themselves by default) inside `within`; gradients follow."""
         by = self if key is None else key
-        return self.trace.build(self.trace.graph.sort, self.node, by.node, self._outer(within), descending)
+        space = self._outer(within)
+        self.trace.look_at(space)
+        return self.trace.build(self.trace.graph.sort, self.node, by.node, space, descending)
 
     # Along the tokens of a response
 
@@ -202,22 +213,22 @@ class Expression:
     def _scan(self, reverse: bool, discount: Expression | Number, reset: Expression | None) -> Expression:
         factor = lift(self.trace, discount).node
         flags = None if reset is None else lift(self.trace, reset).node
-        return self.trace.build(self.trace.graph.scan, self.node, reverse, factor, flags)
+        return self.trace.build(self.trace.graph.scan, self._inside_parent(), reverse, factor, flags)
 
     def shift(self, by: int, fill: float = 0.0) -> Expression:
         """Values moved `by` places towards the end of their parent, x[t − by]; `fill` where nothing moved in.
 
         `v.shift(-1)` is the next token's value.
         """
-        return self.trace.build(self.trace.graph.shift, self.node, by, float(fill))
+        return self.trace.build(self.trace.graph.shift, self._inside_parent(), by, float(fill))
 
     def first(self) -> Expression:
         """The first value below each element of the level above; 0 where there is none."""
-        return self.trace.build(self.trace.graph.first, self.node)
+        return self.trace.build(self.trace.graph.first, self._inside_parent())
 
     def last(self) -> Expression:
         """The last value below each element of the level above; 0 where there is none."""
-        return self.trace.build(self.trace.graph.last, self.node)
+        return self.trace.build(self.trace.graph.last, self._inside_parent())
 
     def detach(self) -> Expression:
         """The same value, through which no gradient passes."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-GREEK = frozenset(
-    ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "kappa", "lambda", "mu", "nu", "xi"]
-    + ["rho", "sigma", "tau", "phi", "chi", "psi", "omega"]
+import re
+
+GREEK = re.compile(
+    "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|chi|psi|omega"
 )
 ROLES = {"chosen": "w", "rejected": "l"}
 
@@ -14,11 +15,10 @@ def parameter(name: str) -> str:
     if name.endswith("*"):
         return rf"w_{{{word(name[:-1])}}}"
     head, _, rest = name.rpartition(".")[2].partition("_")
-    head = head if head != "lambda_" else "lambda"
     if name in ("label_smoothing", "epsilon"):
         return r"\varepsilon"
-    if head in GREEK:
-        return rf"\{head}" + (rf"_{{{ROLES.get(rest) or word(rest)}}}" if rest else "")
+    if GREEK.fullmatch(head):
+        return rf"\{head}" + (f"_{{{ROLES.get(rest) or word(rest)}}}" if rest else "")
     return name if len(name) == 1 else word(name)
 
 

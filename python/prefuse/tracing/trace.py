@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _prefuse
 from ..errors import LanguageError
 from . import notation
-from .kinds import BATCH, Kind
+from .kinds import BATCH, GROUP, PAIR, Kind
 
 if TYPE_CHECKING:
     from .expression import Expression
@@ -60,7 +60,8 @@ class Trace:
         self.touched: set[tuple[str | None, str]] = set()
         self.texts: dict[int, str] = {}
         self.symbols: dict[int, str] = {}
-        self._reserved = reserved
+        self.grouped = kind is GROUP
+        self.reserved = reserved
 
     # Building
 
@@ -69,9 +70,16 @@ class Trace:
         from .expression import Expression
 
         try:
-            return Expression(self, method(*arguments))
+            expression = Expression(self, method(*arguments))
         except ValueError as error:
             raise self.error(str(error)) from None
+        self.look_at(expression.space)
+        return expression
+
+    def look_at(self, space: str) -> None:
+        """Note that a space matters: responses need not be grouped where groups never do."""
+        if self.kind is not PAIR and (space == "group" or "*" in space):
+            self.grouped = True
 
     def error(self, message: str) -> LanguageError:
         """Return the error to raise, opened by the objective's name."""
@@ -95,7 +103,7 @@ class Trace:
             LanguageError: the name is taken: by a hyper-parameter, a column of another level, or an argument of every
                 objective.
         """
-        if argument in self._reserved:
+        if argument in self.reserved:
             raise self.error(f"{argument!r} is both a hyper-parameter and a column; rename one of them")
         if argument in ("groups", "reduction") or argument.endswith(LAYOUT_ENDINGS):
             raise self.error(f"{argument!r} already says how columns lie or reduce; give the column another name")
@@ -133,6 +141,12 @@ class Trace:
     def has(self, argument: str) -> bool:
         """Return whether the caller gave this argument (False while there is no caller)."""
         return self.given is not None and argument in self.given
+
+    def sums(self, response: str, token: str) -> bool:
+        """Return whether a response column is to be summed from its tokens: they were given, and it was not."""
+        if self.given is None:
+            return token in self.columns and response not in self.columns
+        return token in self.given and response not in self.given
 
     def touch(self, role: str | None, name: str) -> None:
         """Note that a role's standard column was used: the default reward depends on which."""

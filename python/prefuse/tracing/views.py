@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import notation
 from .expression import Expression, Pairs, binary
-from .kinds import BATCH, GROUP, PAIR, POINT, STANDARD, TOKEN, token_space
+from .kinds import BATCH, STANDARD, TOKEN, token_space
 from .trace import NewRole, Trace
 
 # Standard columns are attributes of a view; asked for by name they are the same columns.
@@ -80,6 +80,7 @@ class ResponseView:
     @property
     def position(self) -> Expression:
         """0-based position of the response in its group."""
+        self._trace.look_at("group")
         return self._trace.build(self._trace.graph.position, self._trace.kind.response)
 
     @property
@@ -98,8 +99,7 @@ class ResponseView:
         trace, role, kind = self._trace, self._role, self._trace.kind
         trace.touch(role, name)
         argument, symbol = kind.argument(role, "response", name), notation.log_probability(role, name != "logp", False)
-        from_tokens = kind is TOKEN or (not trace.has(argument) and trace.has(kind.argument(role, "token", name)))
-        if not from_tokens:
+        if not (kind is TOKEN or trace.sums(argument, kind.argument(role, "token", name))):
             return trace.column(argument, kind.response, symbol)
         total = TokenView(trace, role)[name].sum()
         return total if kind is TOKEN else trace.name_node(total, argument, symbol)
@@ -236,5 +236,5 @@ View = PairView | ResponseView | GroupView | TokenView
 
 def view_of(trace: Trace) -> View:
     """Return what a function of this trace's kind takes."""
-    views = {PAIR.name: PairView, POINT.name: ResponseView, GROUP.name: GroupView, TOKEN.name: TokenView}
+    views: dict[str, type[View]] = {"pair": PairView, "point": ResponseView, "group": GroupView, "token": TokenView}
     return views[trace.kind.name](trace)
