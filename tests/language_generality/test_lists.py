@@ -7,6 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import logsigmoid
+from torch.nn.functional import softplus as torch_softplus
+
 from prefuse.language import (
     exp,
     group_objective,
@@ -20,8 +23,6 @@ from prefuse.language import (
     stop_gradient,
     where,
 )
-from torch.nn.functional import logsigmoid
-from torch.nn.functional import softplus as torch_softplus
 
 from .checking import by_group, check_against, check_numbers
 
@@ -144,9 +145,9 @@ def lipo_reference(name):
             for b in range(len(s)):
                 if label[a] > label[b]:
                     discounts = abs(math.log(base) / math.log(1 + place[a]) - math.log(base) / math.log(1 + place[b]))
-                    weight = abs(2 ** label[a] - 2 ** label[b]) * discounts
+                    weight = abs(2.0 ** float(label[a]) - 2.0 ** float(label[b])) * discounts
                     link = torch.relu(1 - (s[a] - s[b])) if name == "hinge" else torch_softplus(s[b] - s[a])
-                    total = total + (weight.detach() * link if name == "lambda" else link)
+                    total = total + (weight * link if name == "lambda" else link)
         return total
 
     return per_group(formula)
@@ -434,3 +435,47 @@ def test_win_rates():
     columns = {"logps": [-1.0, -2.0, -4.0], "groups": [0, 0, 0], "preference": [matrix]}
     gradient = {"logps": [-0.55, -0.45, -0.50]}
     check_numbers(win_rate_policy_gradient, columns, 0.55 + 0.9 + 2.0, gradient)
+
+
+# --- online IPO over all pairs of a group (arXiv:2403.08635), targets from a preference matrix ----------------------
+
+
+@group_objective
+def online_ipo(group, *, tau=0.3):
+    pairs = group.pairs()
+    i, j = pairs
+    h, place = group.response.logratio, group.response.position
+    residual = i(h) - j(h) - (pairs["preference"] - 0.5) / tau
+    below = i(place) < j(place)
+    return where(below, square(residual), 0.0).sum("group") / below.sum("group")
+
+
+def test_online_ipo():
+    rng = np.random.default_rng(8)
+    wins = rng.uniform(0, 1, (2, 4, 4))
+    columns = {"logps": rng.normal(-9, 2, 8), "ref_logps": rng.normal(-9, 2, 8), "groups": np.repeat([5, 2], 4)}
+
+    def reference(*, logps, ref_logps, groups, preference, tau=0.3):
+        losses = []
+        for rows, matrix in zip(by_group(groups), preference, strict=True):
+            h = (logps - ref_logps)[rows]
+            terms = [(h[a] - h[b] - (matrix[a, b] - 0.5) / tau) ** 2 for a in range(4) for b in range(a + 1, 4)]
+            losses.append(torch.stack(terms).mean())
+        return torch.stack(losses)
+
+    check_against(online_ipo, columns | {"preference": wins}, reference, tau=0.2)
+
+
+# --- PF-PPO (arXiv:2409.06957): keep the best and the worst of a group ----------------------------------------------
+
+
+@group_objective
+def best_and_worst(group):
+    reward = group.response["reward"]
+    kept = (reward.rank(descending=True) == 1.0) | (reward.rank(descending=False) == 1.0)
+    return -where(kept, group.response.logp, 0.0).sum()
+
+
+def test_best_and_worst():  # token_rl_data.md, PF-PPO
+    columns = {"logps": [-1.0, -2.0, -3.0, -4.0, -5.0], "reward": [0.2, 1.5, -0.3, 0.9, 1.1], "groups": [0] * 5}
+    check_numbers(best_and_worst, columns, 5.0, {"logps": [0.0, -1.0, -1.0, 0.0, 0.0]})

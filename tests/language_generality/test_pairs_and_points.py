@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch.nn.functional import logsigmoid
+
 from prefuse.language import (
     exp,
     log,
@@ -16,7 +18,6 @@ from prefuse.language import (
     stop_gradient,
     where,
 )
-from torch.nn.functional import logsigmoid
 
 from .checking import check_against, check_numbers
 
@@ -187,6 +188,18 @@ def test_kto_batch_mean():
     columns = random_columns(["logps", "ref_logps"]) | {"label": np.arange(7) % 2 == 0}
     columns["logps"] = columns["logps"] + 3.0
     check_against(kto_batch_mean, columns, reference, beta=0.4)
+
+
+@pair_objective
+def kto_pair(pair, *, beta=0.1):
+    """TRL's former kto_pair: each side's baseline is the other side's batch mean."""
+    chosen, rejected = pair.chosen.logratio, pair.rejected.logratio
+    anchor = {side: stop_gradient(maximum(h.mean("batch"), 0.0)) for side, h in (("w", chosen), ("l", rejected))}
+    return 0.5 * (sigmoid(-beta * (chosen - anchor["l"])) + sigmoid(beta * (rejected - anchor["w"])))
+
+
+def test_kto_pair():  # libraries.md 1.3
+    check_numbers(kto_pair, F1, 0.476603)
 
 
 # --- β-DPO (libraries.md 1.7.14): the batch sets β ------------------------------------------------------------------

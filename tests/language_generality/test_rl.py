@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from prefuse.language import (
     clamp,
     exp,
@@ -210,15 +211,57 @@ def test_grpo_numbers(reduction, loss):  # libraries.md 1.6: grpo, bnpo/dapo, dr
 
 
 @token_objective
-def cispo(token, *, beta=0.04, clip=0.2):
-    weight = stop_gradient(minimum(exp(token.logp - token["old_logps"]), 1.0 + clip))
+def cispo(token, *, beta=0.04, cap=5.0):
+    weight = stop_gradient(minimum(exp(token.logp - token["old_logps"]), cap))
     towards_reference = token.ref_logp - token.logp
     penalty = beta * (exp(towards_reference) - towards_reference - 1.0)
     return (penalty - weight * token.response["advantage"] * token.logp).mean("batch")
 
 
-def test_cispo():  # libraries.md 1.6
-    check_numbers(cispo, f2_columns(), 0.257022)
+def test_cispo():  # libraries.md 1.6; Liger's default clip of 0.2 is the cap itself, not 1 + 0.2
+    check_numbers(cispo, f2_columns(), 0.257022, cap=0.2)
+
+
+# --- GSPO: one ratio per response, clipped there -------------------------------------------------------------------
+
+
+@token_objective
+def gspo(token, *, clip=0.1):
+    ratio, advantage = exp((token.logp - token["old_logps"]).mean()), token.response["advantage"]
+    return maximum(-advantage * ratio, -advantage * clamp(ratio, 1.0 - clip, 1.0 + clip))
+
+
+def test_gspo():
+    def reference(*, logps, old_logps, advantage, mask, clip=0.1):
+        ratio = torch.exp(((logps - old_logps) * mask).sum(1) / mask.sum(1))
+        return torch.max(-advantage * ratio, -advantage * torch.clamp(ratio, 1 - clip, 1 + clip))
+
+    rng = np.random.default_rng(14)
+    mask = ragged_mask([3, 2, 5, 1], 5)
+    columns = {name: rng.normal(-1, 0.3, mask.shape) for name in ("logps", "old_logps")}
+    check_against(gspo, columns | {"advantage": rng.normal(0, 1, 4), "mask": mask}, reference, clip=0.05)
+
+
+# --- advantages whitened over all tokens of the batch --------------------------------------------------------------
+
+
+@token_objective
+def whitened_reinforce(token):
+    centred = token["advantage"] - token["advantage"].mean("batch")
+    whitened = stop_gradient(centred / sqrt(square(centred).mean("batch") + 1e-6))
+    return -(whitened * token.logp).mean("batch")
+
+
+def test_whitened_advantages():
+    def reference(*, logps, advantage, mask):
+        kept = advantage[mask]
+        whitened = (kept - kept.mean()) / torch.sqrt(kept.var(unbiased=False) + 1e-6)
+        return -(whitened.detach() * logps[mask]).mean()
+
+    rng = np.random.default_rng(15)
+    mask = ragged_mask([3, 2, 5, 1], 5)
+    columns = {name: rng.normal(-1, 2, mask.shape) for name in ("logps", "advantage")}
+    check_against(whitened_reinforce, columns | {"mask": mask}, reference)
 
 
 # --- RLOO / HyPO's KL term (arXiv:2406.01462): leave-one-out baseline inside the group ------------------------------

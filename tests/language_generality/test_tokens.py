@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from prefuse.language import exp, log_sigmoid, minimum, pair_objective, square, stop_gradient, token_objective, where
 from torch.nn.functional import logsigmoid
+
+from prefuse.language import exp, log_sigmoid, minimum, pair_objective, square, stop_gradient, token_objective, where
 
 from .checking import check_against, check_numbers, ragged_mask
 
@@ -165,7 +166,7 @@ def test_tdpo_numbers():
 def sparse_po(pair, *, beta=0.1, reward_penalty=0.0, kl_penalty=0.0):
     def parts(role):
         token = role.token
-        reward, drift = token["reward_mask"], token["kl_mask"]
+        reward, drift = token["reward_weight"], token["kl_weight"]
         return (reward * token.logratio).sum(), (drift * token["kl"]).sum(), reward.sum(), drift.sum()
 
     chosen, rejected = parts(pair.chosen), parts(pair.rejected)
@@ -180,7 +181,7 @@ def sparse_po_reference(*, beta=0.1, reward_penalty=0.0, kl_penalty=0.0, **c):
         zero = torch.zeros((), dtype=torch.float64)
         column = lambda name: torch.where(keep, c[name], zero)  # noqa: E731
         h = column(f"{role}_token_logps") - column(f"ref_{role}_token_logps")
-        u, d = column(f"{role}_token_reward_mask"), column(f"{role}_token_kl_mask")
+        u, d = column(f"{role}_token_reward_weight"), column(f"{role}_token_kl_weight")
         return (u * h).sum(1), (d * column(f"{role}_token_kl")).sum(1), u.sum(1), d.sum(1)
 
     w, l = parts("chosen"), parts("rejected")  # noqa: E741
@@ -194,19 +195,19 @@ def test_sparse_po():
         [[0.5, -0.2, 0.9]],
         [[-0.1, 0.4]],
         kl=([[0.05, 0.2, 0.1]], [[0.3, 0.15]]),
-        reward_mask=([[1.0, 0.0, 0.5]], [[0.2, 1.0]]),
-        kl_mask=([[0.5, 0.5, 0.0]], [[1.0, 0.25]]),
+        reward_weight=([[1.0, 0.0, 0.5]], [[0.2, 1.0]]),
+        kl_weight=([[0.5, 0.5, 0.0]], [[1.0, 0.25]]),
     )
     check_numbers(sparse_po, columns, 0.675432)
     check_numbers(sparse_po, columns, 0.680382, reward_penalty=1e-3, kl_penalty=1e-3)
-    common = {f"{role}_token_kl_mask": columns[f"{role}_token_reward_mask"] for role in ("chosen", "rejected")}
+    common = {f"{role}_token_kl_weight": columns[f"{role}_token_reward_weight"] for role in ("chosen", "rejected")}
     check_numbers(sparse_po, columns | common, 0.670412)
 
     rng = np.random.default_rng(5)
     ragged = lambda lengths: [list(rng.normal(0, 1, n)) for n in lengths]  # noqa: E731
     chosen, rejected = [2, 4, 1], [3, 1, 5]
     both = lambda: (ragged(chosen), ragged(rejected))  # noqa: E731
-    random = pair_tokens(*both(), kl=both(), reward_mask=both(), kl_mask=both())
+    random = pair_tokens(*both(), kl=both(), reward_weight=both(), kl_weight=both())
     check_against(sparse_po, random, sparse_po_reference, beta=0.4, reward_penalty=0.01, kl_penalty=0.02)
 
 
@@ -305,6 +306,23 @@ def test_nash_md():
     check_numbers(nash_md, columns, 1.234795)
     one = {"logps": [[-1.0, -2.0]], "ref_logps": [[-1.2, -1.5]], "mask": [[True, True]], "preference": [0.7]}
     check_numbers(nash_md, one, 0.68, {"logps": [[-0.18, -0.25]]})  # pairwise.md, Nash-MD
+
+
+# --- MaPO's mask (arXiv:2410.05102): activations mapped to [0, 1] inside the response -------------------------------
+
+
+@token_objective
+def mapo_reward(token):
+    low = token["activation"].min()
+    mask = stop_gradient((token["activation"] - low) / (token["activation"].max() - low))
+    return (mask * token.logratio).sum()
+
+
+def test_mapo_mask():  # token_rl_data.md, SparsePO
+    columns = {"logps": [[0.1, 0.2, 0.3, 0.4]], "ref_logps": [[0.0] * 4], "mask": [[True] * 4]}
+    mask = [0.461538, 1.0, 0.0, 0.692308]
+    loss = float(np.dot(mask, columns["logps"][0]))
+    check_numbers(mapo_reward, columns | {"activation": [[0.2, 0.9, -0.4, 0.5]]}, loss, {"logps": [mask]})
 
 
 # --- packed layout and responses without tokens --------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from prefuse import objectives
 
 from . import reference
@@ -115,6 +116,7 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("kto", {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.8}),
     ("kto", {"beta": 0.3, "kl": 0.4}),
     ("kto", {"beta": 0.3, "kl": -0.4}),
+    ("apo_zero_unpaired", {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.8}),
     ("bco", {"beta": 0.3}),
     ("bco", {"beta": 0.3, "delta": -0.1}),
 ]

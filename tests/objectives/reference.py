@@ -7,7 +7,6 @@ then the hyper-parameters, and returns one loss per item and the rewards.
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid as log_sigmoid
@@ -270,6 +269,12 @@ def kto_with_kl(logps, ref_logps, label, *, beta=0.1, kl=0.0, desirable_weight=1
     desirable = desirable_weight * (1 - torch.sigmoid(beta * (h - z)))
     undesirable = undesirable_weight * (1 - torch.sigmoid(beta * (z - h)))
     return torch.where(label.bool(), desirable, undesirable), beta * h
+
+
+def apo_zero_unpaired(logps, ref_logps, label, *, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
+    r = beta * (logps - ref_logps)
+    desirable, undesirable = desirable_weight * (1 - torch.sigmoid(r)), undesirable_weight * torch.sigmoid(r)
+    return torch.where(label.bool(), desirable, undesirable), r
 
 
 def bco(logps, ref_logps, label, *, beta=0.1, delta=None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from prefuse import objectives
 
 from .checking import VARIANTS, column_names, evaluate, random_columns, variant_id
@@ -43,6 +44,17 @@ def test_finite_without_tokens(variant):
     assert np.all(np.isfinite(score.losses))
     for column, gradient in score.gradients.items():
         assert np.all(np.isfinite(gradient)), column
+
+
+@pytest.mark.parametrize("name", ["dpo", "bpo", "hinge", "simpo", "cpo", "dpo_norm", "bco_pair", "nca", "apo_zero"])
+def test_an_impossible_rejected_response_costs_nothing_more(name):
+    """Log-probability -inf (a banned token): the limit of the loss, and no gradient."""
+    columns = random_columns(2, seed=6)
+    parameters = {} if name == "bpo" else {"beta": 1.0}
+    limit = evaluate(name, parameters, columns | {"rejected_logps": np.full(2, -1e6)})
+    score = evaluate(name, parameters, columns | {"rejected_logps": np.full(2, -np.inf)})
+    np.testing.assert_allclose(score.losses, limit.losses, rtol=1e-12, atol=1e-300)
+    np.testing.assert_array_equal(score.gradients["rejected_logps"], 0.0)
 
 
 @pytest.mark.parametrize("margin", [-89.0, -200.0, -1e4, 1e4])

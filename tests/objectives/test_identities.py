@@ -160,6 +160,8 @@ def test_biased_nca_is_bco():
 
 def test_kto_without_baseline_is_unpaired_apo_zero():
     kto = evaluate("kto", {"beta": 0.2, "kl": 0.0}, points(COLUMNS))
+    unpaired = evaluate("apo_zero_unpaired", {"beta": 0.2}, points(COLUMNS))
+    assert_allclose(kto.losses, unpaired.losses, rtol=1e-14)
     assert_allclose(2 * kto.loss, evaluate("apo_zero", {"beta": 0.2}, COLUMNS).loss, rtol=1e-13)
 
 

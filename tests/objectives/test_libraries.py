@@ -167,6 +167,7 @@ def test_trl_sigmoid_has_no_label_smoothing(dpo_trainer):
 
 @pytest.mark.parametrize("kind", ["kto", "apo_zero_unpaired"])
 def test_trl_kto_trainer(kto_trainer, kind):
+    """Under the names TRL gives its two unpaired losses."""
     trainer = object.__new__(kto_trainer)
     trainer.__dict__.update(
         accelerator=LocalAccelerator(),
@@ -189,7 +190,7 @@ def test_trl_kto_trainer(kto_trainer, kind):
     loss = trainer._compute_loss(lambda **_: answer(per_token), inputs, return_outputs=False)
     loss.backward()
     parameters = {"beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.7}
-    score = evaluate("kto", parameters | ({} if kind == "kto" else {"kl": 0.0}), COLUMNS)
+    score = evaluate(kind, parameters, COLUMNS)
     assert_allclose(score.loss, float(loss.detach()), rtol=1e-12)
     assert_allclose(score.gradients["logps"], logps.grad.numpy(), rtol=1e-10)
 

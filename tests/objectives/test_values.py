@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+
 from prefuse import objectives
 
 from .checking import VARIANTS, autograd, column_names, evaluate, random_columns, variant_id
@@ -62,6 +63,24 @@ def test_gradients_are_finite_differences(variant):
             up, down = (evaluate(name, parameters, c).loss for c in shifted)
             numeric[k] = (up - down) / (2 * step)
         assert_allclose(gradients[column], numeric, rtol=1e-5, atol=1e-7, err_msg=column)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
+def test_torch_tensors_give_the_same(variant):
+    name, parameters = variant
+    columns = {column: random_columns(4, seed=9)[column] for column in column_names(name, parameters)}
+    tensors = {column: torch.tensor(value) for column, value in columns.items()}
+    policy = [column for column in tensors if column.endswith("logps") and "ref_" not in column]
+    for column in policy:
+        tensors[column].requires_grad_()
+    objective = objectives.get(name)(**parameters)
+    score, expected = objective(**tensors), objective(**columns)
+    (2.0 * score.loss).backward()
+    assert_allclose(score.losses.detach().numpy(), expected.losses, rtol=1e-14)
+    for column in policy:
+        gradient = expected.gradients.get(column)
+        if gradient is not None and tensors[column].grad is not None:
+            assert_allclose(tensors[column].grad.numpy(), 2.0 * gradient, rtol=1e-13, err_msg=column)
 
 
 @pytest.mark.parametrize("name", AT_THE_REFERENCE)

@@ -176,7 +176,7 @@ ROWS: list[Row] = [
     ("kto", {"beta": 0.5}, F2_POINTS_KL, 0.5017799, {}),
     ("kto", {"beta": 0.1, "desirable_weight": 1.5, "undesirable_weight": 0.5}, F2_POINTS_KL, 0.5265085, {}),
     ("kto", {"beta": 0.1, "kl": -0.25}, F2_POINTS, 0.5003864, {}),
-    ("kto", {"beta": 0.1, "kl": 0.0}, F2_POINTS, 0.5003864, {}),
+    ("apo_zero_unpaired", {"beta": 0.1}, F2_POINTS, 0.5003864, {}),
     ("kto", {"beta": 0.1, "kl": 0.3}, F2_POINTS, 0.500386, {}),
     # libraries.md 1.4: CPO, SimPO and ORPO on F1 and F2
     ("cpo", {"beta": 0.1, "alpha": 0.0}, F1, 0.636407, {}),

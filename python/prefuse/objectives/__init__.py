@@ -1,17 +1,15 @@
 """The catalogue of objectives: one short function each, written in `prefuse.language`.
 
 `dpo`, `simpo`, … are `Objective` values: `dpo(beta=0.1)` binds hyper-parameters, calling with columns evaluates.
-`get` finds one by name, TRL's names included; `names` lists them.
+`get` finds one by name, TRL's names included; `names` lists them, and whatever else was registered.
 """
 
 from __future__ import annotations
 
-import difflib
-
-from ..language import Objective
+from ..language import Objective, find, names, register
 from .anchored import apo_down, apo_zero, bco_pair, nca, sppo, sppo_hard
 from .dpo_family import bpo, discopop, dpo, dpo_norm, exo, f_dpo, hinge, ipo, robust
-from .pointwise import bco, kto
+from .pointwise import apo_zero_unpaired, bco, kto
 from .reference_free import cpo, orpo, sft, simpo
 from .transport import aot, aot_unpaired
 
@@ -21,6 +19,7 @@ __all__ = [
     "aot_unpaired",
     "apo_down",
     "apo_zero",
+    "apo_zero_unpaired",
     "bco",
     "bco_pair",
     "bpo",
@@ -44,34 +43,32 @@ __all__ = [
     "sppo_hard",
 ]
 
-_CATALOGUE: dict[str, Objective] = {
-    objective.name: objective
-    for objective in (
-        aot,
-        aot_unpaired,
-        apo_down,
-        apo_zero,
-        bco,
-        bco_pair,
-        bpo,
-        cpo,
-        discopop,
-        dpo,
-        dpo_norm,
-        exo,
-        f_dpo,
-        hinge,
-        ipo,
-        kto,
-        nca,
-        orpo,
-        robust,
-        sft,
-        simpo,
-        sppo,
-        sppo_hard,
-    )
-}
+register(
+    aot,
+    aot_unpaired,
+    apo_down,
+    apo_zero,
+    apo_zero_unpaired,
+    bco,
+    bco_pair,
+    bpo,
+    cpo,
+    discopop,
+    dpo,
+    dpo_norm,
+    exo,
+    f_dpo,
+    hinge,
+    ipo,
+    kto,
+    nca,
+    orpo,
+    robust,
+    sft,
+    simpo,
+    sppo,
+    sppo_hard,
+)
 
 ALIASES: dict[str, str] = {
     "sigmoid": "dpo",
@@ -79,26 +76,15 @@ ALIASES: dict[str, str] = {
     "exo_pair": "exo",
     "nca_pair": "nca",
     "aot_pair": "aot_unpaired",
-    "cdpo": "dpo",
     "rdpo": "robust",
 }
 """Other names an objective is known by: TRL's loss types (`aot_pair` as in TRL 0.x) and papers' short names."""
 
 
-def names() -> list[str]:
-    """Return the names of all objectives, sorted; `ALIASES` has further ones."""
-    return sorted(_CATALOGUE)
-
-
 def get(name: str) -> Objective:
-    """Return the objective of this name or alias, with its default hyper-parameters.
+    """Return the registered objective of this name or alias, with its default hyper-parameters.
 
     Raises:
-        ValueError: there is none; the message suggests the nearest names.
+        ValueError: there is none; the message proposes a similar name.
     """
-    found = _CATALOGUE.get(ALIASES.get(name, name))
-    if found is None:
-        known = [*_CATALOGUE, *ALIASES]
-        near = difflib.get_close_matches(name, known, n=3) or sorted(known)
-        raise ValueError(f"objective: no {name!r} in the catalogue; did you mean {', '.join(near)}?")
-    return found
+    return find(ALIASES.get(name, name))

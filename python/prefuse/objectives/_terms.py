@@ -13,9 +13,12 @@ def log_ratio_margin(pair: PairView) -> Expression:
     return pair.chosen.logratio - pair.rejected.logratio
 
 
-def logistic(margin: Expression, label_smoothing: float = 0.0) -> Expression:
-    """``-(1-ε) log σ(z) - ε log σ(-z)``, written as ``-log σ(z) + ε z``: one log-sigmoid, no cancellation."""
-    return -log_sigmoid(margin) + label_smoothing * margin
+def logistic(margin: Expression, label_smoothing: float | None) -> Expression:
+    """``-(1-ε) log σ(z) - ε log σ(-z)``, written as ``-log σ(z) + ε z``: one log-sigmoid, no cancellation.
+
+    Without smoothing the second term is absent, so that an infinite margin still has loss 0 rather than 0·∞.
+    """
+    return -log_sigmoid(margin) if label_smoothing is None else -log_sigmoid(margin) + label_smoothing * margin
 
 
 def negative_log_likelihood(response: ResponseView, nll: str) -> Expression:

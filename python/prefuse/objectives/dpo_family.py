@@ -31,14 +31,14 @@ EXPONENT_CAP = 80.0
 
 
 @pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
-def dpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expression:
+def dpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None) -> Expression:
     """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290, eq. 7).
 
     ``-(1-ε) log σ(βΔ) - ε log σ(-βΔ)``; ε > 0 is conservative DPO (Mitchell 2023), whose optimum is the finite
     margin ``βΔ = log((1-ε)/ε)``.
 
     beta: strength of the pull towards the reference, 0.01-0.5. label_smoothing: ε, the believed share of flipped
-    labels, below 0.5; as a soft label given per pair it may be anything in [0, 1].
+    labels, below 0.5; as a soft label given per pair it may be anything in [0, 1]. None is 0.
     Libraries: TRL 1.x and Liger ignore label smoothing here; TRL 0.x, the original code and OpenRLHF apply it.
     """
     return logistic(beta * log_ratio_margin(pair), label_smoothing)
@@ -60,7 +60,7 @@ def robust(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -
 
 
 @pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
-def dpo_norm(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expression:
+def dpo_norm(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None) -> Expression:
     """Length-normalised DPO (Lambert et al. 2024, Tülu 3, arXiv:2411.15124).
 
     ``-log σ(β [h(w)/n(w) - h(l)/n(l)])``, smoothed by ε as in `dpo`.
@@ -142,7 +142,7 @@ def f_dpo(
     divergence: str = "reverse_kl",
     beta: float = 0.1,
     alpha: float | None = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | None = None,
 ) -> Expression:
     """f-DPO: DPO under another divergence to the reference (Wang et al. 2023, arXiv:2309.16240).
 
@@ -194,8 +194,8 @@ def bpo(pair: PairView, *, beta: float = 0.1, combine: str = "sum") -> Expressio
     The authors' released script trains on the two pairs as separate rows of one data set, whose mean loss is
     ``combine="mean"``; other libraries do not have it.
     """
-    human = logistic(beta * log_ratio_margin(pair))
-    blind = logistic(beta * (pair.chosen.logratio - pair.response("blind").logratio))
+    human = -log_sigmoid(beta * log_ratio_margin(pair))
+    blind = -log_sigmoid(beta * (pair.chosen.logratio - pair.response("blind").logratio))
     if combine == "sum":
         return human + blind
     if combine == "mean":

@@ -29,10 +29,24 @@ def kto(
     ``ref_kl_logps`` must hold the log-probabilities of completions taken from other prompts.
     Libraries: TRL and HALOs differ in how z is pooled over devices; Liger's has no weights.
     """
-    if kl is None:
-        kl = (response["kl_logps"] - response["ref_kl_logps"]).mean("batch")
-    gain = beta * (response.logratio - stop_gradient(maximum(kl, 0.0)))
+    mismatched = (response["kl_logps"] - response["ref_kl_logps"]).mean("batch") if kl is None else kl
+    gain = beta * (response.logratio - stop_gradient(maximum(mismatched, 0.0)))
     return where(response["label"], desirable_weight * sigmoid(-gain), undesirable_weight * sigmoid(gain))
+
+
+@point_objective(bounds={"beta": POSITIVE, "desirable_weight": NON_NEGATIVE, "undesirable_weight": NON_NEGATIVE})
+def apo_zero_unpaired(
+    response: ResponseView, *, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+) -> Expression:
+    """Anchored preference optimization, zero, on unpaired data (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7).
+
+    ``λ_D [1 - σ(βh)]`` for a desirable response, ``λ_U σ(βh)`` for an undesirable one: `kto` with z = 0.
+
+    beta: 0.01-0.5. desirable_weight, undesirable_weight: λ_D and λ_U, as in `kto`.
+    Libraries: TRL's KTO trainer has it under this name; the paper has no weights.
+    """
+    reward = beta * response.logratio
+    return where(response["label"], desirable_weight * sigmoid(-reward), undesirable_weight * sigmoid(reward))
 
 
 @point_objective(bounds={"beta": POSITIVE})

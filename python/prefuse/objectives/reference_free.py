@@ -7,7 +7,7 @@ how a likelihood term is normalised: ``"token_mean"`` over all chosen tokens of 
 
 from __future__ import annotations
 
-from ..language import Expression, PairView, Rewards, log1mexp, log_sigmoid, minimum, pair_objective
+from ..language import Expression, PairView, log1mexp, log_sigmoid, minimum, pair_objective
 from ._terms import NON_NEGATIVE, POSITIVE, PROBABILITY, logistic, negative_log_likelihood
 
 AVERAGE_CAP = -1e-7
@@ -21,7 +21,7 @@ def simpo(
     beta: float = 2.0,
     gamma: float | None = None,
     gamma_beta_ratio: float | None = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | None = None,
 ) -> Expression:
     """SimPO, average log-probability as reward with a margin (Meng et al. 2024, arXiv:2405.14734, eq. 6).
 
@@ -61,8 +61,13 @@ def _log_odds(average: Expression) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY})
 def cpo(
-    pair: PairView, *, beta: float = 0.1, alpha: float = 1.0, label_smoothing: float = 0.0, nll: str = "token_mean"
-) -> tuple[Expression, Rewards]:
+    pair: PairView,
+    *,
+    beta: float = 0.1,
+    alpha: float = 1.0,
+    label_smoothing: float | None = None,
+    nll: str = "token_mean",
+) -> tuple[Expression, dict[str, Expression]]:
     """Contrastive preference optimization (Xu et al. 2024, arXiv:2401.08417, eq. 3 and its likelihood term).
 
     ``-log σ(β [log π(w) - log π(l)]) + α NLL(w)``, the first term smoothed by ε as in `dpo`.
@@ -81,7 +86,7 @@ def sft(pair: PairView, *, nll: str = "token_mean") -> Expression:
     """Supervised fine-tuning on the chosen responses, as a term to add to a pair objective.
 
     ``NLL(w)``, e.g. ``dpo() + sft()`` is DPO with a likelihood term (RPO) and
-    ``0.8 * dpo() + 0.2 * bco_pair() + sft()`` is MPO (Wang et al. 2024, arXiv:2411.10442).
+    ``0.8 * dpo() + 0.2 * bco_pair() + sft()`` is MPO (Wang et al. 2024).
 
     nll: the normalisation; ``"token_mean"`` is one number for the batch, the same for every pair.
     Libraries: TRL's ``sft`` and Liger's NLL are token means; OpenRLHF and LLaMA-Factory average per response.

@@ -11,7 +11,7 @@ from ._terms import POSITIVE, PROBABILITY, logistic
 
 
 @pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
-def aot(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expression:
+def aot(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None) -> Expression:
     """Alignment via optimal transport, paired (Melnyk et al. 2024, arXiv:2406.05882).
 
     ``δ = sort(log π(w) - log π(l)) - sort(log π_ref(w) - log π_ref(l))``, both ascending over the batch, then
@@ -27,7 +27,7 @@ def aot(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> E
 
 
 @pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
-def aot_unpaired(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Expression:
+def aot_unpaired(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None) -> Expression:
     """Alignment via optimal transport, unpaired (Melnyk et al. 2024, arXiv:2406.05882).
 
     ``δ = sort(h(w)) - sort(h(l))`` over the batch, then the link of `aot`: chosen and rejected log-ratios are
