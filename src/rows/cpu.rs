@@ -23,7 +23,8 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
-use super::chunk::{self, CHUNK, Cap, Crossed, Scratch, Shift};
+use super::chunk::forward::{self as pass, Sums};
+use super::chunk::{CHUNK, Cap, Scratch, Shift};
 use super::combine::{ChunkResult, Partial, ReferencePartial, Row};
 use super::simd::{Element, Level, Real};
 use super::topk::TopK;
@@ -351,23 +352,20 @@ impl Forward<'_> {
             let x = row_pointer::<E>(&self.rows.logits, row.index)
                 .add(part.start)
                 .cast_const();
-            let highest = chunk::maximum(self.level, x, part.len());
+            let highest = pass::maximum(self.level, x, part.len());
             if let Some(top) = top
                 && highest > top.threshold()
             {
-                chunk::select(self.level, x, part.len(), top);
+                pass::select(self.level, x, part.len(), top);
             }
             let outranked = self.wants.top1 && self.is_outranked::<E>(row, &part, x, highest);
             let factor = E::Real::from_f64(transform.factor);
-            if transform.cap.is_none() && !self.wants.divergence && !self.wants.reference {
-                let policy = self.partial(
-                    x,
-                    part.len(),
-                    ToMax {
-                        max: highest * factor,
-                        factor,
-                    },
-                );
+            if transform.cap.is_none() && !self.wants.reference {
+                let to_max = ToMax {
+                    max: highest * factor,
+                    factor,
+                };
+                let policy = self.policy(x, part.len(), to_max, None);
                 return ChunkResult {
                     policy,
                     reference: None,
@@ -377,14 +375,11 @@ impl Forward<'_> {
             let room = room.get_or_insert_with(Room::new);
             room.policy.load(self.level, x, part.len());
             let to_max = self.prepare(&mut room.policy, part.len(), &transform);
-            let policy = self.partial(room.policy.as_ptr(), part.len(), to_max);
-            let reference = match &self.rows.reference {
-                Some(view) if self.wants.reference => {
-                    load_part(self.level, view, row.index, &part, &mut room.reference);
-                    Some(self.reference_partial(room, part.len(), &transform, to_max))
-                }
-                _ => None,
-            };
+            let reference = self.reference(row, &part, room, &transform, to_max);
+            let mass = reference
+                .and_then(|reference| reference.crossed)
+                .map(|crossed| crossed.mass);
+            let policy = self.policy(room.policy.as_ptr(), part.len(), to_max, mass);
             ChunkResult {
                 policy,
                 reference,
@@ -406,78 +401,95 @@ impl Forward<'_> {
         let factor = R::from_f64(transform.factor);
         // SAFETY: a scratch has `len` elements.
         ToMax {
-            max: unsafe { chunk::maximum(self.level, scratch.as_ptr(), len) } * factor,
+            max: unsafe { pass::maximum(self.level, scratch.as_ptr(), len) } * factor,
             factor,
         }
     }
 
-    /// The sums of a chunk of policy logits.
+    /// What is kept of a chunk of policy logits, the mass of which may be known.
     ///
     /// # Safety
     /// `len` elements can be read at `x`.
-    unsafe fn partial<E: Element>(
+    unsafe fn policy<E: Element>(
         &self,
         x: *const E,
         len: usize,
         to_max: ToMax<E::Real>,
+        mass: Option<f64>,
     ) -> Partial {
         let shift = to_max.shift();
         // SAFETY: passed on to the caller.
-        let (sums, offsets) = unsafe {
-            (
-                chunk::sums(self.level, x, len, shift, self.wants.moments),
-                if self.wants.mean {
-                    chunk::offsets(x, len, shift)
-                } else {
-                    0.0
-                },
-            )
+        let sums = match mass {
+            Some(mass) if !self.wants.moments => Sums {
+                mass,
+                weighted: 0.0,
+                squares: 0.0,
+            },
+            _ => unsafe { pass::sums(self.level, x, len, shift, self.wants.moments) },
+        };
+        let total = if self.wants.mean {
+            // SAFETY: passed on to the caller.
+            let offsets = unsafe { pass::offsets(self.level, x, len, shift) };
+            offsets + len as f64 * shift.origin.to_f64()
+        } else {
+            0.0
         };
         Partial {
             max: to_max.max.to_f64(),
             sums,
-            total: offsets + len as f64 * shift.origin.to_f64(),
+            total,
         }
     }
 
-    /// The sums of a chunk of reference logits, the policy's being prepared already.
-    fn reference_partial<R: Real>(
+    /// What is kept of a chunk of reference logits, where they are wanted; the policy's are prepared in `room`.
+    ///
+    /// # Safety
+    /// As for [`Forward::chunk`].
+    unsafe fn reference<R: Real>(
         &self,
+        row: &LiveRow,
+        part: &Range<usize>,
         room: &mut Room<R>,
-        len: usize,
         transform: &Transform,
         policy: ToMax<R>,
-    ) -> ReferencePartial {
+    ) -> Option<ReferencePartial> {
+        let view = self
+            .rows
+            .reference
+            .as_ref()
+            .filter(|_| self.wants.reference)?;
+        let len = part.len();
+        // SAFETY: passed on to the caller.
+        unsafe { load_part(self.level, view, row.index, part, &mut room.reference) };
         let to_max = self.prepare(&mut room.reference, len, transform);
-        // SAFETY: a scratch has `len` elements.
-        let mass = unsafe {
-            chunk::sums(
-                self.level,
-                room.reference.as_ptr(),
-                len,
-                to_max.shift(),
-                false,
-            )
+        let max = to_max.max.to_f64();
+        if !self.wants.divergence {
+            // SAFETY: a scratch has `len` elements.
+            let sums = unsafe {
+                pass::sums(
+                    self.level,
+                    room.reference.as_ptr(),
+                    len,
+                    to_max.shift(),
+                    false,
+                )
+            };
+            return Some(ReferencePartial {
+                max,
+                mass: sums.mass,
+                crossed: None,
+            });
         }
-        .mass;
-        let crossed = if self.wants.divergence {
-            chunk::crossed(
-                self.level,
-                (&room.policy, policy.shift()),
-                (&room.reference, to_max.shift()),
-                len,
-            )
-        } else {
-            Crossed {
-                forward: 0.0,
-                backward: 0.0,
-            }
-        };
-        ReferencePartial {
-            max: to_max.max.to_f64(),
-            mass,
-            crossed,
-        }
+        let (z, w) = (
+            (&room.policy, policy.shift()),
+            (&room.reference, to_max.shift()),
+        );
+        let crossed = pass::crossed(self.level, z, w, len);
+        Some(ReferencePartial {
+            max,
+            mass: crossed.reference_mass,
+            crossed: Some(crossed),
+        })
     }
 
     /// Whether the chunk has a logit larger than the label's, or an equal one before it.
