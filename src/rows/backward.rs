@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::chunk::backward::{self as pass, Divergence, LogProbability, Pull, PullInScratch};
+use super::chunk::backward::{self as pass, Divergence, Pull, PullInScratch};
 use super::chunk::{CHUNK, Scratch, Shift};
 use super::cpu::{
     Transform, chunk_part, load_part, read_element, row_pointer, rows_at_a_time, shares_rows,
@@ -403,14 +403,15 @@ impl Backward<'_> {
 }
 
 impl RowGradient {
-    fn log_probability<R: Real>(&self, lse: f64) -> LogProbability<R> {
-        let origin = R::from_f64(lse);
-        LogProbability {
-            shift: Shift {
-                factor: R::from_f64(self.transform.factor),
-                origin,
-            },
-            remainder: R::from_f64(lse - origin.to_f64()),
+    /// From z or a raw logit to z − lse. The origin is a logit of that z or nearly so, what is left of lse is the remainder.
+    fn log_probability<R: Real>(&self, lse: f64) -> Shift<R> {
+        let factor = R::from_f64(self.transform.factor);
+        let origin = R::from_f64(lse / factor.to_f64());
+        let remainder = R::from_f64(lse - origin.to_f64() * factor.to_f64());
+        Shift {
+            origin,
+            factor,
+            remainder,
         }
     }
 

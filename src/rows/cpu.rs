@@ -142,23 +142,33 @@ impl Transform {
     }
 }
 
-/// The shift of the z of a chunk to their maximum.
+/// The largest logit of a chunk, −inf where there is nothing above it, and the factor from logits to z.
 #[derive(Clone, Copy)]
-struct ToMax<R> {
-    /// −inf where there is nothing above it.
-    max: R,
+struct Highest<R> {
+    logit: R,
     factor: R,
 }
 
-impl<R: Real> ToMax<R> {
+impl<R: Real> Highest<R> {
+    /// What the logits are measured from: the largest, or 0 where there is none.
+    fn origin(&self) -> R {
+        if self.logit == R::NEG_INFINITY {
+            R::ZERO
+        } else {
+            self.logit
+        }
+    }
+
+    /// The largest z.
+    fn z(&self) -> f64 {
+        self.logit.to_f64() * self.factor.to_f64()
+    }
+
     fn shift(&self) -> Shift<R> {
         Shift {
+            origin: self.origin(),
             factor: self.factor,
-            origin: if self.max == R::NEG_INFINITY {
-                R::ZERO
-            } else {
-                self.max
-            },
+            remainder: R::ZERO,
         }
     }
 }
@@ -352,20 +362,17 @@ impl Forward<'_> {
             let x = row_pointer::<E>(&self.rows.logits, row.index)
                 .add(part.start)
                 .cast_const();
-            let highest = pass::maximum(self.level, x, part.len());
+            let logit = pass::maximum(self.level, x, part.len());
             if let Some(top) = top
-                && highest > top.threshold()
+                && logit > top.threshold()
             {
                 pass::select(self.level, x, part.len(), top);
             }
-            let outranked = self.wants.top1 && self.is_outranked::<E>(row, &part, x, highest);
+            let outranked = self.wants.top1 && self.is_outranked::<E>(row, &part, x, logit);
             let factor = E::Real::from_f64(transform.factor);
             if transform.cap.is_none() && !self.wants.reference {
-                let to_max = ToMax {
-                    max: highest * factor,
-                    factor,
-                };
-                let policy = self.policy(x, part.len(), to_max, None);
+                let highest = Highest { logit, factor };
+                let policy = self.policy(x, part.len(), highest, None);
                 return ChunkResult {
                     policy,
                     reference: None,
@@ -374,12 +381,12 @@ impl Forward<'_> {
             }
             let room = room.get_or_insert_with(Room::new);
             room.policy.load(self.level, x, part.len());
-            let to_max = self.prepare(&mut room.policy, part.len(), &transform);
-            let reference = self.reference(row, &part, room, &transform, to_max);
+            let highest = self.prepare(&mut room.policy, part.len(), &transform);
+            let reference = self.reference(row, &part, room, &transform, highest);
             let mass = reference
                 .and_then(|reference| reference.crossed)
                 .map(|crossed| crossed.mass);
-            let policy = self.policy(room.policy.as_ptr(), part.len(), to_max, mass);
+            let policy = self.policy(room.policy.as_ptr(), part.len(), highest, mass);
             ChunkResult {
                 policy,
                 reference,
@@ -388,22 +395,20 @@ impl Forward<'_> {
         }
     }
 
-    /// Turns raw logits into z, and finds their maximum.
+    /// Turns raw logits into z, and finds the largest.
     fn prepare<R: Real>(
         &self,
         scratch: &mut Scratch<R>,
         len: usize,
         transform: &Transform,
-    ) -> ToMax<R> {
+    ) -> Highest<R> {
         if let Some(cap) = transform.cap_in() {
             scratch.cap(self.level, len, cap, None);
         }
         let factor = R::from_f64(transform.factor);
         // SAFETY: a scratch has `len` elements.
-        ToMax {
-            max: unsafe { pass::maximum(self.level, scratch.as_ptr(), len) } * factor,
-            factor,
-        }
+        let logit = unsafe { pass::maximum(self.level, scratch.as_ptr(), len) };
+        Highest { logit, factor }
     }
 
     /// What is kept of a chunk of policy logits, the mass of which may be known.
@@ -414,10 +419,10 @@ impl Forward<'_> {
         &self,
         x: *const E,
         len: usize,
-        to_max: ToMax<E::Real>,
+        highest: Highest<E::Real>,
         mass: Option<f64>,
     ) -> Partial {
-        let shift = to_max.shift();
+        let shift = highest.shift();
         // SAFETY: passed on to the caller.
         let sums = match mass {
             Some(mass) if !self.wants.moments => Sums {
@@ -429,13 +434,13 @@ impl Forward<'_> {
         };
         let total = if self.wants.mean {
             // SAFETY: passed on to the caller.
-            let offsets = unsafe { pass::offsets(self.level, x, len, shift) };
-            offsets + len as f64 * shift.origin.to_f64()
+            let offsets = unsafe { pass::offsets(self.level, x, len, shift.origin) };
+            (offsets + len as f64 * shift.origin.to_f64()) * shift.factor.to_f64()
         } else {
             0.0
         };
         Partial {
-            max: to_max.max.to_f64(),
+            max: highest.z(),
             sums,
             total,
         }
@@ -451,7 +456,7 @@ impl Forward<'_> {
         part: &Range<usize>,
         room: &mut Room<R>,
         transform: &Transform,
-        policy: ToMax<R>,
+        policy: Highest<R>,
     ) -> Option<ReferencePartial> {
         let view = self
             .rows
@@ -461,8 +466,8 @@ impl Forward<'_> {
         let len = part.len();
         // SAFETY: passed on to the caller.
         unsafe { load_part(self.level, view, row.index, part, &mut room.reference) };
-        let to_max = self.prepare(&mut room.reference, len, transform);
-        let max = to_max.max.to_f64();
+        let highest = self.prepare(&mut room.reference, len, transform);
+        let max = highest.z();
         if !self.wants.divergence {
             // SAFETY: a scratch has `len` elements.
             let sums = unsafe {
@@ -470,7 +475,7 @@ impl Forward<'_> {
                     self.level,
                     room.reference.as_ptr(),
                     len,
-                    to_max.shift(),
+                    highest.shift(),
                     false,
                 )
             };
@@ -482,7 +487,7 @@ impl Forward<'_> {
         }
         let (z, w) = (
             (&room.policy, policy.shift()),
-            (&room.reference, to_max.shift()),
+            (&room.reference, highest.shift()),
         );
         let crossed = pass::crossed(self.level, z, w, len);
         Some(ReferencePartial {

@@ -4,48 +4,18 @@ use super::super::exp::exp;
 use super::super::simd::{Element, Isa, Kernel, Level, Memory, Real, Vector, dispatch};
 use super::{Function, Identity, Scratch, Shift, ShiftVector, map};
 
-/// The gradient that needs the policy's logits only, as a function of d = factor·x − origin − remainder = log p:
-/// `p·(constant + slope·log p)`.
+/// The gradient that needs the policy's logits only: `p·(constant + slope·log p)`.
 #[derive(Clone, Copy)]
 pub struct Pull<R> {
-    pub log_p: LogProbability<R>,
+    /// From a logit to its log p.
+    pub log_p: Shift<R>,
     pub constant: R,
     pub slope: R,
 }
 
-/// `x ↦ factor·x − lse`, the latter in two parts.
-#[derive(Clone, Copy)]
-pub struct LogProbability<R> {
-    pub shift: Shift<R>,
-    pub remainder: R,
-}
-
-#[derive(Clone, Copy)]
-struct LogProbabilityVector<V> {
-    shift: ShiftVector<V>,
-    remainder: V,
-}
-
-impl<R: Real> LogProbability<R> {
-    #[inline(always)]
-    fn vector<V: Vector<Scalar = R>>(self) -> LogProbabilityVector<V> {
-        LogProbabilityVector {
-            shift: self.shift.vector(),
-            remainder: V::splat(self.remainder),
-        }
-    }
-}
-
-impl<V: Vector> LogProbabilityVector<V> {
-    #[inline(always)]
-    fn apply(&self, x: V) -> V {
-        self.shift.apply(x).sub(self.remainder)
-    }
-}
-
 /// `p·constant`, or with `SLOPED` `p·(constant + slope·log p)`.
 struct PullFunction<V, const SLOPED: bool> {
-    log_p: LogProbabilityVector<V>,
+    log_p: ShiftVector<V>,
     constant: V,
     slope: V,
     lowest: V,
@@ -138,7 +108,8 @@ impl<E: Element> Kernel for PullOf<E> {
 /// `kl·p·(log p − log q) − rkl·q`.
 #[derive(Clone, Copy)]
 pub struct Divergence<R> {
-    pub log_q: LogProbability<R>,
+    /// From a reference logit to its log q.
+    pub log_q: Shift<R>,
     pub kl: R,
     pub rkl: R,
 }

@@ -42,7 +42,7 @@ impl<E: Element> Kernel for Maximum<E> {
     }
 }
 
-/// Sums over a chunk, of d = factor·x − origin.
+/// Sums over a chunk, of d = factor·(x − origin).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sums {
     /// Σ e^d
@@ -153,27 +153,32 @@ impl<E: Element> Kernel for SumsOf<E> {
     }
 }
 
-/// Σ (factor·x − origin).
+/// Σ (x − origin).
 ///
 /// # Safety
 /// `len` elements can be read at `x`.
-pub unsafe fn offsets<E: Element>(
-    level: Level,
-    x: *const E,
-    len: usize,
-    shift: Shift<E::Real>,
-) -> f64 {
-    dispatch(level, Offsets { x, len, shift })
+pub unsafe fn offsets<E: Element>(level: Level, x: *const E, len: usize, origin: E::Real) -> f64 {
+    // Few elements at a time: here the terms are as large as they come, and their errors are not damped by e^d.
+    const PART: usize = CHUNK / 8;
+    let mut sum = 0.0;
+    for start in (0..len).step_by(PART) {
+        // SAFETY: the part is below `len`.
+        let (x, len) = (unsafe { x.add(start) }, PART.min(len - start));
+        sum += dispatch(level, Offsets { x, len, origin });
+    }
+    sum
 }
 
 struct Offsets<E: Element> {
     x: *const E,
     len: usize,
-    shift: Shift<E::Real>,
+    origin: E::Real,
 }
 
+/// Adds up `down·x − down·origin`.
 struct OffsetsFold<V> {
-    shift: ShiftVector<V>,
+    down: V,
+    minus_origin: V,
     sum: [V; UNROLL],
 }
 
@@ -181,7 +186,7 @@ impl<V: Vector> Fold<V> for OffsetsFold<V> {
     #[inline(always)]
     fn step(&mut self, x: [V; UNROLL]) {
         for i in 0..UNROLL {
-            self.sum[i] = self.sum[i].add(self.shift.apply(x[i]));
+            self.sum[i] = self.sum[i].add(x[i].mul_add(self.down, self.minus_origin));
         }
     }
 }
@@ -193,31 +198,27 @@ impl<E: Element> Kernel for Offsets<E> {
     fn run<I: Isa>(self) -> f64 {
         // Scaled down by a power of two, the sum of a chunk cannot overflow.
         const DOWN: f64 = 1.0 / (2 * CHUNK) as f64;
-        let (factor, origin) = (self.shift.factor.to_f64(), self.shift.origin.to_f64());
-        let down = Shift {
-            factor: E::Real::from_f64(factor * DOWN),
-            origin: E::Real::from_f64(origin * DOWN),
-        };
-        let zero = <E::Vector<I> as Vector>::splat(E::Real::ZERO);
+        let origin = self.origin.to_f64();
+        let splat = |value| <E::Vector<I> as Vector>::splat(E::Real::from_f64(value));
         let mut whole_steps = OffsetsFold {
-            shift: down.vector::<E::Vector<I>>(),
-            sum: [zero; UNROLL],
+            down: splat(DOWN),
+            minus_origin: splat(-origin * DOWN),
+            sum: [splat(0.0); UNROLL],
         };
         let whole = self.len - self.len % (UNROLL * <E::Vector<I> as Vector>::LANES);
+        let mut rest = 0.0;
         // SAFETY: that of `offsets`.
-        let rest = unsafe {
+        unsafe {
             fold::<false, E, E::Vector<I>>(self.x, whole, &mut whole_steps);
-            let mut rest = 0.0;
             for index in whole..self.len {
-                rest += self.x.add(index).read_unaligned().to_f64() * factor - origin;
+                rest += self.x.add(index).read_unaligned().to_f64() - origin;
             }
-            rest
-        };
+        }
         total(whole_steps.sum) / DOWN + rest
     }
 }
 
-/// Sums over a chunk of two rows of logits, of d = factor·z − origin and d' = factor·w − origin'.
+/// Sums over a chunk of two rows of logits, of d = factor·(z − origin) and d' = factor·(w − origin').
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Crossed {
     /// Σ e^d, to the bit what [`sums`] gives

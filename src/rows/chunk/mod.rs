@@ -90,25 +90,28 @@ fn largest<V: Vector>(vectors: [V; UNROLL]) -> V::Scalar {
         })
 }
 
-/// `x ↦ factor·x − origin`, rounded once where the machine can.
+/// `x ↦ factor·(x − origin) − remainder`. The difference comes first: near the origin it is exact, however large both are.
 #[derive(Clone, Copy)]
 pub struct Shift<R> {
-    pub factor: R,
     pub origin: R,
+    pub factor: R,
+    pub remainder: R,
 }
 
 #[derive(Clone, Copy)]
 struct ShiftVector<V> {
+    origin: V,
     factor: V,
-    minus_origin: V,
+    minus_remainder: V,
 }
 
 impl<R: Real> Shift<R> {
     #[inline(always)]
     fn vector<V: Vector<Scalar = R>>(self) -> ShiftVector<V> {
         ShiftVector {
+            origin: V::splat(self.origin),
             factor: V::splat(self.factor),
-            minus_origin: V::splat(R::ZERO).sub(V::splat(self.origin)),
+            minus_remainder: V::splat(R::ZERO).sub(V::splat(self.remainder)),
         }
     }
 }
@@ -116,7 +119,8 @@ impl<R: Real> Shift<R> {
 impl<V: Vector> ShiftVector<V> {
     #[inline(always)]
     fn apply(&self, x: V) -> V {
-        x.mul_add(self.factor, self.minus_origin)
+        x.sub(self.origin)
+            .mul_add(self.factor, self.minus_remainder)
     }
 }
 
