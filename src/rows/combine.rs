@@ -168,7 +168,7 @@ impl Row {
         if sums.mass == 0.0 {
             0.0
         } else {
-            sums.mass.ln() - sums.weighted / sums.mass
+            0.0 - at_most_zero(sums.weighted / sums.mass - sums.mass.ln())
         }
     }
 
@@ -178,7 +178,7 @@ impl Row {
         if sums.mass == 0.0 {
             f64::NEG_INFINITY
         } else {
-            sums.squares.ln() - 2.0 * sums.mass.ln()
+            at_most_zero(sums.squares.ln() - 2.0 * sums.mass.ln())
         }
     }
 
@@ -216,7 +216,7 @@ impl Row {
         }
         (
             (mass / self.policy.sums.mass).min(1.0),
-            mass.ln() - weighted / mass,
+            0.0 - at_most_zero(weighted / mass - mass.ln()),
         )
     }
 
@@ -281,8 +281,13 @@ fn log_ratio(z: f64, max: f64, mass: f64) -> f64 {
     if z == f64::NEG_INFINITY && !mass.is_nan() {
         z
     } else {
-        (z - max) - mass.ln()
+        at_most_zero((z - max) - mass.ln())
     }
+}
+
+/// A logarithm of a probability, which rounding may have lifted above 0, where log(1 − p) is undefined; NaN stays.
+fn at_most_zero(value: f64) -> f64 {
+    if value > 0.0 { 0.0 } else { value }
 }
 
 /// Σ p (log p − log q), from `crossed` = Σ e^d (d − d'), Σ e^d and Σ e^d'.
