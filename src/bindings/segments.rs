@@ -1,8 +1,107 @@
 //! Bindings of the `segments` room.
 
+use std::borrow::Cow;
+
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-/// Registers the functions and classes of this room.
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+use super::arrays::array_of;
+use crate::segments::array::Array;
+use crate::segments::{Segments, cpu};
+use crate::view::Dtype;
+
+/// Writes the sum of each segment of `values` into `out`; 0 for an empty segment. Accumulated in f64.
+#[pyfunction]
+fn segment_sum(
+    py: Python<'_>,
+    values: &Bound<'_, PyAny>,
+    offsets: &Bound<'_, PyAny>,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let (values, out) = (floats("values", values)?, floats("out", out)?);
+    let segments = segments_of(&array_of("offsets", offsets)?)?;
+    must_have("values", &values, segments.len(), "the last offset")?;
+    must_have("out", &out, segments.count(), "the number of segments")?;
+    py.detach(|| {
+        let mut sums = vec![0.0; segments.count()];
+        match values.as_slice::<f32>() {
+            Some(slice) => cpu::sum(slice, &segments, &mut sums, 1),
+            None => cpu::sum(&in_f64(&values), &segments, &mut sums, 1),
+        }
+        out.write(&sums);
+    });
     Ok(())
+}
+
+/// Writes each of `values` to all elements of its segment in `out`: the transpose of `segment_sum`.
+#[pyfunction]
+fn segment_expand(
+    py: Python<'_>,
+    values: &Bound<'_, PyAny>,
+    offsets: &Bound<'_, PyAny>,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let (values, out) = (floats("values", values)?, floats("out", out)?);
+    let segments = segments_of(&array_of("offsets", offsets)?)?;
+    must_have(
+        "values",
+        &values,
+        segments.count(),
+        "the number of segments",
+    )?;
+    must_have("out", &out, segments.len(), "the last offset")?;
+    py.detach(|| {
+        let mut expanded = vec![0.0; segments.len()];
+        cpu::expand(&in_f64(&values), &segments, &mut expanded, 1);
+        out.write(&expanded);
+    });
+    Ok(())
+}
+
+/// A view of f32 or f64.
+fn floats(argument: &str, view: &Bound<'_, PyAny>) -> PyResult<Array> {
+    let array = array_of(argument, view)?;
+    match array.dtype() {
+        Dtype::F32 | Dtype::F64 => Ok(array),
+        dtype => Err(PyTypeError::new_err(format!(
+            "{argument}: expected dtype f32 or f64, got {}",
+            dtype.name()
+        ))),
+    }
+}
+
+fn segments_of(offsets: &Array) -> PyResult<Segments> {
+    if offsets.dtype() != Dtype::I64 {
+        return Err(PyTypeError::new_err(format!(
+            "offsets: expected dtype i64, got {}",
+            offsets.dtype().name()
+        )));
+    }
+    Segments::from_offsets(offsets.integers())
+        .map_err(|problem| PyValueError::new_err(format!("offsets {problem}")))
+}
+
+fn must_have(argument: &str, array: &Array, len: usize, what: &str) -> PyResult<()> {
+    if array.len() == len && !array.is_scalar() {
+        return Ok(());
+    }
+    Err(PyValueError::new_err(format!(
+        "{argument}: expected {len} values ({what}), got {}",
+        array.len()
+    )))
+}
+
+fn in_f64(array: &Array) -> Cow<'_, [f64]> {
+    if let Some(slice) = array.as_slice() {
+        return Cow::Borrowed(slice);
+    }
+    let mut copy = vec![0.0; array.len()];
+    array.read(&mut copy);
+    Cow::Owned(copy)
+}
+
+/// Registers the functions and classes of this room.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(segment_sum, module)?)?;
+    module.add_function(wrap_pyfunction!(segment_expand, module)?)
 }

@@ -1,0 +1,208 @@
+"""The native half of prefuse. Private: addresses are trusted, so call it through the package's Python functions.
+
+A `View` is `(address of element 0, dtype, shape, strides in elements)`; whoever makes one keeps the array alive until
+the call returns. dtypes: "f16" "bf16" "f32" "f64" "i64" "bool".
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+View: TypeAlias = tuple[int, str, tuple[int, ...], tuple[int, ...]]
+
+def rows_forward(
+    logits: View,
+    labels: View,
+    mask: View | None,
+    reference: View | None,
+    temperature: float | View,
+    scale: float,
+    softcap: float,
+    ignore_index: int,
+    stats: Sequence[str],
+    k: int,
+    out: View,
+    threads: int,
+) -> None:
+    """Writes the statistics `stats` of every row of `logits` into `out`, shape `[len(stats), rows]`."""
+
+def rows_backward(
+    logits: View,
+    labels: View,
+    mask: View | None,
+    reference: View | None,
+    temperature: float | View,
+    scale: float,
+    softcap: float,
+    ignore_index: int,
+    stats: Sequence[str],
+    grads: View,
+    saved: View,
+    gradient: View,
+    threads: int,
+) -> None:
+    """Writes the derivative of `sum(grads * statistics)` with respect to the logits into `gradient`."""
+
+def simd_level() -> str:
+    """The instruction set in use: "avx512", "avx2", "neon" or "portable"."""
+
+def segment_sum(values: View, offsets: View, out: View) -> None:
+    """Writes the sum of each segment `values[offsets[k]:offsets[k+1]]` into `out[k]`, accumulated in float64.
+
+    `values` and `out` are f32 or f64 vectors, `offsets` is an i64 vector that starts at 0 and never decreases.
+    """
+
+def segment_expand(values: View, offsets: View, out: View) -> None:
+    """Writes `values[k]` to all of `out[offsets[k]:offsets[k+1]]`: the transpose of `segment_sum`."""
+
+class Graph:
+    """The expressions of one objective over a tree of index spaces.
+
+    Nodes are integers; equal expressions are the same node. A value of a coarser space is broadcast to a finer one
+    where they meet; spaces of which neither contains the other cannot meet. Every mistake is a ValueError.
+    """
+
+    def __init__(self, name: str, spaces: dict[str, str]) -> None:
+        """`spaces` maps each space to its parent; the root "batch" is implied.
+
+        Every space `S` also has a pair space `S*S`: all ordered pairs of its elements inside one parent element.
+        """
+
+    def __len__(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    def constant(self, value: float) -> int:
+        """A number (space "batch")."""
+
+    def parameter(self, name: str) -> int:
+        """A number given at run time (space "batch")."""
+
+    def column(self, name: str, space: str) -> int:
+        """An array given at run time, one value per element of `space`."""
+
+    def position(self, space: str) -> int:
+        """The 0-based index of each element inside its parent."""
+
+    def count(self, space: str, to: str) -> int:
+        """The number of elements of `space` below each element of `to`."""
+
+    def unary(self, op: str, x: int) -> int:
+        """neg exp log log1p expm1 log1mexp sigmoid log_sigmoid softplus tanh relu abs sign square sqrt reciprocal not.
+
+        `log1mexp` is log(1 - exp(x)) for x <= 0; `not` is 1 where x is 0, else 0.
+        """
+
+    def binary(self, op: str, a: int, b: int) -> int:
+        """add sub mul div pow minimum maximum clamp_min clamp_max lt le gt ge eq ne and or scale_or_zero.
+
+        Comparisons and logic give 0 or 1. At a tie, `minimum` and `maximum` send half of the gradient to each
+        argument, `clamp_min` and `clamp_max` all of it to the first.
+        """
+
+    def where(self, condition: int, a: int, b: int) -> int:
+        """`a` where the condition is not 0, else `b`; no gradient reaches the branch that is not taken."""
+
+    def broadcast(self, x: int, to: str) -> int:
+        """`x` at a space below its own."""
+
+    def reduce(self, op: str, x: int, to: str) -> int:
+        """sum mean max min logsumexp over the elements below each element of `to`.
+
+        Of no elements: sum and mean 0, max and logsumexp -inf, min inf. Ties share the gradient of max and min.
+        """
+
+    def project(self, x: int, side: str) -> int:
+        """For each pair of `S*S`, the value of its "i" (first) or "j" (second) element."""
+
+    def collapse(self, x: int, side: str) -> int:
+        """For each element of `S`, the sum over the pairs in which it is the "i" (or "j") element."""
+
+    def rank(self, x: int, within: str, descending: bool) -> int:
+        """1-based rank inside each element of `within`: stable, NaN last, without gradient."""
+
+    def sort(self, x: int, key: int, within: str, descending: bool) -> int:
+        """`x` permuted by the stable order of `key` (NaN last) inside each element of `within`."""
+
+    def scan(self, x: int, reverse: bool, discount: int, reset: int | None = None) -> int:
+        """The inclusive sum `y[t] = x[t] + discount * y[t-1]` inside each parent element (`y[t+1]` if `reverse`).
+
+        Nothing is carried between positions t-1 and t where `reset[t]` is not 0. `discount` lives at "batch".
+        """
+
+    def shift(self, x: int, by: int, fill: float) -> int:
+        """`y[t] = x[t - by]` inside each parent element, `fill` where that lies outside of it."""
+
+    def first(self, x: int) -> int:
+        """The first element of each parent element; 0 if it has none."""
+
+    def last(self, x: int) -> int:
+        """The last element of each parent element; 0 if it has none."""
+
+    def stop_gradient(self, x: int) -> int:
+        """`x`, through which no gradient passes."""
+
+    def space(self, x: int) -> str:
+        """The space at which a node lives."""
+
+    def is_constant(self, x: int) -> float | None:
+        """The number that a node is known to be, if it is."""
+
+    def text(self, x: int, names: dict[int, str] | None = None) -> str:
+        """A node as plain text; `names` gives texts for some nodes, most often columns and parameters."""
+
+    def latex(self, x: int, names: dict[int, str] | None = None) -> str:
+        """A node as LaTeX without delimiters; `names` gives the LaTeX of some nodes."""
+
+    def gradient(self, loss: int, upstream: int, wrt: Sequence[int]) -> list[int]:
+        """The derivative of `sum(upstream * loss)` with respect to each node of `wrt`, at that node's space.
+
+        `upstream` lives at the space of `loss` or above it (a column, or the constant 1).
+        """
+
+    def compile(self, outputs: Sequence[int]) -> Program:
+        """A program that computes the outputs."""
+
+    def columns_of(self, outputs: Sequence[int]) -> list[int]:
+        """The column and parameter nodes that the outputs depend on, in order of creation."""
+
+class Program:
+    """A compiled set of outputs: a flat list of instructions, run in float64. Runs may overlap."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns that `run` wants, in order."""
+
+    @property
+    def column_spaces(self) -> list[str]:
+        """The space of each column."""
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of the parameters that `run` wants, in order."""
+
+    @property
+    def spaces(self) -> list[str]:
+        """The spaces whose segments `run` wants, in order, parents first."""
+
+    @property
+    def output_spaces(self) -> list[str]:
+        """The space of each output."""
+
+    @property
+    def instructions(self) -> list[str]:
+        """One line per instruction."""
+
+    def run(
+        self,
+        columns: Sequence[View],
+        parameters: Sequence[float],
+        offsets: Sequence[View | int],
+        outputs: Sequence[View],
+        threads: int,
+    ) -> None:
+        """Computes the outputs and writes them, after every column has been read.
+
+        Columns: any dtype and stride, one dimension (at "batch": none, or one of length 1); outputs likewise, f32 or
+        f64. `offsets[k]` says how `spaces[k]` is cut by its parent: an i64 view of offsets, one more than the parent
+        has elements; or a number of elements, if the parent is "batch" or has as many (one each).
+        Raises ValueError naming the column, output or space that does not fit.
+        """

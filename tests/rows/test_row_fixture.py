@@ -1,0 +1,73 @@
+"""Worked numbers: twelve label tokens of a tiny linear head, whose statistics other libraries computed."""
+
+import pytest
+import torch
+
+from prefuse.functional import response_lengths, sequence_logps, token_stats
+
+W = torch.tensor([[1, 0, -1], [0, 1, 0.5], [-1, 0.5, 0], [0.5, -0.5, 1], [0, 0, 0.25]], dtype=torch.float64)
+W_REF = torch.tensor([[0.5, 0.5, -1], [0, 1, 0], [-0.5, 0, 0.5], [1, -0.5, 0.5], [0, 0.25, 0]], dtype=torch.float64)
+B, T, K = torch.meshgrid(torch.arange(4), torch.arange(5), torch.arange(3), indexing="ij")
+X = (((7 * B + 3 * T + 5 * K) % 8) - 3.5).double() / 2
+X_REF = (((3 * B + 5 * T + 7 * K) % 9) - 4).double() / 2
+LABELS = torch.tensor(
+    [[-100, 3, 1, 4, -100], [-100, 0, 3, 1, 4], [-100, 2, 0, -100, -100], [-100, 4, 2, 0, -100]],
+)
+SCORED = LABELS != -100
+EXPECTED = {
+    "logp": [-0.423358, -4.201231, -2.472275, -3.595217, -0.244511, -2.037348, -1.735858]
+    + [-0.534775, -3.310146, -2.599848, -2.548358, -0.076231],
+    "ref_logp": [-1.993148, -0.575343, -2.139865, -1.090285, -2.387491, -0.800731, -2.118148]
+    + [-0.606141, -0.836959, -2.118148, -1.325343, -0.639865],
+    "entropy": [1.061476, 0.359316, 1.068487, 1.116822, 0.781255, 0.840320, 1.061476]
+    + [1.068487, 0.906988, 0.840320, 1.061476, 0.359316],
+    "log_sum_sq": [-0.754478, -0.150676, -0.847817, -0.946015, -0.462928, -0.533369, -0.754478]
+    + [-0.847817, -0.576154, -0.533369, -0.754478, -0.150676],
+    "mean_logit": [-0.2625, -0.1875, 0.0875, 0.3125, 0.1875, -0.1375, -0.2625]
+    + [0.0875, -0.0375, -0.1375, -0.2625, -0.1875],
+    "top1": [1, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1],
+}
+KL = {"rkl": [5.924103, 5.263302, 1.781328, 4.390307], "kl": [5.452832, 4.168471, 1.374856, 4.926026]}
+HALF_A_DIGIT = 5.1e-7
+WEIGHT_GRADIENT = [
+    [-0.042127, -0.276235, 1.302710],
+    [0.043593, -0.262424, -0.755568],
+    [1.744481, -2.577578, 1.500820],
+    [0.242445, 2.690630, -1.434463],
+    [-1.988393, 0.425606, -0.613499],
+]
+
+
+def test_statistics():
+    got = token_stats(X @ W.T, LABELS, tuple(EXPECTED), reference_logits=X_REF @ W_REF.T)
+    for name, expected in EXPECTED.items():
+        assert got[name][SCORED].tolist() == pytest.approx(expected, abs=HALF_A_DIGIT), name
+        assert not got[name][~SCORED].any()
+
+
+@pytest.mark.parametrize("name", ["kl", "rkl"])
+def test_divergences_per_response(name):
+    got = token_stats(X @ W.T, LABELS, name, reference_logits=X_REF @ W_REF.T)[name]
+    assert got.sum(-1).tolist() == pytest.approx(KL[name], abs=4 * HALF_A_DIGIT)
+
+
+def test_sequences():
+    assert response_lengths(LABELS).tolist() == [3, 4, 2, 3]
+    policy, reference = sequence_logps(X @ W.T, LABELS), sequence_logps(X_REF @ W_REF.T, LABELS)
+    # Summed in float32 by the library that they are from.
+    float32_sum = 2 * HALF_A_DIGIT
+    assert policy.tolist() == pytest.approx([-7.096864, -7.612934, -3.844921, -5.224437], abs=float32_sum)
+    assert reference.tolist() == pytest.approx([-4.708355, -6.396654, -1.443101, -4.083355], abs=float32_sum)
+
+
+def test_temperature_softcap_and_scale():
+    got = token_stats(X @ W.T, LABELS, ("logp", "entropy"), temperature=0.7, softcap=2.0, scale=0.5)
+    assert got.logp[SCORED][:4].tolist() == pytest.approx([-0.672597, -2.888891, -2.057885, -2.843697], abs=HALF_A_DIGIT)
+    assert got.entropy[SCORED][:4].tolist() == pytest.approx([1.329054, 0.907886, 1.303903, 1.321561], abs=HALF_A_DIGIT)
+
+
+def test_gradient_reaches_the_head():
+    weight = W.clone().requires_grad_()
+    logps = token_stats(X @ weight.T, LABELS).logp
+    logps[SCORED].backward(torch.arange(1, 13).double() / 10)
+    torch.testing.assert_close(weight.grad, torch.tensor(WEIGHT_GRADIENT).double(), rtol=0, atol=2 * HALF_A_DIGIT)
