@@ -104,7 +104,8 @@ class _AsComputed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: object, logits: Tensor) -> Tensor:  # type: ignore[override]
-        return logits.view_as(logits)
+        # An alias, not a view: what is computed belongs to nobody else, and only then may it be overwritten.
+        return logits.new_empty(0).set_(logits)
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
