@@ -53,11 +53,15 @@ def sum_responses(values: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return sums
 
 
+def scored_tokens(labels: Tensor, mask: Tensor | None, ignore_index: int) -> Tensor:
+    """Which tokens are scored: bool, the shape of `labels`."""
+    scored = labels != ignore_index
+    return scored if mask is None else scored & (mask != 0)
+
+
 def count_scored(labels: Tensor, mask: Tensor | None, ignore_index: int, cu_seqlens: Tensor | None) -> Tensor:
     """How many tokens of each response are scored: [R], int64."""
-    scored = labels != ignore_index
-    if mask is not None:
-        scored = scored & (mask != 0)
+    scored = scored_tokens(labels, mask, ignore_index)
     if cu_seqlens is None:
         return scored.sum(-1)
     return sum_responses(scored.to(torch.float64), cu_seqlens).to(torch.int64)

@@ -38,7 +38,8 @@ BACKWARD_NEEDS = {
 
 MAX_K = 64
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What logits may come in."""
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
 """What labels, masks and offsets may come in; all become int64 or bool, which costs one number per token."""
 
@@ -87,7 +88,7 @@ def check_rows(
     Raises `TypeError` for a wrong type or dtype and `ValueError` for a wrong shape, device, layout or range. Values
     inside the tensors (labels, per-token temperatures) are checked where they are read, by the backend.
     """
-    check_tensor("logits", logits, _FLOATS, "a float16, bfloat16, float32 or float64")
+    check_tensor("logits", logits, FLOATS, "a float16, bfloat16, float32 or float64")
     if logits.device.type not in (*devices, "meta"):
         raise ValueError(
             f"logits: on device {logits.device}, but this version of prefuse computes on {', '.join(devices)} only; "
@@ -106,7 +107,7 @@ def check_rows(
         mask = mask if mask.dtype == torch.bool else mask != 0
     names = _check_statistics(stats, reference_logits)
     if reference_logits is not None:
-        check_tensor("reference_logits", reference_logits, _FLOATS, "a floating-point", like=logits)
+        check_tensor("reference_logits", reference_logits, FLOATS, "a floating-point", like=logits)
         if reference_logits.shape != logits.shape:
             raise ValueError(
                 f"reference_logits: expected the shape of logits, {_shape(logits)}, got {_shape(reference_logits)}"
@@ -200,7 +201,7 @@ def _check_statistics(stats: str | Sequence[str], reference: torch.Tensor | None
 
 
 def _check_temperatures(temperature: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    check_tensor("temperature", temperature, _FLOATS, "a floating-point", like=logits)
+    check_tensor("temperature", temperature, FLOATS, "a floating-point", like=logits)
     if temperature.requires_grad:
         raise ValueError("temperature: requires grad, but no gradient is given to it; pass temperature.detach()")
     lead = logits.shape[:-1]

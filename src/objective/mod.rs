@@ -11,6 +11,7 @@ pub mod program;
 mod render;
 mod simplify;
 pub mod space;
+mod step;
 #[cfg(test)]
 mod tests;
 mod text;

@@ -669,6 +669,49 @@ fn thread_count_does_not_change_a_bit() {
 }
 
 #[test]
+fn long_spaces_are_computed_like_short_ones() {
+    let spaces = [("group".to_string(), "batch".to_string())];
+    let mut graph = Graph::new("long", &spaces).unwrap();
+    let group = space(&graph, "group");
+    let x = graph.column("x", group).unwrap();
+    let scale = graph.parameter("scale");
+    let scaled = graph.binary(BinaryOp::Mul, scale, x).unwrap();
+    let positive = graph.binary(BinaryOp::Gt, x, scale).unwrap();
+    let value = graph.unary(UnaryOp::LogSigmoid, scaled);
+    let value = graph.select(positive, value, scaled).unwrap();
+    let one = graph.constant(1.0);
+    let gradient = graph.gradient(value, one, &[x]).unwrap()[0];
+    let program = graph.compile(&[value, gradient]).unwrap();
+    let mut random = Random(3);
+    let data: Vec<f64> = (0..10_007).map(|_| random.number()).collect();
+    let run = |data: &[f64]| {
+        let outputs = [vec![0.0; data.len()], vec![0.0; data.len()]];
+        program
+            .run(&Run {
+                columns: &[array(data, Dtype::F64)],
+                parameters: &[0.3],
+                cuts: &[Cut::Count(data.len())],
+                outputs: &[
+                    array(&outputs[0], Dtype::F64),
+                    array(&outputs[1], Dtype::F64),
+                ],
+                threads: 2,
+            })
+            .unwrap();
+        outputs
+    };
+    let whole = run(&data);
+    let pieces: Vec<[Vec<f64>; 2]> = data.chunks(100).map(run).collect();
+    for output in 0..2 {
+        let joined: Vec<f64> = pieces
+            .iter()
+            .flat_map(|piece| piece[output].clone())
+            .collect();
+        assert_eq!(whole[output], joined);
+    }
+}
+
+#[test]
 fn arrays_that_do_not_fit_are_refused_by_name() {
     let mut graph = new_graph();
     let (response, group) = (space(&graph, "response"), space(&graph, "group"));

@@ -205,9 +205,7 @@ class TestInplace:
         x.register_hook(lambda grad: seen.append((grad.data_ptr(), grad.clone())))
         version = x._version
         (token_logps(x, y, inplace=True) * torch.tensor([1.0, -2.0, 0.5])).sum().backward()
-        (expected,) = torch.autograd.grad(
-            (plain(hidden @ weight, y) * torch.tensor([1.0, -2.0, 0.5])).sum(), weight
-        )
+        (expected,) = torch.autograd.grad((plain(hidden @ weight, y) * torch.tensor([1.0, -2.0, 0.5])).sum(), weight)
         torch.testing.assert_close(weight.grad, expected)
         assert x._version > version
         assert seen[0][0] == x.data_ptr()

@@ -92,7 +92,8 @@ def gradient(
 def assert_as_good_as_oracle(got: Tensor, exact: Tensor, at_precision: Tensor, what: str, largest: float = 0.0) -> None:
     """`got` errs from `exact` at most twice as much as the oracle itself does at that precision, plus its last bits.
 
-    In float64, where the oracle is its own yardstick, the allowance is some spacings of the largest term instead.
+    `largest` is the largest logit where rounding it is a part of the error, as it is when the transform is not the
+    identity. In float64, where the oracle is its own yardstick, the allowance is some spacings of it instead.
     """
     assert got.shape == exact.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(exact.shape)}"
     spacing = torch.finfo(at_precision.dtype).eps
@@ -100,15 +101,58 @@ def assert_as_good_as_oracle(got: Tensor, exact: Tensor, at_precision: Tensor, w
     same = (got == exact) | (got.isnan() & exact.isnan())
     error = torch.where(same, 0.0, (got - exact).abs())
     if at_precision.dtype == torch.float64:
-        at_precision = exact + 8 * spacing * max(1.0, largest)
+        at_precision = exact + 8 * spacing * (1 + largest)
     finite = at_precision.double().isfinite() & exact.isfinite()
     own = torch.where(finite, (at_precision.double() - exact).abs(), 0.0)
-    allowed = 2 * own.max() + 2 * spacing * torch.where(exact.isfinite(), exact.abs(), 0.0) if own.numel() else own
+    if own.numel():
+        own = 2 * own.max() + spacing * (2 * torch.where(exact.isfinite(), exact.abs(), 0.0) + largest)
+    allowed = own
     assert not error.isnan().any(), f"{what}: NaN where {exact[error.isnan()][:3].tolist()} was expected"
     excess = error - allowed
     if excess.numel() and excess.max() > 0:
         at = tuple(int(i) for i in torch.unravel_index(excess.argmax(), excess.shape))
         raise AssertionError(f"{what}{list(at)}: {got[at]} instead of {exact[at]}, allowed error {allowed[at]:.3g}")
+
+
+def assert_gradient(
+    got: Tensor,
+    x: Tensor,
+    labels: Tensor,
+    upstream: dict[str, Tensor],
+    reference: Tensor | None = None,
+    **transforms: object,
+) -> None:
+    """`got` is the gradient computed at float32 (or float64) and rounded once, to the dtype of `x`: half its spacing.
+
+    What the arithmetic may err: twice what the oracle does at that precision, and the rounding of lse, log p, entropy
+    and KL, each as large as the logits and the KL itself, which are relative errors of p.
+    """
+    assert got.shape == x.shape
+    assert got.dtype == x.dtype
+    exact = gradient(x, labels, upstream, reference, **transforms)
+    if not exact.numel():
+        return
+    precision = torch.float64 if x.dtype == torch.float64 else torch.float32
+    own = (gradient(x, labels, upstream, reference, **transforms, precision=precision) - exact).abs().max()
+    values = statistics(x, labels, reference, **transforms)
+    z = transform(x.double(), **transforms)
+    largest = torch.where(z.isfinite(), z.abs(), 0.0).amax(-1, keepdim=True)
+    if "kl" in upstream:
+        largest = largest + values["kl"][..., None]
+    p = (z - values["lse"][..., None]).exp()
+    weight = sum(coefficient.double().abs() for coefficient in upstream.values())[..., None]
+    at_label = torch.nn.functional.one_hot(labels, x.shape[-1])
+    allowed = 2 * own + 4 * torch.finfo(precision).eps * (
+        (1 + largest) * (exact.abs() + weight * p) + weight * at_label
+    )
+    if x.dtype != precision:
+        info = torch.finfo(x.dtype)
+        allowed = allowed + 0.5 * info.eps * exact.abs() + 0.5 * info.smallest_normal * info.eps
+    excess = (got.double() - exact).abs() - allowed
+    assert not excess.isnan().any(), f"{tuple(upstream)}: not a number"
+    assert excess.max() <= 0, (
+        f"{tuple(upstream)}: excess {excess.max():.3g} over {allowed.flatten()[excess.argmax()]:.3g}"
+    )
 
 
 def first_argmax(z: Tensor) -> Tensor:

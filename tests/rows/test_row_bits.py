@@ -67,11 +67,11 @@ def test_rows_with_any_stride(step):
     label_view = (strided.__array_interface__["data"][0], "i64", strided.shape, (strided.strides[0] // 8,))
     out = np.empty((2, count), dtype=np.float32)
     out_view = (out.__array_interface__["data"][0], "f32", out.shape, (count, 1))
-    _prefuse.rows_forward(
-        logits, label_view, None, None, 1.0, 1.0, 0.0, -100, ["logp", "entropy"], 1, out_view, 2
-    )
+    _prefuse.rows_forward(logits, label_view, None, None, 1.0, 1.0, 0.0, -100, ["logp", "entropy"], 1, out_view, 2)
     expected = token_stats(
-        torch.from_numpy(np.ascontiguousarray(rows)), torch.from_numpy(np.ascontiguousarray(strided)), ("logp", "entropy")
+        torch.from_numpy(np.ascontiguousarray(rows)),
+        torch.from_numpy(np.ascontiguousarray(strided)),
+        ("logp", "entropy"),
     )
     np.testing.assert_array_equal(out, torch.stack(list(expected.values())).numpy())
 
@@ -93,10 +93,10 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 from prefuse import _prefuse
-from row_oracle import GRADIENTS, assert_as_good_as_oracle, gradient, peaked, some_labels, statistics
+from row_oracle import GRADIENTS, assert_as_good_as_oracle, assert_gradient, peaked, some_labels, statistics
 from prefuse.functional import STATISTICS, token_stats
 for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-    for vocabulary in (1, 15, 16, 33, 1000, 5001):
+    for vocabulary in (1, 15, 33, 5001):
         x, reference = peaked((3, vocabulary), 1, dtype), peaked((3, vocabulary), 2, dtype)
         if vocabulary > 2:
             x[0, 1] = reference[0, 1] = float("-inf")
@@ -107,21 +107,19 @@ for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         precision = got.logp.dtype
         exact = statistics(x.detach(), labels, reference, temperature=0.8)
         own = statistics(x.detach(), labels, reference, temperature=0.8, precision=precision)
+        largest = 2.5 * x.detach().abs()[x.detach().isfinite()].max().item()
         for name in STATISTICS:
-            assert_as_good_as_oracle(got[name].detach(), exact[name], own[name], name, largest=500.0)
+            assert_as_good_as_oracle(got[name].detach(), exact[name], own[name], name, largest=largest)
         sum(got[name].sum() for name in GRADIENTS).backward()
         ones = {name: torch.ones(3) for name in GRADIENTS}
-        exact = gradient(x.detach(), labels, ones, reference, temperature=0.8)
-        error = (x.grad.double() - exact).abs()
-        finest = torch.finfo(precision).eps * 400 * (exact.abs() + exact.abs().max())
-        assert (error <= finest + torch.finfo(dtype).eps * exact.abs() + torch.finfo(dtype).tiny).all(), (dtype, vocabulary)
+        assert_gradient(x.grad, x.detach(), labels, ones, reference, temperature=0.8)
 print(_prefuse.simd_level())
 """
 
 
-@pytest.mark.parametrize("level", ["portable", "avx2", "avx512", "neon"])
+@pytest.mark.parametrize("level", [level for level in ("portable", "avx2", "avx512") if level != _prefuse.simd_level()])
 def test_every_simd_level_is_right(level):
-    """PREFUSE_SIMD lowers the level; one that the machine lacks is skipped."""
+    """PREFUSE_SIMD sets the level; one that the machine lacks is skipped. All other tests run at the machine's own."""
     here = os.path.dirname(__file__)
     environment = {**os.environ, "PREFUSE_SIMD": level}
     done = subprocess.run(

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from row_oracle import EPS, GRADIENTS, STATISTICS_OF, assert_as_good_as_oracle, gradient, peaked, some_labels, statistics
+from row_oracle import (
+    EPS,
+    GRADIENTS,
+    STATISTICS_OF,
+    assert_as_good_as_oracle,
+    assert_gradient,
+    gradient,
+    peaked,
+    some_labels,
+    statistics,
+)
 
 from prefuse.functional import token_logps, token_stats
 
@@ -40,9 +50,7 @@ def test_banned_tokens(dtype, vocabulary):
     grad = pulled(x, labels, upstream)
     assert grad.isfinite().all()
     assert not grad[x == -INF].any()
-    exact_grad = gradient(x, labels, upstream)
-    tolerance = torch.finfo(dtype).eps if dtype != precision else 64 * torch.finfo(precision).eps
-    assert torch.allclose(grad.double(), exact_grad, rtol=tolerance, atol=tolerance * exact_grad.abs().max().item() / 8)
+    assert_gradient(grad, x, labels, upstream)
 
 
 def test_banned_label():
@@ -59,13 +67,13 @@ def test_banned_label():
     assert torch.equal(grad.isfinite(), torch.ones_like(grad, dtype=torch.bool))
 
 
-def test_nothing_but_banned_tokens_is_nan_in_that_row_only():
-    x = torch.tensor([[-INF] * 20, [0.0] * 20])
-    got = token_stats(x, torch.tensor([0, 0]), ("logp", "lse", "entropy"))
-    assert got.lse[0] == -INF or got.lse[0].isnan()
+def test_nothing_but_banned_tokens_concerns_that_row_only():
+    x, labels = torch.tensor([[-INF] * 20, [0.0] * 20]), torch.tensor([0, 0])
+    got = token_stats(x, labels, ("logp", "lse", "entropy"))
+    assert (got.logp[0], got.lse[0]) == (-INF, -INF)
     for value in got.values():
         assert value[1].isfinite()
-        assert not value[0].isfinite()
+    assert pulled(x, labels, {"logp": torch.ones(2)})[1].isfinite().all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), INF])
@@ -168,7 +176,7 @@ def test_softcap_turns_infinite_logits_into_the_cap():
     assert got.logp.item() == pytest.approx(exact["logp"].item(), rel=8 * EPS)
     got.logp.sum().backward()
     assert x.grad.isfinite().all()
-    assert x.grad[0, 1:3].tolist() == [0, 0]
+    assert x.grad[0, 1:3].abs().max() < 1e-12
 
 
 def test_infinite_log_probability_only_where_it_should_be():

@@ -33,7 +33,7 @@ def test_selective_log_softmax_and_entropy():
         (logps * torch.arange(1, 11).view(2, 5)).sum().add(entropy.square().sum()).backward()
         grads.append((logps.detach(), entropy.detach(), leaf.grad))
     for ours, theirs in zip(*reversed(grads), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=32 * EPS, atol=64 * EPS)
+        torch.testing.assert_close(ours, theirs, rtol=128 * EPS, atol=128 * EPS)
 
 
 @pytest.mark.parametrize("softcap,scale,temperature", [(None, 1.0, 1.0), (2.0, 0.5, 0.7)])

@@ -1,10 +1,12 @@
 """Every statistic against the float64 definition: dtypes, vocabulary sizes, transforms, layouts, options."""
 
+import itertools
+
 import mpmath
 import numpy as np
 import pytest
 import torch
-from row_oracle import EPS, assert_as_good_as_oracle, peaked, some_labels, statistics
+from row_oracle import EPS, assert_as_good_as_oracle, peaked, some_labels, statistics, transform
 
 from prefuse.functional import STATISTICS, token_logps, token_stats
 
@@ -25,9 +27,22 @@ def check_all(x, labels, reference, **transforms):
     exact = statistics(x, labels, reference, **transforms)
     precision = torch.float64 if x.dtype == torch.float64 else torch.float32
     own = statistics(x, labels, reference, precision=precision, **transforms)
+    rounded = bool(transforms) or precision == torch.float64
+    largest = 2 * transform(x.double(), **transforms).abs().max().item() if rounded else 0.0
     for name in STATISTICS:
         assert got[name].dtype == precision
-        assert_as_good_as_oracle(got[name], exact[name], own[name], name, largest=2 * x.abs().max().item())
+        assert_as_good_as_oracle(got[name], exact[name], own[name], name, largest=largest)
+    assert_bounds(got)
+
+
+def assert_bounds(got):
+    """What no rounding may break: the logarithm of 1 − p is taken of these."""
+    bounds = {"logp": (None, 0), "ref_logp": (None, 0), "entropy": (0, None), "log_sum_sq": (None, 0)}
+    bounds |= {"topk_mass": (0, 1), "topk_entropy": (0, None), "kl": (0, None), "rkl": (0, None)}
+    for name, (low, high) in bounds.items():
+        if name in got:
+            assert low is None or (got[name] >= low).all(), f"{name} below {low}"
+            assert high is None or (got[name] <= high).all(), f"{name} above {high}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -57,10 +72,26 @@ def test_temperature_per_token(dtype, shape):
             statistics(x, labels, temperature=temperature.expand(3, 4), precision=precision)[name]
             for precision in (torch.float64, torch.float32)
         )
-        assert_as_good_as_oracle(got[name], exact, own, name)
+        assert_as_good_as_oracle(got[name], exact, own, name, largest=2 * x.abs().max().item())
+    assert_bounds(got)
 
 
-@pytest.mark.parametrize("name", [name for name in STATISTICS])
+@pytest.mark.parametrize("softcap", [None, 30.0, 0.9])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_certainty_is_zero_and_never_positive(dtype, softcap):
+    """A label of probability 1 has log-probability 0, however its logit was rounded on the way."""
+    x, labels = peaked((500, 1), seed=19, dtype=dtype), torch.zeros(500, dtype=torch.int64)
+    sure = torch.cat([x.abs() + 60, torch.full((500, 20), -60, dtype=dtype)], -1)
+    for scale, temperature in itertools.product((1.0, 0.3), (1.0, 0.7, 0.8, 3.0)):
+        transforms = {"softcap": softcap, "temperature": temperature, "scale": scale}
+        assert not token_logps(x, labels, **transforms).any()
+        got = token_stats(sure, labels, STATISTICS, reference_logits=sure / 2, **transforms)
+        assert_bounds(got)
+        if softcap is None and scale == 1.0:
+            assert not got.logp.any()
+
+
+@pytest.mark.parametrize("name", STATISTICS)
 def test_a_statistic_alone_has_the_bits_it_has_among_others(name):
     x, reference = peaked((6, 4097), seed=6, dtype=torch.bfloat16), peaked((6, 4097), seed=7, dtype=torch.float32)
     labels = some_labels((6,), 4097, 6)
@@ -152,9 +183,7 @@ def test_layout_does_not_change_a_bit(layout, dtype):
 def test_expanded_logits_and_labels():
     x = peaked((1, 4, 517), seed=14)
     labels = some_labels((1, 4), 517, 14)
-    assert torch.equal(
-        token_logps(x.expand(3, 4, 517), labels.expand(3, 4)), token_logps(x, labels).expand(3, 4)
-    )
+    assert torch.equal(token_logps(x.expand(3, 4, 517), labels.expand(3, 4)), token_logps(x, labels).expand(3, 4))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.uint16, torch.uint32])

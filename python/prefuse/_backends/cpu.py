@@ -11,6 +11,8 @@ from prefuse._rows import Rows
 
 def rows_forward(rows: Rows, out: torch.Tensor) -> None:
     """Write the statistics named by `rows.stats` into `out` [S, *lead]."""
+    if not rows.labels.numel():  # torch gives empty tensors any strides
+        return
     _prefuse.rows_forward(
         view(rows.logits),
         view(rows.labels),
@@ -29,6 +31,8 @@ def rows_forward(rows: Rows, out: torch.Tensor) -> None:
 
 def rows_backward(rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient: torch.Tensor) -> None:
     """Write d(Σ grads·statistics)/dlogits into `gradient`, which may be the memory of `rows.logits`."""
+    if not rows.labels.numel():
+        return
     _prefuse.rows_backward(
         view(rows.logits),
         view(rows.labels),

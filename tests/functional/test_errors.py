@@ -1,0 +1,243 @@
+"""docs/errors.md, row by row: each line of its tables is an input made here, and the message is compared in full."""
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from prefuse.functional import response_lengths, sequence_logps, token_logps, token_stats
+from prefuse.preference import pair_loss, preference_loss
+
+PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
+ROW = re.compile(r"^\| (.+?) \| (\w+Error) \| `(.+)`( …)? \|$", re.MULTILINE)
+TABLE = [match.groups() for match in ROW.finditer(PAGE)]
+OUTCOMES = re.findall(r"^\| (.+?) \| ([^|`]+) \|$", PAGE[PAGE.index("## What is not an error") :], re.MULTILINE)[2:]
+
+X, Y = torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.int64)
+PER_TOKEN = torch.tensor([[1.0, 1, 1], [-1, 1, 1]])
+
+
+def label(row, position, value):
+    labels = Y.clone()
+    labels[row, position] = value
+    return labels
+
+
+def on_cuda():
+    with torch._subclasses.FakeTensorMode():
+        return token_logps(torch.empty(2, 3, 5, device="cuda:0"), torch.empty(2, 3, dtype=torch.int64, device="cuda:0"))
+
+
+def backward_twice():
+    loss = token_logps(1.0 * X.clone().requires_grad_(), Y, inplace=True).sum()
+    loss.backward(retain_graph=True)
+    loss.backward()
+
+
+def second_derivative():
+    x = X.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(token_logps(x, Y).sum(), x, create_graph=True)
+    grad.sum().backward()
+
+
+def packed(offsets):
+    return sequence_logps(X.view(6, 5), Y.view(6), cu_seqlens=torch.as_tensor(offsets))
+
+
+def loss(objective, **changes):
+    return preference_loss(objective, **{"logits": X, "labels": Y} | changes)
+
+
+def leaf():
+    return X.clone().requires_grad_()
+
+
+CASES = {
+    "logits: a list": lambda: token_logps([[0.0]], Y),
+    "logits: int64": lambda: token_logps(X.long(), Y),
+    "logits: a number, shape ()": lambda: token_logps(torch.tensor(1.0), Y),
+    "logits: no classes, shape (2, 3, 0)": lambda: token_logps(X[..., :0], Y),
+    "logits: on a device without a backend": on_cuda,
+    "logits: sparse": lambda: token_logps(X.to_sparse(), Y),
+    "labels: float32": lambda: token_logps(X, Y.float()),
+    "labels: one dimension too many, (2, 3, 1)": lambda: token_logps(X, Y[..., None]),
+    "labels: one position short, (2, 2)": lambda: token_logps(X, Y[:, :2]),
+    "labels: on another device": lambda: token_logps(X, Y.to("meta")),
+    "labels: NumPy beside torch logits": lambda: token_logps(X, Y.numpy()),
+    "labels: torch beside NumPy logits": lambda: token_logps(X.numpy(), Y),
+    "labels: 5 at position (1, 2), five classes": lambda: token_logps(X, label(1, 2, 5)),
+    "labels: −1 at position (0, 1)": lambda: token_logps(X, label(0, 1, -1)),
+    "mask: float32": lambda: token_logps(X, Y, mask=torch.ones(2, 3)),
+    "mask: shape (3,)": lambda: token_logps(X, Y, mask=torch.ones(3, dtype=torch.bool)),
+    "ignore_index: 1.5": lambda: token_logps(X, Y, ignore_index=1.5),
+    "temperature: 0": lambda: token_logps(X, Y, temperature=0),
+    "temperature: NaN": lambda: token_logps(X, Y, temperature=float("nan")),
+    "temperature: a string": lambda: token_logps(X, Y, temperature="hot"),
+    "temperature: −1 for token (1, 0)": lambda: token_logps(X, Y, temperature=PER_TOKEN),
+    "temperature: shape (2,)": lambda: token_logps(X, Y, temperature=torch.ones(2)),
+    "temperature: requires grad": lambda: token_logps(X, Y, temperature=torch.ones(2, 3, requires_grad=True)),
+    "softcap: −30": lambda: token_logps(X, Y, softcap=-30.0),
+    "scale: 0": lambda: token_logps(X, Y, scale=0.0),
+    "stats: none": lambda: token_stats(X, Y, ()),
+    "stats: an unknown name": lambda: token_stats(X, Y, ("logp", "logprob")),
+    "stats: kl without reference": lambda: token_stats(X, Y, "kl"),
+    "reference_logits: another shape": lambda: token_stats(X, Y, "kl", reference_logits=X[..., :4]),
+    "k: 0": lambda: token_stats(X, Y, "topk_mass", k=0),
+    "k: 65": lambda: token_stats(X, Y, "topk_mass", k=65),
+    "inplace: logits are a leaf": lambda: token_logps(leaf(), Y, inplace=True),
+    "inplace: expanded logits": lambda: token_logps((1.0 * leaf()[:1]).expand(2, 3, 5), Y, inplace=True),
+    "inplace: classes that do not lie together": lambda: token_logps(
+        1.0 * leaf().transpose(1, 2).contiguous().transpose(1, 2), Y, inplace=True
+    ),
+    "inplace: NumPy": lambda: token_logps(X.numpy(), Y.numpy(), inplace=True),
+    "inplace: backward twice": backward_twice,
+    "second derivative": second_derivative,
+    "vmap": lambda: torch.vmap(token_logps)(X, Y),
+    "a statistic that was not asked for": lambda: token_stats(X, Y).entropy,
+    "labels: one dimension, no cu_seqlens": lambda: sequence_logps(X.view(6, 5), Y.view(6)),
+    "labels: two rows beside cu_seqlens": lambda: sequence_logps(X, Y, cu_seqlens=torch.tensor([0, 6])),
+    "cu_seqlens: float32": lambda: packed([0.0, 6.0]),
+    "cu_seqlens: two dimensions": lambda: packed([[0, 3, 6]]),
+    "cu_seqlens: ends early": lambda: packed([0, 2, 5]),
+    "cu_seqlens: begins late": lambda: packed([1, 2, 6]),
+    "cu_seqlens: decreases": lambda: packed([0, 4, 2, 6]),
+    "objective: a number": lambda: loss(3),
+    "objective: an unknown name": lambda: loss("dop"),
+    "responses: an odd number of them": lambda: loss(
+        "simpo", logits=torch.zeros(3, 3, 5), labels=torch.zeros(3, 3, dtype=torch.int64)
+    ),
+    "reference: missing": lambda: loss("dpo"),
+    "reference: not read": lambda: loss("simpo", reference=X),
+    "reference: an odd shape": lambda: loss("dpo", reference=torch.zeros(3)),
+    "column: unknown": lambda: loss("dpo", reference=X, nonsense=torch.zeros(1)),
+    "column: missing": lambda: loss("kto", reference=X),
+    "pair_loss: an objective that is not of pairs": lambda: pair_loss("kto", torch.zeros(1), torch.zeros(1)),
+}
+
+
+def test_every_row_of_the_page_is_tested_and_every_case_documented():
+    assert sorted(CASES) == sorted(passed for passed, *_ in TABLE)
+    assert [passed for passed, _ in OUTCOMES] == list(NOT_ERRORS)
+
+
+@pytest.mark.parametrize("passed,raises,message,more", TABLE, ids=[row[0] for row in TABLE])
+def test_message(passed, raises, message, more):
+    with pytest.raises(Exception) as caught:
+        CASES[passed]()
+    assert type(caught.value).__name__ == raises
+    came = str(caught.value)
+    assert came.startswith(message) if more else came == message
+
+
+def gradient_of(x, y, function=token_logps, **options):
+    x = x.clone().requires_grad_()
+    values = function(x, y, **options)
+    values.nansum().backward()
+    return values.detach(), x.grad
+
+
+def empty_batch():
+    for shape in ((0, 3), (2, 0)):
+        values, grad = gradient_of(torch.zeros(*shape, 5), torch.zeros(shape, dtype=torch.int64))
+        assert values.shape == shape
+        assert grad.shape == (*shape, 5)
+        assert sequence_logps(torch.zeros(*shape, 5), torch.zeros(shape, dtype=torch.int64)).tolist() == [0] * shape[0]
+
+
+def nan_in_ignored_rows():
+    for bad in (np.nan, np.inf, -np.inf):
+        x = X.clone()
+        x[0, 1], x[1, 2] = bad, bad
+        labels, mask = label(0, 1, -100), torch.tensor([[1, 1, 1], [1, 1, 0]])
+        values, grad = gradient_of(x, labels, mask=mask)
+        assert values[0, 1] == values[1, 2] == 0
+        assert not grad[0, 1].any()
+        assert not grad[1, 2].any()
+        assert grad[0, 0].any()
+
+
+def nan_in_a_scored_row():
+    for bad in (np.nan, np.inf):
+        x = X.clone()
+        x[0, 1, 3] = bad
+        values, grad = gradient_of(x, Y)
+        clean, clean_grad = gradient_of(X, Y)
+        others = torch.ones(2, 3, dtype=torch.bool)
+        others[0, 1] = False
+        assert values[0, 1].isnan()
+        assert torch.equal(values[others], clean[others])
+        assert torch.equal(grad[others], clean_grad[others])
+        poisoned = x.clone().requires_grad_()
+        token_logps(poisoned, Y).sum().backward()
+        assert poisoned.grad[0, 1].isnan().all()
+        assert torch.equal(poisoned.grad[others], clean_grad[others])
+
+
+def banned_tokens():
+    x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    x[..., 3] = -np.inf
+    values, grad = gradient_of(x, Y)
+    without, grad_without = gradient_of(x[..., [0, 1, 2, 4]], Y)
+    torch.testing.assert_close(values, without)
+    torch.testing.assert_close(grad[..., [0, 1, 2, 4]], grad_without)
+    assert not grad[..., 3].any()
+
+
+def banned_label():
+    x = X.clone()
+    x[0, 0, 0] = -np.inf
+    values, grad = gradient_of(x, Y)
+    assert values[0, 0] == -np.inf
+    assert grad.isfinite().all()
+
+
+def nothing_scored_in_a_response():
+    labels = Y.clone()
+    labels[1] = -100
+    assert response_lengths(labels).tolist() == [3, 0]
+    for average in (False, True):
+        sums, grad = gradient_of(X, labels, sequence_logps, average=average)
+        assert sums[1] == 0
+        assert not grad[1].any()
+        assert grad[0].any()
+
+
+def nothing_scored_at_all():
+    x = X.clone().requires_grad_()
+    got = preference_loss("dpo", logits=x, labels=torch.full_like(Y, -100), reference=X)
+    got.loss.backward()
+    assert got.loss.isfinite()
+    assert not x.grad.any()
+
+
+def unusual_ignore_index():
+    assert token_logps(X, label(0, 0, 77), ignore_index=77)[0, 0] == 0
+    assert token_logps(X, label(0, 0, -1), ignore_index=-1)[0, 0] == 0
+
+
+def classes_apart():
+    x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).transpose(1, 2)
+    values, grad = gradient_of(x, Y)
+    expected, expected_grad = gradient_of(x.contiguous(), Y)
+    assert torch.equal(values, expected)
+    assert torch.equal(grad, expected_grad)
+
+
+NOT_ERRORS = {
+    "an empty batch, shape (0, 3, 5) or (2, 0, 5)": empty_batch,
+    "NaN or ±inf in ignored rows": nan_in_ignored_rows,
+    "NaN or +inf in a scored row": nan_in_a_scored_row,
+    "−inf logits (banned tokens)": banned_tokens,
+    "a label whose logit is −inf": banned_label,
+    "a response with no scored token": nothing_scored_in_a_response,
+    "a batch with no scored token at all": nothing_scored_at_all,
+    "labels equal to ignore_index outside [0, V)": unusual_ignore_index,
+    "rows whose classes do not lie together": classes_apart,
+}
+
+
+@pytest.mark.parametrize("passed", NOT_ERRORS)
+def test_what_is_not_an_error(passed):
+    NOT_ERRORS[passed]()
