@@ -1,5 +1,6 @@
-//! The native half of `prefuse`: module registration, nothing else.
+//! The native half of `prefuse`: the rooms, and (with the `python` feature) their registration as an extension module.
 
+#[cfg(feature = "python")]
 mod bindings;
 pub mod objective;
 pub mod rows;
@@ -7,9 +8,12 @@ pub mod segments;
 pub mod threads;
 pub mod view;
 
-use pyo3::prelude::*;
+#[cfg(feature = "python")]
+mod module {
+    use pyo3::prelude::*;
 
-#[pymodule]
-fn _prefuse(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    bindings::register(module)
+    #[pymodule]
+    fn _prefuse(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::bindings::register(module)
+    }
 }

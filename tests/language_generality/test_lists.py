@@ -144,8 +144,8 @@ def lipo_reference(name):
         for a in range(len(s)):
             for b in range(len(s)):
                 if label[a] > label[b]:
-                    discounts = abs(math.log(base) / math.log(1 + place[a]) - math.log(base) / math.log(1 + place[b]))
-                    weight = abs(2.0 ** float(label[a]) - 2.0 ** float(label[b])) * discounts
+                    discounts = abs(math.log(base) / torch.log1p(place[a]) - math.log(base) / torch.log1p(place[b]))
+                    weight = abs(2.0 ** label[a].item() - 2.0 ** label[b].item()) * discounts
                     link = torch.relu(1 - (s[a] - s[b])) if name == "hinge" else torch_softplus(s[b] - s[a])
                     total = total + (weight * link if name == "lambda" else link)
         return total

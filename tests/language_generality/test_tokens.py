@@ -308,6 +308,28 @@ def test_nash_md():
     check_numbers(nash_md, one, 0.68, {"logps": [[-0.18, -0.25]]})  # pairwise.md, Nash-MD
 
 
+# --- D²PO: log-ratios discounted by position ------------------------------------------------------------------------
+
+
+@pair_objective
+def discounted_dpo(pair, *, beta=0.1, discount=0.9):
+    def discounted(role):
+        return (discount**role.token.position * role.token.logratio).sum()
+
+    return -log_sigmoid(beta * (discounted(pair.chosen) - discounted(pair.rejected)))
+
+
+def test_discounted_dpo():
+    def reference(*, beta=0.1, discount=0.9, **c):
+        def discounted(role):
+            h = torch.where(c[f"{role}_mask"], c[f"{role}_token_logps"] - c[f"ref_{role}_token_logps"], 0.0)
+            return (discount ** torch.arange(h.shape[1], dtype=h.dtype) * h).sum(1)
+
+        return -logsigmoid(beta * (discounted("chosen") - discounted("rejected")))
+
+    check_against(discounted_dpo, F1_TOKENS, reference, beta=0.4, discount=0.7)
+
+
 # --- MaPO's mask (arXiv:2410.05102): activations mapped to [0, 1] inside the response -------------------------------
 
 

@@ -54,27 +54,30 @@ def answer(per_token):
     )
 
 
+def library(module: str):
+    """A library's module, imported when the first test wants it; tests are skipped where it is not installed."""
+    return pytest.importorskip(module, exc_type=ImportError)
+
+
 @pytest.fixture(scope="module")
 def dpo_trainer():
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    return DPOTrainer
+    return library("trl.trainer.dpo_trainer").DPOTrainer
 
 
 @pytest.fixture(scope="module")
 def kto_trainer():
-    from trl.trainer.kto_trainer import KTOTrainer
-
-    return KTOTrainer
+    return library("trl.trainer.kto_trainer").KTOTrainer
 
 
 @pytest.fixture(scope="module")
 def experimental():
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    from trl.experimental.cpo import CPOTrainer
-    from trl.experimental.orpo import ORPOTrainer
+    cpo, orpo = library("trl.experimental.cpo").CPOTrainer, library("trl.experimental.orpo").ORPOTrainer
+    return SimpleNamespace(cpo=cpo, orpo=orpo)
 
-    return SimpleNamespace(cpo=CPOTrainer, orpo=ORPOTrainer)
+
+def liger(module: str, function: str):
+    return getattr(library(f"liger_kernel.chunked_loss.{module}"), function).preference_loss_fn
 
 
 def trl_dpo(trainer_class, loss_type, *, beta=0.1, dtype=torch.float64, **settings):
@@ -254,11 +257,10 @@ def liger_inputs():
 
 @pytest.mark.parametrize(("loss_type", "name", "parameters"), LIGER_DPO, ids=lambda value: str(value))
 def test_liger_dpo(loss_type, name, parameters):
-    from liger_kernel.chunked_loss.dpo_loss import LigerFusedLinearDPOFunction
-
+    loss_fn = liger("dpo_loss", "LigerFusedLinearDPOFunction")
     inputs = liger_inputs()
     options = {"label_smoothing": parameters.get("label_smoothing", 0.0), "discopop_tau": parameters.get("tau", 0.05)}
-    found = LigerFusedLinearDPOFunction.preference_loss_fn(*inputs, beta=0.3, loss_type=loss_type, **options)
+    found = loss_fn(*inputs, beta=0.3, loss_type=loss_type, **options)
     found[0].backward()
     score = evaluate(name, {"beta": 0.3} | parameters, COLUMNS)
     tolerance = 1e-6 if loss_type == "exo_pair" else 1e-10
@@ -270,30 +272,26 @@ def test_liger_dpo(loss_type, name, parameters):
 
 
 def test_liger_reference_free():
-    from liger_kernel.chunked_loss.cpo_loss import LigerFusedLinearCPOFunction
-    from liger_kernel.chunked_loss.orpo_loss import LigerFusedLinearORPOFunction
-    from liger_kernel.chunked_loss.simpo_loss import LigerFusedLinearSimPOFunction
-
+    simpo_fn = liger("simpo_loss", "LigerFusedLinearSimPOFunction")
+    cpo_fn = liger("cpo_loss", "LigerFusedLinearCPOFunction")
+    orpo_fn = liger("orpo_loss", "LigerFusedLinearORPOFunction")
     chosen, rejected, target, *_ = liger_inputs()
     averages = chosen / torch.tensor(COLUMNS["chosen_lengths"]), rejected / torch.tensor(COLUMNS["rejected_lengths"])
-    simpo, *_ = LigerFusedLinearSimPOFunction.preference_loss_fn(*averages, target, beta=2.0, gamma=0.6)
+    simpo, *_ = simpo_fn(*averages, target, beta=2.0, gamma=0.6)
     assert_allclose(evaluate("simpo", {"beta": 2.0, "gamma": 0.6}, COLUMNS).loss, float(simpo.detach()), rtol=1e-12)
-    cpo, *_ = LigerFusedLinearCPOFunction.preference_loss_fn(chosen, rejected, target, beta=0.2, label_smoothing=0.1)
+    cpo, *_ = cpo_fn(chosen, rejected, target, beta=0.2, label_smoothing=0.1)
     ours = evaluate("cpo", {"beta": 0.2, "alpha": 0.0, "label_smoothing": 0.1}, COLUMNS)
     assert_allclose(ours.loss, float(cpo.detach()), rtol=1e-12)
-    odds, *_ = LigerFusedLinearORPOFunction.preference_loss_fn(*averages, target, beta=0.3)
+    odds, *_ = orpo_fn(*averages, target, beta=0.3)
     likelihood = evaluate("sft", {}, COLUMNS).loss
     assert_allclose(evaluate("orpo", {"beta": 0.3}, COLUMNS).loss, float(odds.detach()) + likelihood, rtol=1e-10)
 
 
 def test_liger_kto():
-    from liger_kernel.chunked_loss.kto_loss import LigerFusedLinearKTOFunction
-
+    loss_fn = liger("kto_loss", "LigerFusedLinearKTOFunction")
     logps = torch.tensor(COLUMNS["logps"], requires_grad=True)
     label, reference = torch.tensor(COLUMNS["label"]), torch.tensor(COLUMNS["ref_logps"])
-    loss, *_ = LigerFusedLinearKTOFunction.preference_loss_fn(
-        logps, label, torch.zeros(SIZE, 1), ref_log_prob_chunk=reference, beta=0.3, kl=torch.tensor(0.4)
-    )
+    loss, *_ = loss_fn(logps, label, torch.zeros(SIZE, 1), ref_log_prob_chunk=reference, beta=0.3, kl=torch.tensor(0.4))
     loss.backward()
     score = evaluate("kto", {"beta": 0.3, "kl": 0.4}, COLUMNS)
     assert_allclose(score.loss, float(loss.detach()), rtol=1e-7)

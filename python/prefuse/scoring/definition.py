@@ -220,7 +220,7 @@ def _named_rewards(trace: Trace, rewards: Any) -> dict[str, Expression]:
 
 
 def _default_rewards(trace: Trace, touched: set[tuple[str | None, str]], beta: Setting) -> dict[str, Expression]:
-    """β·logratio where the reference was used, else β·avg_logp where all lengths were, else β·logp (no `beta`: β = 1)."""
+    """β·logratio where the reference was used, else β·avg_logp where every length was, else β·logp (β or 1)."""
     if trace.kind is TOKEN:
         return {}
     roles, referenced, measured = (

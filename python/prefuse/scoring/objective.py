@@ -57,9 +57,12 @@ class Objective:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The responses of a pair it reads, e.g. ("chosen", "rejected"); empty for other kinds."""
+        """The responses of a pair it reads, in the order it reads them; empty for other kinds."""
         traced = self._traced(None)
-        return tuple(role for role in traced.trace.roles if any(role in name.split("_") for name in traced.columns))
+        columns = [name.split("_") for name in traced.columns]
+        known = {*traced.trace.roles, *(role for role, _ in traced.trace.touched if role)}
+        read = [role for role in known if any(role in words for words in columns)]
+        return tuple(sorted(read, key=lambda role: [role in words for words in columns].index(True)))
 
     @property
     def columns(self) -> dict[str, ColumnInfo]:

@@ -1,0 +1,53 @@
+# Every target works alone on a fresh machine with Python >= 3.10 (with venv) and a Rust toolchain.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 2>/dev/null)
+
+.PHONY: demo test test-rust test-python lint bench wheel clean help
+
+help:
+	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
+	@echo "make test    all tests (Rust and Python)"
+	@echo "make lint    rustfmt, clippy, ruff, mypy"
+	@echo "make bench   CPU benchmarks beside their peers, results as JSON"
+	@echo "make wheel   build the abi3 wheel into dist/"
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m prefuse demo $(DEMO)
+
+test: test-rust test-python
+
+test-rust:
+	cargo test --no-default-features --lib --quiet
+
+test-python: $(VENV)/.test
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/.test $(VENV)/.lint
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/rows_cpu.py
+	$(BIN)/python benchmarks/objectives_cpu.py
+
+wheel: $(VENV)/.created
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf target dist $(VENV) python/prefuse/*.so demo-output
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prefuse needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0])'
+	@command -v cargo >/dev/null || { echo "prefuse is built from Rust: install a toolchain (rustup) so that cargo is on PATH"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# Editable: Python changes need no reinstall, changed Rust sources rebuild the extension.
+$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.created $(RUST)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
