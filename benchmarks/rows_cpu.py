@@ -8,8 +8,6 @@ and writes them once. GB/s counts that least traffic, so a case's share of the b
 """
 
 import argparse
-import functools
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -51,7 +49,7 @@ def compare(options: argparse.Namespace, dtype: str, backward: bool) -> list[dic
     logits, labels = gather.inputs(options.rows, options.vocabulary, getattr(torch, dtype))
     size = logits.numel() * logits.element_size()
     bandwidth = machine.bandwidth_cases(options.rows * options.vocabulary * 4)
-    hands = {name: bound(name, logits, labels, backward) for name in names(backward)}
+    hands = {name: gather.bound(name, logits, labels, backward) for name in names(backward)}
     timings = timing.interleaved(hands | {name: run for name, (run, _) in bandwidth.items()}, options.rounds)
     speeds = {name: moved / timings[name].median / 1e9 for name, (_, moved) in bandwidth.items()}
     traffic, limit = (3 * size, COPY) if backward else (size, READ)
@@ -86,14 +84,6 @@ def compare(options: argparse.Namespace, dtype: str, backward: bool) -> list[dic
 def names(backward: bool) -> list[str]:
     """In place differs from not in place in the backward pass only."""
     return [name for name in gather.available() if backward or name != gather.PREFUSE_INPLACE]
-
-
-def bound(name: str, logits: torch.Tensor, labels: torch.Tensor, backward: bool) -> Callable[[], None]:
-    # A copy of their own for those that write over the logits, so that all others go on reading the same numbers.
-    own = logits.clone() if name == gather.PREFUSE_INPLACE else logits
-    if not backward:
-        return functools.partial(gather.forward, gather.hand(name), own, labels)
-    return functools.partial(gather.forward_backward, gather.hand(name), own, labels, torch.ones(len(labels)))
 
 
 def print_tables(report: dict[str, object]) -> None:

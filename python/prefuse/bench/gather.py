@@ -89,14 +89,21 @@ def forward_backward(gather: Gather, logits: Tensor, labels: Tensor, upstream: T
     del gradient
 
 
-def run(name: str, rows: int, vocabulary: int, dtype: str, backward: bool) -> Callable[[], None]:
-    """A hand bound to inputs of its own: what `prefuse.bench.memory` measures in a fresh process."""
-    logits, labels = inputs(rows, vocabulary, getattr(torch, dtype))
+def bound(name: str, logits: Tensor, labels: Tensor, backward: bool) -> Callable[[], None]:
+    """A hand with its inputs, to be run as often as one likes.
+
+    The hand that writes over its logits gets a copy, so that all others go on reading the same numbers.
+    """
     gather = hand(name)
     if not backward:
-        return lambda: forward(gather, logits, labels)
-    upstream = torch.ones(rows)
-    return lambda: forward_backward(gather, logits, labels, upstream)
+        return functools.partial(forward, gather, logits, labels)
+    own = logits.clone() if name == PREFUSE_INPLACE else logits
+    return functools.partial(forward_backward, gather, own, labels, torch.ones(len(labels)))
+
+
+def run(name: str, rows: int, vocabulary: int, dtype: str, backward: bool) -> Callable[[], None]:
+    """A hand with inputs of its own: what `prefuse.bench.memory` measures in a fresh process."""
+    return bound(name, *inputs(rows, vocabulary, getattr(torch, dtype)), backward)
 
 
 class _AsComputed(torch.autograd.Function):

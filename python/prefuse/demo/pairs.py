@@ -33,12 +33,10 @@ class Documented:
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt with the docstring that belongs to it and one that does not."""
+    """A prompt with responses: the docstring that belongs to it (chosen) first, then others' (rejected)."""
 
-    module: str
     prompt: str
-    chosen: str
-    rejected: str
+    responses: tuple[str, ...]
 
 
 def stdlib_functions(root: Path | None = None) -> list[Documented]:
@@ -71,18 +69,23 @@ def split_by_module(functions: Sequence[Documented], held_out: float) -> tuple[l
     return sides
 
 
-def make_pairs(functions: Sequence[Documented], seed: int) -> list[Pair]:
+def make_pairs(functions: Sequence[Documented], seed: int, responses: int = 2) -> list[Pair]:
     """One pair per function, the rejected response taken from a function whose docstring is about as long.
 
     Each docstring is chosen once and rejected once, so a model that looks at the response alone is right half the time.
+    With more than two `responses` each further one is another docstring of like length. Raises ValueError for fewer
+    functions than responses.
     """
+    if len(functions) < responses:
+        raise ValueError(f"functions: expected at least {responses}, got {len(functions)}")
     rng = random.Random(seed)
     order = sorted(functions, key=lambda function: (len(function.summary.split()), rng.random()))
     pairs = []
-    for block in _blocks(order, _NEIGHBOURS):
+    for block in _blocks(order, max(_NEIGHBOURS, responses)):
         rng.shuffle(block)
-        for own, other in zip(block, block[1:] + block[:1], strict=True):
-            pairs.append(Pair(own.module, own.prompt, own.summary, other.summary))
+        for place, own in enumerate(block):
+            others = (block[(place + step) % len(block)].summary for step in range(1, responses))
+            pairs.append(Pair(own.prompt, (own.summary, *others)))
     rng.shuffle(pairs)
     return pairs
 

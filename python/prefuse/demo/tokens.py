@@ -6,10 +6,11 @@ Identifiers and prose are cut into the same lower-case pieces (`getLineBuffer` a
 
 from __future__ import annotations
 
+import random
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 PAD, BOS, SEP, EOS = range(4)
 _SPECIAL = ("<pad>", "<bos>", "<sep>", "<eos>")
@@ -17,6 +18,7 @@ _ENDINGS = ("s", "es", "d", "ed", "ing", "er", "or", "ion", "ly")
 _BUCKETS = 256  # words never seen in training: the same word meets itself in the same bucket
 _FEWEST_USES = 3
 _SHORTEST_STEM = 3
+_EVERYDAY = 150  # so many of the commonest pieces keep their meaning when words are renamed
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\sA-Za-z0-9_]")
 
 
@@ -32,6 +34,8 @@ class Tokenizer:
                 pieces[word] = None
         self._ids = {piece: len(_SPECIAL) + index for index, piece in enumerate(pieces)}
         self._first_bucket = len(_SPECIAL) + len(pieces)
+        uses_of = Counter(token for word, uses in counts.items() for token in self._word(word) * uses)
+        self._kept = {*range(len(_SPECIAL)), *(token for token, _ in uses_of.most_common(_EVERYDAY))}
 
     def __len__(self) -> int:
         return self._first_bucket + _BUCKETS
@@ -39,6 +43,17 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""
         return [token for word in _words(text) for token in self._word(word)]
+
+    def renamed(self, texts: Sequence[list[int]], rng: random.Random) -> list[list[int]]:
+        """Token lists in which every piece that is not an everyday one became another, the same in all the lists.
+
+        What such a text says is lost; that a docstring repeats words of the function's name is not.
+        """
+        names: dict[int, int] = {token: token for token in self._kept}
+        for token in (token for text in texts for token in text):
+            if token not in names:
+                names[token] = rng.randrange(len(_SPECIAL), len(self))
+        return [[names[token] for token in text] for text in texts]
 
     def _word(self, word: str) -> list[int]:
         """Longest known pieces from the left; a stretch that starts with none of them goes to its bucket whole."""
