@@ -17,9 +17,14 @@ constexpr bool WANTS_TOPK = wants(TOPK_MASS) || wants(TOPK_ENTROPY);
 constexpr int THREADS = 256, GROUPS = THREADS / ROW_THREADS, MAX_RANK = 6, MAX_K = 64;
 constexpr int NARROW = WANTS_REFERENCE && sizeof(REFERENCE) < sizeof(LOGIT) ? sizeof(REFERENCE) : sizeof(LOGIT);
 constexpr int UNIT = 16 / NARROW;                   // elements that a thread takes at once
-constexpr int UNROLL = 4;                           // units in flight per thread
-constexpr i64 TILE = i64(ROW_THREADS) * UNROLL * UNIT;
-constexpr i64 CHUNK = 4 * TILE;                     // what is summed before it meets the rest of the row
+constexpr int UNROLL = WANTS_REFERENCE ? 1 : sizeof(LOGIT) == 8 ? 2 : 4;  // units in flight per thread and array
+constexpr i64 STEP = i64(ROW_THREADS) * UNIT;       // elements between the units of one thread
+constexpr i64 TILE = UNROLL * STEP;
+constexpr i64 CHUNK = 16 * STEP;                    // what is summed before it meets the rest of the row
+constexpr int BLOCKS = WANTS_REFERENCE || sizeof(A) == 8 ? 2 : 3;      // resident per multiprocessor: as many as fit without spilling
+
+typedef Row<LOGIT, UNIT> X;
+typedef Row<REFERENCE, UNIT> Ref;
 
 // Shapes and strides in elements; every array has its own strides over the same `rank` leading dimensions.
 struct RowsArgs {
@@ -41,6 +46,7 @@ struct RowsArgs {
 
 __device__ inline i64 offset(const RowsArgs& a, i64 row, const i64* stride) {
     i64 sum = 0;
+#pragma unroll 1
     for (int d = int(a.rank) - 1; d > 0; d--) {
         sum += row % a.shape[d] * stride[d];
         row /= a.shape[d];

@@ -65,13 +65,13 @@ __device__ inline void differentiate(A (&x)[UNIT], const A (&ref)[UNIT], i64 fir
     }
 }
 
-__device__ inline void write(const Row<LOGIT, UNIT>& out, i64 first, const A (&x)[UNIT]) {
+__device__ inline void write(const X& out, i64 first, const A (&x)[UNIT]) {
     LOGIT* unit = (LOGIT*)out.data + first;
-    if (out.holds(first, first + UNIT)) {
+    if (out.aligned(first, first + UNIT)) {
         unsigned words[UNIT * sizeof(LOGIT) / 4];
         pack<UNIT>(words, x, LOGIT());
 #pragma unroll
-        for (int g = 0; g < Row<LOGIT, UNIT>::GRANULES; g++)
+        for (int g = 0; g < X::GRANULES; g++)
             __stcs((uint4*)unit + g, make_uint4(words[4 * g], words[4 * g + 1], words[4 * g + 2], words[4 * g + 3]));
     } else {
 #pragma unroll
@@ -80,54 +80,51 @@ __device__ inline void write(const Row<LOGIT, UNIT>& out, i64 first, const A (&x
     }
 }
 
-// One tile by `lane` of its group: all reads, then arithmetic and writes unit by unit.
-__device__ inline void pull_back(const Row<LOGIT, UNIT>& x, const Row<REFERENCE, UNIT>& ref, const Row<LOGIT, UNIT>& out, i64 tile,
-                                 int lane, const Coefficients& s) {
+// One tile by `lane` of its group: aligned units are all read before the first is written.
+__device__ inline void pull_back(const X& x, const Ref& ref, const X& out, i64 tile, int lane, const Coefficients& s) {
     i64 first = tile + lane * UNIT;
-    constexpr i64 STEP = ROW_THREADS * UNIT;
     A values[UNIT], others[UNIT];
-    if (x.holds(tile, tile + TILE) && (!WANTS_REFERENCE || ref.holds(tile, tile + TILE))) {
-        typename Row<LOGIT, UNIT>::Raw raw[UNROLL];
-        typename Row<REFERENCE, UNIT>::Raw ref_raw[UNROLL];
+    if (x.aligned(tile, tile + TILE) && (!WANTS_REFERENCE || ref.aligned(tile, tile + TILE))) {
+        unsigned words[UNROLL][X::WORDS], ref_words[UNROLL][Ref::WORDS];
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            x.fetch(raw[u], first + u * STEP);
-            if (WANTS_REFERENCE) ref.fetch(ref_raw[u], first + u * STEP);
+            x.fetch(words[u], first + u * STEP);
+            if (WANTS_REFERENCE) ref.fetch(ref_words[u], first + u * STEP);
         }
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
-            x.widen(values, raw[u]);
-            if (WANTS_REFERENCE) ref.widen(others, ref_raw[u]);
+            X::widen(values, words[u]);
+            if (WANTS_REFERENCE) Ref::widen(others, ref_words[u]);
             differentiate(values, others, first + u * STEP, s);
             write(out, first + u * STEP, values);
         }
     } else {
 #pragma unroll 1
         for (int u = 0; u < UNROLL; u++) {
-            x.gather(values, first + u * STEP);
-            if (WANTS_REFERENCE) ref.gather(others, first + u * STEP);
+            x.read(values, first + u * STEP);
+            if (WANTS_REFERENCE) ref.read(others, first + u * STEP);
             differentiate(values, others, first + u * STEP, s);
             write(out, first + u * STEP, values);
         }
     }
 }
 
-__device__ inline void fill(const Row<LOGIT, UNIT>& out, i64 tile, int lane, A value) {
+__device__ inline void fill(const X& out, i64 tile, int lane, A value) {
     A values[UNIT];
 #pragma unroll
     for (int i = 0; i < UNIT; i++) values[i] = value;
-    for (int u = 0; u < UNROLL; u++) write(out, tile + (u * ROW_THREADS + lane) * UNIT, values);
+    for (int u = 0; u < UNROLL; u++) write(out, tile + lane * UNIT + u * STEP, values);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) rows_backward(const RowsArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rows_backward(const RowsArgs a) {
     int group = threadIdx.x / ROW_THREADS, lane = threadIdx.x % ROW_THREADS;
     for (i64 item = i64(blockIdx.x) * GROUPS + group; item < a.rows * a.parts; item += i64(gridDim.x) * GROUPS) {
         i64 row = item / a.parts;
         Coefficients s = coefficients(a, row, header(a, row));
         LOGIT* gradient = a.gradient + offset(a, row, a.gradient_stride);
         i64 head = i64(u64(gradient) % 16 / sizeof(LOGIT));  // elements by which the row misses a boundary
-        Row<LOGIT, UNIT> out(gradient, a.width, -head), x(a.logits + offset(a, row, a.logits_stride), a.width, -head);
-        Row<REFERENCE, UNIT> ref(WANTS_REFERENCE ? a.reference + offset(a, row, a.reference_stride) : 0, a.width, -head);
+        X out(gradient, a.width, -head), x(a.logits + offset(a, row, a.logits_stride), a.width, -head);
+        Ref ref(WANTS_REFERENCE ? a.reference + offset(a, row, a.reference_stride) : 0, a.width, -head);
         i64 begin = item % a.parts * CHUNK - head, end = begin + CHUNK < a.width ? begin + CHUNK : a.width;
 #pragma unroll 1
         for (i64 tile = begin; tile < end; tile += TILE)

@@ -55,34 +55,33 @@ __device__ inline void absorb(Partial& p, Top& top, const A (&x)[UNIT], const A 
 }
 
 // One chunk of a row by `lane` of its group.
-__device__ inline Partial traverse(const Row<LOGIT, UNIT>& x, const Row<REFERENCE, UNIT>& ref, i64 begin, int lane,
-                                   const Context& s, Top& top) {
+__device__ inline Partial traverse(const X& x, const Ref& ref, i64 begin, int lane, const Context& s,
+                                   Top& top) {
     Partial p;
     A logits[UNIT], others[UNIT];
     i64 end = begin + CHUNK < s.width ? begin + CHUNK : s.width;
 #pragma unroll 1
     for (i64 tile = begin; tile < end; tile += TILE) {
         i64 first = tile + lane * UNIT;
-        if (x.holds(tile, tile + TILE) && (!WANTS_REFERENCE || ref.holds(tile, tile + TILE))) {
-            typename Row<LOGIT, UNIT>::Raw raw[UNROLL];
-            typename Row<REFERENCE, UNIT>::Raw ref_raw[UNROLL];
+        if (x.aligned(tile, tile + TILE) && (!WANTS_REFERENCE || ref.aligned(tile, tile + TILE))) {
+            unsigned words[UNROLL][X::WORDS], ref_words[UNROLL][Ref::WORDS];
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
-                x.fetch(raw[u], first + u * ROW_THREADS * UNIT);
-                if (WANTS_REFERENCE) ref.fetch(ref_raw[u], first + u * ROW_THREADS * UNIT);
+                x.fetch(words[u], first + u * STEP);
+                if (WANTS_REFERENCE) ref.fetch(ref_words[u], first + u * STEP);
             }
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
-                x.widen(logits, raw[u]);
-                if (WANTS_REFERENCE) ref.widen(others, ref_raw[u]);
-                absorb<false>(p, top, logits, others, first + u * ROW_THREADS * UNIT, s);
+                X::widen(logits, words[u]);
+                if (WANTS_REFERENCE) Ref::widen(others, ref_words[u]);
+                absorb<false>(p, top, logits, others, first + u * STEP, s);
             }
         } else {
 #pragma unroll 1
             for (int u = 0; u < UNROLL; u++) {
-                x.gather(logits, first + u * ROW_THREADS * UNIT);
-                if (WANTS_REFERENCE) ref.gather(others, first + u * ROW_THREADS * UNIT);
-                absorb<true>(p, top, logits, others, first + u * ROW_THREADS * UNIT, s);
+                x.read(logits, first + u * STEP);
+                if (WANTS_REFERENCE) ref.read(others, first + u * STEP);
+                absorb<true>(p, top, logits, others, first + u * STEP, s);
             }
         }
     }
@@ -104,7 +103,7 @@ __device__ inline void merge_group(Partial& p, int& turn) {
     turn ^= 1;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) rows_forward(const RowsArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rows_forward(const RowsArgs a) {
     int group = threadIdx.x / ROW_THREADS, lane = threadIdx.x % ROW_THREADS, turn = 0;
     for (i64 item = i64(blockIdx.x) * GROUPS + group; item < a.rows * a.parts; item += i64(gridDim.x) * GROUPS) {
         i64 row = item / a.parts, part = item % a.parts;
@@ -113,8 +112,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows_forward(const RowsArg
             if (lane == 0 && part == 0) put_all(a, row, h.ignored ? A(0) : not_a_number<A>());
             continue;
         }
-        Row<LOGIT, UNIT> x(a.logits + offset(a, row, a.logits_stride), a.width, 0);
-        Row<REFERENCE, UNIT> ref(WANTS_REFERENCE ? a.reference + offset(a, row, a.reference_stride) : 0, a.width, 0);
+        X x(a.logits + offset(a, row, a.logits_stride), a.width, 0);
+        Ref ref(WANTS_REFERENCE ? a.reference + offset(a, row, a.reference_stride) : 0, a.width, 0);
         A label_logit = load(x.data + h.label), label_ref = WANTS_REFERENCE ? load(ref.data + h.label) : A(0);
         Context s = {slope(a, h.temperature) * A(LOG2E), bend(a), a.width, h.label, label_logit, int(a.k)};
         Top top = empty_top();

@@ -76,52 +76,52 @@ template <int UNIT> __device__ inline void pack(unsigned* words, const double (&
 // One row of `size` elements, read in units of UNIT elements.
 template <typename T, int UNIT> struct Row {
     typedef typename Accumulator<T>::type A;
-    static constexpr int GRANULES = UNIT * sizeof(T) / 16;
-    struct Raw { unsigned words[4 * GRANULES + 4]; };  // a unit as loaded, with the granule that a misaligned one ends in
+    static constexpr int WORDS = UNIT * sizeof(T) / 4, GRANULES = WORDS / 4, GRANULE = 16 / sizeof(T);
 
     const T* data;
     i64 size;
-    unsigned skew;  // bytes by which units starting at element `phase` (mod UNIT) miss a 16-byte boundary
+    unsigned skew;  // bytes by which units miss a 16-byte boundary, where element `phase` begins one
 
-    __device__ Row(const T* data, i64 size, i64 phase)
-        : data(data), size(size), skew(unsigned(u64(data + phase)) % 16) {}
+    __device__ Row(const T* data, i64 size, i64 phase) : data(data), size(size), skew(unsigned(u64(data + phase)) % 16) {}
 
-    // The granules under elements [first, end) all lie inside the row.
-    __device__ bool holds(i64 first, i64 end) const {
-        i64 margin = skew ? 16 / sizeof(T) : 0;
-        return first - margin >= 0 && end + margin <= size;
-    }
-    __device__ void fetch(Raw& raw, i64 first) const {
-        const uint4* granule = (const uint4*)((const char*)(data + first) - skew);
+    // Elements [first, end) are inside the row and their units are granules.
+    __device__ bool aligned(i64 first, i64 end) const { return skew == 0 && first >= 0 && end <= size; }
+
+    // An aligned unit as loaded and as numbers, apart so that several loads can be in flight.
+    __device__ void fetch(unsigned (&words)[WORDS], i64 first) const {
 #pragma unroll
-        for (int g = 0; g < GRANULES; g++) put(raw, g, __ldcs(granule + g));
-        if (skew) put(raw, GRANULES, __ldcs(granule + GRANULES));
+        for (int g = 0; g < GRANULES; g++) put(words + 4 * g, __ldcs((const uint4*)(data + first) + g));
     }
-    __device__ void widen(A (&x)[UNIT], Raw& raw) const {
-        if (skew) realign(raw);
+    __device__ static void widen(A (&x)[UNIT], const unsigned* words) {
 #pragma unroll
-        for (int i = 0; i < UNIT; i++) x[i] = element(raw.words, i, T());
+        for (int i = 0; i < UNIT; i++) x[i] = element(words, i, T());
     }
-    // Element by element; 0 where the unit leaves the row.
-    __device__ void gather(A (&x)[UNIT], i64 first) const {
+
+    // Any unit; 0 where it leaves the row.
+    __device__ void read(A (&x)[UNIT], i64 first) const {
+        if (first - GRANULE >= 0 && first + UNIT + GRANULE <= size) return widen(x, cut(first).words);
 #pragma unroll
         for (int i = 0; i < UNIT; i++) x[i] = first + i >= 0 && first + i < size ? load(data + first + i) : A(0);
     }
 
-    __device__ static void put(Raw& raw, int g, uint4 v) {
-        raw.words[4 * g] = v.x, raw.words[4 * g + 1] = v.y, raw.words[4 * g + 2] = v.z, raw.words[4 * g + 3] = v.w;
+private:
+    struct Cut { unsigned words[WORDS + 4]; };
+
+    // The unit, moved to the front of the granules it lies in. Constant indices only: the words stay in registers.
+    __device__ Cut cut(i64 first) const {
+        Cut c;
+        const uint4* granule = (const uint4*)((const char*)(data + first) - skew);
+#pragma unroll
+        for (int g = 0; g <= GRANULES; g++) put(c.words + 4 * g, __ldcs(granule + g));
+        if (skew & 8) drop<2>(c);
+        if (skew & 4) drop<1>(c);
+#pragma unroll
+        for (int w = 0; w < WORDS; w++) c.words[w] = __funnelshift_r(c.words[w], c.words[w + 1], 8 * (skew & 3));
+        return c;
     }
-    // Moves the unit to the front of its granules; constant indices only, so that the words stay in registers.
-    __device__ void realign(Raw& raw) const {
-        constexpr int WORDS = 4 * GRANULES;
-        if (skew & 8)
+    template <int COUNT> __device__ static void drop(Cut& c) {
 #pragma unroll
-            for (int w = 0; w < WORDS + 2; w++) raw.words[w] = raw.words[w + 2];
-        if (skew & 4)
-#pragma unroll
-            for (int w = 0; w < WORDS + 1; w++) raw.words[w] = raw.words[w + 1];
-        if (skew & 3)
-#pragma unroll
-            for (int w = 0; w < WORDS; w++) raw.words[w] = __funnelshift_r(raw.words[w], raw.words[w + 1], 8 * (skew & 3));
+        for (int w = 0; w + COUNT < WORDS + 4; w++) c.words[w] = c.words[w + COUNT];
     }
+    __device__ static void put(unsigned* words, uint4 v) { words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w; }
 };
