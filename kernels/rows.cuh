@@ -21,7 +21,7 @@ constexpr int UNROLL = WANTS_REFERENCE ? 1 : sizeof(LOGIT) == 8 ? 2 : 4;  // uni
 constexpr i64 STEP = i64(ROW_THREADS) * UNIT;       // elements between the units of one thread
 constexpr i64 TILE = UNROLL * STEP;
 constexpr i64 CHUNK = 16 * STEP;                    // what is summed before it meets the rest of the row
-constexpr int BLOCKS = WANTS_REFERENCE || sizeof(A) == 8 ? 2 : 3;      // resident per multiprocessor: as many as fit without spilling
+constexpr int BLOCKS = WANTS_REFERENCE || WANTS_TOPK || sizeof(A) == 8 ? 2 : 3;      // resident per multiprocessor: as many as fit without spilling
 
 typedef Row<LOGIT, UNIT> X;
 typedef Row<REFERENCE, UNIT> Ref;
