@@ -1,5 +1,6 @@
 //! What Python sees: arguments checked, buffers borrowed, the GIL released, errors mapped; no arithmetic.
 
+mod arrays;
 mod objective;
 mod rows;
 mod segments;

@@ -1,1 +1,421 @@
-//! The `rows` room.
+//! Token statistics: what they are. How they are computed on the CPU is in [`cpu`] (forward) and [`backward`].
+//!
+//! For a row of raw logits `x` (V of them) and its label `y`:
+//! `z = softcap·tanh(scale·x/softcap)/T` (softcap off: `z = scale·x/T`), `lse = log Σ e^z`, `p = e^{z−lse}`; `q` is the
+//! same of the reference logits. All values are in nats.
+//!
+//! | name | value | dvalue/dz_j |
+//! | --- | --- | --- |
+//! | `logp` | z_y − lse | 1[j=y] − p_j |
+//! | `lse` | lse | p_j |
+//! | `entropy` H | lse − Σ p z | −p_j (log p_j + H) |
+//! | `log_sum_sq` | log Σ p² | none |
+//! | `mean_logit` | mean z | none |
+//! | `top1` | 1 if y is the first argmax of x, else 0 | none |
+//! | `topk_mass` | Σ of the k largest p | none |
+//! | `topk_entropy` | entropy of the k largest p, renormalised | none |
+//! | `ref_logp`, `ref_lse` | as `logp` and `lse`, of the reference logits | none |
+//! | `kl` | KL(π‖ref) = Σ p (log p − log q) | p_j (log p_j − log q_j − kl) |
+//! | `rkl` | KL(ref‖π) = Σ q (log q − log p) | p_j − q_j |
+//!
+//! Special rows. An ignored row (mask false, label = ignore index) is never read; values and gradient are 0. A logit of
+//! −inf has p = 0 and takes no part. In a row of nothing but −inf every p is 0: `lse` and `log_sum_sq` are −inf, `logp` is
+//! −inf, sums of p are 0, the gradient is 0. A NaN or +inf logit makes every value of its row NaN.
+
+pub mod backward;
+pub mod cpu;
+
+use crate::view::{ArgumentError, Dtype, View};
+
+/// The largest `k` of `topk_mass` and `topk_entropy`.
+pub const MAX_K: usize = 64;
+
+/// A statistic of one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stat {
+    Logp,
+    Lse,
+    Entropy,
+    LogSumSq,
+    MeanLogit,
+    Top1,
+    TopkMass,
+    TopkEntropy,
+    RefLogp,
+    RefLse,
+    Kl,
+    Rkl,
+}
+
+impl Stat {
+    const NAMES: [(&'static str, Stat); 12] = [
+        ("logp", Stat::Logp),
+        ("lse", Stat::Lse),
+        ("entropy", Stat::Entropy),
+        ("log_sum_sq", Stat::LogSumSq),
+        ("mean_logit", Stat::MeanLogit),
+        ("top1", Stat::Top1),
+        ("topk_mass", Stat::TopkMass),
+        ("topk_entropy", Stat::TopkEntropy),
+        ("ref_logp", Stat::RefLogp),
+        ("ref_lse", Stat::RefLse),
+        ("kl", Stat::Kl),
+        ("rkl", Stat::Rkl),
+    ];
+
+    /// The statistic of that name, or an error that lists the names.
+    pub fn from_name(name: &str) -> Result<Stat, ArgumentError> {
+        Stat::NAMES
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, stat)| *stat)
+            .ok_or_else(|| {
+                let names: Vec<&str> = Stat::NAMES.iter().map(|(known, _)| *known).collect();
+                ArgumentError::Value(format!(
+                    "stats: unknown statistic {name:?}, expected some of {}",
+                    names.join(", ")
+                ))
+            })
+    }
+
+    pub fn name(self) -> &'static str {
+        Stat::NAMES[self as usize].0
+    }
+
+    pub fn needs_reference(self) -> bool {
+        matches!(self, Stat::RefLogp | Stat::RefLse | Stat::Kl | Stat::Rkl)
+    }
+
+    pub fn has_gradient(self) -> bool {
+        matches!(
+            self,
+            Stat::Logp | Stat::Lse | Stat::Entropy | Stat::Kl | Stat::Rkl
+        )
+    }
+
+    /// The saved values that the gradient of this statistic is computed from.
+    fn gradient_needs(self) -> &'static [Stat] {
+        match self {
+            Stat::Logp | Stat::Lse => &[Stat::Lse],
+            Stat::Entropy => &[Stat::Lse, Stat::Entropy],
+            Stat::Kl => &[Stat::Lse, Stat::RefLse, Stat::Kl],
+            Stat::Rkl => &[Stat::Lse, Stat::RefLse],
+            _ => &[],
+        }
+    }
+}
+
+/// Temperature: one for all rows or one per row.
+pub enum Temperature {
+    Same(f64),
+    PerRow(View),
+}
+
+/// The rows of a call: logits `(*lead, V)` with what belongs to each row, of shape `lead`.
+pub struct Rows {
+    pub logits: View,
+    pub labels: View,
+    pub mask: Option<View>,
+    /// Logits of the reference model, same shape.
+    pub reference: Option<View>,
+    pub temperature: Temperature,
+    pub scale: f64,
+    /// 0 switches it off.
+    pub softcap: f64,
+    pub ignore_index: i64,
+}
+
+/// A row that is not ignored.
+#[derive(Clone, Copy, Debug)]
+pub struct LiveRow {
+    /// Row-major number of the row.
+    pub index: usize,
+    pub label: usize,
+    pub temperature: f64,
+}
+
+impl Rows {
+    /// Number of leading dimensions.
+    pub fn rank(&self) -> usize {
+        self.logits.shape.len() - 1
+    }
+
+    /// The shape of everything that has one entry per row.
+    pub fn lead(&self) -> &[usize] {
+        &self.logits.shape[..self.rank()]
+    }
+
+    /// Number of rows.
+    pub fn count(&self) -> usize {
+        self.lead().iter().product()
+    }
+
+    /// Number of logits in a row, V.
+    pub fn width(&self) -> usize {
+        self.logits.shape[self.rank()]
+    }
+
+    /// The dtype of statistics: f64 for f64 logits, f32 for all others.
+    pub fn stat_dtype(&self) -> Dtype {
+        if self.logits.dtype == Dtype::F64 {
+            Dtype::F64
+        } else {
+            Dtype::F32
+        }
+    }
+
+    /// Checks everything but the contents of arrays.
+    pub fn check(&self) -> Result<(), ArgumentError> {
+        check_logits("logits", &self.logits)?;
+        self.check_per_row("labels", &self.labels, |dtype| dtype == Dtype::I64, "i64")?;
+        if let Some(mask) = &self.mask {
+            self.check_per_row("mask", mask, |dtype| dtype == Dtype::Bool, "bool")?;
+        }
+        if let Some(reference) = &self.reference {
+            check_logits("reference", reference)?;
+            check_shape(
+                "reference",
+                reference,
+                &self.logits.shape,
+                "the shape of logits",
+            )?;
+        }
+        match &self.temperature {
+            Temperature::Same(value) => check_positive("temperature", *value)?,
+            Temperature::PerRow(view) => {
+                self.check_per_row("temperature", view, Dtype::is_float, "a float dtype")?
+            }
+        }
+        check_positive("scale", self.scale)?;
+        if self.softcap != 0.0 {
+            check_positive("softcap", self.softcap)?;
+        }
+        Ok(())
+    }
+
+    fn check_per_row(
+        &self,
+        argument: &str,
+        view: &View,
+        accepts: impl Fn(Dtype) -> bool,
+        expected: &str,
+    ) -> Result<(), ArgumentError> {
+        if !accepts(view.dtype) {
+            return Err(ArgumentError::Type(format!(
+                "{argument}: dtype {}, expected {expected}",
+                view.dtype.name()
+            )));
+        }
+        check_shape(
+            argument,
+            view,
+            self.lead(),
+            "the shape of logits without the last dimension",
+        )
+    }
+
+    /// The rows that are not ignored, in order; an error if any of their labels or temperatures is out of range.
+    ///
+    /// # Safety
+    /// The views of labels, mask and temperature describe live memory, and [`Rows::check`] has passed.
+    pub unsafe fn live(&self) -> Result<Vec<LiveRow>, ArgumentError> {
+        let mut live = Vec::new();
+        for index in 0..self.count() {
+            // SAFETY: `index` is within `lead`, the shape of mask and labels; the caller vouches for the memory.
+            let (masked, label) = unsafe {
+                (
+                    self.mask
+                        .as_ref()
+                        .is_some_and(|mask| !mask.read_bool(index)),
+                    self.labels.read_i64(index),
+                )
+            };
+            if masked || label == self.ignore_index {
+                continue;
+            }
+            let label = usize::try_from(label).ok().filter(|label| *label < self.width()).ok_or_else(|| {
+                ArgumentError::Value(format!(
+                    "labels: {label} at {:?}, expected 0 <= label < {} (the last dimension of logits) or ignore_index = {}",
+                    self.logits.coordinates(index, self.rank()),
+                    self.width(),
+                    self.ignore_index
+                ))
+            })?;
+            // SAFETY: as above.
+            let temperature = unsafe { self.temperature_of(index)? };
+            live.push(LiveRow {
+                index,
+                label,
+                temperature,
+            });
+        }
+        Ok(live)
+    }
+
+    /// # Safety
+    /// As for [`Rows::live`], and `index < self.count()`.
+    unsafe fn temperature_of(&self, index: usize) -> Result<f64, ArgumentError> {
+        match &self.temperature {
+            Temperature::Same(value) => Ok(*value),
+            Temperature::PerRow(view) => {
+                // SAFETY: passed on to the caller.
+                let value = unsafe { view.read_float(index) };
+                check_positive("temperature", value).map_err(|_| {
+                    ArgumentError::Value(format!(
+                        "temperature: {value} at {:?}, expected a finite number > 0",
+                        self.logits.coordinates(index, self.rank())
+                    ))
+                })?;
+                Ok(value)
+            }
+        }
+    }
+
+    /// Checks the table `[stats, rows]` that is named `argument`.
+    fn check_table(
+        &self,
+        argument: &str,
+        view: &View,
+        stats: &[Stat],
+    ) -> Result<(), ArgumentError> {
+        if view.dtype != self.stat_dtype() {
+            return Err(ArgumentError::Type(format!(
+                "{argument}: dtype {}, expected {} for logits of dtype {}",
+                view.dtype.name(),
+                self.stat_dtype().name(),
+                self.logits.dtype.name()
+            )));
+        }
+        check_shape(
+            argument,
+            view,
+            &[stats.len(), self.count()],
+            "[statistics, rows]",
+        )?;
+        if !view.is_contiguous() {
+            return Err(ArgumentError::Value(format!(
+                "{argument}: strides {:?}, expected a contiguous array",
+                view.strides
+            )));
+        }
+        Ok(())
+    }
+
+    /// Checks a request for the values of `stats`.
+    fn check_forward(&self, stats: &[Stat], k: usize, out: &View) -> Result<(), ArgumentError> {
+        self.check()?;
+        if let (Some(stat), None) = (
+            stats.iter().find(|stat| stat.needs_reference()),
+            &self.reference,
+        ) {
+            return Err(ArgumentError::Value(format!(
+                "reference: missing, {:?} needs it",
+                stat.name()
+            )));
+        }
+        if !(1..=MAX_K).contains(&k) {
+            return Err(ArgumentError::Value(format!(
+                "k: {k}, expected 1 <= k <= {MAX_K}"
+            )));
+        }
+        self.check_table("out", out, stats)
+    }
+
+    /// Checks a request for the gradient of `Σ grads·stats`.
+    fn check_backward(
+        &self,
+        stats: &[Stat],
+        grads: &View,
+        saved: &View,
+        gradient: &View,
+    ) -> Result<(), ArgumentError> {
+        self.check()?;
+        for stat in stats.iter().filter(|stat| stat.has_gradient()) {
+            if let Some(missing) = stat
+                .gradient_needs()
+                .iter()
+                .find(|need| !stats.contains(need))
+            {
+                return Err(ArgumentError::Value(format!(
+                    "stats: the gradient of {:?} needs {:?} among the saved values",
+                    stat.name(),
+                    missing.name()
+                )));
+            }
+            if stat.needs_reference() && self.reference.is_none() {
+                return Err(ArgumentError::Value(format!(
+                    "reference: missing, the gradient of {:?} needs it",
+                    stat.name()
+                )));
+            }
+        }
+        self.check_table("grads", grads, stats)?;
+        self.check_table("saved", saved, stats)?;
+        check_logits("gradient", gradient)?;
+        check_shape(
+            "gradient",
+            gradient,
+            &self.logits.shape,
+            "the shape of logits",
+        )?;
+        if gradient.dtype != self.logits.dtype {
+            return Err(ArgumentError::Type(format!(
+                "gradient: dtype {}, expected {}, that of logits",
+                gradient.dtype.name(),
+                self.logits.dtype.name()
+            )));
+        }
+        if !gradient.is_disjoint() {
+            return Err(ArgumentError::Value(format!(
+                "gradient: rows share memory (shape {:?}, strides {:?}), expected each element to have its own",
+                gradient.shape, gradient.strides
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Checks that `view` is a float array with at least one dimension, the last of which is dense.
+fn check_logits(argument: &str, view: &View) -> Result<(), ArgumentError> {
+    if !view.dtype.is_float() {
+        return Err(ArgumentError::Type(format!(
+            "{argument}: dtype {}, expected f16, bf16, f32 or f64",
+            view.dtype.name()
+        )));
+    }
+    let (Some(&width), Some(&stride)) = (view.shape.last(), view.strides.last()) else {
+        return Err(ArgumentError::Value(format!(
+            "{argument}: no dimensions, expected shape (*lead, V)"
+        )));
+    };
+    if width > 1 && stride != 1 {
+        return Err(ArgumentError::Value(format!(
+            "{argument}: stride {stride} in the last dimension, expected 1 (each row dense)"
+        )));
+    }
+    Ok(())
+}
+
+fn check_shape(
+    argument: &str,
+    view: &View,
+    expected: &[usize],
+    meaning: &str,
+) -> Result<(), ArgumentError> {
+    if view.shape != expected {
+        return Err(ArgumentError::Value(format!(
+            "{argument}: shape {:?}, expected {expected:?}, {meaning}",
+            view.shape
+        )));
+    }
+    Ok(())
+}
+
+fn check_positive(argument: &str, value: f64) -> Result<(), ArgumentError> {
+    if !(value.is_finite() && value > 0.0) {
+        return Err(ArgumentError::Value(format!(
+            "{argument}: {value}, expected a finite number > 0"
+        )));
+    }
+    Ok(())
+}
