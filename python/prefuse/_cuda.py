@@ -25,7 +25,7 @@ def prepare() -> None:
 
 
 def nvrtc_candidates() -> list[str]:
-    """Paths and names of NVRTC, in the order to try: PyTorch's wheels, what cuda-pathfinder knows, CUDA_HOME, the system."""
+    """Paths and names of NVRTC in the order to try: PyTorch's wheels, cuda-pathfinder's find, CUDA_HOME, the system."""
     majors = _cuda_majors()
     names = [name for major in majors for name in _library_names(major)]
     found = [str(path) for folder in _wheel_folders() for name in names for path in _matching(folder, name)]
