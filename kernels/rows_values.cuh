@@ -7,7 +7,8 @@ __device__ inline void put_all(const RowsArgs& a, i64 row, A value) {
     for (int stat = 0; stat < STAT_COUNT; stat++) put(a, row, stat, value);
 }
 
-// Every statistic but the top-k ones, by one thread. `empty`: nothing but −inf, all p are 0. NaN and +inf logits have made `sum` NaN.
+// Every statistic but the top-k ones, by one thread. `empty`: nothing but −inf, all p are 0. NaN and +inf logits have made
+// `sum` NaN.
 __device__ inline void finish(const RowsArgs& a, i64 row, const Partial& p, A c, A t, A u) {
     const Softmax &x = p.policy, &ref = p.reference;
     const A ln2 = A(LN2), log_sum = log2_of(x.sum), ref_log_sum = log2_of(ref.sum);

@@ -129,9 +129,11 @@ class Resources(NamedTuple):
 
 
 def resources(log: str) -> Resources:
-    """Read from the compiler's log."""
-    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log)
-    registers, shared = re.search(r"Used (\d+) registers", log), re.search(r"(\d+) bytes smem", log)
-    if registers is None:
+    """Read from the compiler's log; of several kernels in one source, the largest numbers."""
+    registers, spills, shared = (
+        [int(number) for number in re.findall(pattern, log)]
+        for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill (?:stores|loads)", r"(\d+) bytes smem")
+    )
+    if not registers:
         raise RuntimeError(f"NVRTC's log does not name the registers: {log!r}")
-    return Resources(int(registers[1]), sum(map(int, spills)), int(shared[1]) if shared else 0)
+    return Resources(max(registers), sum(spills), max(shared, default=0))
