@@ -1,6 +1,7 @@
 //! What Python sees: arguments checked, buffers borrowed, the GIL released, errors mapped; no arithmetic.
 
 mod arrays;
+mod cuda;
 mod objective;
 mod rows;
 mod segments;
@@ -11,5 +12,6 @@ use pyo3::prelude::*;
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     rows::register(module)?;
     segments::register(module)?;
-    objective::register(module)
+    objective::register(module)?;
+    cuda::register(module)
 }

@@ -26,6 +26,7 @@ pub mod backward;
 mod chunk;
 mod combine;
 pub mod cpu;
+pub mod cuda;
 mod exp;
 mod pages;
 pub mod simd;
