@@ -14,6 +14,7 @@ mod module {
 
     #[pymodule]
     fn _prefuse(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         crate::bindings::register(module)
     }
 }

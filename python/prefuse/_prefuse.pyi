@@ -7,6 +7,8 @@ the call returns. dtypes: "f16" "bf16" "f32" "f64" "i64" "bool".
 from collections.abc import Sequence
 from typing import TypeAlias
 
+__version__: str
+
 View: TypeAlias = tuple[int, str, tuple[int, ...], tuple[int, ...]]
 
 def rows_forward(

@@ -17,16 +17,18 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::chunk::{self, CHUNK, Divergence, LogProbability, Pull, Scratch, Shift};
+use super::chunk::backward::{self as pass, Divergence, Pull, PullInScratch};
+use super::chunk::{CHUNK, Scratch, Shift};
 use super::cpu::{
     Transform, chunk_part, load_part, read_element, row_pointer, rows_at_a_time, shares_rows,
 };
-use super::simd::{Element, Level, Real, fence};
-use super::{LiveRow, Rows, Stat};
+use super::simd::{Element, Level, Real, dispatch, fence};
+use super::{LiveRow, Rows, Stat, pages};
 use crate::threads::for_each_range;
 use crate::view::{ArgumentError, Dtype, View};
 
-/// A gradient of at least so many bytes leaves the caches before anybody reads it; it is written around them.
+/// A gradient of at least so many bytes leaves the caches before anybody reads it; it is written around them. Over the
+/// logits, the lines are in the cache anyway.
 const STREAM_FROM: usize = 32 << 20;
 
 /// Writes d(Σ grads·stats)/dlogits into `gradient`, which may be the memory of the logits itself.
@@ -49,9 +51,13 @@ pub unsafe fn backward(
     // SAFETY: the caller's promise, and the check above.
     let live = unsafe { rows.live()? };
     let ignored = ignored_rows(&live, rows.count());
-    let stream = gradient.address != rows.logits.address
-        && gradient.len() * gradient.dtype.size() >= STREAM_FROM
+    let large = gradient.len() * gradient.dtype.size() >= STREAM_FROM;
+    let stream = large
+        && gradient.address != rows.logits.address
         && gradient.address % gradient.dtype.size() == 0;
+    if stream {
+        pages::prefer_huge(gradient);
+    }
     let tables = Tables {
         stats,
         grads,
@@ -334,11 +340,11 @@ impl Backward<'_> {
             // The label's element is written again, which must not overtake a streamed store.
             let stream = self.stream && !part.contains(&row.label);
             if gradient.transform.cap.is_none() && gradient.kl == 0.0 && gradient.rkl == 0.0 {
-                chunk::pull(self.level, x, target, part.len(), gradient.pull(), stream);
+                pass::pull(self.level, x, target, part.len(), gradient.pull(), stream);
             } else {
                 let room = room.get_or_insert_with(Room::new);
                 self.fill::<E>(row, gradient, x, &part, room);
-                chunk::store(self.level, &room.policy, target, part.len(), stream);
+                pass::store(self.level, &room.policy, target, part.len(), stream);
             }
             if part.contains(&row.label) {
                 target
@@ -383,22 +389,29 @@ impl Backward<'_> {
             }
             _ => None,
         };
-        chunk::pull_in_scratch(level, policy, len, gradient.pull(), divergence);
-        if cap.is_some() {
-            policy.multiply(slope, len);
-        }
+        let slope = cap.is_some().then_some(&*slope);
+        let pull = gradient.pull();
+        let kernel = PullInScratch {
+            z: policy,
+            len,
+            pull,
+            reference: divergence,
+            slope,
+        };
+        dispatch(level, kernel);
     }
 }
 
 impl RowGradient {
-    fn log_probability<R: Real>(&self, lse: f64) -> LogProbability<R> {
-        let origin = R::from_f64(lse);
-        LogProbability {
-            shift: Shift {
-                factor: R::from_f64(self.transform.factor),
-                origin,
-            },
-            remainder: R::from_f64(lse - origin.to_f64()),
+    /// From z or a raw logit to z − lse. The origin is a logit of that z or nearly so, what is left of lse is the remainder.
+    fn log_probability<R: Real>(&self, lse: f64) -> Shift<R> {
+        let factor = R::from_f64(self.transform.factor);
+        let origin = R::from_f64(lse / factor.to_f64());
+        let remainder = R::from_f64(lse - origin.to_f64() * factor.to_f64());
+        Shift {
+            origin,
+            factor,
+            remainder,
         }
     }
 

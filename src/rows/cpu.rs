@@ -23,7 +23,8 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
-use super::chunk::{self, CHUNK, Cap, Crossed, Scratch, Shift};
+use super::chunk::forward::{self as pass, Sums};
+use super::chunk::{CHUNK, Cap, Scratch, Shift};
 use super::combine::{ChunkResult, Partial, ReferencePartial, Row};
 use super::simd::{Element, Level, Real};
 use super::topk::TopK;
@@ -141,23 +142,33 @@ impl Transform {
     }
 }
 
-/// The shift of the z of a chunk to their maximum.
+/// The largest logit of a chunk, −inf where there is nothing above it, and the factor from logits to z.
 #[derive(Clone, Copy)]
-struct ToMax<R> {
-    /// −inf where there is nothing above it.
-    max: R,
+struct Highest<R> {
+    logit: R,
     factor: R,
 }
 
-impl<R: Real> ToMax<R> {
+impl<R: Real> Highest<R> {
+    /// What the logits are measured from: the largest, or 0 where there is none.
+    fn origin(&self) -> R {
+        if self.logit == R::NEG_INFINITY {
+            R::ZERO
+        } else {
+            self.logit
+        }
+    }
+
+    /// The largest z.
+    fn z(&self) -> f64 {
+        self.logit.to_f64() * self.factor.to_f64()
+    }
+
     fn shift(&self) -> Shift<R> {
         Shift {
+            origin: self.origin(),
             factor: self.factor,
-            origin: if self.max == R::NEG_INFINITY {
-                R::ZERO
-            } else {
-                self.max
-            },
+            remainder: R::ZERO,
         }
     }
 }
@@ -351,23 +362,17 @@ impl Forward<'_> {
             let x = row_pointer::<E>(&self.rows.logits, row.index)
                 .add(part.start)
                 .cast_const();
-            let highest = chunk::maximum(self.level, x, part.len());
+            let logit = pass::maximum(self.level, x, part.len());
             if let Some(top) = top
-                && highest > top.threshold()
+                && logit > top.threshold()
             {
-                chunk::select(self.level, x, part.len(), top);
+                pass::select(self.level, x, part.len(), top);
             }
-            let outranked = self.wants.top1 && self.is_outranked::<E>(row, &part, x, highest);
+            let outranked = self.wants.top1 && self.is_outranked::<E>(row, &part, x, logit);
             let factor = E::Real::from_f64(transform.factor);
-            if transform.cap.is_none() && !self.wants.divergence && !self.wants.reference {
-                let policy = self.partial(
-                    x,
-                    part.len(),
-                    ToMax {
-                        max: highest * factor,
-                        factor,
-                    },
-                );
+            if transform.cap.is_none() && !self.wants.reference {
+                let highest = Highest { logit, factor };
+                let policy = self.policy(x, part.len(), highest, None);
                 return ChunkResult {
                     policy,
                     reference: None,
@@ -376,15 +381,12 @@ impl Forward<'_> {
             }
             let room = room.get_or_insert_with(Room::new);
             room.policy.load(self.level, x, part.len());
-            let to_max = self.prepare(&mut room.policy, part.len(), &transform);
-            let policy = self.partial(room.policy.as_ptr(), part.len(), to_max);
-            let reference = match &self.rows.reference {
-                Some(view) if self.wants.reference => {
-                    load_part(self.level, view, row.index, &part, &mut room.reference);
-                    Some(self.reference_partial(room, part.len(), &transform, to_max))
-                }
-                _ => None,
-            };
+            let highest = self.prepare(&mut room.policy, part.len(), &transform);
+            let reference = self.reference(row, &part, room, &transform, highest);
+            let mass = reference
+                .and_then(|reference| reference.crossed)
+                .map(|crossed| crossed.mass);
+            let policy = self.policy(room.policy.as_ptr(), part.len(), highest, mass);
             ChunkResult {
                 policy,
                 reference,
@@ -393,91 +395,106 @@ impl Forward<'_> {
         }
     }
 
-    /// Turns raw logits into z, and finds their maximum.
+    /// Turns raw logits into z, and finds the largest.
     fn prepare<R: Real>(
         &self,
         scratch: &mut Scratch<R>,
         len: usize,
         transform: &Transform,
-    ) -> ToMax<R> {
+    ) -> Highest<R> {
         if let Some(cap) = transform.cap_in() {
             scratch.cap(self.level, len, cap, None);
         }
         let factor = R::from_f64(transform.factor);
         // SAFETY: a scratch has `len` elements.
-        ToMax {
-            max: unsafe { chunk::maximum(self.level, scratch.as_ptr(), len) } * factor,
-            factor,
-        }
+        let logit = unsafe { pass::maximum(self.level, scratch.as_ptr(), len) };
+        Highest { logit, factor }
     }
 
-    /// The sums of a chunk of policy logits.
+    /// What is kept of a chunk of policy logits, the mass of which may be known.
     ///
     /// # Safety
     /// `len` elements can be read at `x`.
-    unsafe fn partial<E: Element>(
+    unsafe fn policy<E: Element>(
         &self,
         x: *const E,
         len: usize,
-        to_max: ToMax<E::Real>,
+        highest: Highest<E::Real>,
+        mass: Option<f64>,
     ) -> Partial {
-        let shift = to_max.shift();
+        let shift = highest.shift();
         // SAFETY: passed on to the caller.
-        let (sums, offsets) = unsafe {
-            (
-                chunk::sums(self.level, x, len, shift, self.wants.moments),
-                if self.wants.mean {
-                    chunk::offsets(x, len, shift)
-                } else {
-                    0.0
-                },
-            )
+        let sums = match mass {
+            Some(mass) if !self.wants.moments => Sums {
+                mass,
+                weighted: 0.0,
+                squares: 0.0,
+            },
+            _ => unsafe { pass::sums(self.level, x, len, shift, self.wants.moments) },
+        };
+        let total = if self.wants.mean {
+            // SAFETY: passed on to the caller.
+            let offsets = unsafe { pass::offsets(self.level, x, len, shift.origin) };
+            (offsets + len as f64 * shift.origin.to_f64()) * shift.factor.to_f64()
+        } else {
+            0.0
         };
         Partial {
-            max: to_max.max.to_f64(),
+            max: highest.z(),
             sums,
-            total: offsets + len as f64 * shift.origin.to_f64(),
+            total,
         }
     }
 
-    /// The sums of a chunk of reference logits, the policy's being prepared already.
-    fn reference_partial<R: Real>(
+    /// What is kept of a chunk of reference logits, where they are wanted; the policy's are prepared in `room`.
+    ///
+    /// # Safety
+    /// As for [`Forward::chunk`].
+    unsafe fn reference<R: Real>(
         &self,
+        row: &LiveRow,
+        part: &Range<usize>,
         room: &mut Room<R>,
-        len: usize,
         transform: &Transform,
-        policy: ToMax<R>,
-    ) -> ReferencePartial {
-        let to_max = self.prepare(&mut room.reference, len, transform);
-        // SAFETY: a scratch has `len` elements.
-        let mass = unsafe {
-            chunk::sums(
-                self.level,
-                room.reference.as_ptr(),
-                len,
-                to_max.shift(),
-                false,
-            )
+        policy: Highest<R>,
+    ) -> Option<ReferencePartial> {
+        let view = self
+            .rows
+            .reference
+            .as_ref()
+            .filter(|_| self.wants.reference)?;
+        let len = part.len();
+        // SAFETY: passed on to the caller.
+        unsafe { load_part(self.level, view, row.index, part, &mut room.reference) };
+        let highest = self.prepare(&mut room.reference, len, transform);
+        let max = highest.z();
+        if !self.wants.divergence {
+            // SAFETY: a scratch has `len` elements.
+            let sums = unsafe {
+                pass::sums(
+                    self.level,
+                    room.reference.as_ptr(),
+                    len,
+                    highest.shift(),
+                    false,
+                )
+            };
+            return Some(ReferencePartial {
+                max,
+                mass: sums.mass,
+                crossed: None,
+            });
         }
-        .mass;
-        let crossed = if self.wants.divergence {
-            chunk::crossed(
-                self.level,
-                (&room.policy, policy.shift()),
-                (&room.reference, to_max.shift()),
-                len,
-            )
-        } else {
-            Crossed {
-                forward: 0.0,
-                backward: 0.0,
-            }
-        };
-        ReferencePartial {
-            max: to_max.max.to_f64(),
-            mass,
-            crossed,
-        }
+        let (z, w) = (
+            (&room.policy, policy.shift()),
+            (&room.reference, highest.shift()),
+        );
+        let crossed = pass::crossed(self.level, z, w, len);
+        Some(ReferencePartial {
+            max,
+            mass: crossed.reference_mass,
+            crossed: Some(crossed),
+        })
     }
 
     /// Whether the chunk has a logit larger than the label's, or an equal one before it.

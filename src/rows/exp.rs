@@ -5,35 +5,35 @@
 
 use super::simd::{Element, Real, Vector};
 
-/// x taken apart: `e^x = 2^n · (1 + tail)`.
+/// x taken apart: `e^x = 2^n · (1 + r·slope)`.
 struct Reduced<V> {
     n: V,
     /// n + `ROUNDER`, whose low bits are the integer n.
     shifted: V,
-    tail: V,
+    r: V,
+    /// (e^r − 1)/r
+    slope: V,
 }
 
 #[inline(always)]
 fn reduce<V: Vector>(x: V) -> Reduced<V> {
-    let [ln2_high, ln2_low] = V::Scalar::LN_2;
+    let [ln2_high, ln2_low] = V::Scalar::MINUS_LN_2;
     let rounder = V::splat(V::Scalar::ROUNDER);
     let shifted = x.mul_add(V::splat(V::Scalar::LOG2_E), rounder);
     let n = shifted.sub(rounder);
-    let minus_n = V::splat(V::Scalar::ZERO).sub(n);
-    let r = minus_n.mul_add(V::splat(ln2_low), minus_n.mul_add(V::splat(ln2_high), x));
-    let [lower @ .., highest] = V::Scalar::EXP_POLYNOMIAL else {
-        unreachable!("a polynomial has coefficients");
-    };
-    let polynomial = lower
-        .iter()
-        .rev()
-        .fold(V::splat(*highest), |sum, coefficient| {
-            sum.mul_add(r, V::splat(*coefficient))
-        });
+    let r = n.mul_add(V::splat(ln2_low), n.mul_add(V::splat(ln2_high), x));
+    // A plain loop: the closure of an iterator would be compiled without the vectors' instructions.
+    let coefficients = V::Scalar::EXP_POLYNOMIAL;
+    let mut polynomial = V::splat(coefficients[coefficients.len() - 1]);
+    for index in (0..coefficients.len() - 1).rev() {
+        polynomial = polynomial.mul_add(r, V::splat(coefficients[index]));
+    }
+    let slope = polynomial.mul_add(r, V::splat(V::Scalar::ONE));
     Reduced {
         n,
         shifted,
-        tail: polynomial.mul_add(r.mul(r), r),
+        r,
+        slope,
     }
 }
 
@@ -41,9 +41,17 @@ fn reduce<V: Vector>(x: V) -> Reduced<V> {
 #[inline(always)]
 pub fn exp<V: Vector>(x: V) -> V {
     let one = V::splat(V::Scalar::ONE);
-    let Reduced { n, shifted, tail } = reduce(x);
-    let underflows = x.less(V::splat(V::Scalar::EXP_UNDERFLOW));
-    tail.add(one).times_two_to(n, shifted).unless(underflows)
+    let Reduced {
+        n,
+        shifted,
+        r,
+        slope,
+    } = reduce(x);
+    let is_normal = x.not_less(V::splat(V::Scalar::EXP_UNDERFLOW));
+    slope
+        .mul_add(r, one)
+        .times_two_to(n, shifted)
+        .or_zero(is_normal)
 }
 
 /// tanh x and its derivative 1 − tanh² x, without cancellation in either.
@@ -55,7 +63,13 @@ pub fn tanh<V: Vector>(x: V) -> (V, V) {
     let two = one.add(one);
     let zero = V::splat(V::Scalar::ZERO);
     let magnitude = V::splat(V::Scalar::TANH_SATURATES).smaller(x.abs());
-    let Reduced { n, shifted, tail } = reduce(zero.sub(two.mul(magnitude)));
+    let Reduced {
+        n,
+        shifted,
+        r,
+        slope,
+    } = reduce(zero.sub(two.mul(magnitude)));
+    let tail = slope.mul(r);
     let power = one.times_two_to(n, shifted);
     let s = power.mul_add(tail, power.sub(one));
     let reciprocal = one.div(two.add(s));

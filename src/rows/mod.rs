@@ -27,6 +27,7 @@ mod chunk;
 mod combine;
 pub mod cpu;
 mod exp;
+mod pages;
 pub mod simd;
 mod topk;
 

@@ -109,6 +109,11 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
+    fn not_less(self, other: Self) -> __m256 {
+        x86!(_mm256_cmp_ps::<_CMP_NLT_UQ>(self.0, other.0))
+    }
+
+    #[inline(always)]
     fn not_equal(self, other: Self) -> __m256 {
         x86!(_mm256_cmp_ps::<_CMP_NEQ_UQ>(self.0, other.0))
     }
@@ -126,11 +131,6 @@ impl Vector for F32x8 {
     #[inline(always)]
     fn or_zero(self, mask: __m256) -> Self {
         Self(x86!(_mm256_and_ps(mask, self.0)))
-    }
-
-    #[inline(always)]
-    fn unless(self, mask: __m256) -> Self {
-        Self(x86!(_mm256_andnot_ps(mask, self.0)))
     }
 }
 
@@ -295,6 +295,11 @@ impl Vector for F64x4 {
     }
 
     #[inline(always)]
+    fn not_less(self, other: Self) -> __m256d {
+        x86!(_mm256_cmp_pd::<_CMP_NLT_UQ>(self.0, other.0))
+    }
+
+    #[inline(always)]
     fn not_equal(self, other: Self) -> __m256d {
         x86!(_mm256_cmp_pd::<_CMP_NEQ_UQ>(self.0, other.0))
     }
@@ -312,11 +317,6 @@ impl Vector for F64x4 {
     #[inline(always)]
     fn or_zero(self, mask: __m256d) -> Self {
         Self(x86!(_mm256_and_pd(mask, self.0)))
-    }
-
-    #[inline(always)]
-    fn unless(self, mask: __m256d) -> Self {
-        Self(x86!(_mm256_andnot_pd(mask, self.0)))
     }
 }
 

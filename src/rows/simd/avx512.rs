@@ -105,6 +105,11 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
+    fn not_less(self, other: Self) -> __mmask16 {
+        x86!(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(self.0, other.0))
+    }
+
+    #[inline(always)]
     fn not_equal(self, other: Self) -> __mmask16 {
         x86!(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(self.0, other.0))
     }
@@ -122,11 +127,6 @@ impl Vector for F32x16 {
     #[inline(always)]
     fn or_zero(self, mask: __mmask16) -> Self {
         Self(x86!(_mm512_maskz_mov_ps(mask, self.0)))
-    }
-
-    #[inline(always)]
-    fn unless(self, mask: __mmask16) -> Self {
-        Self(x86!(_mm512_maskz_mov_ps(!mask, self.0)))
     }
 }
 
@@ -283,6 +283,11 @@ impl Vector for F64x8 {
     }
 
     #[inline(always)]
+    fn not_less(self, other: Self) -> __mmask8 {
+        x86!(_mm512_cmp_pd_mask::<_CMP_NLT_UQ>(self.0, other.0))
+    }
+
+    #[inline(always)]
     fn not_equal(self, other: Self) -> __mmask8 {
         x86!(_mm512_cmp_pd_mask::<_CMP_NEQ_UQ>(self.0, other.0))
     }
@@ -300,11 +305,6 @@ impl Vector for F64x8 {
     #[inline(always)]
     fn or_zero(self, mask: __mmask8) -> Self {
         Self(x86!(_mm512_maskz_mov_pd(mask, self.0)))
-    }
-
-    #[inline(always)]
-    fn unless(self, mask: __mmask8) -> Self {
-        Self(x86!(_mm512_maskz_mov_pd(!mask, self.0)))
     }
 }
 

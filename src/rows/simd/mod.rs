@@ -49,13 +49,13 @@ pub trait Vector: Memory<<Self as Vector>::Scalar> {
     /// False where either is NaN.
     fn less(self, other: Self) -> Self::Mask;
     /// True where either is NaN.
+    fn not_less(self, other: Self) -> Self::Mask;
+    /// True where either is NaN.
     fn not_equal(self, other: Self) -> Self::Mask;
     fn or(one: Self::Mask, other: Self::Mask) -> Self::Mask;
     fn any(mask: Self::Mask) -> bool;
     /// `self` where the mask is set, +0 elsewhere, even where `self` is NaN.
     fn or_zero(self, mask: Self::Mask) -> Self;
-    /// `self` where the mask is clear, +0 elsewhere, even where `self` is NaN.
-    fn unless(self, mask: Self::Mask) -> Self;
 }
 
 /// Loads and stores of as many `E`s as the vector has lanes, converting; no alignment is needed, rounding is to nearest even.
@@ -97,8 +97,8 @@ pub trait Real:
     /// Added to a small number, leaves it rounded to an integer in the low bits.
     const ROUNDER: Self;
     const LOG2_E: Self;
-    /// log 2 in two parts; products of the first with the integers that occur are exact.
-    const LN_2: [Self; 2];
+    /// −log 2 in two parts; products of the first with the integers that occur are exact.
+    const MINUS_LN_2: [Self; 2];
     /// Below this the result of exp would not be a normal number.
     const EXP_UNDERFLOW: Self;
     /// Coefficients of (e^r − 1 − r)/r² on |r| ≤ log(2)/2, constant first.
@@ -140,7 +140,7 @@ impl Real for f32 {
     const ONE: f32 = 1.0;
     const ROUNDER: f32 = 12_582_912.0; // 1.5·2^23
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    const LN_2: [f32; 2] = [0.693_359_375, -2.121_944_4e-4];
+    const MINUS_LN_2: [f32; 2] = [-0.693_359_375, 2.121_944_4e-4];
     const EXP_UNDERFLOW: f32 = -87.336_54;
     // Degree 6 in all: minimax error 3.1e-9 of e^r.
     const EXP_POLYNOMIAL: &'static [f32] = &[
@@ -158,9 +158,9 @@ impl Real for f64 {
     const ONE: f64 = 1.0;
     const ROUNDER: f64 = 6_755_399_441_055_744.0; // 1.5·2^52
     const LOG2_E: f64 = std::f64::consts::LOG2_E;
-    const LN_2: [f64; 2] = [
-        0.693_147_180_369_123_816_490,
-        1.908_214_929_270_587_700_02e-10,
+    const MINUS_LN_2: [f64; 2] = [
+        -0.693_147_180_369_123_816_490,
+        -1.908_214_929_270_587_700_02e-10,
     ];
     const EXP_UNDERFLOW: f64 = -708.396_418_532_264;
     // Degree 11 in all: minimax error 3.6e-18 of e^r.

@@ -1,0 +1,47 @@
+"""Preference optimisation, fused: log-probabilities, DPO-family objectives and their gradients without big temporaries.
+
+Three steps, each a drop-in function and together `preference_loss`:
+
+1. gather: `token_stats`, `token_logps`, `sequence_logps`, from logits;
+2. score: an objective of `prefuse.objectives`, or one of your own written in `prefuse.language`;
+3. pull back: the exact gradient, through autograd for torch tensors.
+
+Importing initialises nothing: no thread pool, no device.
+"""
+
+from prefuse import language, objectives
+from prefuse._prefuse import __version__
+from prefuse.errors import LanguageError
+from prefuse.functional import TokenStats, response_lengths, sequence_logps, token_logps, token_stats
+from prefuse.language import (
+    Objective,
+    Score,
+    from_torch,
+    group_objective,
+    pair_objective,
+    point_objective,
+    token_objective,
+)
+from prefuse.preference import dpo_loss, pair_loss, preference_loss
+
+__all__ = [
+    "LanguageError",
+    "Objective",
+    "Score",
+    "TokenStats",
+    "__version__",
+    "dpo_loss",
+    "from_torch",
+    "group_objective",
+    "language",
+    "objectives",
+    "pair_loss",
+    "pair_objective",
+    "point_objective",
+    "preference_loss",
+    "response_lengths",
+    "sequence_logps",
+    "token_logps",
+    "token_objective",
+    "token_stats",
+]
