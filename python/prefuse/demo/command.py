@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=_positive, help="updates of preference training")
     parser.add_argument("--sft-steps", type=_positive, help="updates of supervised training before it")
+    parser.add_argument("--sources", type=Path, help="folder of Python sources to read instead of the standard library")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder of the results (%(default)s)")
     parser.add_argument("--no-cost", action="store_true", help="skip measuring beside plain PyTorch")
 
@@ -63,7 +64,7 @@ def _run(objective: language.Objective, options: argparse.Namespace) -> int:
         return 2
     console = Console()
     start = time.perf_counter()
-    given = {name: value for name in ("steps", "sft_steps") if (value := getattr(options, name)) is not None}
+    given = {name: value for name in ("steps", "sft_steps", "sources") if (value := getattr(options, name)) is not None}
     settings = job.Settings(seed=options.seed, **given)
     outcome = job.run(objective, settings, Display(console))
     costs = []

@@ -76,7 +76,7 @@ class Outcome:
         parameters: of the model.
         vocabulary: pieces the tokenizer knows.
         training_pairs: functions trained on.
-        modules: numbers of top-level modules trained on and held out.
+        modules: numbers of modules trained on and held out.
         before: held-out figures after supervised training, before preference training.
         after: held-out figures at the end.
         sft_losses: per step, in nats per token.
@@ -195,7 +195,7 @@ def _held_out_batches(data: Data, settings: Settings, responses: int) -> Sequenc
 
 
 def _modules(functions: Sequence[Documented]) -> int:
-    return len({function.module.split(".")[0] for function in functions})
+    return len({function.module for function in functions})
 
 
 class _Clock:
