@@ -1,0 +1,38 @@
+"""Where the rows and segments are computed: one module per device type, found by its name.
+
+A backend is a module `prefuse._backends.<device type>` with the four functions of `cpu.py`. Adding the file adds the
+device; nothing else names devices.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Protocol, cast
+
+import torch
+
+from prefuse._rows import Rows
+
+DEVICES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+class Backend(Protocol):
+    """What a backend module provides. Outputs are allocated by the caller and contiguous."""
+
+    def rows_forward(self, rows: Rows, out: torch.Tensor) -> None:
+        """Write the statistics named by `rows.stats` into `out` [S, *lead]."""
+
+    def rows_backward(self, rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Write d(Σ grads·statistics)/dlogits into `gradient`, which may be the memory of `rows.logits`."""
+
+    def segment_sum(self, values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
+        """Write Σ values[offsets[r]:offsets[r+1]] into `out[r]`."""
+
+    def segment_expand(self, values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
+        """Write values[r] into `out[offsets[r]:offsets[r+1]]`."""
+
+
+def backend(device: torch.device) -> Backend:
+    """The module that computes on `device`."""
+    return cast(Backend, importlib.import_module(f"{__name__}.{device.type}"))

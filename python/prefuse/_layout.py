@@ -1,0 +1,63 @@
+"""Responses in a batch: padded [B, T], or packed end to end with `cu_seqlens` [R + 1]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prefuse import _ops
+from prefuse._rows import INTEGERS, check_mask, check_tensor
+
+
+def check_layout(labels: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+    """Checks that `labels` are [B, T], or [N] or [1, N] with `cu_seqlens`; returns `cu_seqlens` as int64."""
+    check_tensor("labels", labels, INTEGERS, "an integer")
+    if mask is not None:
+        check_mask(mask, labels)
+    shape = tuple(labels.shape)
+    if cu_seqlens is None:
+        if labels.ndim != 2:
+            raise ValueError(f"labels: expected shape (B, T), or cu_seqlens beside a packed batch, got {shape}")
+        return None
+    check_tensor("cu_seqlens", cu_seqlens, INTEGERS, "an integer", like=labels)
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(f"cu_seqlens: expected shape (R + 1,), got {tuple(cu_seqlens.shape)}")
+    if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[0] != 1):
+        raise ValueError(f"labels: expected shape (N,) or (1, N) beside cu_seqlens, got {shape}")
+    return cu_seqlens.to(torch.int64)
+
+
+def shift_left(
+    labels: Tensor, mask: Tensor | None, ignore_index: int, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Labels (and mask) moved one position to the left, so that each meets the logits that predict it.
+
+    The last position of every response is ignored. The logits stay whole: to slice them would make autograd build a
+    second gradient of their size.
+    """
+    moved = labels.roll(-1, dims=-1)
+    moved_mask = None if mask is None else mask.roll(-1, dims=-1)
+    if cu_seqlens is None:
+        last = torch.arange(1, labels.shape[-1] + 1, device=labels.device) == labels.shape[-1]
+    else:
+        last = torch.isin(torch.arange(1, labels.shape[-1] + 1, device=labels.device), cu_seqlens)
+    return torch.where(last, ignore_index, moved), moved_mask
+
+
+def sum_responses(values: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Per-token `values` summed per response in float64: [R], dtype of `values`."""
+    if cu_seqlens is None:
+        count, length = values.shape
+        cu_seqlens = torch.arange(count + 1, device=values.device) * length
+    sums: Tensor = _ops.segment_sum(values.reshape(-1), cu_seqlens)
+    return sums
+
+
+def count_scored(labels: Tensor, mask: Tensor | None, ignore_index: int, cu_seqlens: Tensor | None) -> Tensor:
+    """How many tokens of each response are scored: [R], int64."""
+    scored = labels != ignore_index
+    if mask is not None:
+        scored = scored & (mask != 0)
+    if cu_seqlens is None:
+        return scored.sum(-1)
+    return sum_responses(scored.to(torch.float64), cu_seqlens).to(torch.int64)

@@ -1,0 +1,222 @@
+"""The `torch.library` operators: what autograd, `torch.compile` and the dispatcher see of prefuse.
+
+`prefuse::token_stats` returns all statistics stacked in one tensor [S, *lead]; `prefuse::token_stats_backward`
+allocates the gradient, `prefuse::token_stats_backward_` writes it over the logits. `prefuse::segment_sum` and
+`prefuse::segment_expand` are each other's transpose.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from prefuse._backends import backend
+from prefuse._rows import BACKWARD_NEEDS, Rows
+
+ONCE_DIFFERENTIABLE = (
+    "prefuse.token_stats is differentiable once: its gradient has no derivative of its own; "
+    "take second derivatives of the same statistics written in PyTorch (log_softmax and gather)"
+)
+NO_TRANSFORMS = (
+    "prefuse has no rules for torch.func transforms (vmap, grad, jvp, …) and forward-mode derivatives; "
+    "pass the whole batch, of any leading shape, and differentiate with torch.autograd"
+)
+
+
+@torch.library.custom_op("prefuse::token_stats", mutates_args=())
+def token_stats(
+    logits: Tensor,
+    labels: Tensor,
+    mask: Tensor | None,
+    reference: Tensor | None,
+    temperatures: Tensor | None,
+    temperature: float,
+    scale: float,
+    softcap: float,
+    ignore_index: int,
+    stats: str,
+    k: int,
+    inplace: bool,
+) -> Tensor:
+    """The statistics `stats` (comma-separated) of every row, stacked: [S, *lead], float32 or (from float64) float64."""
+    rows = Rows(logits, labels, mask, reference, temperatures, temperature, scale, softcap, ignore_index, stats, k)
+    out = _stacked(rows)
+    if inplace:
+        _check_owner(logits)
+    backend(logits.device).rows_forward(rows, out)
+    return out
+
+
+@token_stats.register_fake
+def _(
+    logits: Tensor,
+    labels: Tensor,
+    mask: Tensor | None,
+    reference: Tensor | None,
+    temperatures: Tensor | None,
+    temperature: float,
+    scale: float,
+    softcap: float,
+    ignore_index: int,
+    stats: str,
+    k: int,
+    inplace: bool,
+) -> Tensor:
+    return _stacked(
+        Rows(logits, labels, mask, reference, temperatures, temperature, scale, softcap, ignore_index, stats, k)
+    )
+
+
+@torch.library.custom_op("prefuse::token_stats_backward", mutates_args=())
+def token_stats_backward(
+    grads: Tensor,
+    saved: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    mask: Tensor | None,
+    reference: Tensor | None,
+    temperatures: Tensor | None,
+    temperature: float,
+    scale: float,
+    softcap: float,
+    ignore_index: int,
+    stats: str,
+    k: int,
+) -> Tensor:
+    """d(Σ grads·statistics)/dlogits as a new contiguous tensor; `saved` is what `token_stats` returned for `stats`."""
+    rows = Rows(logits, labels, mask, reference, temperatures, temperature, scale, softcap, ignore_index, stats, k)
+    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    backend(logits.device).rows_backward(rows, grads.contiguous(), saved, gradient)
+    return gradient
+
+
+@token_stats_backward.register_fake
+def _(grads: Tensor, saved: Tensor, logits: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("prefuse::token_stats_backward_", mutates_args=("logits",))
+def token_stats_backward_(
+    grads: Tensor,
+    saved: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    mask: Tensor | None,
+    reference: Tensor | None,
+    temperatures: Tensor | None,
+    temperature: float,
+    scale: float,
+    softcap: float,
+    ignore_index: int,
+    stats: str,
+    k: int,
+) -> None:
+    """As `token_stats_backward`, with the gradient written over `logits`."""
+    rows = Rows(logits, labels, mask, reference, temperatures, temperature, scale, softcap, ignore_index, stats, k)
+    backend(logits.device).rows_backward(rows, grads.contiguous(), saved, logits)
+
+
+@token_stats_backward_.register_fake
+def _(*_: object) -> None:
+    return None
+
+
+@torch.library.custom_op("prefuse::segment_sum", mutates_args=())
+def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
+    """Sums of `values` [N] over the segments `offsets[r]:offsets[r+1]`, accumulated in float64: [R], same dtype."""
+    out = values.new_empty(offsets.shape[0] - 1)
+    backend(values.device).segment_sum(values, offsets, out)
+    return out
+
+
+@segment_sum.register_fake
+def _(values: Tensor, offsets: Tensor) -> Tensor:
+    return values.new_empty(offsets.shape[0] - 1)
+
+
+@torch.library.custom_op("prefuse::segment_expand", mutates_args=())
+def segment_expand(values: Tensor, offsets: Tensor, length: int) -> Tensor:
+    """`values` [R] repeated over the segments `offsets[r]:offsets[r+1]`: [length]."""
+    out = values.new_empty(length)
+    backend(values.device).segment_expand(values, offsets, out)
+    return out
+
+
+@segment_expand.register_fake
+def _(values: Tensor, offsets: Tensor, length: int) -> Tensor:
+    return values.new_empty(length)
+
+
+def _stacked(rows: Rows) -> Tensor:
+    dtype = torch.float64 if rows.logits.dtype == torch.float64 else torch.float32
+    return rows.logits.new_empty((len(rows.statistics), *rows.labels.shape), dtype=dtype)
+
+
+def _check_owner(logits: Tensor) -> None:
+    """Refuses to overwrite what the user still sees. Checked as the operator runs, since compiled code does not
+    distinguish leaves."""
+    base = logits if logits._base is None else logits._base
+    if base.is_leaf and base.requires_grad:
+        raise ValueError(
+            "inplace: logits are a leaf tensor (or a view of one), whose values the gradient would replace; "
+            "expected the output of a model, or inplace=False"
+        )
+
+
+def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    rows, inplace = Rows(*inputs[:-1]), inputs[-1]
+    missing = {need for name in rows.statistics for need in BACKWARD_NEEDS.get(name, ())} - set(rows.statistics)
+    if missing:
+        raise ValueError(
+            f"stats: the gradient also needs {', '.join(sorted(missing))}; use prefuse.functional.token_stats"
+        )
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*rows[:5], output)
+    ctx.options, ctx.inplace = rows[5:], inplace
+
+
+def _token_stats_gradient(ctx: Any, grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * 11
+    if grads is None:
+        return None, *nothing
+    logits, *others, saved = ctx.saved_tensors
+    if not ctx.inplace:
+        return token_stats_backward(grads, saved, logits, *others, *ctx.options), *nothing
+    # An alias outside the graph that shares the version counter: whoever else saved these logits will be told.
+    gradient = logits.detach()
+    token_stats_backward_(grads, saved, gradient, *others, *ctx.options)
+    return gradient, *nothing
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Tensor | None) -> NoReturn:
+    raise RuntimeError(ONCE_DIFFERENTIABLE)
+
+
+def _save_offsets(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(inputs[1])
+    ctx.length = inputs[0].shape[0]
+
+
+def _segment_sum_gradient(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
+    (offsets,) = ctx.saved_tensors
+    return None if grad is None else segment_expand(grad.contiguous(), offsets, ctx.length), None
+
+
+def _segment_expand_gradient(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
+    (offsets,) = ctx.saved_tensors
+    return None if grad is None else segment_sum(grad.contiguous(), offsets), None, None
+
+
+def _refuse_vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
+    raise NotImplementedError(NO_TRANSFORMS)
+
+
+token_stats.register_autograd(_token_stats_gradient, setup_context=_save_rows)
+token_stats_backward.register_autograd(_refuse_second_derivative)
+segment_sum.register_autograd(_segment_sum_gradient, setup_context=_save_offsets)
+segment_expand.register_autograd(_segment_expand_gradient, setup_context=_save_offsets)
+for _operator in (token_stats, token_stats_backward, segment_sum, segment_expand):
+    _operator.register_vmap(_refuse_vmap)

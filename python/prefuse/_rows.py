@@ -1,0 +1,228 @@
+"""What is asked of the rows: which statistics, of which logits, under which transform; every argument checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+STATISTICS = (
+    "logp",
+    "lse",
+    "entropy",
+    "log_sum_sq",
+    "mean_logit",
+    "top1",
+    "topk_mass",
+    "topk_entropy",
+    "ref_logp",
+    "ref_lse",
+    "kl",
+    "rkl",
+)
+"""Every statistic of a row. `ref_lse` is the reference's log-sum-exp, which the gradients of `kl` and `rkl` need."""
+
+REFERENCE_STATISTICS = frozenset({"ref_logp", "ref_lse", "kl", "rkl"})
+
+BACKWARD_NEEDS = {
+    "logp": ("lse",),
+    "lse": ("lse",),
+    "entropy": ("lse", "entropy"),
+    "kl": ("lse", "ref_lse", "kl"),
+    "rkl": ("lse", "ref_lse"),
+}
+"""Statistics with a gradient, and what of the forward pass that gradient reads."""
+
+MAX_K = 64
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
+"""What labels, masks and offsets may come in; all become int64 or bool, which costs one number per token."""
+
+
+class Rows(NamedTuple):
+    """Checked rows: the tensors, then the transform and the names. `softcap` 0 is off; `stats` is comma-separated.
+
+    Torch's operator schemas know no lists of strings and no tuples of mixed kinds, so the fields are the operator's
+    arguments.
+    """
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    mask: torch.Tensor | None
+    reference: torch.Tensor | None
+    temperatures: torch.Tensor | None
+    temperature: float
+    scale: float
+    softcap: float
+    ignore_index: int
+    stats: str
+    k: int
+
+    @property
+    def statistics(self) -> list[str]:
+        """The names in `stats`, in the order of the output's first dimension."""
+        return self.stats.split(",")
+
+
+def check_rows(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    stats: str | Sequence[str],
+    *,
+    reference_logits: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    ignore_index: int,
+    temperature: float | torch.Tensor,
+    softcap: float | None,
+    scale: float,
+    k: int,
+    devices: Sequence[str],
+) -> Rows:
+    """Checks everything that can be seen without reading the tensors, and brings the arguments into one form.
+
+    Raises `TypeError` for a wrong type or dtype and `ValueError` for a wrong shape, device, layout or range. Values
+    inside the tensors (labels, per-token temperatures) are checked where they are read, by the backend.
+    """
+    check_tensor("logits", logits, _FLOATS, "a float16, bfloat16, float32 or float64")
+    if logits.device.type not in (*devices, "meta"):
+        raise ValueError(
+            f"logits: on device {logits.device}, but this version of prefuse computes on {', '.join(devices)} only; "
+            "move logits and labels with .cpu()"
+        )
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits: expected shape (..., V) with V >= 1, got {_shape(logits)}")
+    check_tensor("labels", labels, INTEGERS, "an integer", like=logits)
+    lead = logits.shape[:-1]
+    if labels.shape != lead:
+        raise ValueError(
+            f"labels: expected shape {tuple(lead)} for logits of shape {_shape(logits)}, got {_shape(labels)}"
+        )
+    if mask is not None:
+        check_mask(mask, labels)
+        mask = mask if mask.dtype == torch.bool else mask != 0
+    names = _check_statistics(stats, reference_logits)
+    if reference_logits is not None:
+        check_tensor("reference_logits", reference_logits, _FLOATS, "a floating-point", like=logits)
+        if reference_logits.shape != logits.shape:
+            raise ValueError(
+                f"reference_logits: expected the shape of logits, {_shape(logits)}, got {_shape(reference_logits)}"
+            )
+        reference_logits = rows_contiguous(reference_logits.detach())
+    temperatures = None
+    if isinstance(temperature, torch.Tensor):
+        temperatures = _check_temperatures(temperature, logits)
+    return Rows(
+        rows_contiguous(logits),
+        labels.to(torch.int64),
+        mask,
+        reference_logits if REFERENCE_STATISTICS.intersection(names) else None,
+        temperatures,
+        1.0 if isinstance(temperature, torch.Tensor) else positive_number("temperature", temperature),
+        positive_number("scale", scale),
+        0.0 if softcap is None else positive_number("softcap", softcap),
+        check_integer("ignore_index", ignore_index),
+        ",".join(names),
+        _check_k(k),
+    )
+
+
+def with_backward_needs(names: Sequence[str]) -> tuple[str, ...]:
+    """`names` first, then whatever their gradients will read."""
+    needed = (need for name in names for need in BACKWARD_NEEDS.get(name, ()))
+    return tuple(dict.fromkeys((*names, *needed)))
+
+
+def rows_contiguous(logits: torch.Tensor) -> torch.Tensor:
+    """`logits` itself when each row is contiguous (whatever the rows' own strides), otherwise a contiguous copy."""
+    return logits if has_contiguous_rows(logits) else logits.contiguous()
+
+
+def has_contiguous_rows(logits: torch.Tensor) -> bool:
+    """Whether the elements of a row lie next to each other."""
+    return logits.shape[-1] == 1 or logits.stride(-1) == 1
+
+
+def check_tensor(
+    name: str, tensor: torch.Tensor, dtypes: Sequence[torch.dtype], wanted: str, like: torch.Tensor | None = None
+) -> None:
+    """Checks type, layout, dtype and, where `like` is given, that both are on one device."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    if hasattr(tensor, "full_tensor"):
+        raise TypeError(
+            f"{name}: expected a local tensor, got a DTensor; pass {name}.to_local() or {name}.full_tensor()"
+        )
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name}: expected a dense (strided) tensor, got layout {tensor.layout}")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name}: expected {wanted} tensor, got {tensor.dtype}")
+    if like is not None and tensor.device != like.device:
+        raise ValueError(f"{name}: expected device {like.device}, like the other arguments, got {tensor.device}")
+
+
+def check_mask(mask: torch.Tensor, labels: torch.Tensor) -> None:
+    """Checks that `mask` is bool or integer and has the shape of `labels`."""
+    check_tensor("mask", mask, (torch.bool, *INTEGERS), "a bool or integer", like=labels)
+    if mask.shape != labels.shape:
+        raise ValueError(f"mask: expected the shape of labels, {_shape(labels)}, got {_shape(mask)}")
+
+
+def positive_number(name: str, value: float) -> float:
+    """`value` as a float; it must be a finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+    return float(value)
+
+
+def check_integer(name: str, value: int) -> int:
+    """`value` as an int; bools and floats are refused."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    return int(value)
+
+
+def _check_statistics(stats: str | Sequence[str], reference: torch.Tensor | None) -> tuple[str, ...]:
+    names = (stats,) if isinstance(stats, str) else tuple(dict.fromkeys(stats))
+    if not names:
+        raise ValueError("stats: expected at least one statistic, got none")
+    for name in names:
+        if name not in STATISTICS:
+            raise ValueError(f"stats: unknown statistic {name!r}; known are {', '.join(STATISTICS)}")
+        if name in REFERENCE_STATISTICS and reference is None:
+            raise ValueError(f"reference_logits: missing, and the statistic {name!r} needs them")
+    return names
+
+
+def _check_temperatures(temperature: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    check_tensor("temperature", temperature, _FLOATS, "a floating-point", like=logits)
+    if temperature.requires_grad:
+        raise ValueError("temperature: requires grad, but no gradient is given to it; pass temperature.detach()")
+    lead = logits.shape[:-1]
+    if not _expands_to(temperature.shape, lead):
+        raise ValueError(f"temperature: expected a shape that expands to {tuple(lead)}, got {_shape(temperature)}")
+    if temperature.dtype not in (torch.float32, torch.float64):
+        temperature = temperature.float()
+    return temperature.expand(lead)
+
+
+def _expands_to(shape: torch.Size, target: torch.Size) -> bool:
+    return len(shape) <= len(target) and all(
+        have in (1, want) for have, want in zip(reversed(shape), reversed(target), strict=False)
+    )
+
+
+def _check_k(k: int) -> int:
+    k = check_integer("k", k)
+    if not 1 <= k <= MAX_K:
+        raise ValueError(f"k: expected 1 to {MAX_K}, got {k}")
+    return k
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)

@@ -1,0 +1,421 @@
+"""Statistics of label tokens, from logits, in one pass and without temporaries of the logits' size.
+
+For a row of raw logits x (V classes) with label y::
+
+    z   = softcap·tanh(scale·x/softcap)/temperature          (softcap None: z = scale·x/temperature)
+    lse = log Σ exp(z),   p = exp(z − lse)
+
+========================= ======================================================= =====================
+name                      value (nats where it is a logarithm)                    gradient
+========================= ======================================================= =====================
+``logp``                  z_y − lse                                               yes
+``lse``                   lse                                                     yes
+``entropy``               lse − Σ p z                                             yes
+``log_sum_sq``            log Σ p²                                                none
+``mean_logit``            mean of z                                               none
+``top1``                  1 where y is the first argmax, otherwise 0              none
+``topk_mass``             sum of the k largest p                                  none
+``topk_entropy``          entropy of those k, renormalised                        none
+``ref_logp``, ``ref_lse`` ``logp`` and ``lse`` of the reference logits            none
+``kl``                    KL(policy‖reference)                                    yes, to the policy
+``rkl``                   KL(reference‖policy)                                    yes, to the policy
+========================= ======================================================= =====================
+
+Arithmetic is float32 for float16, bfloat16 and float32 logits and float64 for float64 logits; the same row gives the
+same bits whatever rows stand beside it and however many threads run. A row is *scored* unless its mask is 0 or its
+label is ``ignore_index``; other rows are never read: their values and gradients are 0 even where their logits are NaN.
+NaN in a scored row stays in that row. A label outside [0, V) is a ``ValueError``.
+
+Torch tensors take part in autograd (once differentiable), ``torch.compile`` and autocast (logits are taken in the dtype
+they come in). NumPy arrays give NumPy arrays and no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+from prefuse import _ops
+from prefuse._backends import DEVICES
+from prefuse._buffers import from_numpy
+from prefuse._layout import check_layout, count_scored, shift_left, sum_responses
+from prefuse._rows import BACKWARD_NEEDS, STATISTICS, check_rows, has_contiguous_rows, with_backward_needs
+
+__all__ = ["STATISTICS", "TokenStats", "response_lengths", "sequence_logps", "token_logps", "token_stats"]
+
+Array = TypeVar("Array", Tensor, NDArray[Any])
+
+
+class TokenStats(Mapping[str, Array], Generic[Array]):
+    """Statistics by name: ``stats.logp`` or ``stats["logp"]``, each of the labels' shape, in the order asked for."""
+
+    def __init__(self, values: dict[str, Array]) -> None:
+        self._values: dict[str, Array] = values
+
+    def __getitem__(self, name: str) -> Array:
+        return self._values[name]
+
+    def __getattr__(self, name: str) -> Array:
+        values: dict[str, Array] = self.__dict__.get("_values", {})
+        if name in values:
+            return values[name]
+        raise AttributeError(f"no statistic {name!r} here; asked for were {', '.join(values)}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"TokenStats({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+
+
+@overload
+def token_stats(
+    logits: Tensor,
+    labels: Tensor,
+    stats: str | Sequence[str] = ...,
+    *,
+    reference_logits: Tensor | None = ...,
+    mask: Tensor | None = ...,
+    ignore_index: int = ...,
+    temperature: float | Tensor = ...,
+    softcap: float | None = ...,
+    scale: float = ...,
+    k: int = ...,
+    inplace: bool = ...,
+) -> TokenStats[Tensor]: ...
+
+
+@overload
+def token_stats(
+    logits: NDArray[Any],
+    labels: NDArray[Any],
+    stats: str | Sequence[str] = ...,
+    *,
+    reference_logits: NDArray[Any] | None = ...,
+    mask: NDArray[Any] | None = ...,
+    ignore_index: int = ...,
+    temperature: float | NDArray[Any] = ...,
+    softcap: float | None = ...,
+    scale: float = ...,
+    k: int = ...,
+    inplace: bool = ...,
+) -> TokenStats[NDArray[Any]]: ...
+
+
+def token_stats(
+    logits: Any,
+    labels: Any,
+    stats: str | Sequence[str] = ("logp",),
+    *,
+    reference_logits: Any = None,
+    mask: Any = None,
+    ignore_index: int = -100,
+    temperature: Any = 1.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    k: int = 10,
+    inplace: bool = False,
+) -> TokenStats[Any]:
+    """The statistics `stats` of every label token, from one sweep over the logits; the module has their table.
+
+    Args:
+        logits: [*lead, V], any number of leading dimensions (none as well), float16, bfloat16, float32 or float64. Rows
+            may be strided or expanded; only where the V elements of a row do not lie next to each other is a contiguous
+            copy made.
+        labels: [*lead], any integer dtype.
+        stats: one name or several.
+        reference_logits: logits of the reference model, the shape of `logits`, any float dtype; needed by ``ref_logp``,
+            ``ref_lse``, ``kl`` and ``rkl``. They go through the same transform and are a constant: no gradient flows to
+            them.
+        mask: [*lead], bool or integer; 0 marks rows to ignore.
+        ignore_index: the label that marks rows to ignore.
+        temperature: a number above 0, or a float tensor of such that expands to [*lead]; a constant for autograd.
+        softcap: the cap of ``softcap·tanh(scale·x/softcap)``, above 0; None is no cap.
+        scale: multiplies the logits, above 0.
+        k: for ``topk_mass`` and ``topk_entropy``, 1 to 64; where V is less, all V classes are taken.
+        inplace: let the backward pass write the gradient over `logits`, so that no second tensor of that size exists.
+            For the caller who knows that nothing reads the logits afterwards; PyTorch's version counter turns most
+            mistakes, a second backward among them, into a RuntimeError. Logits that are a leaf (or a view of one), that
+            overlap themselves, or whose rows are not contiguous are refused.
+
+    Returns:
+        A `TokenStats` with one [*lead] tensor per statistic, float32 (float64 for float64 logits).
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, device, layout or range; the message names the argument, what came and what was
+            expected.
+    """
+    if isinstance(logits, np.ndarray):
+        statistics: TokenStats[Any] = _through_torch(
+            token_stats,
+            {
+                "logits": logits,
+                "labels": labels,
+                "reference_logits": reference_logits,
+                "mask": mask,
+                "temperature": temperature,
+            },
+            {
+                "stats": stats,
+                "ignore_index": ignore_index,
+                "softcap": softcap,
+                "scale": scale,
+                "k": k,
+                "inplace": inplace,
+            },
+        )
+        return statistics
+    rows = check_rows(
+        logits,
+        labels,
+        stats,
+        reference_logits=reference_logits,
+        mask=mask,
+        ignore_index=ignore_index,
+        temperature=temperature,
+        softcap=softcap,
+        scale=scale,
+        k=k,
+        devices=DEVICES,
+    )
+    _refuse_transforms(logits)
+    asked = rows.statistics
+    differentiates = torch.is_grad_enabled() and logits.requires_grad
+    if differentiates:
+        rows = rows._replace(stats=",".join(with_backward_needs(asked)))
+        if inplace:
+            _check_overwritable(logits)
+    stacked = _ops.token_stats(*rows, inplace and differentiates)
+    values = stacked.unbind(0)
+    return TokenStats(
+        {
+            name: value if name in BACKWARD_NEEDS else value.detach()
+            for name, value in zip(asked, values[: len(asked)], strict=True)
+        }
+    )
+
+
+@overload
+def token_logps(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    mask: Tensor | None = ...,
+    ignore_index: int = ...,
+    temperature: float | Tensor = ...,
+    softcap: float | None = ...,
+    scale: float = ...,
+    inplace: bool = ...,
+) -> Tensor: ...
+
+
+@overload
+def token_logps(
+    logits: NDArray[Any],
+    labels: NDArray[Any],
+    *,
+    mask: NDArray[Any] | None = ...,
+    ignore_index: int = ...,
+    temperature: float | NDArray[Any] = ...,
+    softcap: float | None = ...,
+    scale: float = ...,
+    inplace: bool = ...,
+) -> NDArray[Any]: ...
+
+
+def token_logps(
+    logits: Any,
+    labels: Any,
+    *,
+    mask: Any = None,
+    ignore_index: int = -100,
+    temperature: Any = 1.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    inplace: bool = False,
+) -> Any:
+    """log p(label) of every label token in nats: ``log_softmax(z, -1).gather(-1, labels[..., None])`` and no such
+    tensor.
+
+    The arguments are those of `token_stats`.
+
+    Returns:
+        [*lead], float32 (float64 for float64 logits); 0 where a row is ignored, −inf where the label's logit is −inf.
+    """
+    options = {"mask": mask, "ignore_index": ignore_index, "temperature": temperature}
+    return token_stats(logits, labels, "logp", softcap=softcap, scale=scale, inplace=inplace, **options).logp
+
+
+@overload
+def sequence_logps(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    mask: Tensor | None = ...,
+    cu_seqlens: Tensor | None = ...,
+    average: bool = ...,
+    shift: bool = ...,
+    ignore_index: int = ...,
+    temperature: float | Tensor = ...,
+    softcap: float | None = ...,
+    scale: float = ...,
+    inplace: bool = ...,
+) -> Tensor: ...
+
+
+@overload
+def sequence_logps(
+    logits: NDArray[Any],
+    labels: NDArray[Any],
+    *,
+    mask: NDArray[Any] | None = ...,
+    cu_seqlens: NDArray[Any] | None = ...,
+    average: bool = ...,
+    shift: bool = ...,
+    ignore_index: int = ...,
+    temperature: float | NDArray[Any] = ...,
+    softcap: float | None = ...,
+    scale: float = ...,
+    inplace: bool = ...,
+) -> NDArray[Any]: ...
+
+
+def sequence_logps(
+    logits: Any,
+    labels: Any,
+    *,
+    mask: Any = None,
+    cu_seqlens: Any = None,
+    average: bool = False,
+    shift: bool = False,
+    ignore_index: int = -100,
+    temperature: Any = 1.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    inplace: bool = False,
+) -> Any:
+    """log p(response): the log-probabilities of its scored tokens, summed in float64, one number per response, in nats.
+
+    Args:
+        logits: padded [B, T, V], or packed [N, V] or [1, N, V] together with `cu_seqlens`.
+        labels: [B, T], or [N] or [1, N].
+        mask: the shape of `labels`; 0 marks tokens to ignore (the prompt, the padding).
+        cu_seqlens: [R + 1] integers: response r is tokens ``cu_seqlens[r]`` up to ``cu_seqlens[r + 1]``; it begins with
+            0, never decreases and ends with N.
+        average: divide each sum by the response's number of scored tokens (at least 1).
+        shift: `labels` and `mask` are aligned with the input tokens, as Hugging Face models return logits: position t
+            is scored with the logits of t − 1. The labels are moved, not the logits; the first token of a response is
+            not scored.
+        ignore_index: as in `token_stats`, and so are `temperature`, `softcap`, `scale` and `inplace`.
+
+    Returns:
+        [B] or [R], float32 (float64 for float64 logits). A response with no scored token gives 0 and no gradient.
+
+    Raises:
+        TypeError, ValueError: as `token_stats`.
+    """
+    if isinstance(logits, np.ndarray):
+        return _through_torch(
+            sequence_logps,
+            {"logits": logits, "labels": labels, "mask": mask, "cu_seqlens": cu_seqlens, "temperature": temperature},
+            {
+                "average": average,
+                "shift": shift,
+                "ignore_index": ignore_index,
+                "softcap": softcap,
+                "scale": scale,
+                "inplace": inplace,
+            },
+        )
+    cu_seqlens = check_layout(labels, mask, cu_seqlens)
+    if shift:
+        labels, mask = shift_left(labels, mask, ignore_index, cu_seqlens)
+    logps = token_logps(
+        logits,
+        labels,
+        mask=mask,
+        ignore_index=ignore_index,
+        temperature=temperature,
+        softcap=softcap,
+        scale=scale,
+        inplace=inplace,
+    )
+    sums: Tensor = sum_responses(logps, cu_seqlens)
+    return sums / count_scored(labels, mask, ignore_index, cu_seqlens).clamp(min=1) if average else sums
+
+
+def response_lengths(
+    labels: Array,
+    *,
+    mask: Array | None = None,
+    cu_seqlens: Array | None = None,
+    shift: bool = False,
+    ignore_index: int = -100,
+) -> Array:
+    """The number of scored tokens of each response, [R] int64; the arguments are those of `sequence_logps`."""
+    if isinstance(labels, np.ndarray):
+        arrays = {"labels": labels, "mask": mask, "cu_seqlens": cu_seqlens}
+        lengths: Array = _through_torch(response_lengths, arrays, {"shift": shift, "ignore_index": ignore_index})
+        return lengths
+    offsets = check_layout(labels, mask, cu_seqlens)
+    if shift:
+        labels, mask = shift_left(labels, mask, ignore_index, offsets)
+    return count_scored(labels, mask, ignore_index, offsets)
+
+
+def _refuse_transforms(logits: Tensor) -> None:
+    """Refuses function transforms and forward mode, whose tangents would be lost without a word."""
+    if torch.compiler.is_compiling():
+        return
+    tangent = unpack_dual(logits).tangent  # type: ignore[no-untyped-call]
+    if tangent is not None or torch._C._functorch.is_functorch_wrapped_tensor(logits):
+        raise NotImplementedError(_ops.NO_TRANSFORMS)
+
+
+def _check_overwritable(logits: Tensor) -> None:
+    """Refuses logits whose layout forbids that the backward pass of `inplace=True` writes its gradient over them."""
+    if not has_contiguous_rows(logits):
+        raise ValueError(f"inplace: expected logits whose rows are contiguous, got strides {logits.stride()}")
+    if _overlaps_itself(logits):
+        raise ValueError(f"inplace: expected logits whose rows do not share memory, got strides {logits.stride()}")
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two elements may lie at one address: dimensions by rising stride must each step over all before."""
+    reach = 0
+    for stride, size in sorted(
+        (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
+    ):
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def _through_torch(function: Callable[..., Any], arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """Calls `function` with NumPy arrays as tensors that share their memory, and turns what comes back into NumPy."""
+    if options.get("inplace"):
+        raise ValueError("inplace: expected torch tensors, got NumPy arrays, which have no gradient to write")
+    tensors = {}
+    for name, array in arrays.items():
+        if isinstance(array, np.ndarray):
+            tensors[name] = from_numpy(name, array)
+        elif array is None or name == "temperature":
+            tensors[name] = array
+        else:
+            raise TypeError(f"{name}: expected a numpy.ndarray like the other arguments, got {type(array).__name__}")
+    with torch.no_grad():
+        result = function(**tensors, **options)
+    if isinstance(result, TokenStats):
+        return TokenStats({name: value.numpy() for name, value in result.items()})
+    return result.numpy()
