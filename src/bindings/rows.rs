@@ -7,7 +7,7 @@ use crate::rows::{Rows, Stat, Temperature, backward, cpu};
 use crate::view::{ArgumentError, View};
 
 /// `(address of element 0, dtype, shape, strides in elements)`.
-type PyView = (usize, String, Vec<usize>, Vec<isize>);
+pub(super) type PyView = (usize, String, Vec<usize>, Vec<isize>);
 
 #[derive(FromPyObject)]
 enum PyTemperature {
@@ -26,7 +26,7 @@ impl From<ArgumentError> for PyErr {
     }
 }
 
-fn view(argument: &str, (address, dtype, shape, strides): PyView) -> Result<View, ArgumentError> {
+pub(super) fn view(argument: &str, (address, dtype, shape, strides): PyView) -> Result<View, ArgumentError> {
     View::new(argument, address, &dtype, shape, strides)
 }
 
