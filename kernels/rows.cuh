@@ -5,6 +5,8 @@
 // Compile-time constants: LOGIT, REFERENCE  element types (f16 bf16 f32 f64)
 //                         STATS             bit set of the statistics that are wanted (1 << Stat)
 //                         ROW_THREADS       threads that share a row: 32 (a warp) or 256 (a block)
+//                         UNIT              elements that a thread takes at once: 16 bytes of the narrower array
+//                         CHUNK             elements that are summed before they meet the rest of the row: 16 units per thread
 //                         SOFTCAP           0 or 1
 
 typedef typename Accumulator<LOGIT>::type A;
@@ -15,12 +17,9 @@ constexpr bool WANTS_REFERENCE = wants(REF_LOGP) || wants(REF_LSE) || wants(KL) 
 constexpr bool WANTS_TOPK = wants(TOPK_MASS) || wants(TOPK_ENTROPY);
 
 constexpr int THREADS = 256, GROUPS = THREADS / ROW_THREADS, MAX_RANK = 6, MAX_K = 64;
-constexpr int NARROW = WANTS_REFERENCE && sizeof(REFERENCE) < sizeof(LOGIT) ? sizeof(REFERENCE) : sizeof(LOGIT);
-constexpr int UNIT = 16 / NARROW;                   // elements that a thread takes at once
 constexpr int UNROLL = WANTS_REFERENCE ? 1 : sizeof(LOGIT) == 8 ? 2 : 4;  // units in flight per thread and array
 constexpr i64 STEP = i64(ROW_THREADS) * UNIT;       // elements between the units of one thread
 constexpr i64 TILE = UNROLL * STEP;
-constexpr i64 CHUNK = 16 * STEP;                    // what is summed before it meets the rest of the row
 constexpr int BLOCKS = WANTS_REFERENCE || WANTS_TOPK || sizeof(A) == 8 ? 2 : 3;      // resident per multiprocessor: as many as fit without spilling
 
 typedef Row<LOGIT, UNIT> X;
@@ -33,11 +32,11 @@ struct RowsArgs {
     LOGIT* gradient;
     const i64* labels;
     const u8* mask;             // null: no row is masked
-    const void* temperatures;   // null: `temperature` for all
+    const void* temperatures;   // null: `temperature` for all; otherwise of type temperature_type, 0 f16, 1 bf16, 2 f32, 3 f64
     A* table;                   // forward: statistics out [S, N]; backward: grads [S, N]
     const A* saved;             // backward: statistics [S, N] from forward
     void* partials;             // [N, parts] where a row is split over blocks
-    i64 rows, width, parts, k, ignore_index, temperature_is_f64, rank;
+    i64 rows, width, parts, k, ignore_index, temperature_type, rank;
     i64 shape[MAX_RANK], logits_stride[MAX_RANK], reference_stride[MAX_RANK], gradient_stride[MAX_RANK];
     i64 labels_stride[MAX_RANK], mask_stride[MAX_RANK], temperature_stride[MAX_RANK];
     i64 slot[STAT_COUNT];       // which row of the tables holds a statistic
@@ -61,16 +60,22 @@ struct Header {
     A temperature;
 };
 
+__device__ inline A row_temperature(const RowsArgs& a, i64 at) {
+    switch (a.temperature_type) {
+    case 0: return A(load((const f16*)a.temperatures + at));
+    case 1: return A(load((const bf16*)a.temperatures + at));
+    case 2: return A(load((const f32*)a.temperatures + at));
+    default: return A(load((const f64*)a.temperatures + at));
+    }
+}
+
 __device__ inline Header header(const RowsArgs& a, i64 row) {
     Header h;
     h.label = __ldcs(a.labels + offset(a, row, a.labels_stride));
     h.ignored = h.label == a.ignore_index || (a.mask && !__ldcs(a.mask + offset(a, row, a.mask_stride)));
     h.broken = !h.ignored && (h.label < 0 || h.label >= a.width);
     h.temperature = A(a.temperature);
-    if (a.temperatures && !h.ignored) {
-        i64 at = offset(a, row, a.temperature_stride);
-        h.temperature = a.temperature_is_f64 ? A(load((const f64*)a.temperatures + at)) : A(load((const f32*)a.temperatures + at));
-    }
+    if (a.temperatures && !h.ignored) h.temperature = row_temperature(a, offset(a, row, a.temperature_stride));
     return h;
 }
 

@@ -1,10 +1,10 @@
 // Gradient of Σ_s grads[s]·statistic[s] with respect to the raw logits of N rows.
 //
-//   dx_j = dz_j/dx_j · ( g_logp·1[j = y] + p_j·(w − g_H·(log p_j + H) + g_kl·(log p_j − log q_j − kl)) − g_rkl·q_j )
-//   w = g_lse + g_rkl − g_logp,  log p_j = z_j − lse,  log q_j = ref_z_j − ref_lse
+//   dx_j = dz_j/dx_j · ( g_logp·(1[j = y] − p_j) + p_j·(w − g_H·(log p_j + H) + g_kl·(log p_j − log q_j − kl)) − g_rkl·q_j )
+//   w = g_lse + g_rkl,  log p_j = z_j − lse,  log q_j = ref_z_j − ref_lse
 //
 // Traffic: each logit is read once and its gradient written once, over the logits themselves if asked.
-// The one-hot is subtracted before rounding: after it, the gradient of a confident token would be rounding noise.
+// 1 − p_y is taken before rounding to the logits' type, and from the saved logp: of a confident token, z_y − lse has lost most digits.
 //
 // A block (a warp for short rows) takes a chunk of a row. Units follow the gradient's 16-byte boundaries, so stores are whole
 // granules; elements do not depend on one another, so where a unit begins cannot change a bit. A thread reads its units before it
@@ -15,7 +15,7 @@
 
 struct Coefficients {
     A w, g_logp, g_entropy, g_kl, g_rkl;   // upstream gradients
-    A lse, entropy, ref_lse, kl;           // saved by forward
+    A logp, lse, entropy, ref_lse, kl;     // saved by forward
     A slope, bend;                         // z = slope·t,  t = tanh(bend·x) or x
     A dz;                                  // dz/dx, but for the factor 1 − t² of the soft cap
     i64 label;
@@ -32,14 +32,16 @@ __device__ inline Coefficients coefficients(const RowsArgs& a, i64 row, const He
     if (h.ignored) return s.filled = true, s;
     s.g_logp = entry(a, a.table, row, LOGP), s.g_entropy = entry(a, a.table, row, ENTROPY);
     s.g_kl = entry(a, a.table, row, KL), s.g_rkl = entry(a, a.table, row, RKL);
-    s.w = entry(a, a.table, row, LSE) + s.g_rkl - s.g_logp;
+    A g_lse = entry(a, a.table, row, LSE);
+    s.w = g_lse + s.g_rkl;
+    s.logp = entry(a, a.saved, row, LOGP);
     s.lse = entry(a, a.saved, row, LSE), s.entropy = entry(a, a.saved, row, ENTROPY);
     s.ref_lse = entry(a, a.saved, row, REF_LSE), s.kl = entry(a, a.saved, row, KL);
     s.slope = slope(a, h.temperature), s.bend = bend(a), s.label = h.label;
     s.dz = A(a.scale) / h.temperature;
     s.fill = not_a_number<A>();
     s.filled = h.broken;
-    A upstream[] = {s.g_logp, entry(a, a.table, row, LSE), s.g_entropy, s.g_kl, s.g_rkl};
+    A upstream[] = {s.g_logp, g_lse, s.g_entropy, s.g_kl, s.g_rkl};
     bool none = true;
     for (A g : upstream) none = none && g == 0;
     if (!h.broken && (none || s.lse == -infinity<A>())) s.filled = true, s.fill = 0;
@@ -52,15 +54,16 @@ __device__ inline void differentiate(A (&x)[UNIT], const A (&ref)[UNIT], i64 fir
     const A log2e = A(LOG2E);
 #pragma unroll
     for (int i = 0; i < UNIT; i++) {
-        A t = bent(x[i], s.bend), log_p = fma_of(s.slope, t, -s.lse), p = exp2_of(log2e * log_p), g = s.w, rest = 0;
+        bool is_label = wants(LOGP) && first + i == s.label;
+        A t = bent(x[i], s.bend), log_p = is_label ? s.logp : fma_of(s.slope, t, -s.lse), p = exp2_of(log2e * log_p);
+        A g = s.w, rest = wants(LOGP) ? s.g_logp * (is_label ? expm1_of(log_p) : p) : A(0);
         if (wants(ENTROPY) && s.g_entropy != 0) g -= s.g_entropy * (log_p + s.entropy);
         if (wants(KL) || wants(RKL)) {
             A log_q = fma_of(s.slope, bent(ref[i], s.bend), -s.ref_lse);
             if (wants(KL) && s.g_kl != 0) g += s.g_kl * (log_p - log_q - s.kl);
-            if (wants(RKL) && s.g_rkl != 0) rest = s.g_rkl * exp2_of(log2e * log_q);
+            if (wants(RKL) && s.g_rkl != 0) rest += s.g_rkl * exp2_of(log2e * log_q);
         }
         A gradient = (p == 0 ? A(0) : p * g) - rest;
-        if (first + i == s.label) gradient += s.g_logp;
         x[i] = gradient * (SOFTCAP ? s.dz * (1 - t * t) : s.dz);
     }
 }

@@ -57,7 +57,7 @@ __device__ inline void absorb(Partial& p, Top& top, const A (&x)[UNIT], const A 
 // One chunk of a row by `lane` of its group.
 __device__ inline Partial traverse(const X& x, const Ref& ref, i64 begin, int lane, const Context& s,
                                    Top& top) {
-    Partial p;
+    Partial p = nothing();
     A logits[UNIT], others[UNIT];
     i64 end = begin + CHUNK < s.width ? begin + CHUNK : s.width;
 #pragma unroll 1

@@ -28,6 +28,8 @@ __device__ inline float log2_of(float x) { return log2f(x); }
 __device__ inline double log2_of(double x) { return log2(x); }
 __device__ inline float tanh_of(float x) { return tanhf(x); }
 __device__ inline double tanh_of(double x) { return tanh(x); }
+__device__ inline float expm1_of(float x) { return expm1f(x); }
+__device__ inline double expm1_of(double x) { return expm1(x); }
 __device__ inline float fma_of(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ inline double fma_of(double a, double b, double c) { return fma(a, b, c); }
 __device__ inline float max_of(float a, float b) { return fmaxf(a, b); }
@@ -57,26 +59,26 @@ __device__ inline double element(const unsigned* words, int i, f64) {
     return __hiloint2double(int(words[2 * i + 1]), int(words[2 * i]));
 }
 
-template <int UNIT> __device__ inline void pack(unsigned* words, const float (&x)[UNIT], f16) {
-    for (int i = 0; i < UNIT / 2; i++) words[i] = pack_f16(x[2 * i], x[2 * i + 1]);
+template <int N> __device__ inline void pack(unsigned* words, const float (&x)[N], f16) {
+    for (int i = 0; i < N / 2; i++) words[i] = pack_f16(x[2 * i], x[2 * i + 1]);
 }
-template <int UNIT> __device__ inline void pack(unsigned* words, const float (&x)[UNIT], bf16) {
-    for (int i = 0; i < UNIT / 2; i++) words[i] = pack_bf16(x[2 * i], x[2 * i + 1]);
+template <int N> __device__ inline void pack(unsigned* words, const float (&x)[N], bf16) {
+    for (int i = 0; i < N / 2; i++) words[i] = pack_bf16(x[2 * i], x[2 * i + 1]);
 }
-template <int UNIT> __device__ inline void pack(unsigned* words, const float (&x)[UNIT], f32) {
-    for (int i = 0; i < UNIT; i++) words[i] = __float_as_uint(x[i]);
+template <int N> __device__ inline void pack(unsigned* words, const float (&x)[N], f32) {
+    for (int i = 0; i < N; i++) words[i] = __float_as_uint(x[i]);
 }
-template <int UNIT> __device__ inline void pack(unsigned* words, const double (&x)[UNIT], f64) {
-    for (int i = 0; i < UNIT; i++) {
+template <int N> __device__ inline void pack(unsigned* words, const double (&x)[N], f64) {
+    for (int i = 0; i < N; i++) {
         words[2 * i] = unsigned(__double2loint(x[i]));
         words[2 * i + 1] = unsigned(__double2hiint(x[i]));
     }
 }
 
-// One row of `size` elements, read in units of UNIT elements.
-template <typename T, int UNIT> struct Row {
+// One row of `size` elements, read in units of N elements.
+template <typename T, int N> struct Row {
     typedef typename Accumulator<T>::type A;
-    static constexpr int WORDS = UNIT * sizeof(T) / 4, GRANULES = WORDS / 4, GRANULE = 16 / sizeof(T);
+    static constexpr int WORDS = N * sizeof(T) / 4, GRANULES = WORDS / 4, GRANULE = 16 / sizeof(T);
 
     const T* data;
     i64 size;
@@ -92,16 +94,16 @@ template <typename T, int UNIT> struct Row {
 #pragma unroll
         for (int g = 0; g < GRANULES; g++) put(words + 4 * g, __ldcs((const uint4*)(data + first) + g));
     }
-    __device__ static void widen(A (&x)[UNIT], const unsigned* words) {
+    __device__ static void widen(A (&x)[N], const unsigned* words) {
 #pragma unroll
-        for (int i = 0; i < UNIT; i++) x[i] = element(words, i, T());
+        for (int i = 0; i < N; i++) x[i] = element(words, i, T());
     }
 
     // Any unit; 0 where it leaves the row.
-    __device__ void read(A (&x)[UNIT], i64 first) const {
-        if (first - GRANULE >= 0 && first + UNIT + GRANULE <= size) return widen(x, cut(first).words);
+    __device__ void read(A (&x)[N], i64 first) const {
+        if (first - GRANULE >= 0 && first + N + GRANULE <= size) return widen(x, cut(first).words);
 #pragma unroll
-        for (int i = 0; i < UNIT; i++) x[i] = first + i >= 0 && first + i < size ? load(data + first + i) : A(0);
+        for (int i = 0; i < N; i++) x[i] = first + i >= 0 && first + i < size ? load(data + first + i) : A(0);
     }
 
 private:
@@ -112,7 +114,8 @@ private:
         Cut c;
         const uint4* granule = (const uint4*)((const char*)(data + first) - skew);
 #pragma unroll
-        for (int g = 0; g <= GRANULES; g++) put(c.words + 4 * g, __ldcs(granule + g));
+        for (int g = 0; g < GRANULES; g++) put(c.words + 4 * g, __ldcs(granule + g));
+        if (skew) put(c.words + WORDS, __ldcs(granule + GRANULES));
         if (skew & 8) drop<2>(c);
         if (skew & 4) drop<1>(c);
 #pragma unroll

@@ -1,6 +1,7 @@
 //! The native half of `prefuse`: module registration, nothing else.
 
 mod bindings;
+pub mod cuda;
 pub mod objective;
 pub mod rows;
 pub mod segments;

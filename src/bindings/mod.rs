@@ -2,6 +2,7 @@
 
 mod arrays;
 mod codegen;
+mod cuda;
 mod objective;
 mod rows;
 mod segments;
@@ -12,5 +13,6 @@ use pyo3::prelude::*;
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     rows::register(module)?;
     segments::register(module)?;
-    objective::register(module)
+    objective::register(module)?;
+    cuda::register(module)
 }

@@ -10,7 +10,7 @@ use crate::view::{ArgumentError, View};
 pub(super) type PyView = (usize, String, Vec<usize>, Vec<isize>);
 
 #[derive(FromPyObject)]
-enum PyTemperature {
+pub(super) enum PyTemperature {
     #[pyo3(transparent)]
     Same(f64),
     #[pyo3(transparent)]
@@ -30,12 +30,12 @@ pub(super) fn view(argument: &str, (address, dtype, shape, strides): PyView) -> 
     View::new(argument, address, &dtype, shape, strides)
 }
 
-fn statistics(names: &[String]) -> Result<Vec<Stat>, ArgumentError> {
+pub(super) fn statistics(names: &[String]) -> Result<Vec<Stat>, ArgumentError> {
     names.iter().map(|name| Stat::from_name(name)).collect()
 }
 
 #[allow(clippy::too_many_arguments)] // The arguments of a call from Python, grouped here and nowhere else.
-fn rows(
+pub(super) fn rows(
     logits: PyView,
     labels: PyView,
     mask: Option<PyView>,

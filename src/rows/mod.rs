@@ -24,6 +24,7 @@
 
 pub mod backward;
 pub mod cpu;
+pub mod cuda;
 
 use crate::view::{ArgumentError, Dtype, View};
 

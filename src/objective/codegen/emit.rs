@@ -512,7 +512,8 @@ impl Emitter<'_> {
             Walk::Segments(upper, lower) => {
                 let segment = self.new_segment(upper, lower);
                 let element = self.new_place(lower, "i".into(), Level::Element);
-                        self.sinks(traversal, element);
+                self.shortcut = Some((element, segment));
+                self.sinks(traversal, element);
                 let (count, range) = (self.size(upper), self.range_text(upper, "s", lower));
                 self.by_teams(&format!("each_segment({count}, WARP_LENGTH, [&](i64 s) {{ return {range}; }}, "), "")
             }
