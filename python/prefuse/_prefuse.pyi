@@ -86,7 +86,10 @@ class Graph:
         """The number of elements of `space` below each element of `to`."""
 
     def unary(self, op: str, x: int) -> int:
-        """neg exp log log1p expm1 log1mexp sigmoid log_sigmoid softplus tanh relu abs sign square sqrt reciprocal not."""
+        """neg exp log log1p expm1 log1mexp sigmoid log_sigmoid softplus tanh relu abs sign square sqrt reciprocal not.
+
+        `log1mexp` is log(1 - exp(x)) for x <= 0; `not` is 1 where x is 0, else 0.
+        """
 
     def binary(self, op: str, a: int, b: int) -> int:
         """add sub mul div pow minimum maximum clamp_min clamp_max lt le gt ge eq ne and or scale_or_zero.

@@ -1,5 +1,7 @@
 //! One-dimensional `View` tuples, parsed straight into arrays: a program gets a dozen of them per call.
 
+use std::fmt::Display;
+
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
@@ -8,48 +10,59 @@ use crate::segments::array::Array;
 use crate::view::Dtype;
 
 /// A `(address, dtype, shape, strides)` tuple with at most one dimension.
-pub fn array_of(argument: &str, view: &Bound<'_, PyAny>) -> PyResult<Array> {
-    let malformed = || {
-        PyTypeError::new_err(format!(
-            "{argument}: expected a view (address, dtype, shape, strides), got {view}"
-        ))
-    };
-    let parts = view.cast::<PyTuple>().map_err(|_| malformed())?;
-    if parts.len() != 4 {
-        return Err(malformed());
-    }
-    let address: usize = parts.get_item(0)?.extract().map_err(|_| malformed())?;
-    let name = parts.get_item(1)?;
-    let name = name.cast::<PyString>().map_err(|_| malformed())?.to_str()?;
-    let dtype = Dtype::from_name(name)
-        .ok_or_else(|| PyTypeError::new_err(format!("{argument}: unknown dtype '{name}'")))?;
-    let (shape, strides) = (parts.get_item(2)?, parts.get_item(3)?);
-    let (shape, strides) = (shape.cast::<PyTuple>(), strides.cast::<PyTuple>());
-    let (shape, strides) = (
-        shape.map_err(|_| malformed())?,
-        strides.map_err(|_| malformed())?,
-    );
-    let mut dimensions = [0; 1];
-    let mut steps = [0; 1];
-    let rank = shape.len();
-    if rank > 1 || strides.len() != rank {
-        return Err(PyValueError::new_err(format!(
-            "{argument}: expected at most one dimension, got shape {shape} with strides {strides}"
+pub fn array_of(argument: impl Display, view: &Bound<'_, PyAny>) -> PyResult<Array> {
+    let Some((address, dtype, dimension)) = parts_of(view)? else {
+        return Err(PyTypeError::new_err(format!(
+            "{argument}: expected a view (address, dtype, shape, strides) of at most one dimension, got {view}"
         )));
-    }
-    if rank == 1 {
-        dimensions[0] = shape.get_item(0)?.extract().map_err(|_| malformed())?;
-        steps[0] = strides.get_item(0)?.extract().map_err(|_| malformed())?;
-    }
-    // SAFETY: the Python half of the package makes views of arrays that it keeps alive during the call.
-    let array = unsafe { Array::new(address, dtype, &dimensions[..rank], &steps[..rank]) };
+    };
+    let dtype = Dtype::from_name(dtype.to_str()?)
+        .ok_or_else(|| PyTypeError::new_err(format!("{argument}: unknown dtype '{dtype}'")))?;
+    let array = match dimension {
+        // SAFETY: the Python half of the package makes views of arrays that it keeps alive during the call.
+        None => unsafe { Array::new(address, dtype, &[], &[]) },
+        // SAFETY: as above.
+        Some((len, stride)) => unsafe { Array::new(address, dtype, &[len], &[stride]) },
+    };
     array.map_err(|problem| PyValueError::new_err(format!("{argument}: {problem}")))
 }
 
-/// A sequence of views.
+type Parts<'py> = (usize, Bound<'py, PyString>, Option<(usize, isize)>);
+
+/// The address, the dtype's name, and length and stride, if the view is one of at most one dimension.
+fn parts_of<'py>(view: &Bound<'py, PyAny>) -> PyResult<Option<Parts<'py>>> {
+    let Ok(parts) = view.cast::<PyTuple>() else {
+        return Ok(None);
+    };
+    if parts.len() != 4 {
+        return Ok(None);
+    }
+    let address = parts.get_borrowed_item(0)?.extract();
+    let dtype = parts.get_item(1)?.cast_into::<PyString>();
+    let shape = parts.get_item(2)?.cast_into::<PyTuple>();
+    let strides = parts.get_item(3)?.cast_into::<PyTuple>();
+    let (Ok(address), Ok(dtype), Ok(shape), Ok(strides)) = (address, dtype, shape, strides) else {
+        return Ok(None);
+    };
+    match (shape.len(), strides.len()) {
+        (0, 0) => Ok(Some((address, dtype, None))),
+        (1, 1) => {
+            let len = shape.get_borrowed_item(0)?.extract();
+            let stride = strides.get_borrowed_item(0)?.extract();
+            let (Ok(len), Ok(stride)) = (len, stride) else {
+                return Ok(None);
+            };
+            Ok(Some((address, dtype, Some((len, stride)))))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// A sequence of views; an error names the position.
 pub fn arrays_of(argument: &str, views: &Bound<'_, PyAny>) -> PyResult<Vec<Array>> {
     views
         .try_iter()?
-        .map(|view| array_of(argument, &view?))
+        .enumerate()
+        .map(|(index, view)| array_of(format_args!("{argument}[{index}]"), &view?))
         .collect()
 }

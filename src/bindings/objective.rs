@@ -310,7 +310,8 @@ impl Program {
         let outputs = arrays_of("outputs", outputs)?;
         let cuts = offsets
             .try_iter()?
-            .map(|cut| cut_of(&cut?))
+            .enumerate()
+            .map(|(index, cut)| cut_of(index, &cut?))
             .collect::<PyResult<Vec<Cut>>>()?;
         let run = Run {
             columns: &columns,
@@ -360,13 +361,18 @@ impl Program {
     }
 }
 
-fn cut_of(cut: &Bound<'_, PyAny>) -> PyResult<Cut> {
+fn cut_of(index: usize, cut: &Bound<'_, PyAny>) -> PyResult<Cut> {
     if cut.is_instance_of::<PyInt>() {
         return cut.extract().map(Cut::Count).map_err(|_| {
-            PyValueError::new_err(format!("offsets: {cut} is not a number of elements"))
+            PyValueError::new_err(format!(
+                "offsets[{index}]: {cut} is not a number of elements"
+            ))
         });
     }
-    Ok(Cut::Offsets(array_of("offsets", cut)?))
+    Ok(Cut::Offsets(array_of(
+        format_args!("offsets[{index}]"),
+        cut,
+    )?))
 }
 
 /// Registers the functions and classes of this room.

@@ -3,6 +3,7 @@
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
+use crate::rows::simd::Level;
 use crate::rows::{Rows, Stat, Temperature, backward, cpu};
 use crate::view::{ArgumentError, View};
 
@@ -143,8 +144,8 @@ fn rows_backward(
 
 /// The instruction set that the row kernels use on this machine: "avx512", "avx2", "neon" or "portable".
 #[pyfunction]
-fn simd_level() -> &'static str {
-    "portable"
+fn simd_level() -> PyResult<&'static str> {
+    Ok(Level::current()?.name())
 }
 
 /// Registers the functions and classes of this room.

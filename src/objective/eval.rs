@@ -1,15 +1,18 @@
-//! Running a program on the CPU, in f64, one loop over whole columns per instruction.
+//! Running a program on the CPU: the arrays are checked, the spaces measured, the instructions executed in order.
 
 use super::GraphError;
-use super::ops::{BinaryOp, End, ReduceOp, Side, UnaryOp, VisitBinary, VisitUnary};
-use super::program::{Extent, Instruction, Operand, Program, Task};
-use super::space::SpaceId;
+use super::program::{Extent, Instruction, Program, Slot};
+use super::space::{BATCH, SpaceId};
+use super::step::{Argument, Block, Step, argument};
 use crate::segments::array::Array;
 use crate::segments::{Segments, cpu};
 use crate::view::Dtype;
 
-/// Elements of an elementwise loop that one thread works on before another one is asked to help.
-const GRAIN: usize = 1 << 14;
+/// Elements that elementwise instructions take at a time: a dozen slots of as many fit into a second-level cache.
+const BLOCK: usize = 1 << 12;
+
+/// Buffers that a program keeps for its next runs: one set per thread that calls it at the same time, up to this many.
+const MOST_IDLE: usize = 4;
 
 /// How the elements of a space are cut by its parent, as given by the caller.
 pub enum Cut {
@@ -50,7 +53,10 @@ impl Program {
     pub fn run(&self, run: &Run) -> Result<(), GraphError> {
         let mut scratch = self.take_scratch();
         let result = self.run_in(run, &mut scratch);
-        self.lock_idle().push(scratch);
+        let mut idle = self.lock_idle();
+        if idle.len() < MOST_IDLE {
+            idle.push(scratch);
+        }
         result
     }
 
@@ -71,8 +77,16 @@ impl Program {
         self.check_columns(run, scratch)?;
         self.check_outputs(run, scratch)?;
         scratch.slots.resize_with(self.slots, Vec::new);
-        for instruction in &self.instructions {
-            self.execute(instruction, run, scratch);
+        let mut rest = self.instructions.as_slice();
+        while let Some(first) = rest.first() {
+            let long = scratch.lengths[first.space] > BLOCK;
+            let together = if long { elementwise_prefix(rest) } else { 0 };
+            if together == 0 {
+                self.execute(first, run, scratch)?;
+            } else {
+                self.execute_blocks(&rest[..together], run, scratch)?;
+            }
+            rest = &rest[together.max(1)..];
         }
         for (&(operand, space), output) in self.outputs.iter().zip(run.outputs) {
             match argument(operand, run, &scratch.slots) {
@@ -145,7 +159,7 @@ impl Program {
         let name = self.space_name(space);
         let parent_name = self.space_name(self.parents[space]);
         match cut {
-            Cut::Count(count) if self.parents[space] == 0 => Ok(Segments::Whole(*count)),
+            Cut::Count(count) if self.parents[space] == BATCH => Ok(Segments::Whole(*count)),
             Cut::Count(count) if *count == parent => Ok(Segments::OneToOne(*count)),
             Cut::Count(count) => Err(GraphError(format!(
                 "offsets of '{name}': a count of {count} means one element per element of '{parent_name}', \
@@ -167,7 +181,7 @@ impl Program {
 
     /// The segments of `lower` by `upper`, an ancestor.
     fn segments_between(&self, upper: SpaceId, lower: SpaceId, scratch: &Scratch) -> Segments {
-        if upper == 0 {
+        if upper == BATCH {
             return Segments::Whole(scratch.lengths[lower]);
         }
         let cut = |space: SpaceId| scratch.cuts[space].clone().unwrap_or(Segments::Whole(0));
@@ -208,7 +222,7 @@ impl Program {
         scratch: &Scratch,
     ) -> Result<(), GraphError> {
         let (expected, name) = (scratch.lengths[space], self.space_name(space));
-        if array.is_scalar() && space != 0 {
+        if array.is_scalar() && space != BATCH {
             return Err(GraphError(format!(
                 "{what}: expected {expected} values (one per element of '{name}'), got a number without dimension"
             )));
@@ -222,11 +236,14 @@ impl Program {
         Ok(())
     }
 
-    fn execute(&self, instruction: &Instruction, run: &Run, scratch: &mut Scratch) {
-        let length = scratch.lengths[instruction.space];
+    fn execute(
+        &self,
+        instruction: &Instruction,
+        run: &Run,
+        scratch: &mut Scratch,
+    ) -> Result<(), GraphError> {
         // Taken out while it is written, so that the other slots can be read.
-        let mut out = std::mem::take(&mut scratch.slots[instruction.into]);
-        out.resize(length, 0.0);
+        let mut out = self.take_slot(instruction, scratch)?;
         let step = Step {
             instruction,
             run,
@@ -235,242 +252,78 @@ impl Program {
         };
         step.compute(&mut out);
         scratch.slots[instruction.into] = out;
+        Ok(())
     }
-}
 
-/// The value of an operand.
-#[derive(Clone, Copy)]
-enum Argument<'a> {
-    Scalar(f64),
-    Vector(&'a [f64]),
-}
-
-fn argument<'a>(operand: Operand, run: &Run, slots: &'a [Vec<f64>]) -> Argument<'a> {
-    match operand {
-        Operand::Constant(value) => Argument::Scalar(value),
-        Operand::Parameter(index) => Argument::Scalar(run.parameters[index]),
-        Operand::Scalar(slot) => Argument::Scalar(slots[slot][0]),
-        Operand::Vector(slot) => Argument::Vector(&slots[slot]),
-    }
-}
-
-impl Argument<'_> {
-    /// The same elements of the argument as of the result.
-    #[inline]
-    fn piece(&self, start: usize, len: usize) -> Self {
-        match self {
-            Argument::Scalar(value) => Argument::Scalar(*value),
-            Argument::Vector(values) => Argument::Vector(&values[start..start + len]),
+    /// The buffer that an instruction writes, with as many elements as its space has.
+    fn take_slot(
+        &self,
+        instruction: &Instruction,
+        scratch: &mut Scratch,
+    ) -> Result<Vec<f64>, GraphError> {
+        let length = scratch.lengths[instruction.space];
+        let mut out = std::mem::take(&mut scratch.slots[instruction.into]);
+        // A group of a million responses has a trillion pairs: no reason to take the process down.
+        if out.try_reserve(length.saturating_sub(out.len())).is_err() {
+            let space = self.space_name(instruction.space);
+            return Err(GraphError(format!(
+                "not enough memory for the {length} elements of '{space}'"
+            )));
         }
+        out.resize(length, 0.0);
+        Ok(out)
     }
 
-    #[inline]
-    fn at(&self, index: usize) -> f64 {
-        match self {
-            Argument::Scalar(value) => *value,
-            Argument::Vector(values) => values[index],
-        }
-    }
-}
-
-/// One instruction being executed.
-struct Step<'a> {
-    instruction: &'a Instruction,
-    run: &'a Run<'a>,
-    slots: &'a [Vec<f64>],
-    segmentations: &'a [Segments],
-}
-
-impl<'a> Step<'a> {
-    fn argument(&self, position: usize) -> Argument<'a> {
-        argument(self.instruction.args[position], self.run, self.slots)
-    }
-
-    /// An argument that has one value per element of its space, be it the batch.
-    fn values(&self, position: usize) -> &'a [f64] {
-        match &self.instruction.args[position] {
-            Operand::Scalar(slot) | Operand::Vector(slot) => self.slots[*slot].as_slice(),
-            Operand::Parameter(index) => std::slice::from_ref(&self.run.parameters[*index]),
-            Operand::Constant(value) => std::slice::from_ref(value),
-        }
-    }
-
-    fn compute(&self, out: &mut [f64]) {
-        let threads = self.run.threads;
-        let segments = |index: usize| &self.segmentations[index];
-        match self.instruction.task {
-            Task::Load(column) => self.run.columns[column].read(out),
-            Task::Position(cut) => cpu::positions(segments(cut), out, threads),
-            Task::Count(cut) => {
-                for (segment, out) in out.iter_mut().enumerate() {
-                    *out = segments(cut).range(segment).len() as f64;
-                }
-            }
-            Task::Unary(op) => self.unary(op, out),
-            Task::Binary(op) => self.binary(op, out),
-            Task::Where => self.select(out),
-            Task::Fill => out.fill(self.argument(0).at(0)),
-            Task::Expand(cut) => cpu::expand(self.values(0), segments(cut), out, threads),
-            Task::Reduce(op, cut) => reduce(op, self.values(0), segments(cut), out, threads),
-            Task::Project(side, cut) => {
-                cpu::project(self.values(0), segments(cut), side == Side::J, out);
-            }
-            Task::Collapse(side, cut) => {
-                cpu::collapse(self.values(0), segments(cut), side == Side::J, out);
-            }
-            Task::Rank {
-                segments: cut,
-                descending,
-            } => rank(self.values(0), segments(cut), descending, out, threads),
-            Task::Order {
-                segments: cut,
-                descending,
-            } => cpu::order(self.values(0), segments(cut), descending, out, threads),
-            Task::Gather => {
-                for (out, &index) in out.iter_mut().zip(self.values(1)) {
-                    *out = self.values(0)[index as usize];
-                }
-            }
-            Task::Scatter => {
-                for (value, &index) in self.values(0).iter().zip(self.values(1)) {
-                    out[index as usize] = *value;
-                }
-            }
-            Task::Scan {
-                segments: cut,
-                reverse,
-            } => {
-                let how = cpu::Scan {
-                    reverse,
-                    discount: self.argument(1).at(0),
-                    reset: (self.instruction.args.len() > 2).then(|| self.values(2)),
-                };
-                cpu::scan(self.values(0), segments(cut), how, out, threads);
-            }
-            Task::Shift {
-                segments: cut,
-                by,
-                fill,
-            } => cpu::shift(self.values(0), segments(cut), by, fill, out, threads),
-            Task::Select(end, cut) => {
-                cpu::select(
-                    self.values(0),
-                    segments(cut),
-                    end == End::Last,
-                    out,
-                    threads,
-                );
-            }
-            Task::Place(end, cut) => {
-                cpu::place(
-                    self.values(0),
-                    segments(cut),
-                    end == End::Last,
-                    out,
-                    threads,
-                );
+    /// Runs elementwise instructions on one space block by block: a block's intermediate values stay in the cache.
+    fn execute_blocks(
+        &self,
+        instructions: &[Instruction],
+        run: &Run,
+        scratch: &mut Scratch,
+    ) -> Result<(), GraphError> {
+        let mut written: Vec<Slot> = instructions.iter().map(|step| step.into).collect();
+        written.sort_unstable();
+        written.dedup();
+        let mut buffers = Vec::with_capacity(written.len());
+        for &slot in &written {
+            let writes = |step: &&Instruction| step.into == slot;
+            if let Some(instruction) = instructions.iter().find(writes) {
+                buffers.push(self.take_slot(instruction, scratch)?);
             }
         }
-    }
-
-    fn unary(&self, op: UnaryOp, out: &mut [f64]) {
-        op.visit(UnaryLoop {
-            x: self.argument(0),
-            threads: self.run.threads,
-            out,
+        let slots = &scratch.slots;
+        let mut cut: Vec<_> = buffers
+            .iter_mut()
+            .map(|buffer| buffer.chunks_mut(BLOCK))
+            .collect();
+        let blocks = std::iter::from_fn(|| {
+            let pieces: Vec<&mut [f64]> = cut.iter_mut().filter_map(Iterator::next).collect();
+            (pieces.len() == written.len()).then_some(pieces)
         });
-    }
-
-    fn binary(&self, op: BinaryOp, out: &mut [f64]) {
-        op.visit(BinaryLoop {
-            a: self.argument(0),
-            b: self.argument(1),
-            threads: self.run.threads,
-            out,
-        });
-    }
-
-    fn select(&self, out: &mut [f64]) {
-        let [condition, a, b] = [0, 1, 2].map(|position| self.argument(position));
-        cpu::fill(out, self.run.threads, GRAIN, |start, out| {
-            let [condition, a, b] = [condition, a, b].map(|x| x.piece(start, out.len()));
-            for (index, out) in out.iter_mut().enumerate() {
-                let chosen = if condition.at(index) != 0.0 { &a } else { &b };
-                *out = chosen.at(index);
-            }
-        });
-    }
-}
-
-fn reduce(op: ReduceOp, values: &[f64], segments: &Segments, out: &mut [f64], threads: usize) {
-    match op {
-        ReduceOp::Sum => cpu::sum(values, segments, out, threads),
-        ReduceOp::Mean => cpu::mean(values, segments, out, threads),
-        ReduceOp::Max => cpu::max(values, segments, out, threads),
-        ReduceOp::Min => cpu::min(values, segments, out, threads),
-        ReduceOp::LogSumExp => cpu::logsumexp(values, segments, out, threads),
-    }
-}
-
-fn rank(keys: &[f64], segments: &Segments, descending: bool, out: &mut [f64], threads: usize) {
-    let mut order = vec![0.0; keys.len()];
-    cpu::order(keys, segments, descending, &mut order, threads);
-    for segment in 0..segments.count() {
-        for (place, &index) in order[segments.range(segment)].iter().enumerate() {
-            out[index as usize] = (place + 1) as f64;
+        cpu::for_each(
+            run.threads,
+            (0..).step_by(BLOCK).zip(blocks),
+            |(start, pieces)| {
+                Block {
+                    start,
+                    written: &written,
+                    pieces,
+                    slots,
+                    run,
+                }
+                .compute(instructions);
+            },
+        );
+        for (&slot, buffer) in written.iter().zip(buffers) {
+            scratch.slots[slot] = buffer;
         }
+        Ok(())
     }
 }
 
-struct UnaryLoop<'a, 'o> {
-    x: Argument<'a>,
-    threads: usize,
-    out: &'o mut [f64],
-}
-
-impl VisitUnary for UnaryLoop<'_, '_> {
-    type Output = ();
-
-    fn visit(self, f: impl Fn(f64) -> f64 + Copy + Sync) {
-        cpu::fill(self.out, self.threads, GRAIN, |start, out| {
-            match self.x.piece(start, out.len()) {
-                Argument::Scalar(x) => out.fill(f(x)),
-                Argument::Vector(x) => out.iter_mut().zip(x).for_each(|(out, &x)| *out = f(x)),
-            }
-        });
-    }
-}
-
-struct BinaryLoop<'a, 'o> {
-    a: Argument<'a>,
-    b: Argument<'a>,
-    threads: usize,
-    out: &'o mut [f64],
-}
-
-impl VisitBinary for BinaryLoop<'_, '_> {
-    type Output = ();
-
-    fn visit(self, f: impl Fn(f64, f64) -> f64 + Copy + Sync) {
-        use Argument::{Scalar, Vector};
-        cpu::fill(self.out, self.threads, GRAIN, |start, out| {
-            match (
-                self.a.piece(start, out.len()),
-                self.b.piece(start, out.len()),
-            ) {
-                (Scalar(a), Scalar(b)) => out.fill(f(a, b)),
-                (Vector(a), Scalar(b)) => {
-                    out.iter_mut().zip(a).for_each(|(out, &a)| *out = f(a, b));
-                }
-                (Scalar(a), Vector(b)) => {
-                    out.iter_mut().zip(b).for_each(|(out, &b)| *out = f(a, b));
-                }
-                (Vector(a), Vector(b)) => {
-                    for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
-                        *out = f(a, b);
-                    }
-                }
-            }
-        });
-    }
+/// How many of the first instructions are elementwise on the first one's space.
+fn elementwise_prefix(instructions: &[Instruction]) -> usize {
+    let joins =
+        |step: &&Instruction| step.task.is_elementwise() && step.space == instructions[0].space;
+    instructions.iter().take_while(joins).count()
 }

@@ -101,7 +101,7 @@ impl Graph {
                 position,
                 adjoint,
             ),
-            Op::Shift { by, .. } => self.shift(adjoint, -by, 0.0),
+            Op::Shift { by, .. } => self.shift(adjoint, by.saturating_neg(), 0.0),
             Op::Select(end) => Ok(self.place(end, adjoint, arg_space)),
             Op::Place(end) => self.end(end, adjoint),
             _ => Ok(self.constant(0.0)),

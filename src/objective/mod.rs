@@ -12,6 +12,9 @@ pub mod program;
 mod render;
 mod simplify;
 pub mod space;
+mod step;
+#[cfg(test)]
+mod tests;
 mod text;
 
 pub use expr::{Graph, Id};

@@ -177,7 +177,7 @@ impl UnaryOp {
         struct Apply(f64);
         impl VisitUnary for Apply {
             type Output = f64;
-            fn visit(self, f: impl Fn(f64) -> f64 + Copy + Sync) -> f64 {
+            fn visit(self, f: impl Fn(f64) -> f64) -> f64 {
                 f(self.0)
             }
         }
@@ -190,7 +190,7 @@ pub trait VisitUnary {
     /// What the visit gives back.
     type Output;
     /// Called once, with the function.
-    fn visit(self, f: impl Fn(f64) -> f64 + Copy + Sync) -> Self::Output;
+    fn visit(self, f: impl Fn(f64) -> f64) -> Self::Output;
 }
 
 /// The larger of two numbers, NaN if either is.
@@ -246,7 +246,7 @@ impl BinaryOp {
         struct Apply(f64, f64);
         impl VisitBinary for Apply {
             type Output = f64;
-            fn visit(self, f: impl Fn(f64, f64) -> f64 + Copy + Sync) -> f64 {
+            fn visit(self, f: impl Fn(f64, f64) -> f64) -> f64 {
                 f(self.0, self.1)
             }
         }
@@ -259,5 +259,5 @@ pub trait VisitBinary {
     /// What the visit gives back.
     type Output;
     /// Called once, with the function.
-    fn visit(self, f: impl Fn(f64, f64) -> f64 + Copy + Sync) -> Self::Output;
+    fn visit(self, f: impl Fn(f64, f64) -> f64) -> Self::Output;
 }

@@ -84,6 +84,16 @@ pub enum Task {
     Place(End, Segmentation),
 }
 
+impl Task {
+    /// Whether element k of the result needs nothing but element k of the arguments.
+    pub fn is_elementwise(self) -> bool {
+        matches!(
+            self,
+            Task::Load(_) | Task::Unary(_) | Task::Binary(_) | Task::Where | Task::Fill
+        )
+    }
+}
+
 /// One step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Instruction {
@@ -137,11 +147,49 @@ pub struct Program {
 impl Graph {
     /// A program that computes the outputs.
     pub fn compile(&self, outputs: &[Id]) -> Result<Program, GraphError> {
-        let mut compiler = Compiler::new(self, outputs);
-        for id in self.reachable(outputs) {
+        let order = self.schedule(outputs);
+        let mut compiler = Compiler::new(self, outputs, &order);
+        for id in order {
             compiler.emit(id);
         }
         Ok(compiler.finish(outputs))
+    }
+}
+
+impl Graph {
+    /// The nodes that the outputs need, in an order in which arguments come first and elementwise work on one space
+    /// stands together, where it runs block by block through the cache.
+    fn schedule(&self, outputs: &[Id]) -> Vec<Id> {
+        let mut waiting = self.reachable(outputs);
+        let mut done = vec![false; self.size()];
+        let mut order = Vec::with_capacity(waiting.len());
+        let mut current = None;
+        while !waiting.is_empty() {
+            let ready = |&id: &Id| self.node(id).args().iter().all(|&arg| done[arg as usize]);
+            let ready = || (0..waiting.len()).filter(|&index| ready(&waiting[index]));
+            let kind = |index: usize| self.block_of(waiting[index]);
+            let next = ready()
+                .find(|&index| current.is_some() && kind(index) == current)
+                // What is not part of a block may be what a later block waits for.
+                .or_else(|| ready().find(|&index| kind(index).is_none()))
+                .or_else(|| ready().min_by_key(|&index| kind(index)))
+                .unwrap_or(0);
+            current = kind(next);
+            let id = waiting.remove(next);
+            done[id as usize] = true;
+            order.push(id);
+        }
+        order
+    }
+
+    /// The space of an elementwise node that is worth grouping.
+    fn block_of(&self, id: Id) -> Option<SpaceId> {
+        let node = self.node(id);
+        let elementwise = matches!(
+            node.op,
+            Op::Column(_) | Op::Unary(_) | Op::Binary(_) | Op::Where
+        );
+        (elementwise && node.space != BATCH).then_some(node.space)
     }
 }
 
@@ -157,7 +205,7 @@ struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    fn new(graph: &'a Graph, outputs: &[Id]) -> Self {
+    fn new(graph: &'a Graph, outputs: &[Id], order: &[Id]) -> Self {
         let mut compiler = Compiler {
             graph,
             program: Program {
@@ -178,7 +226,7 @@ impl<'a> Compiler<'a> {
             free: HashMap::new(),
             needed: vec![false; graph.spaces.ids().end],
         };
-        for id in graph.reachable(outputs) {
+        for &id in order {
             for &arg in graph.node(id).args() {
                 let source = compiler.source(arg);
                 compiler.last_use.insert(source, Some(id));

@@ -23,8 +23,13 @@
 //! −inf, sums of p are 0, the gradient is 0. A NaN or +inf logit makes every value of its row NaN.
 
 pub mod backward;
+mod chunk;
+mod combine;
 pub mod cpu;
 pub mod cuda;
+mod exp;
+pub mod simd;
+mod topk;
 
 use crate::view::{ArgumentError, Dtype, View};
 

@@ -77,6 +77,17 @@ impl Array {
         self.dtype
     }
 
+    /// `len` elements from element `start` on, all of which this array has.
+    pub fn part(&self, start: usize, len: usize) -> Array {
+        debug_assert!(start + len <= self.len);
+        let bytes = start as isize * self.stride * self.dtype.size() as isize;
+        Array {
+            address: self.address.wrapping_add_signed(bytes),
+            len,
+            ..*self
+        }
+    }
+
     /// The elements as a slice, if they lie one behind the other, aligned, with this element type.
     pub fn as_slice<T: Element>(&self) -> Option<&[T]> {
         let contiguous = self.stride == 1 || self.len <= 1;
@@ -200,6 +211,9 @@ mod tests {
         let expanded = [0.5_f32];
         array(expanded.as_ptr() as usize, Dtype::F32, 2, 0).read(&mut out);
         assert_eq!(out, [0.5, 0.5]);
+        let backwards = array(halves.as_ptr() as usize + 6, Dtype::Bf16, 4, -1);
+        backwards.part(1, 2).read(&mut out);
+        assert_eq!(out, [3.0, 2.0]);
     }
 
     #[test]

@@ -251,19 +251,13 @@ pub fn collapse(values: &[f64], segments: &Segments, second: bool, out: &mut [f6
 }
 
 /// Lets threads fill pieces of `grain` elements of `out`; `work` gets the index of a piece's first element.
-pub fn fill(
-    out: &mut [f64],
-    threads: usize,
-    grain: usize,
-    work: impl Fn(usize, &mut [f64]) + Sync,
-) {
+fn fill(out: &mut [f64], threads: usize, grain: usize, work: impl Fn(usize, &mut [f64]) + Sync) {
     if threads <= 1 || out.len() <= grain {
         work(0, out);
         return;
     }
-    let pieces = out.len().div_ceil(grain);
-    let queue = Mutex::new((0..).step_by(grain).zip(out.chunks_mut(grain)));
-    hand_out(threads, pieces, &queue, |(start, piece)| work(start, piece));
+    let pieces = (0..).step_by(grain).zip(out.chunks_mut(grain));
+    for_each(threads, pieces, |(start, piece)| work(start, piece));
 }
 
 /// Lets threads fill the segments of `out`; `work` gets a segment and its elements.
@@ -296,13 +290,14 @@ fn by_segments(
         work(0..segments.count(), out, 0);
         return;
     }
-    let runs = runs(segments, out);
-    let count = runs.len();
-    let queue = Mutex::new(runs.into_iter());
-    hand_out(threads, count, &queue, |(range, piece)| {
-        let base = segments.span(range.clone()).start;
-        work(range, piece, base);
-    });
+    for_each(
+        threads,
+        runs(segments, out).into_iter(),
+        |(range, piece)| {
+            let base = segments.span(range.clone()).start;
+            work(range, piece, base);
+        },
+    );
 }
 
 /// Cuts `out` into runs of consecutive segments.
@@ -320,21 +315,116 @@ fn runs<'a>(segments: &Segments, out: &'a mut [f64]) -> Vec<(Range<usize>, &'a m
     runs
 }
 
-/// Lets threads take items from a queue until it is empty.
-fn hand_out<I: Iterator + Send>(
-    threads: usize,
-    count: usize,
-    queue: &Mutex<I>,
-    work: impl Fn(I::Item) + Sync,
-) {
-    for_each_range(threads, count, 1, |_| {
+/// Lets threads work on the items one by one, in no fixed order.
+pub fn for_each<I: Iterator + Send>(threads: usize, items: I, work: impl Fn(I::Item) + Sync) {
+    if threads <= 1 {
+        return items.for_each(work);
+    }
+    let queue = Mutex::new(items);
+    // Each thread drains the queue.
+    for_each_range(threads, threads, 1, |_| {
         // A thread that panicked held the lock only while taking its item: the queue is intact.
-        let item = queue
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .next();
-        if let Some(item) = item {
+        let take = || {
+            let mut queue = queue
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            queue.next()
+        };
+        while let Some(item) = take() {
             work(item);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOWEST: f64 = f64::NEG_INFINITY;
+
+    fn ragged() -> Segments {
+        Segments::Ragged(vec![0, 0, 3, 3, 4])
+    }
+
+    fn filled(len: usize, write: impl FnOnce(&mut [f64])) -> Vec<f64> {
+        let mut out = vec![f64::NAN; len];
+        write(&mut out);
+        out
+    }
+
+    #[test]
+    fn reductions_of_empty_segments() {
+        let values = [1.0_f32, 2.0, 4.0, 8.0];
+        let of = |reduce: fn(&[f32], &Segments, &mut [f64], usize)| {
+            filled(4, |out| reduce(&values, &ragged(), out, 1))
+        };
+        assert_eq!(of(sum), [0.0, 7.0, 0.0, 8.0]);
+        assert_eq!(of(mean), [0.0, 7.0 / 3.0, 0.0, 8.0]);
+        assert_eq!(of(max), [LOWEST, 4.0, LOWEST, 8.0]);
+        assert_eq!(of(min), [f64::INFINITY, 1.0, f64::INFINITY, 8.0]);
+        let levels = of(logsumexp);
+        assert_eq!([levels[0], levels[2], levels[3]], [LOWEST, LOWEST, 8.0]);
+    }
+
+    #[test]
+    fn special_values_survive_reductions() {
+        let one = Segments::Whole(2);
+        let of = |reduce: fn(&[f64], &Segments, &mut [f64], usize), values: [f64; 2]| {
+            filled(1, |out| reduce(&values, &one, out, 1))[0]
+        };
+        assert!(of(max, [f64::NAN, 1.0]).is_nan() && of(max, [1.0, f64::NAN]).is_nan());
+        assert!(of(min, [f64::NAN, 1.0]).is_nan() && of(min, [1.0, f64::NAN]).is_nan());
+        assert!(of(logsumexp, [f64::NAN, 1.0]).is_nan());
+        assert_eq!(of(logsumexp, [LOWEST, LOWEST]), LOWEST);
+        assert_eq!(of(logsumexp, [f64::INFINITY, 0.0]), f64::INFINITY);
+        assert_eq!(of(logsumexp, [1000.0, 1000.0]), 1000.0 + 2.0_f64.ln());
+    }
+
+    #[test]
+    fn sums_of_f32_are_accumulated_in_f64() {
+        let values = vec![0.1_f32; 1_000_003];
+        let total = filled(1, |out| {
+            sum(&values, &Segments::Whole(values.len()), out, 1)
+        })[0];
+        let expected = f64::from(0.1_f32) * values.len() as f64;
+        assert!((total - expected).abs() < 1e-7, "{total}");
+    }
+
+    #[test]
+    fn expansion_and_placement_skip_empty_segments() {
+        let values = [9.0, 1.0, 9.0, 2.0];
+        let expanded = filled(4, |out| expand(&values, &ragged(), out, 1));
+        assert_eq!(expanded, [1.0, 1.0, 1.0, 2.0]);
+        let first = filled(4, |out| place(&values, &ragged(), false, out, 1));
+        assert_eq!(first, [1.0, 0.0, 0.0, 2.0]);
+        let last = filled(4, |out| place(&values, &ragged(), true, out, 1));
+        assert_eq!(last, [0.0, 0.0, 1.0, 2.0]);
+        let selected = filled(4, |out| select(&expanded, &ragged(), true, out, 1));
+        assert_eq!(selected, [0.0, 1.0, 0.0, 2.0]);
+    }
+
+    #[test]
+    fn shifts_stay_inside_segments() {
+        let values = [1.0, 2.0, 3.0, 4.0];
+        let by = |steps| filled(4, |out| shift(&values, &ragged(), steps, -1.0, out, 1));
+        assert_eq!(by(1), [-1.0, 1.0, 2.0, -1.0]);
+        assert_eq!(by(-2), [3.0, -1.0, -1.0, -1.0]);
+        assert_eq!(by(i64::MIN), [-1.0; 4]);
+        assert_eq!(by(i64::MAX), [-1.0; 4]);
+    }
+
+    #[test]
+    fn pairs_are_row_major() {
+        let segments = Segments::Ragged(vec![0, 2, 2, 3]);
+        let values = [1.0, 2.0, 3.0];
+        let rows = filled(5, |out| project(&values, &segments, false, out));
+        assert_eq!(rows, [1.0, 1.0, 2.0, 2.0, 3.0]);
+        let columns = filled(5, |out| project(&values, &segments, true, out));
+        assert_eq!(columns, [1.0, 2.0, 1.0, 2.0, 3.0]);
+        let pairs = [1.0, 2.0, 4.0, 8.0, 16.0];
+        let over_second = filled(3, |out| collapse(&pairs, &segments, false, out));
+        assert_eq!(over_second, [3.0, 12.0, 16.0]);
+        let over_first = filled(3, |out| collapse(&pairs, &segments, true, out));
+        assert_eq!(over_first, [5.0, 10.0, 16.0]);
+    }
 }

@@ -1,0 +1,136 @@
+"""The language objectives are written in.
+
+An objective is a function of a view and of hyper-parameters, decorated by its kind:
+
+    @pair_objective
+    def simpo(pair, *, beta=2.0, gamma=1.0):
+        '''SimPO (Meng et al. 2024, arXiv:2405.14734, eq. 6).'''
+        margin = pair.chosen.avg_logp - pair.rejected.avg_logp
+        return -log_sigmoid(beta * margin - gamma)
+
+    score = simpo(beta=2.5)(chosen_logps=…, rejected_logps=…, chosen_lengths=…, rejected_lengths=…)
+    score.loss.backward()
+
+It runs once, on symbols; value, gradient and formula come from what it did. Log-likelihoods are in nats; everything is
+computed in f64 whatever the dtype of the columns.
+
+**Levels.** token ⊂ response ⊂ group ⊂ batch; a pair is a group whose two responses have names. A coarser value meets
+a finer one by itself; a finer one is reduced: `x.sum()`, `x.mean()`, `x.max()`, `x.logsumexp()` to the level above, or
+to a level named (`x.mean("batch")`); `x.softmax()` normalises. The loss is one value per item (pair, response, group)
+or one for the batch.
+
+**Columns and the arguments they are given as.**
+
+In a pair (one value per pair, [B], unless it says otherwise):
+
+| written | argument |
+| --- | --- |
+| `pair.chosen.logp`, `.ref_logp`, `.length` | `chosen_logps`, `ref_chosen_logps`, `chosen_lengths` |
+| `pair.chosen["score"]`, `pair["margin"]` | `chosen_score`, `margin` |
+| `pair.chosen.token.logp`, `.token["kl"]` | `chosen_token_logps`, `chosen_token_kl` by token, with `chosen_mask` |
+| `pair.response("gold").logp` | `gold_logps` |
+| `pair.batch["delta"]` (and in every view) | `delta`, a number |
+
+In a point objective or a list, [R]:
+
+| written | argument |
+| --- | --- |
+| `response.logp`, `response["label"]` | `logps`, `label` |
+| `group["x"]`, `pairs["p"]` | `x` [G], `p` [G, K, K] |
+| `response.token.logp`, `response.token["kl"]` | `token_logps`, `token_kl` by token, with `mask` |
+
+In a token objective:
+
+| written | argument |
+| --- | --- |
+| `token.logp`, `token["advantage"]` | `logps`, `advantage` by token, with `mask` |
+| `token.response["reward"]`, `token.response.group["x"]` | `reward` [R], `x` [G] |
+
+Tokens are padded [R, T] with a boolean mask, or packed [N] with offsets `cu_seqlens` [R + 1] in its place. Where groups
+matter, `groups` [R] holds one integer id per response, in any order; results per group come by ascending id. Response
+columns may also come as [G, K].
+A response's log-probability and length may be left out where its tokens are given: the sum and the count stand for
+them. A length counts at least 1, so that an empty response has average 0.
+
+**Hyper-parameters** are keyword-only and have defaults. Numbers are run-time values: changing one compiles nothing, and
+an array with one value per item may take a number's place. A bool, str or None shapes the formula: `if` may look at it.
+
+**Rewards** are what a second return value says, (loss, {"chosen": …, "rejected": …}) or (loss, reward), and otherwise
+β·logratio if the reference is used, β·avg_logp if lengths are, β·logp if neither is (β = 1 if there is no `beta`).
+`record("name", x)` adds the mean of x to `score.metrics`.
+"""
+
+from .errors import LanguageError
+from .scoring.decorators import group_objective, pair_objective, point_objective, token_objective
+from .scoring.objective import Objective
+from .scoring.plan import ColumnInfo
+from .scoring.registry import find, names, register
+from .scoring.score import Score
+from .scoring.wrapped import TorchObjective, from_torch
+from .tracing.expression import Expression, Pairs
+from .tracing.functions import (
+    absolute,
+    clamp,
+    exp,
+    expm1,
+    log,
+    log1mexp,
+    log1p,
+    log_sigmoid,
+    maximum,
+    minimum,
+    record,
+    relu,
+    sigmoid,
+    sign,
+    softplus,
+    sqrt,
+    square,
+    stop_gradient,
+    tanh,
+    where,
+)
+from .tracing.views import BatchView, GroupView, PairView, ResponseView, TokenView
+
+__all__ = [
+    "BatchView",
+    "ColumnInfo",
+    "Expression",
+    "GroupView",
+    "LanguageError",
+    "Objective",
+    "PairView",
+    "Pairs",
+    "ResponseView",
+    "Score",
+    "TokenView",
+    "TorchObjective",
+    "absolute",
+    "clamp",
+    "exp",
+    "expm1",
+    "find",
+    "from_torch",
+    "group_objective",
+    "log",
+    "log1mexp",
+    "log1p",
+    "log_sigmoid",
+    "maximum",
+    "minimum",
+    "names",
+    "pair_objective",
+    "point_objective",
+    "record",
+    "register",
+    "relu",
+    "sigmoid",
+    "sign",
+    "softplus",
+    "sqrt",
+    "square",
+    "stop_gradient",
+    "tanh",
+    "token_objective",
+    "where",
+]

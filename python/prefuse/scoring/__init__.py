@@ -1,0 +1,1 @@
+"""Calling an objective: from named arrays to a score, its gradient and its metrics."""

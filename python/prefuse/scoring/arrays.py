@@ -1,0 +1,206 @@
+"""Torch tensors and NumPy arrays behind one small interface; the only place of scoring that tells them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+View = tuple[int, str, tuple[int, ...], tuple[int, ...]]
+Array = Any  # a torch.Tensor or a numpy.ndarray, always the same of the two within one call
+
+ONE = (1,)
+TORCH_NAMES = {
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+}
+NUMPY_NAMES = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64", np.dtype(np.float16): "f16"}
+PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+TORCH_EXACT = {torch.bool: torch.float32, torch.int64: torch.float64, torch.int32: torch.float64}
+
+
+class Arrays(Protocol):
+    """What scoring needs of an array library. Arrays are on the CPU."""
+
+    name: str
+    names: Mapping[Any, str]  # dtype -> the extension's name for it
+    single: Any  # the 32-bit float dtype
+    wide: Any  # the 64-bit float dtype
+
+    def is_float(self, array: Array) -> bool:
+        """Return whether the array can carry a gradient."""
+
+    def readable(self, array: Array) -> Array:
+        """Return the array in a dtype the extension reads: floats as they are, integers and booleans exactly."""
+
+    def view(self, array: Array) -> View:
+        """Return (address, dtype name, shape, strides in elements)."""
+
+    def address(self, array: Array) -> int:
+        """Return the address of element 0."""
+
+    def result_dtype(self, arrays: Sequence[Array]) -> Any:
+        """Return the dtype of results: f64 where any array is (numbers aside), else f32."""
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        """Return a new contiguous array."""
+
+    def flat(self, array: Array) -> Array:
+        """Return the elements as one dimension."""
+
+    def gather(self, array: Array, index: np.ndarray[Any, Any]) -> Array:
+        """Return the flattened array's elements at `index`."""
+
+    def scatter(self, values: Array, index: np.ndarray[Any, Any], shape: Sequence[int]) -> Array:
+        """Return an array of this shape with `values` at the flat positions `index` and zeros elsewhere."""
+
+    def numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        """Return an integer or boolean array as NumPy."""
+
+    def cast(self, array: Array, like: Array) -> Array:
+        """Return the array in the dtype of `like`."""
+
+
+class TorchArrays:
+    """`Arrays` for torch tensors."""
+
+    name = "torch.Tensor"
+    names: Mapping[Any, str] = TORCH_NAMES
+    single, wide = torch.float32, torch.float64
+
+    def is_float(self, array: torch.Tensor) -> bool:
+        """Return whether the tensor is floating point."""
+        return array.dtype in TORCH_NAMES
+
+    def readable(self, array: torch.Tensor) -> torch.Tensor:
+        """Return the tensor, integers and booleans converted without loss (integers beyond 2⁵³ are rounded)."""
+        if array.dtype in TORCH_NAMES:
+            return array
+        return array.to(TORCH_EXACT.get(array.dtype, torch.float64))
+
+    def view(self, array: torch.Tensor) -> View:
+        """Return the tensor's memory."""
+        return array.data_ptr(), TORCH_NAMES[array.dtype], array.shape, array.stride()
+
+    def address(self, array: torch.Tensor) -> int:
+        """Return the address of element 0."""
+        return array.data_ptr()
+
+    def result_dtype(self, arrays: Sequence[torch.Tensor]) -> torch.dtype:
+        """Return float64 if any tensor is, else float32."""
+        return torch.float64 if any(a.dtype is torch.float64 and a.ndim for a in arrays) else torch.float32
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Return an uninitialised CPU tensor."""
+        return torch.empty(shape, dtype=dtype)
+
+    def flat(self, array: torch.Tensor) -> torch.Tensor:
+        """Return the tensor with one dimension."""
+        return array.reshape(-1)
+
+    def gather(self, array: torch.Tensor, index: np.ndarray[Any, Any]) -> torch.Tensor:
+        """Return selected elements."""
+        return array.reshape(-1).index_select(0, torch.from_numpy(index))
+
+    def scatter(self, values: torch.Tensor, index: np.ndarray[Any, Any], shape: Sequence[int]) -> torch.Tensor:
+        """Return the elements put back into place."""
+        result = torch.zeros(shape, dtype=values.dtype)
+        result.view(-1).index_copy_(0, torch.from_numpy(index), values)
+        return result
+
+    def numpy(self, array: torch.Tensor) -> np.ndarray[Any, Any]:
+        """Return the tensor as NumPy, sharing memory where it can."""
+        return np.asarray(array.detach().cpu().numpy())
+
+    def cast(self, array: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Return the tensor in the dtype of `like`."""
+        return array.to(like.dtype)
+
+
+class NumpyArrays:
+    """`Arrays` for NumPy arrays."""
+
+    name = "numpy.ndarray"
+    names: Mapping[Any, str] = NUMPY_NAMES
+    single, wide = np.dtype(np.float32), np.dtype(np.float64)
+
+    def is_float(self, array: np.ndarray[Any, Any]) -> bool:
+        """Return whether the array is floating point."""
+        return array.dtype in NUMPY_NAMES
+
+    def readable(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the array, other dtypes as float64; strides that are no whole number of elements are copied away."""
+        if array.dtype not in NUMPY_NAMES:
+            return array.astype(np.float64)
+        whole = all(stride % array.itemsize == 0 for stride in array.strides)
+        return array if whole else np.ascontiguousarray(array)
+
+    def view(self, array: np.ndarray[Any, Any]) -> View:
+        """Return the array's memory."""
+        strides = tuple(stride // array.itemsize for stride in array.strides)
+        return array.__array_interface__["data"][0], NUMPY_NAMES[array.dtype], array.shape, strides
+
+    def address(self, array: np.ndarray[Any, Any]) -> int:
+        """Return the address of element 0."""
+        return int(array.__array_interface__["data"][0])
+
+    def result_dtype(self, arrays: Sequence[np.ndarray[Any, Any]]) -> np.dtype[Any]:
+        """Return float64 if any array is, else float32."""
+        return np.dtype(np.float64 if any(a.dtype == np.float64 and a.ndim for a in arrays) else np.float32)
+
+    def empty(self, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """Return an uninitialised array."""
+        return np.empty(tuple(shape), dtype)
+
+    def flat(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the array with one dimension."""
+        return array.reshape(-1)
+
+    def gather(self, array: np.ndarray[Any, Any], index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return selected elements."""
+        picked: np.ndarray[Any, Any] = array.reshape(-1)[index]
+        return picked
+
+    def scatter(
+        self, values: np.ndarray[Any, Any], index: np.ndarray[Any, Any], shape: Sequence[int]
+    ) -> np.ndarray[Any, Any]:
+        """Return the elements put back into place."""
+        result = np.zeros(tuple(shape), values.dtype)
+        result.reshape(-1)[index] = values
+        return result
+
+    def numpy(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the array itself."""
+        return array
+
+    def cast(self, array: np.ndarray[Any, Any], like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the array in the dtype of `like`."""
+        return array.astype(like.dtype)
+
+
+TORCH = TorchArrays()
+NUMPY = NumpyArrays()
+
+
+def library_of(arguments: Mapping[str, Array]) -> Arrays:
+    """Return the library all of these arguments come from.
+
+    Raises:
+        TypeError: one is neither a tensor nor an array, or the two are mixed.
+    """
+    found: dict[str, str] = {}
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            found.setdefault(TORCH.name, name)
+        elif isinstance(value, np.ndarray):
+            found.setdefault(NUMPY.name, name)
+        else:
+            raise TypeError(f"{name}: expected a torch.Tensor or a numpy.ndarray, got {type(value).__name__}")
+    if len(found) > 1:
+        kinds = " and ".join(f"{name} is a {kind}" for kind, name in found.items())
+        raise TypeError(f"{kinds}; give all columns as torch tensors or all as NumPy arrays")
+    return TORCH if TORCH.name in found else NUMPY

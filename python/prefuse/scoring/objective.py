@@ -1,0 +1,183 @@
+"""Objectives: what the decorators make, and what is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .definition import Definition
+from .plan import ColumnInfo, Plan, describe
+from .score import Score
+from .settings import Form, Setting, check_reduction, check_setting, form_of, forms_of, is_array, is_number
+from .traced import REDUCTIONS, Traced
+
+
+class Objective:
+    """A preference objective: call it with hyper-parameters to set them, with columns to score a batch.
+
+    `dpo(beta=0.2)` is dpo with another β; `dpo(chosen_logps=…, rejected_logps=…, …)` is a `Score`. Columns are torch
+    tensors or NumPy arrays, all of one kind; `objective.columns` lists their names. With torch, `score.loss` and
+    `score.losses` carry gradients to every float column that requires them.
+    """
+
+    def __init__(self, definition: Definition, settings: Mapping[str, Setting] | None = None) -> None:
+        self._definition = definition
+        self._settings = dict(definition.defaults if settings is None else settings)
+        self._forms = forms_of(self._settings)
+        self._numbers = {name: float(value) for name, value in self._settings.items() if is_number(value)}
+        self._arrays = {name: value for name, value in self._settings.items() if is_array(value)}
+        self._plans: dict[tuple[str, ...], Plan] = {}
+        self.__doc__ = definition.doc
+        self.__name__ = definition.name
+        self.__wrapped__ = getattr(definition, "function", None)
+
+    # What it is
+
+    @property
+    def name(self) -> str:
+        """The name it is registered and printed under."""
+        return self._definition.name
+
+    @property
+    def kind(self) -> str:
+        """`pair`, `point`, `group` or `token`."""
+        return self._definition.kind.name
+
+    @property
+    def paper(self) -> str | None:
+        """The arXiv id its docstring names, if any."""
+        return self._definition.paper
+
+    @property
+    def parameters(self) -> dict[str, Setting]:
+        """Hyper-parameters and their present values."""
+        return dict(self._settings)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The responses of a pair it reads, e.g. ("chosen", "rejected"); empty for other kinds."""
+        traced = self._traced(None)
+        return tuple(role for role in traced.trace.roles if any(role in name.split("_") for name in traced.columns))
+
+    @property
+    def columns(self) -> dict[str, ColumnInfo]:
+        """What a call needs, by argument name; response sums and lengths may be left to token columns."""
+        return describe(self._traced(None))
+
+    def latex(self, column: str | None = None) -> str:
+        """Return the loss of one item as LaTeX, or its derivative with respect to a column.
+
+        Raises:
+            ValueError: it reads no such column.
+        """
+        traced = self._traced(None)
+        if column is None:
+            return traced.latex()
+        if column not in traced.columns:
+            raise ValueError(f"column: {self.name} reads {', '.join(traced.columns)}, not {column!r}")
+        return traced.latex_derivative(column)
+
+    def _repr_latex_(self) -> str:
+        return f"$${self.latex()}$$"
+
+    def __repr__(self) -> str:
+        return self._definition.text(self._settings)
+
+    # Calling
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Set hyper-parameters, or score a batch.
+
+        Args:
+            arguments: hyper-parameters by name; columns by name (then the batch is scored); `reduction="mean"`,
+                `"sum"` or `"none"` for `score.loss`; `mask`/`cu_seqlens` of token columns; `groups`. A numeric
+                hyper-parameter may be an array with one value per item.
+
+        Returns:
+            An `Objective` if only hyper-parameters are given, else a `Score`.
+
+        Raises:
+            TypeError: an unknown or missing argument, or one of the wrong type.
+            ValueError: a shape, range or device that does not fit.
+        """
+        if torch.compiler.is_compiling():
+            from .operator import score_compiled
+
+            return score_compiled(self, arguments)
+        plan = self._plans.get(tuple(arguments))
+        if plan is None or self._arrays:
+            return self._set_or_score(arguments)
+        return plan.score(arguments, self._numbers, "mean")
+
+    def value_and_grad(self, **arguments: Any) -> Score:
+        """Score a batch together with the gradient of the loss, without autograd: the shortest way to a gradient.
+
+        Takes what a call takes, with reduction "mean" or "sum". `score.gradients` has d(loss)/d(column) for the torch
+        columns that require grad, or for every float column if none does or they are NumPy arrays.
+        """
+        reduction = check_reduction(arguments.pop("reduction", "mean"), ("mean", "sum"))
+        own = {name: arguments.pop(name) for name in self._settings if name in arguments}
+        objective = self._with(own) if own else self
+        if not arguments:
+            raise TypeError(f"{self.name}: value_and_grad needs columns: {', '.join(self.columns)}")
+        return objective._plan(arguments).value_and_grad(
+            {**arguments, **objective._arrays}, objective._numbers, reduction
+        )
+
+    # Composing
+
+    def __add__(self, other: Objective) -> Objective:
+        from .composition import add
+
+        return add(self, other)
+
+    def __mul__(self, factor: float) -> Objective:
+        from .composition import scale
+
+        return scale(self, factor)
+
+    __rmul__ = __mul__
+
+    def weighted_by(self, weight: Any, *, detach: bool = True) -> Objective:
+        """Multiply each item's loss by a weight.
+
+        Args:
+            weight: an objective of the same kind whose value is the weight, the name of a column to be given at each
+                call, or an array with one value per item.
+            detach: whether the weight counts as a constant in the gradient.
+        """
+        from .composition import weigh
+
+        return weigh(self, weight, detach)
+
+    # Behind a call
+
+    def _set_or_score(self, arguments: dict[str, Any]) -> Any:
+        """Take a call that names hyper-parameters or a reduction."""
+        own = {name: value for name, value in arguments.items() if name in self._settings}
+        rest = {name: value for name, value in arguments.items() if name not in own}
+        reduction = check_reduction(rest.pop("reduction", "mean"), REDUCTIONS)
+        objective = self._with(own) if own else self
+        if not rest:
+            return objective
+        return objective._plan(rest).score({**rest, **objective._arrays}, objective._numbers, reduction)
+
+    def _plan(self, arguments: Mapping[str, Any]) -> Plan:
+        names = tuple(arguments)
+        plan = self._plans.get(names)
+        if plan is None:
+            plan = self._plans[names] = self._definition.plan(self._forms, (*names, *self._arrays))
+        return plan
+
+    def _with(self, own: Mapping[str, Setting]) -> Objective:
+        for name, value in own.items():
+            check_setting(name, self._definition.defaults[name], value)
+            bounds = self._definition.bounds.get(name)
+            if bounds is not None and isinstance(form_of(value), Form):
+                bounds.check(value)
+        return Objective(self._definition, {**self._settings, **own})
+
+    def _traced(self, given: frozenset[str] | None) -> Traced:
+        return self._definition.trace(given, self._forms)

@@ -1,0 +1,38 @@
+"""Objectives by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from .objective import Objective
+
+_known: dict[str, Objective] = {}
+
+
+def register(*objectives: Objective) -> None:
+    """Make objectives known by their names, as `preference_loss("dpo", …)` wants them.
+
+    Raises:
+        ValueError: another objective has the name already.
+    """
+    for objective in objectives:
+        known = _known.setdefault(objective.name, objective)
+        if known._definition is not objective._definition:
+            raise ValueError(f"{objective.name}: an objective of this name is registered already")
+
+
+def find(name: str) -> Objective:
+    """Return the objective registered under a name.
+
+    Raises:
+        ValueError: there is none; the message proposes a similar name.
+    """
+    if name not in _known:
+        close = difflib.get_close_matches(name, _known, 1)
+        raise ValueError(f"no objective is called {name!r}{f'; did you mean {close[0]!r}?' if close else ''}")
+    return _known[name]
+
+
+def names() -> list[str]:
+    """Return the registered names in alphabetical order."""
+    return sorted(_known)

@@ -1,0 +1,92 @@
+"""What an objective gives back."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from .arrays import Array
+
+
+class Source(Protocol):
+    """Where a score's rewards and metrics come from."""
+
+    def rewards(self, extras: Array) -> dict[str, Array]:
+        """Return the rewards by role."""
+
+    def metrics(self, extras: Array) -> dict[str, Any]:
+        """Return the metrics by name."""
+
+
+class Score:
+    """Loss, losses, rewards and metrics of one batch.
+
+    Attributes:
+        loss: the reduced loss, a number (nats for log-likelihood losses); with `reduction="none"` the same as `losses`.
+        losses: one value per pair, response or group, in the caller's order (groups by ascending id).
+
+    With torch both carry gradients; rewards and metrics never do.
+    """
+
+    __slots__ = ("_extras", "_gradients", "_source", "loss", "losses")
+
+    def __init__(
+        self, loss: Array, losses: Array, source: Source, extras: Array, gradients: dict[str, Array] | None = None
+    ) -> None:
+        self.loss = loss
+        self.losses = losses
+        self._source = source
+        self._extras = extras
+        self._gradients = gradients
+
+    @property
+    def rewards(self) -> Any:
+        """Implicit rewards, detached: a dict by role for pairs, one array [R] otherwise; an empty dict without any."""
+        rewards = self._source.rewards(self._extras)
+        return rewards.get("", rewards)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Batch means under the names TRL's trainers log: `rewards/chosen`, `rewards/accuracies`, `logps/rejected`, …
+
+        They become Python floats when asked for, not before.
+        """
+        return self._source.metrics(self._extras)
+
+    @property
+    def gradients(self) -> dict[str, Array]:
+        """d(loss)/d(column) by argument name, each in its column's shape and dtype.
+
+        Raises:
+            AttributeError: the score came from a call on torch tensors, whose gradients autograd gives.
+        """
+        if self._gradients is None:
+            raise AttributeError(
+                "gradients: use objective.value_and_grad(...) to have them, or score.loss.backward() for autograd's"
+            )
+        return self._gradients
+
+    def to(self, device: Any) -> Score:
+        """Return the score with its tensors on a torch device."""
+        gradients = self._gradients and {name: value.to(device) for name, value in self._gradients.items()}
+        return Score(
+            self.loss.to(device), self.losses.to(device), _Moved(self._source, device), self._extras, gradients
+        )
+
+    def __repr__(self) -> str:
+        loss = f"{self.loss.item():.6g}" if getattr(self.loss, "shape", ()) == () else f"<{len(self.losses)} values>"
+        metrics = "".join(f", {name}={float(value):.4g}" for name, value in self.metrics.items())
+        return f"Score(loss={loss}{metrics})"
+
+
+class _Moved:
+    """A source whose rewards are handed out on another device."""
+
+    def __init__(self, source: Source, device: Any) -> None:
+        self._source = source
+        self._device = device
+
+    def rewards(self, extras: Array) -> dict[str, Array]:
+        return {role: value.to(self._device) for role, value in self._source.rewards(extras).items()}
+
+    def metrics(self, extras: Array) -> dict[str, Any]:
+        return self._source.metrics(extras)

@@ -1,0 +1,1 @@
+"""Writing an objective: what its function sees, and the graph that records it."""

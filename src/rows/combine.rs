@@ -1,0 +1,380 @@
+//! From chunks to a row: partial sums relative to a chunk's own maximum are brought to a common one, in f64 and in the
+//! order of the chunks, so that a row's statistics do not depend on who computed which chunk.
+
+use super::chunk::{Crossed, Sums};
+
+/// What is kept of a chunk of one row of logits.
+#[derive(Clone, Copy, Debug)]
+pub struct Partial {
+    /// The origin of `sums`; −inf where the chunk holds nothing above that.
+    pub max: f64,
+    pub sums: Sums,
+    /// Σ z
+    pub total: f64,
+}
+
+/// What is kept of a chunk of a row with reference logits.
+#[derive(Clone, Copy, Debug)]
+pub struct ReferencePartial {
+    pub max: f64,
+    pub mass: f64,
+    pub crossed: Crossed,
+}
+
+/// Everything that a chunk leaves behind.
+#[derive(Clone, Copy, Debug)]
+pub struct ChunkResult {
+    pub policy: Partial,
+    pub reference: Option<ReferencePartial>,
+    /// Whether a logit in the chunk outranks the label's: a larger one, or an equal one before it.
+    pub outranked: bool,
+}
+
+/// The sums of the chunks of a row up to now, relative to the maximum up to now.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    policy: Partial,
+    reference: ReferencePartial,
+    outranked: bool,
+}
+
+/// e^{old − new}, with nothing (−inf) staying nothing.
+fn rescale(old: f64, new: f64) -> f64 {
+    if old == f64::NEG_INFINITY {
+        0.0
+    } else {
+        (old - new).exp()
+    }
+}
+
+/// How far an origin moves; nothing (−inf) has no place and moves nowhere.
+fn distance(old: f64, new: f64) -> f64 {
+    if old == f64::NEG_INFINITY {
+        0.0
+    } else {
+        old - new
+    }
+}
+
+/// `factor·value`, where an infinite value is one that no factor makes finite.
+fn scaled(factor: f64, value: f64) -> f64 {
+    if value.is_infinite() {
+        value
+    } else {
+        factor * value
+    }
+}
+
+impl Row {
+    /// A row of no chunks.
+    pub fn new() -> Row {
+        let nothing = Sums {
+            mass: 0.0,
+            weighted: 0.0,
+            squares: 0.0,
+        };
+        Row {
+            policy: Partial {
+                max: f64::NEG_INFINITY,
+                sums: nothing,
+                total: 0.0,
+            },
+            reference: ReferencePartial {
+                max: f64::NEG_INFINITY,
+                mass: 0.0,
+                crossed: Crossed {
+                    forward: 0.0,
+                    backward: 0.0,
+                },
+            },
+            outranked: false,
+        }
+    }
+
+    /// Adds the chunk that comes next.
+    pub fn add(&mut self, chunk: &ChunkResult) {
+        let max = self.policy.max.max(chunk.policy.max);
+        if let Some(reference) = &chunk.reference {
+            self.add_reference(&chunk.policy, reference, max);
+        }
+        let sum = |select: fn(&Partial) -> f64| select(&self.policy) + select(&chunk.policy);
+        self.policy = Partial {
+            max,
+            total: sum(|part| part.total),
+            sums: add_sums(&moved(&self.policy, max), &moved(&chunk.policy, max)),
+        };
+        self.outranked |= chunk.outranked;
+    }
+
+    fn add_reference(&mut self, policy: &Partial, reference: &ReferencePartial, max: f64) {
+        let reference_max = self.reference.max.max(reference.max);
+        let (mut mass, mut forward, mut backward) = (0.0, 0.0, 0.0);
+        for (p, q) in [(&self.policy, &self.reference), (policy, reference)] {
+            let shift = distance(p.max, max) - distance(q.max, reference_max);
+            mass += rescale(q.max, reference_max) * q.mass;
+            forward += scaled(rescale(p.max, max), q.crossed.forward + p.sums.mass * shift);
+            backward += scaled(
+                rescale(q.max, reference_max),
+                q.crossed.backward - q.mass * shift,
+            );
+        }
+        self.reference = ReferencePartial {
+            max: reference_max,
+            mass,
+            crossed: Crossed { forward, backward },
+        };
+    }
+
+    /// log Σ e^z
+    pub fn lse(&self) -> f64 {
+        log_sum(self.policy.max, self.policy.sums.mass)
+    }
+
+    /// z − lse of a logit z, as (z − max) − log Σ: exact to the last bits wherever the maximum stands.
+    pub fn log_p(&self, z: f64) -> f64 {
+        log_ratio(z, self.policy.max, self.policy.sums.mass)
+    }
+
+    /// Whether a logit is NaN or +inf.
+    pub fn is_nan(&self) -> bool {
+        self.policy.sums.mass.is_nan()
+    }
+
+    /// H = lse − Σ p z
+    pub fn entropy(&self) -> f64 {
+        let sums = &self.policy.sums;
+        if sums.mass == 0.0 {
+            0.0
+        } else {
+            sums.mass.ln() - sums.weighted / sums.mass
+        }
+    }
+
+    /// log Σ p²
+    pub fn log_sum_sq(&self) -> f64 {
+        let sums = &self.policy.sums;
+        if sums.mass == 0.0 {
+            f64::NEG_INFINITY
+        } else {
+            sums.squares.ln() - 2.0 * sums.mass.ln()
+        }
+    }
+
+    /// Mean of `width` logits.
+    pub fn mean(&self, width: usize) -> f64 {
+        if self.is_nan() {
+            f64::NAN
+        } else {
+            self.policy.total / width as f64
+        }
+    }
+
+    /// 1 if the label is the first argmax.
+    pub fn top1(&self) -> f64 {
+        if self.is_nan() {
+            f64::NAN
+        } else {
+            f64::from(!self.outranked)
+        }
+    }
+
+    /// Mass and renormalised entropy of some logits, all of them above −inf.
+    pub fn top(&self, largest: &[f64]) -> (f64, f64) {
+        if self.is_nan() {
+            return (f64::NAN, f64::NAN);
+        }
+        let (mut mass, mut weighted) = (0.0, 0.0);
+        for z in largest {
+            let d = z - self.policy.max;
+            mass += d.exp();
+            weighted += d.exp() * d;
+        }
+        if mass == 0.0 {
+            return (0.0, 0.0);
+        }
+        (
+            (mass / self.policy.sums.mass).min(1.0),
+            mass.ln() - weighted / mass,
+        )
+    }
+
+    pub fn ref_lse(&self) -> f64 {
+        log_sum(self.reference.max, self.reference.mass)
+    }
+
+    /// w − ref_lse of a reference logit w.
+    pub fn log_q(&self, w: f64) -> f64 {
+        log_ratio(w, self.reference.max, self.reference.mass)
+    }
+
+    /// KL(π‖ref)
+    pub fn kl(&self) -> f64 {
+        divergence(
+            self.reference.crossed.forward,
+            self.policy.sums.mass,
+            self.reference.mass,
+        )
+    }
+
+    /// KL(ref‖π)
+    pub fn rkl(&self) -> f64 {
+        divergence(
+            self.reference.crossed.backward,
+            self.reference.mass,
+            self.policy.sums.mass,
+        )
+    }
+}
+
+/// The sums of a part relative to another origin.
+fn moved(part: &Partial, max: f64) -> Sums {
+    let factor = rescale(part.max, max);
+    let sums = &part.sums;
+    Sums {
+        mass: factor * sums.mass,
+        weighted: factor * (sums.weighted + sums.mass * distance(part.max, max)),
+        squares: factor * factor * sums.squares,
+    }
+}
+
+fn add_sums(one: &Sums, other: &Sums) -> Sums {
+    Sums {
+        mass: one.mass + other.mass,
+        weighted: one.weighted + other.weighted,
+        squares: one.squares + other.squares,
+    }
+}
+
+/// log(mass·e^max)
+fn log_sum(max: f64, mass: f64) -> f64 {
+    if mass == 0.0 {
+        f64::NEG_INFINITY
+    } else {
+        max + mass.ln()
+    }
+}
+
+/// z − log(mass·e^max); a banned z gives −inf even in a row of nothing else.
+fn log_ratio(z: f64, max: f64, mass: f64) -> f64 {
+    if z == f64::NEG_INFINITY && !mass.is_nan() {
+        z
+    } else {
+        (z - max) - mass.ln()
+    }
+}
+
+/// Σ p (log p − log q), from `crossed` = Σ e^d (d − d'), Σ e^d and Σ e^d'.
+fn divergence(crossed: f64, mass: f64, other_mass: f64) -> f64 {
+    if mass.is_nan() || other_mass.is_nan() {
+        f64::NAN
+    } else if mass == 0.0 {
+        0.0
+    } else if crossed == f64::INFINITY || other_mass == 0.0 {
+        f64::INFINITY
+    } else {
+        // Never negative but for rounding.
+        (crossed / mass + (other_mass / mass).ln()).max(0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(z: &[f64], w: &[f64]) -> ChunkResult {
+        let part = |z: &[f64]| {
+            let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let origin = if max == f64::NEG_INFINITY { 0.0 } else { max };
+            (max, z.iter().map(|z| z - origin).collect::<Vec<f64>>())
+        };
+        let ((max, d), (reference_max, e)) = (part(z), part(w));
+        let term = |p: f64, gap: f64| if p == 0.0 { 0.0 } else { p * gap };
+        ChunkResult {
+            policy: Partial {
+                max,
+                sums: Sums {
+                    mass: d.iter().map(|d| d.exp()).sum(),
+                    weighted: d.iter().map(|d| term(d.exp(), *d)).sum(),
+                    squares: d.iter().map(|d| (2.0 * d).exp()).sum(),
+                },
+                total: z.iter().sum(),
+            },
+            reference: Some(ReferencePartial {
+                max: reference_max,
+                mass: e.iter().map(|e| e.exp()).sum(),
+                crossed: Crossed {
+                    forward: d.iter().zip(&e).map(|(d, e)| term(d.exp(), d - e)).sum(),
+                    backward: d.iter().zip(&e).map(|(d, e)| term(e.exp(), e - d)).sum(),
+                },
+            }),
+            outranked: false,
+        }
+    }
+
+    fn row(z: &[f64], w: &[f64], pieces: usize) -> Row {
+        let mut row = Row::new();
+        for (z, w) in z.chunks(pieces).zip(w.chunks(pieces)) {
+            row.add(&chunk(z, w));
+        }
+        row
+    }
+
+    const BANNED: f64 = f64::NEG_INFINITY;
+
+    #[test]
+    fn pieces_add_up_to_the_whole() {
+        let z = [1.0, -3.0, BANNED, BANNED, 1e4, 1e4 - 1.0, BANNED, 2.0];
+        let w = [0.5, -2.0, BANNED, BANNED, 9e3, 9e3 - 1.5, BANNED, 9e3];
+        let whole = row(&z, &w, 8);
+        for pieces in [1, 2, 3] {
+            let parts = row(&z, &w, pieces);
+            for value in [
+                Row::lse,
+                Row::entropy,
+                Row::log_sum_sq,
+                Row::ref_lse,
+                Row::kl,
+                Row::rkl,
+            ] {
+                assert!(
+                    (value(&parts) - value(&whole)).abs() < 1e-9,
+                    "{pieces} {} {}",
+                    value(&parts),
+                    value(&whole)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn divergences_are_infinite_only_where_they_are() {
+        for pieces in [1, 2, 4] {
+            let both = row(
+                &[0.0, 0.0, BANNED, BANNED],
+                &[0.0, BANNED, BANNED, 1.0],
+                pieces,
+            );
+            assert_eq!((both.kl(), both.rkl()), (f64::INFINITY, f64::INFINITY));
+            let neither = row(
+                &[0.0, 1.0, BANNED, BANNED],
+                &[0.0, 1.0, BANNED, BANNED],
+                pieces,
+            );
+            assert_eq!((neither.kl(), neither.rkl()), (0.0, 0.0));
+            let forward = row(&[0.0, 1.0, BANNED, BANNED], &[BANNED; 4], pieces);
+            assert_eq!((forward.kl(), forward.rkl()), (f64::INFINITY, 0.0));
+        }
+    }
+
+    #[test]
+    fn a_row_of_nothing() {
+        let dead = row(&[BANNED; 4], &[BANNED; 4], 2);
+        assert_eq!(dead.lse(), BANNED);
+        assert_eq!(dead.log_p(BANNED), BANNED);
+        assert_eq!(
+            (dead.entropy(), dead.log_sum_sq(), dead.kl()),
+            (0.0, BANNED, 0.0)
+        );
+        assert_eq!(dead.top(&[]), (0.0, 0.0));
+    }
+}

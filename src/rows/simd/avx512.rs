@@ -1,0 +1,326 @@
+//! AVX-512: 16 f32 or 8 f64.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::{Isa, MAX_LANES, Memory, Vector};
+
+pub struct Avx512;
+
+impl Isa for Avx512 {
+    type F32 = F32x16;
+    type F64 = F64x8;
+}
+
+#[derive(Clone, Copy)]
+pub struct F32x16(__m512);
+
+#[derive(Clone, Copy)]
+pub struct F64x8(__m512d);
+
+/// An expression of intrinsics.
+macro_rules! x86 {
+    ($body:expr) => {
+        // SAFETY: these vectors are made under `dispatch` only, after the features were detected.
+        unsafe { $body }
+    };
+}
+
+impl Vector for F32x16 {
+    type Scalar = f32;
+    type Mask = __mmask16;
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        Self(x86!(_mm512_set1_ps(value)))
+    }
+
+    #[inline(always)]
+    fn write(self, lanes: &mut [f32; MAX_LANES]) {
+        x86!(_mm512_storeu_ps(lanes.as_mut_ptr(), self.0))
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self(x86!(_mm512_add_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Self(x86!(_mm512_sub_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        Self(x86!(_mm512_mul_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        Self(x86!(_mm512_div_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        Self(x86!(_mm512_fmadd_ps(self.0, factor.0, addend.0)))
+    }
+
+    #[inline(always)]
+    fn larger(self, other: Self) -> Self {
+        Self(x86!(_mm512_max_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn smaller(self, other: Self) -> Self {
+        Self(x86!(_mm512_min_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Self(x86!(_mm512_abs_ps(self.0)))
+    }
+
+    #[inline(always)]
+    fn with_sign_of(self, other: Self) -> Self {
+        // Bitwise: sign bit from `other` (truth table 0xca chooses by the first operand).
+        Self(x86!(_mm512_castsi512_ps(
+            _mm512_ternarylogic_epi32::<0xca>(
+                _mm512_set1_epi32(i32::MIN),
+                _mm512_castps_si512(other.0),
+                _mm512_castps_si512(self.0),
+            )
+        )))
+    }
+
+    #[inline(always)]
+    fn times_two_to(self, n: Self, _shifted: Self) -> Self {
+        Self(x86!(_mm512_scalef_ps(self.0, n.0)))
+    }
+
+    #[inline(always)]
+    fn less(self, other: Self) -> __mmask16 {
+        x86!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, other.0))
+    }
+
+    #[inline(always)]
+    fn not_equal(self, other: Self) -> __mmask16 {
+        x86!(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(self.0, other.0))
+    }
+
+    #[inline(always)]
+    fn or(one: __mmask16, other: __mmask16) -> __mmask16 {
+        one | other
+    }
+
+    #[inline(always)]
+    fn any(mask: __mmask16) -> bool {
+        mask != 0
+    }
+
+    #[inline(always)]
+    fn or_zero(self, mask: __mmask16) -> Self {
+        Self(x86!(_mm512_maskz_mov_ps(mask, self.0)))
+    }
+
+    #[inline(always)]
+    fn unless(self, mask: __mmask16) -> Self {
+        Self(x86!(_mm512_maskz_mov_ps(!mask, self.0)))
+    }
+}
+
+impl Memory<f32> for F32x16 {
+    #[inline(always)]
+    unsafe fn load(source: *const f32) -> Self {
+        Self(x86!(_mm512_loadu_ps(source)))
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, target: *mut f32) {
+        x86!(_mm512_storeu_ps(target, self.0))
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, target: *mut f32) {
+        x86!(_mm512_stream_ps(target, self.0))
+    }
+}
+
+impl F32x16 {
+    /// The upper halves of the lanes after rounding to nearest even; NaN stays NaN (and becomes quiet).
+    #[inline(always)]
+    fn to_bf16(self) -> __m256i {
+        x86!({
+            let bits = _mm512_castps_si512(self.0);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
+            let quiet = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000));
+            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(quiet))
+        })
+    }
+}
+
+impl Memory<bf16> for F32x16 {
+    #[inline(always)]
+    unsafe fn load(source: *const bf16) -> Self {
+        x86!({
+            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(source.cast()));
+            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves)))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, target: *mut bf16) {
+        x86!(_mm256_storeu_si256(target.cast(), self.to_bf16()))
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, target: *mut bf16) {
+        x86!(_mm256_stream_si256(target.cast(), self.to_bf16()))
+    }
+}
+
+impl Memory<f16> for F32x16 {
+    #[inline(always)]
+    unsafe fn load(source: *const f16) -> Self {
+        Self(x86!(_mm512_cvtph_ps(_mm256_loadu_si256(source.cast()))))
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, target: *mut f16) {
+        x86!(_mm256_storeu_si256(
+            target.cast(),
+            _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)
+        ))
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, target: *mut f16) {
+        x86!(_mm256_stream_si256(
+            target.cast(),
+            _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)
+        ))
+    }
+}
+
+impl Vector for F64x8 {
+    type Scalar = f64;
+    type Mask = __mmask8;
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    fn splat(value: f64) -> Self {
+        Self(x86!(_mm512_set1_pd(value)))
+    }
+
+    #[inline(always)]
+    fn write(self, lanes: &mut [f64; MAX_LANES]) {
+        x86!(_mm512_storeu_pd(lanes.as_mut_ptr(), self.0))
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self(x86!(_mm512_add_pd(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Self(x86!(_mm512_sub_pd(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        Self(x86!(_mm512_mul_pd(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        Self(x86!(_mm512_div_pd(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        Self(x86!(_mm512_fmadd_pd(self.0, factor.0, addend.0)))
+    }
+
+    #[inline(always)]
+    fn larger(self, other: Self) -> Self {
+        Self(x86!(_mm512_max_pd(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn smaller(self, other: Self) -> Self {
+        Self(x86!(_mm512_min_pd(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Self(x86!(_mm512_abs_pd(self.0)))
+    }
+
+    #[inline(always)]
+    fn with_sign_of(self, other: Self) -> Self {
+        // As for f32.
+        Self(x86!(_mm512_castsi512_pd(
+            _mm512_ternarylogic_epi64::<0xca>(
+                _mm512_set1_epi64(i64::MIN),
+                _mm512_castpd_si512(other.0),
+                _mm512_castpd_si512(self.0),
+            )
+        )))
+    }
+
+    #[inline(always)]
+    fn times_two_to(self, n: Self, _shifted: Self) -> Self {
+        Self(x86!(_mm512_scalef_pd(self.0, n.0)))
+    }
+
+    #[inline(always)]
+    fn less(self, other: Self) -> __mmask8 {
+        x86!(_mm512_cmp_pd_mask::<_CMP_LT_OQ>(self.0, other.0))
+    }
+
+    #[inline(always)]
+    fn not_equal(self, other: Self) -> __mmask8 {
+        x86!(_mm512_cmp_pd_mask::<_CMP_NEQ_UQ>(self.0, other.0))
+    }
+
+    #[inline(always)]
+    fn or(one: __mmask8, other: __mmask8) -> __mmask8 {
+        one | other
+    }
+
+    #[inline(always)]
+    fn any(mask: __mmask8) -> bool {
+        mask != 0
+    }
+
+    #[inline(always)]
+    fn or_zero(self, mask: __mmask8) -> Self {
+        Self(x86!(_mm512_maskz_mov_pd(mask, self.0)))
+    }
+
+    #[inline(always)]
+    fn unless(self, mask: __mmask8) -> Self {
+        Self(x86!(_mm512_maskz_mov_pd(!mask, self.0)))
+    }
+}
+
+impl Memory<f64> for F64x8 {
+    #[inline(always)]
+    unsafe fn load(source: *const f64) -> Self {
+        Self(x86!(_mm512_loadu_pd(source)))
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, target: *mut f64) {
+        x86!(_mm512_storeu_pd(target, self.0))
+    }
+
+    #[inline(always)]
+    unsafe fn stream(self, target: *mut f64) {
+        x86!(_mm512_stream_pd(target, self.0))
+    }
+}

@@ -1,0 +1,309 @@
+//! Vectors: the few operations that the row kernels are written in, and the instruction sets that provide them.
+//!
+//! A kernel is a [`Kernel`] whose `run` is generic over the instruction set; [`dispatch`] enters it under the matching
+//! `target_feature`. Everything that handles vectors is `#[inline(always)]`, so that it ends up inside that function and
+//! is compiled for its features; a call that is not inlined would still be right, but slow.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use std::ops::{Add, Mul};
+use std::sync::OnceLock;
+
+use half::{bf16, f16};
+
+use crate::view::ArgumentError;
+
+/// No vector has more lanes than this.
+pub const MAX_LANES: usize = 16;
+
+/// A vector of floats, with the semantics of IEEE 754 unless said otherwise.
+pub trait Vector: Memory<<Self as Vector>::Scalar> {
+    type Scalar: Real;
+    type Mask: Copy;
+    const LANES: usize;
+
+    fn splat(value: Self::Scalar) -> Self;
+    /// Writes the lanes to the front of `lanes`.
+    fn write(self, lanes: &mut [Self::Scalar; MAX_LANES]);
+
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
+    /// `self·factor + addend`, rounded once where the machine can.
+    fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// The larger of the two; `other` where either is NaN.
+    fn larger(self, other: Self) -> Self;
+    /// The smaller of the two; `other` where either is NaN.
+    fn smaller(self, other: Self) -> Self;
+    fn abs(self) -> Self;
+    /// Own magnitude, the sign of `other`.
+    fn with_sign_of(self, other: Self) -> Self;
+    /// `self·2^n`, where the low bits of `shifted`, as an integer, are those of n (see [`super::exp`]); NaN stays NaN.
+    fn times_two_to(self, n: Self, shifted: Self) -> Self;
+
+    /// False where either is NaN.
+    fn less(self, other: Self) -> Self::Mask;
+    /// True where either is NaN.
+    fn not_equal(self, other: Self) -> Self::Mask;
+    fn or(one: Self::Mask, other: Self::Mask) -> Self::Mask;
+    fn any(mask: Self::Mask) -> bool;
+    /// `self` where the mask is set, +0 elsewhere, even where `self` is NaN.
+    fn or_zero(self, mask: Self::Mask) -> Self;
+    /// `self` where the mask is clear, +0 elsewhere, even where `self` is NaN.
+    fn unless(self, mask: Self::Mask) -> Self;
+}
+
+/// Loads and stores of as many `E`s as the vector has lanes, converting; no alignment is needed, rounding is to nearest even.
+pub trait Memory<E>: Copy {
+    /// # Safety
+    /// as many elements can be read at `source`.
+    unsafe fn load(source: *const E) -> Self;
+
+    /// # Safety
+    /// as many elements can be written at `target`.
+    unsafe fn store(self, target: *mut E);
+
+    /// A store that goes around the caches; [`fence`] must follow before another thread looks.
+    ///
+    /// # Safety
+    /// As for `store`, and `target` is aligned to the size of all of them.
+    unsafe fn stream(self, target: *mut E);
+}
+
+/// An element type of logits.
+pub trait Element: Copy + Send + Sync + 'static {
+    /// What arithmetic on it is done in.
+    type Real: Real;
+    type Vector<I: Isa>: Vector<Scalar = Self::Real> + Memory<Self>;
+    const NEG_INFINITY: Self;
+    const ZERO: Self;
+
+    fn to_f64(self) -> f64;
+    fn to_real(self) -> Self::Real;
+    /// Rounded to nearest even.
+    fn from_f64(value: f64) -> Self;
+}
+
+/// An element type that arithmetic is done in, with the constants of its exponential function.
+pub trait Real:
+    Element<Real = Self> + PartialOrd + Add<Output = Self> + Mul<Output = Self>
+{
+    const ONE: Self;
+    /// Added to a small number, leaves it rounded to an integer in the low bits.
+    const ROUNDER: Self;
+    const LOG2_E: Self;
+    /// log 2 in two parts; products of the first with the integers that occur are exact.
+    const LN_2: [Self; 2];
+    /// Below this the result of exp would not be a normal number.
+    const EXP_UNDERFLOW: Self;
+    /// Coefficients of (e^r − 1 − r)/r² on |r| ≤ log(2)/2, constant first.
+    const EXP_POLYNOMIAL: &'static [Self];
+    const MAX: Self;
+    /// From here on tanh rounds to 1.
+    const TANH_SATURATES: Self;
+}
+
+macro_rules! element {
+    ($element:ty, $real:ty, $vector:ident, $to_real:expr, $from_f64:expr) => {
+        impl Element for $element {
+            type Real = $real;
+            type Vector<I: Isa> = I::$vector;
+            const NEG_INFINITY: Self = <$element>::NEG_INFINITY;
+            const ZERO: Self = <$element>::from_bits(0);
+
+            fn to_f64(self) -> f64 {
+                self.into()
+            }
+
+            fn to_real(self) -> $real {
+                $to_real(self)
+            }
+
+            fn from_f64(value: f64) -> Self {
+                $from_f64(value)
+            }
+        }
+    };
+}
+
+element!(f16, f32, F32, f16::to_f32, f16::from_f64);
+element!(bf16, f32, F32, bf16::to_f32, bf16::from_f64);
+element!(f32, f32, F32, f32::from, |value| value as f32);
+element!(f64, f64, F64, f64::from, f64::from);
+
+impl Real for f32 {
+    const ONE: f32 = 1.0;
+    const ROUNDER: f32 = 12_582_912.0; // 1.5·2^23
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    const LN_2: [f32; 2] = [0.693_359_375, -2.121_944_4e-4];
+    const EXP_UNDERFLOW: f32 = -87.336_54;
+    // Degree 6 in all: minimax error 3.1e-9 of e^r.
+    const EXP_POLYNOMIAL: &'static [f32] = &[
+        0.499_999_934_478,
+        0.166_665_206_317,
+        0.041_668_388_045_3,
+        0.008_368_716_879_73,
+        0.001_381_459_864_67,
+    ];
+    const MAX: f32 = f32::MAX;
+    const TANH_SATURATES: f32 = 10.0;
+}
+
+impl Real for f64 {
+    const ONE: f64 = 1.0;
+    const ROUNDER: f64 = 6_755_399_441_055_744.0; // 1.5·2^52
+    const LOG2_E: f64 = std::f64::consts::LOG2_E;
+    const LN_2: [f64; 2] = [
+        0.693_147_180_369_123_816_490,
+        1.908_214_929_270_587_700_02e-10,
+    ];
+    const EXP_UNDERFLOW: f64 = -708.396_418_532_264;
+    // Degree 11 in all: minimax error 3.6e-18 of e^r.
+    const EXP_POLYNOMIAL: &'static [f64] = &[
+        0.500_000_000_000_001_062_71,
+        0.166_666_666_666_664_125_23,
+        0.041_666_666_666_530_158_59,
+        0.008_333_333_333_494_461_664_1,
+        0.001_388_888_894_363_011_294_6,
+        0.000_198_412_695_065_786_876_53,
+        0.000_024_801_493_098_906_550_659,
+        2.755_758_637_384_016_369_4e-6,
+        2.763_024_837_921_144_397_5e-7,
+        2.500_006_160_283_566_669_9e-8,
+    ];
+    const MAX: f64 = f64::MAX;
+    const TANH_SATURATES: f64 = 20.0;
+}
+
+/// An instruction set.
+pub trait Isa {
+    type F32: Vector<Scalar = f32> + Memory<f16> + Memory<bf16> + Memory<f32>;
+    type F64: Vector<Scalar = f64> + Memory<f64>;
+}
+
+/// Work that is compiled once per instruction set. `run` is to be `#[inline(always)]`.
+pub trait Kernel {
+    type Output;
+
+    fn run<I: Isa>(self) -> Self::Output;
+}
+
+/// The instruction sets there are, by rising width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Plain Rust over small arrays, which the compiler turns into the vectors that every machine of the architecture has.
+    Portable,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+impl Level {
+    /// The name that Python sees.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable if cfg!(target_arch = "aarch64") => "neon",
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+        }
+    }
+
+    /// The widest that this machine has.
+    pub(super) fn detect() -> Level {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            match (avx2, avx512) {
+                (true, true) => return Level::Avx512,
+                (true, false) => return Level::Avx2,
+                _ => {}
+            }
+        }
+        Level::Portable
+    }
+
+    /// The level in use: the widest there is, or the one that the environment variable `PREFUSE_SIMD` names.
+    pub fn current() -> Result<Level, ArgumentError> {
+        static CURRENT: OnceLock<Result<Level, ArgumentError>> = OnceLock::new();
+        CURRENT
+            .get_or_init(|| Level::choose(std::env::var("PREFUSE_SIMD").ok().as_deref()))
+            .clone()
+    }
+
+    fn choose(wanted: Option<&str>) -> Result<Level, ArgumentError> {
+        let widest = Level::detect();
+        let Some(wanted) = wanted.filter(|name| !name.is_empty()) else {
+            return Ok(widest);
+        };
+        [Level::Portable, Level::Avx2, Level::Avx512]
+            .into_iter()
+            .find(|level| level.name() == wanted && *level <= widest)
+            .ok_or_else(|| {
+                ArgumentError::Value(format!(
+                    "PREFUSE_SIMD: {wanted:?}, expected avx512, avx2 or portable, at most {} on this machine",
+                    widest.name()
+                ))
+            })
+    }
+}
+
+/// Runs a kernel at a level that this machine has: one that [`Level::current`] returned.
+#[inline]
+pub fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Output {
+    match level {
+        // SAFETY: a level above portable comes from `detect`, so the machine has its features.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { run_avx512(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { run_avx2(kernel) },
+        _ => kernel.run::<portable::Portable>(),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<avx512::Avx512>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<avx2::Avx2>()
+}
+
+/// Asks for the cache line of `address`, which need not exist.
+#[inline(always)]
+pub fn prefetch<E>(address: *const E) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address whatever does nothing but warm the cache; SSE is there on every x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Makes streamed stores visible before whatever is written next.
+#[inline]
+pub fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is there on every x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}

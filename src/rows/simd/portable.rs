@@ -1,0 +1,226 @@
+//! Plain Rust over arrays of 32 bytes, for every machine: LLVM makes of it the vectors that the architecture always has
+//! (SSE2, NEON). A mask holds all-ones or all-zeros words.
+
+use std::array::from_fn;
+
+use half::{bf16, f16};
+
+use super::{Isa, MAX_LANES, Memory, Vector};
+
+pub struct Portable;
+
+impl Isa for Portable {
+    type F32 = Array<f32, 8>;
+    type F64 = Array<f64, 4>;
+}
+
+#[derive(Clone, Copy)]
+pub struct Array<R, const N: usize>([R; N]);
+
+macro_rules! vector {
+    ($real:ty, $word:ty, $lanes:literal) => {
+        impl Array<$real, $lanes> {
+            #[inline(always)]
+            fn map(self, other: Self, f: impl Fn($real, $real) -> $real) -> Self {
+                Self(from_fn(|lane| f(self.0[lane], other.0[lane])))
+            }
+
+            #[inline(always)]
+            fn compare(self, other: Self, f: impl Fn($real, $real) -> bool) -> [$word; $lanes] {
+                from_fn(|lane| (f(self.0[lane], other.0[lane]) as $word).wrapping_neg())
+            }
+        }
+
+        impl Vector for Array<$real, $lanes> {
+            type Scalar = $real;
+            type Mask = [$word; $lanes];
+            const LANES: usize = $lanes;
+
+            #[inline(always)]
+            fn splat(value: $real) -> Self {
+                Self([value; $lanes])
+            }
+
+            #[inline(always)]
+            fn write(self, lanes: &mut [$real; MAX_LANES]) {
+                lanes[..$lanes].copy_from_slice(&self.0);
+            }
+
+            #[inline(always)]
+            fn add(self, other: Self) -> Self {
+                self.map(other, |a, b| a + b)
+            }
+
+            #[inline(always)]
+            fn sub(self, other: Self) -> Self {
+                self.map(other, |a, b| a - b)
+            }
+
+            #[inline(always)]
+            fn mul(self, other: Self) -> Self {
+                self.map(other, |a, b| a * b)
+            }
+
+            #[inline(always)]
+            fn div(self, other: Self) -> Self {
+                self.map(other, |a, b| a / b)
+            }
+
+            #[inline(always)]
+            fn mul_add(self, factor: Self, addend: Self) -> Self {
+                if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
+                    Self(from_fn(|lane| {
+                        self.0[lane].mul_add(factor.0[lane], addend.0[lane])
+                    }))
+                } else {
+                    self.mul(factor).add(addend)
+                }
+            }
+
+            #[inline(always)]
+            fn larger(self, other: Self) -> Self {
+                self.map(other, |a, b| if a > b { a } else { b })
+            }
+
+            #[inline(always)]
+            fn smaller(self, other: Self) -> Self {
+                self.map(other, |a, b| if a < b { a } else { b })
+            }
+
+            #[inline(always)]
+            fn abs(self) -> Self {
+                Self(self.0.map(<$real>::abs))
+            }
+
+            #[inline(always)]
+            fn with_sign_of(self, other: Self) -> Self {
+                self.map(other, <$real>::copysign)
+            }
+
+            #[inline(always)]
+            fn times_two_to(self, _n: Self, shifted: Self) -> Self {
+                const MANTISSA: u32 = <$real>::MANTISSA_DIGITS - 1;
+                let scaled = self.map(shifted, |value, shifted| {
+                    <$real>::from_bits(value.to_bits().wrapping_add(shifted.to_bits() << MANTISSA))
+                });
+                let nan = self.compare(self, |a, b| a != b);
+                Self(from_fn(|lane| {
+                    <$real>::from_bits(
+                        scaled.0[lane].to_bits() & !nan[lane] | self.0[lane].to_bits() & nan[lane],
+                    )
+                }))
+            }
+
+            #[inline(always)]
+            fn less(self, other: Self) -> [$word; $lanes] {
+                self.compare(other, |a, b| a < b)
+            }
+
+            #[inline(always)]
+            fn not_equal(self, other: Self) -> [$word; $lanes] {
+                self.compare(other, |a, b| a != b)
+            }
+
+            #[inline(always)]
+            fn or(one: [$word; $lanes], other: [$word; $lanes]) -> [$word; $lanes] {
+                from_fn(|lane| one[lane] | other[lane])
+            }
+
+            #[inline(always)]
+            fn any(mask: [$word; $lanes]) -> bool {
+                mask.iter().fold(0, |all, word| all | word) != 0
+            }
+
+            #[inline(always)]
+            fn or_zero(self, mask: [$word; $lanes]) -> Self {
+                Self(from_fn(|lane| {
+                    <$real>::from_bits(self.0[lane].to_bits() & mask[lane])
+                }))
+            }
+
+            #[inline(always)]
+            fn unless(self, mask: [$word; $lanes]) -> Self {
+                Self(from_fn(|lane| {
+                    <$real>::from_bits(self.0[lane].to_bits() & !mask[lane])
+                }))
+            }
+        }
+
+        impl Memory<$real> for Array<$real, $lanes> {
+            #[inline(always)]
+            unsafe fn load(source: *const $real) -> Self {
+                // SAFETY: the caller vouches for the elements.
+                Self(unsafe { source.cast::<[$real; $lanes]>().read_unaligned() })
+            }
+
+            #[inline(always)]
+            unsafe fn store(self, target: *mut $real) {
+                // SAFETY: the caller vouches for the elements.
+                unsafe { target.cast::<[$real; $lanes]>().write_unaligned(self.0) }
+            }
+
+            #[inline(always)]
+            unsafe fn stream(self, target: *mut $real) {
+                // SAFETY: passed on to the caller.
+                unsafe { self.store(target) }
+            }
+        }
+    };
+}
+
+vector!(f32, u32, 8);
+vector!(f64, u64, 4);
+
+/// f16 to f32 without branches: the exponent is re-based by a multiplication, which also normalises subnormals.
+#[inline(always)]
+fn widen_f16(half: u16) -> f32 {
+    let half = u32::from(half);
+    let magnitude = f32::from_bits((half & 0x7fff) << 13) * f32::from_bits((254 - 15) << 23);
+    let special = ((half & 0x7c00 == 0x7c00) as u32).wrapping_neg() & 0x7f80_0000;
+    f32::from_bits(magnitude.to_bits() | special | (half & 0x8000) << 16)
+}
+
+/// f32 to bf16, to nearest even; NaN stays NaN (and becomes quiet).
+#[inline(always)]
+fn narrow_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff).wrapping_add((bits >> 16) & 1);
+    let nan = ((value.is_nan()) as u32).wrapping_neg();
+    ((rounded & !nan | (bits | 0x0040_0000) & nan) >> 16) as u16
+}
+
+macro_rules! half_memory {
+    ($half:ty, $widen:expr, $narrow:expr) => {
+        impl Memory<$half> for Array<f32, 8> {
+            #[inline(always)]
+            unsafe fn load(source: *const $half) -> Self {
+                // SAFETY: the caller vouches for the elements; both kinds of half are 16 bits wide.
+                let halves = unsafe { source.cast::<[u16; 8]>().read_unaligned() };
+                Self(halves.map($widen))
+            }
+
+            #[inline(always)]
+            unsafe fn store(self, target: *mut $half) {
+                // SAFETY: the caller vouches for the elements; both kinds of half are 16 bits wide.
+                unsafe {
+                    target
+                        .cast::<[u16; 8]>()
+                        .write_unaligned(self.0.map($narrow))
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn stream(self, target: *mut $half) {
+                // SAFETY: passed on to the caller.
+                unsafe { Memory::<$half>::store(self, target) }
+            }
+        }
+    };
+}
+
+half_memory!(
+    bf16,
+    |half| f32::from_bits(u32::from(half) << 16),
+    narrow_bf16
+);
+half_memory!(f16, widen_f16, |value| f16::from_f32(value).to_bits());

@@ -1,0 +1,95 @@
+"""What an objective shows of itself."""
+
+import inspect
+import pydoc
+
+import pytest
+from examples import dpo, listwise, plain_dpo, policy_gradient, regression, simpo
+
+from prefuse.language import ColumnInfo, find, pair_objective, register
+
+PI = r"\log\pi_\theta(y_{})"
+REF = r"\log\pi_{{\mathrm{{ref}}}}(y_{})"
+MARGIN = " - ".join([f"{PI.format('w')} - {REF.format('w')}", rf"\left({PI.format('l')} - {REF.format('l')}\right)"])
+AVERAGES = rf"\frac{{{PI.format('w')}}}{{|y_w|}} - \frac{{{PI.format('l')}}}{{|y_l|}}"
+
+
+def test_latex_of_dpo():
+    assert plain_dpo.latex() == rf"-\log\sigma\left(\beta \, \left({MARGIN}\right)\right)"
+    assert plain_dpo._repr_latex_() == f"$${plain_dpo.latex()}$$"
+    derivative = plain_dpo.latex("chosen_logps")
+    assert derivative == rf"-\beta \, \sigma\left(-\beta \, \left({MARGIN}\right)\right)"
+
+
+def test_latex_of_simpo():
+    assert simpo.latex() == rf"-\log\sigma\left(\beta \, \left({AVERAGES}\right) - \gamma\right)"
+
+
+def test_label_smoothing_is_epsilon():
+    assert dpo.latex().startswith(r"-\left(1 - \varepsilon\right) \, \log\sigma")
+
+
+def test_text():
+    @pair_objective
+    def flex(pair, *, beta_chosen=0.1):
+        seen.append(repr(beta_chosen * pair.chosen["score"] - pair["margin"]))
+        return pair["margin"]
+
+    seen = []
+    _ = flex.columns
+    assert seen == ["<pair: beta_chosen * chosen_score - margin>"]
+
+
+def test_attributes():
+    assert repr(dpo) == "dpo(beta=0.1, label_smoothing=0.0)"
+    assert repr(dpo(beta=0.5)) == "dpo(beta=0.5, label_smoothing=0.0)"
+    assert (dpo.name, dpo.kind, dpo.paper) == ("dpo", "pair", "2305.18290")
+    assert dpo.parameters == {"beta": 0.1, "label_smoothing": 0.0}
+    assert dpo.roles == ("chosen", "rejected")
+    assert plain_dpo.paper is None
+    assert regression.roles == ()
+
+
+def test_columns_tell_level_and_dtype():
+    assert simpo.columns == {
+        "chosen_logps": ColumnInfo("pair", "float"),
+        "chosen_lengths": ColumnInfo("pair", "int"),
+        "rejected_logps": ColumnInfo("pair", "float"),
+        "rejected_lengths": ColumnInfo("pair", "int"),
+    }
+    assert listwise.columns["groups"] == ColumnInfo("response", "int")
+    assert policy_gradient.columns["logps"] == ColumnInfo("token", "float")
+    assert policy_gradient.columns["mask"] == ColumnInfo("token", "bool")
+
+
+def test_help_shows_the_authors_docstring():
+    assert "DPO (Rafailov et al. 2023" in pydoc.render_doc(dpo)
+    assert inspect.getdoc(dpo(beta=0.2)) == inspect.getdoc(dpo)
+    assert "beta=0.1" in str(inspect.signature(dpo))
+
+
+def test_further_roles():
+    @pair_objective
+    def triple(pair):
+        return pair.chosen.logp - pair.response("gold").token.logp.sum()
+
+    assert triple.roles == ("chosen", "gold")
+    assert set(triple.columns) == {"chosen_logps", "gold_token_logps", "gold_mask"}
+
+
+def test_registry():
+    @pair_objective(name="test only")
+    def first(pair):
+        return pair["x"]
+
+    @pair_objective(name="test only")
+    def second(pair):
+        return pair["y"]
+
+    register(first)
+    register(first)
+    assert find("test only") is first
+    with pytest.raises(ValueError, match="registered already"):
+        register(second)
+    with pytest.raises(ValueError, match="did you mean 'test only'"):
+        find("test onl")
