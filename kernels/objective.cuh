@@ -10,6 +10,8 @@
 //
 // A stage reads only what earlier stages wrote. Between two stages stands a barrier of the one block, or the end of a
 // launch: what other threads wrote is read with __ldcg (never from a stale line of the first-level cache).
+//
+// Such a kernel is compiled when its objective is first used: what is large and used often is not inlined, nor unrolled.
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr i64 CHUNK = 2048;
@@ -79,13 +81,13 @@ __device__ inline void put(f64* array, i64 i, f64 value) { __stcg(array + i, val
 // Scalar functions; src/objective/ops.rs has the same ones.
 
 __device__ inline f64 flag(bool condition) { return condition ? 1 : 0; }
-__device__ inline f64 sigmoid(f64 x) {
+__device__ __noinline__ f64 sigmoid(f64 x) {
     f64 e = exp(-fabs(x));
     return (x >= 0 ? 1 : e) / (1 + e);
 }
-__device__ inline f64 softplus(f64 x) { return (x > 0 || x != x ? x : 0) + log1p(exp(-fabs(x))); }
+__device__ __noinline__ f64 softplus(f64 x) { return (x > 0 || x != x ? x : 0) + log1p(exp(-fabs(x))); }
 __device__ inline f64 log_sigmoid(f64 x) { return -softplus(-x); }
-__device__ inline f64 log1mexp(f64 x) { return x > -LN2 ? log(-expm1(x)) : log1p(-exp(x)); }
+__device__ __noinline__ f64 log1mexp(f64 x) { return x > -LN2 ? log(-expm1(x)) : log1p(-exp(x)); }
 __device__ inline f64 relu(f64 x) { return x <= 0 ? 0 : x; }
 __device__ inline f64 sign(f64 x) { return flag(x > 0) - flag(x < 0); }
 __device__ inline f64 square(f64 x) { return x * x; }
@@ -154,14 +156,15 @@ struct Team {
     __device__ explicit Team(bool wide) : wide(wide), rank(wide ? threadIdx.x : threadIdx.x % 32), size(wide ? THREADS : 32) {}
 
     // What all threads of the team remember; complete in the thread of rank 0.
-    template <typename T> __device__ T merged(T mine) const {
+    template <typename T> __device__ __noinline__ T merged(T mine) const {
+#pragma unroll 1
         for (int distance = 16; distance; distance /= 2) mine.merge(mine.across(distance));
         if (!wide) return mine;
         T* shared = (T*)between_warps();
         if (rank % 32 == 0) shared[rank / 32] = mine;
         __syncthreads();
-        if (rank == 0)
-            for (int warp = 1; warp < WARPS; warp++) mine.merge(shared[warp]);
+#pragma unroll 1
+        for (int warp = 1; warp < WARPS && rank == 0; warp++) mine.merge(shared[warp]);
         __syncthreads();
         return mine;
     }
@@ -173,6 +176,7 @@ __device__ inline void each_segment(i64 count, i64 alone, const Ranges& range, c
     const i64 batch = most(1, least(WARPS, (count + gridDim.x - 1) / gridDim.x));
     const int warp = threadIdx.x / 32;
     for (i64 base = blockIdx.x * batch; base < count; base += gridDim.x * batch) {
+#pragma unroll 1
         for (int turn = -1; turn < batch; turn++) {  // first a segment to every warp, then the long ones, one by one
             const bool wide = turn >= 0;
             const i64 s = base + (wide ? turn : warp);
@@ -202,6 +206,7 @@ template <typename T, typename Partial> __device__ inline T whole(int warp, i64 
     T total;
     if (blockIdx.x == 0 && threadIdx.x / 32 == warp % WARPS) {
         const Team team(false);
+#pragma unroll 1
         for (i64 c = team.rank; c < chunks(count); c += team.size) total.merge(partial(c));
         total = team.merged(total);
     }
@@ -220,6 +225,7 @@ struct Link {
 // Every lane's chain of links up to its own.
 __device__ inline Link chained(Link link) {
     const int lane = threadIdx.x % 32;
+#pragma unroll 1
     for (int distance = 1; distance < 32; distance *= 2) {
         f64 value = __shfl_up_sync(0xffffffffu, link.value, distance);
         f64 factor = __shfl_up_sync(0xffffffffu, link.factor, distance);
@@ -234,6 +240,7 @@ __device__ inline Link chained(Link link) {
 template <typename Links, typename Put>
 __device__ inline void scan(Range r, bool reverse, const Links& link, const Put& put) {
     f64 carry = 0;
+#pragma unroll 1
     for (i64 base = 0; base < r.end - r.begin; base += 32) {
         const i64 t = base + threadIdx.x % 32, i = reverse ? r.end - 1 - t : r.begin + t;
         const bool live = t < r.end - r.begin;

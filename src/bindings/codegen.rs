@@ -92,8 +92,13 @@ fn pairs(program: &objective::Program, counts: &HashMap<String, usize>) -> Vec<O
 }
 
 /// The generated part of the source.
-pub fn source(program: &Program, columns: &[(String, bool)], outputs: &[(String, bool)]) -> PyResult<String> {
-    Ok(generated(program).text(&signature(columns)?, &signature(outputs)?))
+pub fn source(
+    program: &Program,
+    columns: &[(String, bool)],
+    outputs: &[(String, bool)],
+    one_block: bool,
+) -> PyResult<String> {
+    Ok(generated(program).text(&signature(columns)?, &signature(outputs)?, one_block))
 }
 
 /// Bytes of workspace.
@@ -122,7 +127,7 @@ fn launches(program: &Program, call: PyCall) -> PyResult<Launches> {
 /// The launches of a run, as dictionaries: kernel, sources [(name, text)], defines, grid, block, argument (bytes).
 pub fn plan<'py>(py: Python<'py>, program: &Program, call: PyCall) -> PyResult<Vec<Bound<'py, PyDict>>> {
     let launches = launches(program, call)?;
-    let text = generated(program).text(&launches.columns, &launches.outputs);
+    let text = generated(program).text(&launches.columns, &launches.outputs, launches.one_block);
     let sources: Vec<(&str, &str)> = SOURCES.into_iter().chain([("generated.cu", text.as_str())]).collect();
     let no_defines: Vec<(&str, &str)> = Vec::new();
     launches

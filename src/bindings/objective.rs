@@ -329,8 +329,13 @@ impl Program {
     }
 
     /// The CUDA C++ generated for columns and outputs of these types, `(dtype, whether taken by index)`.
-    fn cuda_source(&self, columns: Vec<(String, bool)>, outputs: Vec<(String, bool)>) -> PyResult<String> {
-        codegen::source(self, &columns, &outputs)
+    fn cuda_source(
+        &self,
+        columns: Vec<(String, bool)>,
+        outputs: Vec<(String, bool)>,
+        one_block: bool,
+    ) -> PyResult<String> {
+        codegen::source(self, &columns, &outputs, one_block)
     }
 
     /// Bytes of workspace that a run on CUDA needs.

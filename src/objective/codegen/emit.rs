@@ -554,7 +554,7 @@ impl Emitter<'_> {
     /// The walk as a loop over segments, in each of which a team loops over elements.
     fn by_teams(&self, head: &str, first: &str) -> String {
         format!(
-            "    {head}[&](i64 s, Range r, Team team) {{\n{}        \
+            "    {head}[&](i64 s, Range r, Team team) {{\n{}#pragma unroll 1\n        \
              for (i64 {index} = r.begin + team.rank; {index} < r.end; {index} += team.size) {{\n{first}{}        }}\n{}    }});\n",
             indented(&self.lines[Level::Segment as usize], 2),
             indented(&self.lines[Level::Element as usize], 3),

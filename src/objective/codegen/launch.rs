@@ -62,6 +62,7 @@ pub struct Kernel {
 /// The launches of one run; all take the same argument.
 pub struct Launches {
     pub kernels: Vec<Kernel>,
+    pub one_block: bool,
     pub argument: Vec<u8>,
     pub columns: Signature,
     pub outputs: Signature,
@@ -105,6 +106,7 @@ impl Generated {
         let one_block = call.one_block.unwrap_or_else(|| self.suits_one_block(program, &sizes));
         Ok(Launches {
             kernels: self.kernels(&sizes, one_block),
+            one_block,
             argument: self.argument(program, call, &sizes)?,
             columns: signature(call.columns),
             outputs: signature(call.outputs),

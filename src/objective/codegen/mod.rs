@@ -24,8 +24,11 @@ pub type Signature = Vec<(&'static str, bool)>;
 
 /// A program as CUDA C++.
 pub struct Generated {
-    /// All but what depends on the signature.
+    /// The argument and the traversals.
     body: String,
+    /// The entry points of a single block, and of a chain of launches.
+    one_block: String,
+    chain: String,
     values: Values,
     schedule: Schedule,
     /// Runs of stages that one launch of the chain does.
@@ -54,8 +57,13 @@ impl Generated {
             schedule: &schedule,
             space_index: &space_index,
         };
+        let numbered = parts.iter().enumerate();
         Generated {
-            body: body(&plan, used, &parts),
+            body: body(&plan, used),
+            one_block: entry(&plan, "objective_one_block", 0..schedule.stages.len()),
+            chain: numbered
+                .map(|(index, stages)| entry(&plan, &format!("objective_part_{index}"), stages.clone()))
+                .collect(),
             values,
             schedule,
             parts,
@@ -63,7 +71,7 @@ impl Generated {
     }
 
     /// The generated text for columns and outputs of these types; it follows `kernels/objective.cuh`.
-    pub fn text(&self, columns: &Signature, outputs: &Signature) -> String {
+    pub fn text(&self, columns: &Signature, outputs: &Signature, one_block: bool) -> String {
         let mut text = String::from("// Generated from an objective's graph.\n\n");
         for (letter, signature) in [('C', columns), ('O', outputs)] {
             for (index, (dtype, take)) in signature.iter().enumerate() {
@@ -73,7 +81,7 @@ impl Generated {
                 );
             }
         }
-        text + &self.body
+        text + &self.body + if one_block { &self.one_block } else { &self.chain }
     }
 }
 
@@ -90,7 +98,7 @@ fn parts(stages: &[Stage]) -> Vec<std::ops::Range<usize>> {
     parts
 }
 
-fn body(plan: &Plan, spaces: usize, parts: &[std::ops::Range<usize>]) -> String {
+fn body(plan: &Plan, spaces: usize) -> String {
     let program = plan.program;
     // An array without elements is not C++.
     let sizes = [
@@ -111,10 +119,6 @@ fn body(plan: &Plan, spaces: usize, parts: &[std::ops::Range<usize>]) -> String 
             text.push('\n');
             text += &emit::traversal(plan, stage, &format!("stage_{stage}_{number}"), traversal);
         }
-    }
-    text += &entry(plan, "objective_one_block", 0..plan.schedule.stages.len());
-    for (index, stages) in parts.iter().enumerate() {
-        text += &entry(plan, &format!("objective_part_{index}"), stages.clone());
     }
     text
 }

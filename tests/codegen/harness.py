@@ -1,0 +1,213 @@
+"""Generated kernels on the CPU: what the CPU evaluator ran is run again in the emulator, both ways, and compared.
+
+Programs are recorded first, then compiled together: the compiler takes longer to start than to compile one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prefuse._prefuse import Program
+from prefuse.scoring import traced
+from tests.emulator import emulator
+
+SIZES = {"bool": 1, "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "i64": 8}
+TOLERANCE = {"f64": 1e-12, "f32": 2.5e-7}
+
+View = tuple[int, str, Sequence[int], Sequence[int]]
+
+
+class Memory:
+    """A copy of the bytes between the first and the last element of a view, and the same view of it."""
+
+    def __init__(self, view: View, blank: bool = False) -> None:
+        address, dtype, shape, strides = view
+        size, reach = SIZES[dtype], 0 if not shape or not shape[0] else (shape[0] - 1) * strides[0] * SIZES[dtype]
+        low, high = min(0, reach), max(0, reach) + (0 if shape and not shape[0] else size)
+        raw = b"\xff" * (high - low) if blank else ctypes.string_at(address + low, high - low)
+        # Eight bytes more, for a place that is never nowhere.
+        self.bytes = np.frombuffer(bytearray(raw + bytes(8)), np.uint8)
+        self.begin = self.bytes.ctypes.data
+        self.end = self.begin + high - low
+        self.view: View = (self.begin - low, dtype, tuple(shape), tuple(strides))
+
+    def values(self) -> np.ndarray[Any, Any]:
+        """The elements of a view of f32 or f64."""
+        address, dtype, shape, strides = self.view
+        base = self.bytes[address - self.begin :] if shape and strides[0] >= 0 else self.bytes
+        kind = np.dtype(np.float32 if dtype == "f32" else np.float64)
+        steps = tuple(stride * kind.itemsize for stride in strides)
+        return np.ndarray(tuple(shape), kind, base, 0, steps).astype(np.float64)
+
+
+@dataclass
+class Recorded:
+    """One run of a program on the CPU."""
+
+    program: Program
+    columns: list[Memory]
+    parameters: list[float]
+    offsets: list[Memory | int]
+    outputs: list[Memory]
+    counts: Mapping[str, int]
+
+
+class _Recording:
+    """A program that notes its runs."""
+
+    def __init__(self, program: Program, log: list[Recorded]) -> None:
+        self.program, self.log = program, log
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.program, name)
+
+    def run(
+        self, columns: Sequence[View], parameters: Sequence[float], offsets: Sequence[Any], outputs: Sequence[View], threads: int
+    ) -> None:
+        """Runs on the CPU and keeps what went in and came out."""
+        kept = [Memory(view) for view in columns]
+        cuts = [cut if isinstance(cut, int) else Memory(cut) for cut in offsets]
+        self.program.run(columns, parameters, offsets, outputs, threads)
+        made = [Memory(view) for view in outputs]
+        self.log.append(Recorded(self.program, kept, list(parameters), cuts, made, counts_of(self.program, cuts)))
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Recorded]]:
+    """Notes every run of an objective's programs."""
+    log: list[Recorded] = []
+    init = traced.Step.__init__
+
+    def wrapped(self: traced.Step, program: Program) -> None:
+        init(self, program)
+        self.program = _Recording(program, log)  # type: ignore[assignment]
+
+    traced.Step.__init__ = wrapped  # type: ignore[method-assign]
+    try:
+        yield log
+    finally:
+        traced.Step.__init__ = init  # type: ignore[method-assign]
+
+
+def counts_of(program: Program, cuts: Sequence[Memory | int]) -> dict[str, int]:
+    """The number of elements of each space that is cut by offsets, and of its pairs."""
+    counts = {}
+    for space, cut in zip(program.spaces, cuts, strict=True):
+        if isinstance(cut, Memory):
+            offsets = np.frombuffer(cut.bytes[: cut.end - cut.begin], np.int64)
+            counts[space] = int(offsets[-1])
+            counts[f"{space}*{space}"] = int((np.diff(offsets) ** 2).sum())
+    return counts
+
+
+def plan(run: Recorded, outputs: Sequence[View], workspace: int, one_block: bool) -> list[emulator.Launch]:
+    """The launches of a run."""
+    offsets = [cut if isinstance(cut, int) else cut.view for cut in run.offsets]
+    columns = [memory.view for memory in run.columns]
+    return run.program.cuda_plan(columns, run.parameters, offsets, run.counts, outputs, workspace, one_block)
+
+
+def workspace_of(run: Recorded) -> int:
+    """Bytes of workspace of a run."""
+    offsets = [cut if isinstance(cut, int) else cut.view for cut in run.offsets]
+    return run.program.cuda_workspace(offsets, run.counts)
+
+
+def sources(run: Recorded, one_block: bool) -> list[tuple[str, str]]:
+    """The source of a run's kernels: (file, text)."""
+    launches = plan(run, [memory.view for memory in run.outputs], 8, one_block)
+    return launches[0]["sources"]
+
+
+class Library:
+    """The kernels of many runs, compiled together as C++."""
+
+    def __init__(self, runs: Sequence[Recorded]) -> None:
+        self.numbers: dict[str, int] = {}  # by "text of the program: entry point"
+        texts: dict[str, int] = {}
+        body, table = "", []
+        for run in runs:
+            texts_of_run = [sources(run, one_block)[-1][1] for one_block in (True, False)]
+            if texts_of_run[0] in texts:
+                continue
+            name = texts[texts_of_run[0]] = len(texts)
+            entries = texts_of_run[1][texts_of_run[1].index('extern "C"') :]
+            body += f"namespace program_{name} {{\n{texts_of_run[0]}{entries}\n}}\n".replace('extern "C" ', "")
+            for number, text in enumerate(texts_of_run):
+                for entry in [line.split()[-1] for line in _entries(text)]:
+                    self.numbers[_key(texts_of_run[number], entry)] = len(table)
+                    table.append(f"[] {{ invoke(program_{name}::{entry}); }}")
+        prelude = "\n".join(text for name, text in sources(runs[0], True)[:-1] if name != "ptx.cuh")
+        self.compiled = _build(prelude, body, table)
+
+    def run(self, run: Recorded, one_block: bool, order: int = emulator.ASCENDING) -> list[np.ndarray[Any, Any]]:
+        """The outputs that the emulated kernels give."""
+        outputs = [Memory(memory.view, blank=True) for memory in run.outputs]
+        # NaN, so that what is read before it is written shows.
+        workspace = np.full(workspace_of(run) // 8 + 1, np.nan)
+        launches = plan(run, [memory.view for memory in outputs], workspace.ctypes.data, one_block)
+        inputs = [*run.columns, *(cut for cut in run.offsets if isinstance(cut, Memory))]
+        ranges = [(memory.begin, memory.end, False) for memory in inputs]
+        ranges += [(memory.begin, memory.end, True) for memory in outputs]
+        ranges += [(workspace.ctypes.data, workspace.ctypes.data + workspace_of(run), True)]
+        buffers = (emulator._Buffer * len(ranges))(*(emulator._Buffer(*entry) for entry in ranges))
+        for launch in launches:
+            number = self.numbers[_key(launch["sources"][-1][1], launch["kernel"])]
+            self.compiled.watch(buffers, len(ranges), True)
+            argument = ctypes.create_string_buffer(launch["argument"])
+            self.compiled.emulate(number, argument, launch["grid"], launch["block"], order)
+            report = self.compiled.reported()
+            if report:
+                raise emulator.EmulationError(f"{launch['kernel']}:\n{report.decode()}\n{launch['sources'][-1][1]}")
+        return [memory.values() for memory in outputs]
+
+    def check(self, run: Recorded, order: int = emulator.ASCENDING) -> None:
+        """Compares the emulated kernels, run both ways, with the CPU evaluator."""
+        alone, chained = self.run(run, True, order), self.run(run, False, order)
+        for index, memory in enumerate(run.outputs):
+            expected, label = memory.values(), f"output {index}\n{run.program!r}"
+            np.testing.assert_array_equal(alone[index], chained[index], f"one block and chain differ: {label}")
+            finite = np.abs(expected[np.isfinite(expected)])
+            rtol = TOLERANCE[memory.view[1]]
+            np.testing.assert_allclose(alone[index], expected, rtol, rtol * finite.max(initial=1e-300), True, label)
+
+
+def _entries(text: str) -> list[str]:
+    return [part.partition("(const __grid")[0] for part in text.split("__launch_bounds__(THREADS) ")[1:]]
+
+
+def _key(text: str, entry: str) -> str:
+    return hashlib.sha256(text.partition('extern "C"')[0].encode()).hexdigest() + entry
+
+
+def _build(prelude: str, body: str, table: Sequence[str]) -> ctypes.CDLL:
+    text = f"""#include "{emulator.HERE}/shim.h"
+{prelude}
+{body}
+static const void* argument_bytes;
+template <typename T> static void invoke(void (*kernel)(T)) {{ kernel(*static_cast<const T*>(argument_bytes)); }}
+static void (*const entries[])() = {{ {", ".join(table)} }};
+extern "C" void emulate(int which, const void* argument, unsigned grid, unsigned threads, int order) {{
+    argument_bytes = argument;
+    emulator::run_grid(entries[which], grid, threads, 0, grid, order);
+}}
+"""
+    library = emulator._folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
+    source = library.with_suffix(".cpp")
+    source.write_text(text)
+    flags = [flag for flag in emulator.FLAGS if flag != "-O1"]
+    command = [str(emulator.COMPILER), *flags, "-O0", "-shared", str(source), emulator._runtime(), "-o", str(library)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    if built.returncode:
+        raise RuntimeError(f"generated source does not compile as C++:\n{built.stderr[:4000]}")
+    compiled = ctypes.CDLL(str(library))
+    compiled.reported.restype = ctypes.c_char_p
+    return compiled
