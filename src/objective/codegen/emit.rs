@@ -538,10 +538,10 @@ impl Emitter<'_> {
     }
 
     fn new_segment(&mut self, upper: SpaceId, lower: SpaceId) -> Place {
-        let segment = match upper {
-            BATCH => WHOLE,
-            _ => self.new_place(upper, "s".into(), Level::Segment),
-        };
+        if upper == BATCH {
+            return WHOLE;
+        }
+        let segment = self.new_place(upper, "s".into(), Level::Segment);
         self.ranges.insert((segment, lower), "r".into());
         segment
     }
