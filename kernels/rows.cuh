@@ -56,7 +56,7 @@ __device__ inline i64 offset(const RowsArgs& a, i64 row, const i64* stride) {
 // What is known of a row before its logits are read.
 struct Header {
     i64 label;
-    bool ignored, broken;  // broken: the label is outside [0, V) and not the ignore index; the row becomes NaN
+    bool ignored, broken;  // broken: label outside [0, V) or temperature not a positive number; the row becomes NaN
     A temperature;
 };
 
@@ -73,9 +73,10 @@ __device__ inline Header header(const RowsArgs& a, i64 row) {
     Header h;
     h.label = __ldcs(a.labels + offset(a, row, a.labels_stride));
     h.ignored = h.label == a.ignore_index || (a.mask && !__ldcs(a.mask + offset(a, row, a.mask_stride)));
-    h.broken = !h.ignored && (h.label < 0 || h.label >= a.width);
     h.temperature = A(a.temperature);
     if (a.temperatures && !h.ignored) h.temperature = row_temperature(a, offset(a, row, a.temperature_stride));
+    bool temperate = h.temperature > 0 && h.temperature < infinity<A>();
+    h.broken = !h.ignored && (h.label < 0 || h.label >= a.width || !temperate);
     return h;
 }
 

@@ -12,6 +12,9 @@ macro_rules! sources {
     };
 }
 
+/// A program that can be asked for by name: entry point, sources, names of the constants it is compiled with.
+pub type Entry = (&'static str, &'static [&'static Source], &'static [&'static str]);
+
 /// What a kernel is made of: files that are concatenated, and constants that are defined before them.
 #[derive(Clone)]
 pub struct Program {

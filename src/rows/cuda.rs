@@ -14,6 +14,14 @@ const COMBINE: &[&Source] =
     &[&source::PTX, &source::UNITS, &source::ROWS, &source::TOPK, &source::ROWS_VALUES, &source::ROWS_COMBINE];
 const BACKWARD: &[&Source] = &[&source::PTX, &source::UNITS, &source::ROWS, &source::ROWS_BACKWARD];
 
+/// Every program of this room: entry point, sources, the constants it is compiled with.
+pub const PROGRAMS: &[crate::cuda::source::Entry] = &[
+    ("rows_forward", FORWARD, DEFINES),
+    ("rows_combine", COMBINE, DEFINES),
+    ("rows_backward", BACKWARD, DEFINES),
+];
+const DEFINES: &[&str] = &["LOGIT", "REFERENCE", "STATS", "ROW_THREADS", "UNIT", "CHUNK", "SOFTCAP"];
+
 /// `RowsArgs` of `kernels/rows.cuh`.
 #[repr(C)]
 #[derive(Default)]
@@ -61,13 +69,12 @@ struct Geometry {
 }
 
 impl Geometry {
-    fn new(rows: &Rows, reads_reference: bool) -> Geometry {
-        let reference = rows.reference.as_ref().filter(|_| reads_reference);
-        let narrower = reference.map_or(rows.logits.dtype.size(), |view| view.dtype.size().min(rows.logits.dtype.size()));
-        let unit = 16 / narrower;
+    /// For rows of `width` logits, read together with a reference's or alone.
+    fn new(width: usize, logits: Dtype, reference: Option<Dtype>) -> Geometry {
+        let unit = 16 / reference.map_or(logits.size(), |reference| reference.size().min(logits.size()));
         let chunk = |threads: usize| 16 * unit * threads;
         // A row that is one chunk to a warp is a warp's; eight of them share a block.
-        let threads = if rows.width() <= chunk(32) { 32 } else { THREADS as usize };
+        let threads = if width <= chunk(32) { 32 } else { THREADS as usize };
         Geometry { threads, unit, chunk: chunk(threads) }
     }
 
@@ -77,10 +84,15 @@ impl Geometry {
 }
 
 /// Parts into which each row is split over blocks: 1, or its number of chunks when rows are too few to fill the device.
-fn parts(rows: &Rows, stats: &[Stat], multiprocessors: usize) -> usize {
+fn parts(rows: usize, width: usize, geometry: &Geometry, stats: &[Stat], multiprocessors: usize) -> usize {
     let needs_whole_row = stats.iter().any(|stat| matches!(stat, Stat::TopkMass | Stat::TopkEntropy));
-    let geometry = Geometry::new(rows, reads_reference(stats));
-    if needs_whole_row || rows.count() >= 4 * multiprocessors { 1 } else { rows.width().div_ceil(geometry.chunk).max(1) }
+    let fills_the_device = rows >= 4 * multiprocessors;
+    if needs_whole_row || fills_the_device { 1 } else { width.div_ceil(geometry.chunk).max(1) }
+}
+
+fn geometry(rows: &Rows, stats: &[Stat]) -> Geometry {
+    let reference = rows.reference.as_ref().filter(|_| reads_reference(stats));
+    Geometry::new(rows.width(), rows.logits.dtype, reference.map(|view| view.dtype))
 }
 
 fn reads_reference(stats: &[Stat]) -> bool {
@@ -88,11 +100,14 @@ fn reads_reference(stats: &[Stat]) -> bool {
 }
 
 /// Numbers of the statistics' dtype that [`forward`] needs as workspace; 0 where rows are not split.
-pub fn forward_workspace(rows: &Rows, stats: &[Stat], multiprocessors: usize) -> usize {
+pub fn forward_workspace(logits: &View, reference: Option<&View>, stats: &[Stat], multiprocessors: usize) -> usize {
     const PARTIAL_NUMBERS: usize = 12;
-    match parts(rows, stats, multiprocessors) {
+    let Some((&width, lead)) = logits.shape.split_last() else { return 0 };
+    let rows: usize = lead.iter().product();
+    let geometry = Geometry::new(width, logits.dtype, reference.filter(|_| reads_reference(stats)).map(|view| view.dtype));
+    match parts(rows, width, &geometry, stats, multiprocessors) {
         1 => 0,
-        parts => rows.count() * parts * PARTIAL_NUMBERS,
+        parts => rows * parts * PARTIAL_NUMBERS,
     }
 }
 
@@ -109,8 +124,8 @@ pub fn forward(
     if rows.count() == 0 || stats.is_empty() {
         return Ok(Vec::new());
     }
-    let geometry = Geometry::new(rows, reads_reference(stats));
-    let parts = parts(rows, stats, multiprocessors);
+    let geometry = geometry(rows, stats);
+    let parts = parts(rows.count(), rows.width(), &geometry, stats, multiprocessors);
     let mut args = arguments(rows, stats, reads_reference(stats), None)?;
     args.table = out.address;
     args.partials = workspace;
@@ -142,7 +157,7 @@ pub fn backward(
         return Ok(Vec::new());
     }
     let read: Vec<Stat> = stats.iter().copied().filter(|&stat| is_read_by_backward(stat, stats)).collect();
-    let geometry = Geometry::new(rows, reads_reference(&read));
+    let geometry = geometry(rows, &read);
     let mut args = arguments(rows, stats, reads_reference(&read), Some(gradient))?;
     args.gradient = gradient.address;
     args.table = grads.address;

@@ -5,6 +5,10 @@ use crate::view::{ArgumentError, Dtype, View};
 
 const SOURCES: &[&Source] = &[&source::PTX, &source::UNITS, &source::SEGMENTS];
 
+/// Every program of this room: entry point, sources, the constants it is compiled with.
+pub const PROGRAMS: &[crate::cuda::source::Entry] =
+    &[("segment_sum", SOURCES, &["VALUE"]), ("segment_expand", SOURCES, &["VALUE"])];
+
 /// `SegmentArgs` of `kernels/segments.cu`.
 #[repr(C)]
 struct SegmentArgs {

@@ -1,0 +1,71 @@
+"""Every kernel compiles for every architecture, keeps its numbers in registers and moves 16 bytes at a time. Needs NVRTC, no GPU."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from prefuse import _prefuse
+from prefuse._cuda import ARCHITECTURES, Program, prepare, programs, resources
+from tests.cuda.machine_code import LOAD, STORE, memory_instructions
+
+REGISTERS = {"256 threads, 3 blocks": 80, "256 threads, 2 blocks": 128}
+"""What a thread may use so that this many blocks are resident (64 Ki registers per multiprocessor)."""
+
+
+def _nvrtc_missing() -> str:
+    prepare()
+    try:
+        _prefuse.cuda_nvrtc()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+pytestmark = pytest.mark.skipif(bool(_nvrtc_missing()), reason=f"NVRTC is not installed: {_nvrtc_missing()}")
+
+ALL = programs()
+COMMON = programs(("bf16", "f32"), (1 << 17,))
+"""What most calls run; the other dtypes and short rows are checked for one architecture."""
+CASES = [(architecture, program) for architecture in ARCHITECTURES for program in (ALL if architecture == 90 else COMMON)]
+
+
+def name(value: int | Program) -> str:
+    return f"sm_{value}" if isinstance(value, int) else "-".join([value[0], *(text for _, text in value[1])])
+
+
+@functools.cache
+def _compiled(kernel: str, defines: tuple[tuple[str, str], ...], architecture: int) -> tuple[bytes, str]:
+    return _prefuse.cuda_compile(kernel, list(defines), architecture, False)
+
+
+@pytest.mark.parametrize(("architecture", "program"), CASES, ids=name)
+def test_kernel(architecture: int, program: Program) -> None:
+    kernel, defines = program
+    cubin, log = _compiled(kernel, tuple(defines), architecture)
+    used, constants = resources(log), dict(defines)
+    assert used.spilled == 0, log
+    if kernel not in ("rows_forward", "rows_backward"):
+        return
+    assert used.registers <= max(REGISTERS.values())
+    if constants["LOGIT"] != "f64" and constants["STATS"] in ("0x3", "0x3f", "0x7"):
+        assert used.registers <= REGISTERS["256 threads, 3 blocks"]
+    moved = memory_instructions(cubin)
+    assert moved[LOAD, 16] >= 4
+    if kernel == "rows_backward":
+        assert moved[STORE, 16] >= 1
+
+
+def test_an_unknown_kernel_or_definition_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="no kernel 'rm'"):
+        _prefuse.cuda_compile("rm", [], 90, False)
+    with pytest.raises(RuntimeError, match="no kernel 'segment_sum'"):
+        _prefuse.cuda_compile("segment_sum", [("VALUE", "float x; int")], 90, False)
+    with pytest.raises(RuntimeError, match="VALUE2"):
+        _prefuse.cuda_compile("segment_sum", [("VALUE2", "f32")], 90, False)
+
+
+def test_what_does_not_compile_is_told_with_the_compiler_s_words() -> None:
+    with pytest.raises(RuntimeError, match=r"segment_sum \(-DVALUE=f17\) for sm_90:\n.*f17"):
+        _prefuse.cuda_compile("segment_sum", [("VALUE", "f17")], 90, False)
