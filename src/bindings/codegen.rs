@@ -5,18 +5,13 @@ use std::collections::HashMap;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
+use super::cuda::{described, run};
 use super::objective::Program;
 use super::rows::{PyView, view};
-use crate::objective::codegen::{Call, Column, DeviceCut, Generated, Launches, Signature};
+use crate::cuda::{CudaError, Launch, nvrtc};
+use crate::objective::codegen::{Call, Column, DeviceCut, Generated, Signature};
 use crate::objective::{self, GraphError};
 use crate::view::{ArgumentError, Dtype};
-
-/// The part of the source that is the same for every objective, and what it builds on.
-const SOURCES: [(&str, &str); 3] = [
-    ("ptx.cuh", include_str!("../../kernels/ptx.cuh")),
-    ("units.cuh", include_str!("../../kernels/units.cuh")),
-    ("objective.cuh", include_str!("../../kernels/objective.cuh")),
-];
 
 /// A column or an output: a view, or a view and the indices of the elements to take.
 #[derive(FromPyObject)]
@@ -91,14 +86,31 @@ fn pairs(program: &objective::Program, counts: &HashMap<String, usize>) -> Vec<O
     program.pair_spaces().map(|space| counts.get(program.space_name(space)).copied()).collect()
 }
 
-/// The generated part of the source.
-pub fn source(
+/// The generated texts, by entry point.
+pub fn sources(
     program: &Program,
     columns: &[(String, bool)],
     outputs: &[(String, bool)],
     one_block: bool,
-) -> PyResult<String> {
-    Ok(generated(program).text(&signature(columns)?, &signature(outputs)?, one_block))
+) -> PyResult<Vec<(String, String)>> {
+    Ok(generated(program).entries(&signature(columns)?, &signature(outputs)?, one_block))
+}
+
+/// (entry point, machine code, compiler log) for an architecture, not from the cache.
+pub fn compile<'py>(
+    py: Python<'py>,
+    program: &Program,
+    columns: &[(String, bool)],
+    outputs: &[(String, bool)],
+    one_block: bool,
+    architecture: i32,
+) -> PyResult<Vec<(&'static str, Bound<'py, PyBytes>, String)>> {
+    let programs = generated(program).programs(&signature(columns)?, &signature(outputs)?, one_block);
+    let compiled = py.detach(|| {
+        let nvrtc = nvrtc::nvrtc()?;
+        programs.iter().map(|entry| Ok((entry.kernel, nvrtc.compile(entry, architecture)?))).collect::<Result<Vec<_>, CudaError>>()
+    })?;
+    Ok(compiled.into_iter().map(|(name, code)| (name, PyBytes::new(py, &code.cubin), code.log)).collect())
 }
 
 /// Bytes of workspace.
@@ -108,7 +120,7 @@ pub fn workspace(program: &Program, offsets: Vec<DeviceOffsets>, counts: &HashMa
     Ok(generated(program).workspace(inner, &cuts, &pairs(inner, counts))?)
 }
 
-fn launches(program: &Program, call: PyCall) -> PyResult<Launches> {
+fn launches(program: &Program, call: PyCall) -> PyResult<Vec<Launch>> {
     let inner = &program.inner;
     let columns = call.columns.into_iter().map(|it| column("columns", it));
     let outputs = call.outputs.into_iter().map(|it| column("outputs", it));
@@ -124,24 +136,12 @@ fn launches(program: &Program, call: PyCall) -> PyResult<Launches> {
     Ok(generated(program).launches(inner, &call)?)
 }
 
-/// The launches of a run, as dictionaries: kernel, sources [(name, text)], defines, grid, block, argument (bytes).
+/// The launches of a run, as dictionaries.
 pub fn plan<'py>(py: Python<'py>, program: &Program, call: PyCall) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    let launches = launches(program, call)?;
-    let text = generated(program).text(&launches.columns, &launches.outputs, launches.one_block);
-    let sources: Vec<(&str, &str)> = SOURCES.into_iter().chain([("generated.cu", text.as_str())]).collect();
-    let no_defines: Vec<(&str, &str)> = Vec::new();
-    launches
-        .kernels
-        .into_iter()
-        .map(|kernel| {
-            let description = PyDict::new(py);
-            description.set_item("kernel", kernel.entry)?;
-            description.set_item("sources", &sources)?;
-            description.set_item("defines", &no_defines)?;
-            description.set_item("grid", kernel.grid)?;
-            description.set_item("block", objective::codegen::THREADS)?;
-            description.set_item("argument", PyBytes::new(py, &launches.argument))?;
-            Ok(description)
-        })
-        .collect()
+    described(py, launches(program, call)?)
+}
+
+/// Queues a run on a stream of a device.
+pub fn launch(py: Python<'_>, program: &Program, call: PyCall, device: i32, stream: usize) -> PyResult<()> {
+    run(py, device, stream, launches(program, call)?)
 }

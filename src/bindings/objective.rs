@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyInt};
+use pyo3::types::{PyBytes, PyDict, PyInt};
 
 use super::arrays::{array_of, arrays_of};
 use super::codegen::{self, DeviceColumn, DeviceOffsets};
@@ -328,14 +328,26 @@ impl Program {
         Ok(())
     }
 
-    /// The CUDA C++ generated for columns and outputs of these types, `(dtype, whether taken by index)`.
-    fn cuda_source(
+    /// The CUDA C++ generated for columns and outputs of these types: (entry point, text).
+    fn cuda_sources(
         &self,
         columns: Vec<(String, bool)>,
         outputs: Vec<(String, bool)>,
         one_block: bool,
-    ) -> PyResult<String> {
-        codegen::source(self, &columns, &outputs, one_block)
+    ) -> PyResult<Vec<(String, String)>> {
+        codegen::sources(self, &columns, &outputs, one_block)
+    }
+
+    /// (entry point, machine code, compiler log) of the same for sm_`architecture`.
+    fn cuda_compile<'py>(
+        &self,
+        py: Python<'py>,
+        columns: Vec<(String, bool)>,
+        outputs: Vec<(String, bool)>,
+        one_block: bool,
+        architecture: i32,
+    ) -> PyResult<Vec<(&'static str, Bound<'py, PyBytes>, String)>> {
+        codegen::compile(py, self, &columns, &outputs, one_block, architecture)
     }
 
     /// Bytes of workspace that a run on CUDA needs.
@@ -359,6 +371,24 @@ impl Program {
     ) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let call = codegen::PyCall { columns, parameters, offsets, counts, outputs, workspace, one_block };
         codegen::plan(py, self, call)
+    }
+
+    /// Queues a run on a stream of `device`.
+    #[allow(clippy::too_many_arguments)]
+    fn cuda_launch(
+        &self,
+        py: Python<'_>,
+        columns: Vec<DeviceColumn>,
+        parameters: Vec<f64>,
+        offsets: Vec<DeviceOffsets>,
+        counts: HashMap<String, usize>,
+        outputs: Vec<DeviceColumn>,
+        workspace: usize,
+        device: i32,
+        stream: usize,
+    ) -> PyResult<()> {
+        let call = codegen::PyCall { columns, parameters, offsets, counts, outputs, workspace, one_block: None };
+        codegen::launch(py, self, call, device, stream)
     }
 
     fn __repr__(&self) -> String {

@@ -121,31 +121,26 @@ def workspace_of(run: Recorded) -> int:
     return run.program.cuda_workspace(offsets, run.counts)
 
 
-def sources(run: Recorded, one_block: bool) -> list[tuple[str, str]]:
-    """The source of a run's kernels: (file, text)."""
-    launches = plan(run, [memory.view for memory in run.outputs], 8, one_block)
-    return launches[0]["sources"]
-
-
 class Library:
     """The kernels of many runs, compiled together as C++."""
 
     def __init__(self, runs: Sequence[Recorded]) -> None:
-        self.numbers: dict[str, int] = {}  # by "text of the program: entry point"
-        texts: dict[str, int] = {}
-        body, table = "", []
+        self.numbers: dict[str, int] = {}  # by the text that is generated for an entry point
+        body, table, prelude = "", [], ""
         for run in runs:
-            texts_of_run = [sources(run, one_block)[-1][1] for one_block in (True, False)]
-            if texts_of_run[0] in texts:
+            outputs = [memory.view for memory in run.outputs]
+            launches = [*plan(run, outputs, 8, True), *plan(run, outputs, 8, False)]
+            texts = [launch["sources"][-1][1] for launch in launches]
+            if texts[0] in self.numbers:
                 continue
-            name = texts[texts_of_run[0]] = len(texts)
-            entries = texts_of_run[1][texts_of_run[1].index('extern "C"') :]
-            body += f"namespace program_{name} {{\n{texts_of_run[0]}{entries}\n}}\n".replace('extern "C" ', "")
-            for number, text in enumerate(texts_of_run):
-                for entry in [line.split()[-1] for line in _entries(text)]:
-                    self.numbers[_key(texts_of_run[number], entry)] = len(table)
-                    table.append(f"[] {{ invoke(program_{name}::{entry}); }}")
-        prelude = "\n".join(text for name, text in sources(runs[0], True)[:-1] if name != "ptx.cuh")
+            prelude = "\n".join(text for name, text in launches[0]["sources"][:-1] if name != "ptx.cuh")
+            name = f"program_{len(self.numbers)}"
+            # One block does all stages: the parts' entry points need nothing but its functions.
+            entries = texts[0] + "".join(text[text.index('extern "C"') :] for text in texts[1:])
+            body += f"namespace {name} {{\n{entries}\n}}\n".replace('extern "C" ', "")
+            for launch, text in zip(launches, texts, strict=True):
+                self.numbers[text] = len(table)
+                table.append(f"[] {{ invoke({name}::{launch['kernel']}); }}")
         self.compiled = _build(prelude, body, table)
 
     def run(self, run: Recorded, one_block: bool, order: int = emulator.ASCENDING) -> list[np.ndarray[Any, Any]]:
@@ -160,7 +155,7 @@ class Library:
         ranges += [(workspace.ctypes.data, workspace.ctypes.data + workspace_of(run), True)]
         buffers = (emulator._Buffer * len(ranges))(*(emulator._Buffer(*entry) for entry in ranges))
         for launch in launches:
-            number = self.numbers[_key(launch["sources"][-1][1], launch["kernel"])]
+            number = self.numbers[launch["sources"][-1][1]]
             self.compiled.watch(buffers, len(ranges), True)
             argument = ctypes.create_string_buffer(launch["argument"])
             self.compiled.emulate(number, argument, launch["grid"], launch["block"], order)
@@ -178,14 +173,6 @@ class Library:
             finite = np.abs(expected[np.isfinite(expected)])
             rtol = TOLERANCE[memory.view[1]]
             np.testing.assert_allclose(alone[index], expected, rtol, rtol * finite.max(initial=1e-300), True, label)
-
-
-def _entries(text: str) -> list[str]:
-    return [part.partition("(const __grid")[0] for part in text.split("__launch_bounds__(THREADS) ")[1:]]
-
-
-def _key(text: str, entry: str) -> str:
-    return hashlib.sha256(text.partition('extern "C"')[0].encode()).hexdigest() + entry
 
 
 def _build(prelude: str, body: str, table: Sequence[str]) -> ctypes.CDLL:

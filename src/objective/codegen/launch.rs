@@ -5,10 +5,9 @@ use super::super::program::{Extent, Program, Task};
 use super::super::space::{BATCH, SpaceId};
 use super::schedule::{SlotSize, Walk};
 use super::{Generated, Signature};
+use crate::cuda::{Launch, THREADS};
 use crate::view::{Dtype, View};
 
-/// Threads of a block; `THREADS` in the source.
-pub const THREADS: u32 = 256;
 const WARPS: usize = THREADS as usize / 32;
 /// Elements of a chunk; `CHUNK` in the source.
 const CHUNK: usize = 2048;
@@ -52,22 +51,6 @@ pub struct Call<'a> {
     pub one_block: Option<bool>,
 }
 
-/// One launch of a chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kernel {
-    pub entry: String,
-    pub grid: u32,
-}
-
-/// The launches of one run; all take the same argument.
-pub struct Launches {
-    pub kernels: Vec<Kernel>,
-    pub one_block: bool,
-    pub argument: Vec<u8>,
-    pub columns: Signature,
-    pub outputs: Signature,
-}
-
 /// Number of elements (at most) and fan-out of every space in use.
 struct Sizes {
     counts: Vec<usize>,
@@ -88,7 +71,7 @@ impl Generated {
     }
 
     /// The launches of a run.
-    pub fn launches(&self, program: &Program, call: &Call) -> Result<Launches, GraphError> {
+    pub fn launches(&self, program: &Program, call: &Call) -> Result<Vec<Launch>, GraphError> {
         check_counts(program, call)?;
         let sizes = measure(program, call.cuts, call.pairs)?;
         for (column, (name, space)) in call.columns.iter().zip(&program.columns) {
@@ -104,28 +87,26 @@ impl Generated {
         }
         self.check_sorts(program, &sizes)?;
         let one_block = call.one_block.unwrap_or_else(|| self.suits_one_block(program, &sizes));
-        Ok(Launches {
-            kernels: self.kernels(&sizes, one_block),
-            one_block,
-            argument: self.argument(program, call, &sizes)?,
-            columns: signature(call.columns),
-            outputs: signature(call.outputs),
-        })
+        let argument = self.argument(program, call, &sizes)?;
+        let programs = self.programs(&signature(call.columns), &signature(call.outputs), one_block);
+        let grids = self.grids(&sizes, one_block);
+        let launches = programs.into_iter().zip(grids);
+        Ok(launches
+            .map(|(program, grid)| Launch { program, grid, block: THREADS, argument: argument.clone() })
+            .collect())
     }
 
-    fn kernels(&self, sizes: &Sizes, one_block: bool) -> Vec<Kernel> {
+    /// The number of blocks of each launch.
+    fn grids(&self, sizes: &Sizes, one_block: bool) -> Vec<u32> {
         if one_block {
-            return vec![Kernel { entry: "objective_one_block".into(), grid: 1 }];
+            return vec![1];
         }
-        let parts = self.parts.iter().enumerate();
+        let parts = self.parts.iter();
         parts
-            .map(|(index, stages)| {
+            .map(|stages| {
                 let traversals = self.schedule.stages[stages.clone()].iter().flatten();
                 let blocks = traversals.map(|traversal| blocks(traversal.walk, sizes)).max();
-                Kernel {
-                    entry: format!("objective_part_{index}"),
-                    grid: blocks.unwrap_or(1).clamp(1, GRID) as u32,
-                }
+                blocks.unwrap_or(1).clamp(1, GRID) as u32
             })
             .collect()
     }
@@ -238,11 +219,8 @@ fn stride(view: &View) -> isize {
 }
 
 fn signature(columns: &[Column]) -> Signature {
-    columns.iter().map(|column| (c_type(column.view.dtype), column.take.is_some())).collect()
-}
-
-fn c_type(dtype: Dtype) -> &'static str {
-    dtype.name() // `bool` is C++'s own; the others are named in kernels/units.cuh
+    // The names of dtypes are types in kernels/units.cuh, but for `bool`, which is C++'s own.
+    columns.iter().map(|column| (column.view.dtype.name(), column.take.is_some())).collect()
 }
 
 fn slot_length(program: &Program, sizes: &Sizes, slot: SlotSize) -> usize {
