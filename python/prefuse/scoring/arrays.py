@@ -46,8 +46,11 @@ class Arrays(Protocol):
     def result_dtype(self, arrays: Sequence[Array]) -> Any:
         """Return the dtype of results: f64 where any array is (numbers aside), else f32."""
 
-    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
-        """Return a new contiguous array."""
+    def empty(self, size: int, dtype: Any) -> Array:
+        """Return a new array of one dimension."""
+
+    def scalar(self, dtype: Any) -> Array:
+        """Return a new array of no dimension."""
 
     def flat(self, array: Array) -> Array:
         """Return the elements as one dimension."""
@@ -94,9 +97,13 @@ class TorchArrays:
         """Return float64 if any tensor is, else float32."""
         return torch.float64 if any(a.dtype is torch.float64 and a.ndim for a in arrays) else torch.float32
 
-    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Return an uninitialised CPU tensor."""
-        return torch.empty(shape, dtype=dtype)
+    def empty(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return an uninitialised CPU tensor of one dimension."""
+        return torch.empty(size, dtype=dtype, device="cpu")
+
+    def scalar(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return an uninitialised CPU tensor of no dimension."""
+        return torch.empty((), dtype=dtype, device="cpu")
 
     def flat(self, array: torch.Tensor) -> torch.Tensor:
         """Return the tensor with one dimension."""
@@ -152,9 +159,13 @@ class NumpyArrays:
         """Return float64 if any array is, else float32."""
         return np.dtype(np.float64 if any(a.dtype == np.float64 and a.ndim for a in arrays) else np.float32)
 
-    def empty(self, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-        """Return an uninitialised array."""
-        return np.empty(tuple(shape), dtype)
+    def empty(self, size: int, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """Return an uninitialised array of one dimension."""
+        return np.empty(size, dtype)
+
+    def scalar(self, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """Return an uninitialised array of no dimension."""
+        return np.empty((), dtype)
 
     def flat(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return the array with one dimension."""

@@ -72,8 +72,8 @@ class Call:
         """
         step = self.traced.score_step(reduction, wrt)
         empty, dtype, name = self.arrays.empty, self.dtype, self.dtype_name
-        losses, extras = empty((self.count,), dtype), empty((self._extras_size(),), dtype)
-        loss = losses if reduction == "none" else empty((), dtype)
+        losses, extras = empty(self.count, dtype), empty(self._extras_size(), dtype)
+        loss = losses if reduction == "none" else self.arrays.scalar(dtype)
         outputs: list[View] = [] if reduction == "none" else [(self.arrays.address(loss), name, (), ())]
         outputs.append((self.arrays.address(losses), name, (self.count,), ONE))
         self._add_extras(outputs, self.arrays.address(extras))
@@ -148,19 +148,17 @@ class Call:
             address += width
 
     def _add_gradients(self, outputs: list[View], wrt: tuple[str, ...]) -> list[Array]:
-        buffers = []
+        arrays, buffers = self.arrays, []
         for column in wrt:
-            space = self.traced.columns[column]
-            shape, strides = ((), ()) if space == BATCH else ((self._size(space),), ONE)
-            dtype = self._gradient_dtype(self.columns[column])
-            buffer = self.arrays.empty(shape, dtype)
-            outputs.append((self.arrays.address(buffer), self.arrays.names[dtype], shape, strides))
+            space, dtype = self.traced.columns[column], self.columns[column].dtype
+            if dtype not in (arrays.single, arrays.wide):
+                dtype = arrays.single
+            size = self.count if self.layout is None else self.layout.counts[space]
+            buffer = arrays.scalar(dtype) if space == BATCH else arrays.empty(size, dtype)
+            shape, strides = ((), ()) if space == BATCH else ((size,), ONE)
+            outputs.append((arrays.address(buffer), arrays.names[dtype], shape, strides))
             buffers.append(buffer)
         return buffers
-
-    def _gradient_dtype(self, column: Array) -> Any:
-        dtype = column.dtype
-        return dtype if dtype == self.dtype else self.arrays.wide if dtype == self.arrays.wide else self.arrays.single
 
     def _unpacked(self, wrt: tuple[str, ...], buffers: list[Array]) -> list[Array]:
         if self.layout is None:
@@ -203,16 +201,18 @@ class Call:
             kept = [self._packed(name, columns[name]) for name in step.columns]
             views = [self.arrays.view(array) for array in kept]
         numbers = [self.numbers[name] for name in step.parameters]
-        threads = 1 if self._work() < PARALLEL else torch.get_num_threads()
-        step.program.run(views, numbers, [self._offsets(space) for space in step.spaces], outputs, threads)
+        if self.layout is None:
+            work = self.count
+            offsets: list[View | int] = [self.count] * len(step.spaces)
+        else:
+            work = max(self.layout.counts.values())
+            offsets = [self._offsets(space) for space in step.spaces]
+        threads = 1 if work < PARALLEL else torch.get_num_threads()
+        step.program.run(views, numbers, offsets, outputs, threads)
         del kept
 
-    def _work(self) -> int:
-        return self.count if self.layout is None else max(self.layout.counts.values())
-
     def _offsets(self, space: str) -> View | int:
-        if self.layout is None:
-            return self.count
+        assert self.layout is not None
         offsets = self.layout.offsets.get(space)
         if offsets is None:
             return self.layout.counts[space]
