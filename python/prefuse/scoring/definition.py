@@ -220,20 +220,18 @@ def _named_rewards(trace: Trace, rewards: Any) -> dict[str, Expression]:
 
 
 def _default_rewards(trace: Trace, touched: set[tuple[str | None, str]], beta: Setting) -> dict[str, Expression]:
-    """β·logratio where the reference was used, else β·avg_logp where lengths were, else β·logp (β = 1 without one)."""
+    """β·logratio where the reference was used, else β·avg_logp where every length was, else β·logp (β or 1)."""
     if trace.kind is TOKEN:
         return {}
-    names = {name for _, name in touched}
-    roles = sorted({role or "" for role, name in touched if name == "logp"})
-    if not roles:
-        return {}
-    quantity = "logratio" if "ref_logp" in names else "avg_logp" if "length" in names else "logp"
+    roles, referenced, measured = (
+        sorted(role or "" for role, name in touched if name == wanted) for wanted in ("logp", "ref_logp", "length")
+    )
+    quantity = "logratio" if referenced else "avg_logp" if set(roles) <= set(measured) else "logp"
     scale = beta if isinstance(beta, Expression) else 1.0
-    used = {role or "" for role, name in touched if name == "ref_logp"}
     return {
         role: scale * _response_value(trace, role or None, quantity)
         for role in roles
-        if quantity != "logratio" or role in used
+        if not referenced or role in referenced
     }
 
 

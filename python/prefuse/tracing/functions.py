@@ -5,72 +5,72 @@ from __future__ import annotations
 from .expression import Expression, Number, binary, check_levels, lift, trace_of, unary
 
 
-def exp(x: Expression) -> Expression:
+def exp(x: Expression | Number) -> Expression:
     """e to the x."""
     return unary("exp", _expression("exp", x))
 
 
-def log(x: Expression) -> Expression:
+def log(x: Expression | Number) -> Expression:
     """Natural logarithm. For log-probabilities prefer `log_sigmoid`, `log1mexp`, `logsumexp`, which do not cancel."""
     return unary("log", _expression("log", x))
 
 
-def log1p(x: Expression) -> Expression:
+def log1p(x: Expression | Number) -> Expression:
     """log(1 + x), exact for small x."""
     return unary("log1p", _expression("log1p", x))
 
 
-def expm1(x: Expression) -> Expression:
+def expm1(x: Expression | Number) -> Expression:
     """exp(x) − 1, exact for small x."""
     return unary("expm1", _expression("expm1", x))
 
 
-def log1mexp(x: Expression) -> Expression:
+def log1mexp(x: Expression | Number) -> Expression:
     """log(1 − exp(x)) for x < 0: the log-probability of the complement of an event with log-probability x."""
     return unary("log1mexp", _expression("log1mexp", x))
 
 
-def sigmoid(x: Expression) -> Expression:
+def sigmoid(x: Expression | Number) -> Expression:
     """1 / (1 + exp(−x))."""
     return unary("sigmoid", _expression("sigmoid", x))
 
 
-def log_sigmoid(x: Expression) -> Expression:
+def log_sigmoid(x: Expression | Number) -> Expression:
     """log σ(x) = −log(1 + exp(−x)); never overflows."""
     return unary("log_sigmoid", _expression("log_sigmoid", x))
 
 
-def softplus(x: Expression) -> Expression:
+def softplus(x: Expression | Number) -> Expression:
     """log(1 + exp(x)); never overflows."""
     return unary("softplus", _expression("softplus", x))
 
 
-def tanh(x: Expression) -> Expression:
+def tanh(x: Expression | Number) -> Expression:
     """Hyperbolic tangent."""
     return unary("tanh", _expression("tanh", x))
 
 
-def relu(x: Expression) -> Expression:
+def relu(x: Expression | Number) -> Expression:
     """max(x, 0), with derivative 0 at 0."""
     return unary("relu", _expression("relu", x))
 
 
-def absolute(x: Expression) -> Expression:
+def absolute(x: Expression | Number) -> Expression:
     """|x|, with derivative 0 at 0. The built-in `abs` does the same."""
     return unary("abs", _expression("absolute", x))
 
 
-def sign(x: Expression) -> Expression:
+def sign(x: Expression | Number) -> Expression:
     """−1, 0 or 1; no gradient passes."""
     return unary("sign", _expression("sign", x))
 
 
-def square(x: Expression) -> Expression:
+def square(x: Expression | Number) -> Expression:
     """x²."""
     return unary("square", _expression("square", x))
 
 
-def sqrt(x: Expression) -> Expression:
+def sqrt(x: Expression | Number) -> Expression:
     """Square root."""
     return unary("sqrt", _expression("sqrt", x))
 

@@ -1,0 +1,89 @@
+"""Pair objectives that hold each response against a target of its own rather than against its partner.
+
+Notation: ``h(y) = log π(y|x) - log π_ref(y|x)`` summed over the response, ``r(y) = β h(y)``, w chosen, l rejected.
+"""
+
+from __future__ import annotations
+
+from ..language import Expression, PairView, log_sigmoid, pair_objective, sigmoid, square
+from ._terms import POSITIVE
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def nca(pair: PairView, *, beta: float = 0.1) -> Expression:
+    """Noise contrastive alignment for a pair, NCA (Chen et al. 2024, arXiv:2402.05369).
+
+    ``-log σ(r(w)) - ½ log σ(-r(w)) - ½ log σ(-r(l))``: the chosen reward is pulled towards a finite optimum, the
+    rejected one pushed down.
+
+    beta: 0.01-0.5.
+    Libraries: TRL's and Liger's ``nca_pair`` is this.
+    """
+    chosen, rejected = beta * pair.chosen.logratio, beta * pair.rejected.logratio
+    return -log_sigmoid(chosen) - 0.5 * log_sigmoid(-chosen) - 0.5 * log_sigmoid(-rejected)
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def bco_pair(pair: PairView, *, beta: float = 0.1, delta: float = 0.0) -> Expression:
+    """Binary classifier optimization on pairs, BCO (Jung et al. 2024, arXiv:2404.04656).
+
+    ``-log σ(r(w) - δ) - log σ(δ - r(l))``: a classifier of chosen against rejected, whose logit is the reward.
+
+    beta: 0.01-0.5. delta: the reward shift δ, in nats; the paper takes a running mean of all rewards, which the
+    caller keeps.
+    Libraries: δ is 0 in TRL 1.x and Liger, the running mean in TRL 0.x, ms-swift and LLaMA-Factory.
+    """
+    chosen, rejected = beta * pair.chosen.logratio, beta * pair.rejected.logratio
+    return -log_sigmoid(chosen - delta) - log_sigmoid(delta - rejected)
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def sppo(pair: PairView, *, beta: float = 1e-3) -> Expression:
+    """Self-play preference optimization with soft win rates, SPPO (Wu et al. 2024, arXiv:2405.00675, eq. 4.7).
+
+    ``½ (h(w) - (P(w) - ½)/β)² + ½ (h(l) - (P(l) - ½)/β)²``. The columns ``win_prob`` (in [0, 1]) hold P(y), the
+    estimated win rate of y against the current policy; the reference is the policy of the previous iteration.
+
+    beta: 1/η of the paper, 1e-3; targets are then hundreds of nats.
+    Libraries: the authors' code is this; TRL and Liger only have the hard form, `sppo_hard`.
+    """
+    chosen = square(pair.chosen.logratio - (pair.chosen["win_prob"] - 0.5) / beta)
+    rejected = square(pair.rejected.logratio - (pair.rejected["win_prob"] - 0.5) / beta)
+    return 0.5 * (chosen + rejected)
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def sppo_hard(pair: PairView, *, beta: float = 1e-3) -> Expression:
+    """SPPO with hard labels (Wu et al. 2024, arXiv:2405.00675, eq. 4.7 with win rates 1 and 0).
+
+    ``(h(w) - 1/(2β))² + (h(l) + 1/(2β))²``: twice `sppo` at P(w) = 1, P(l) = 0.
+
+    beta: 1/η of the paper, 1e-3.
+    Libraries: TRL's and Liger's ``sppo_hard``, without the paper's factor ½ and with β 0.1 by default.
+    """
+    return square(pair.chosen.logratio - 0.5 / beta) + square(pair.rejected.logratio + 0.5 / beta)
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def apo_zero(pair: PairView, *, beta: float = 0.1) -> Expression:
+    """Anchored preference optimization, zero (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7).
+
+    ``1 - σ(r(w)) + σ(r(l))``: raise the chosen, lower the rejected, each on its own; for data better than the model.
+
+    beta: 0.01-0.5.
+    Libraries: TRL and Liger agree.
+    """
+    return sigmoid(-beta * pair.chosen.logratio) + sigmoid(beta * pair.rejected.logratio)
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def apo_down(pair: PairView, *, beta: float = 0.1) -> Expression:
+    """Anchored preference optimization, down (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 8).
+
+    ``σ(r(w)) + 1 - σ(r(w) - r(l))``: lower the chosen, and the rejected further; for data worse than the model.
+
+    beta: 0.01-0.5.
+    Libraries: TRL and Liger agree.
+    """
+    chosen, rejected = beta * pair.chosen.logratio, beta * pair.rejected.logratio
+    return sigmoid(chosen) + sigmoid(rejected - chosen)

@@ -1,0 +1,203 @@
+"""Pair objectives on one margin, the difference of the two log-ratios.
+
+Notation: ``h(y) = log π(y|x) - log π_ref(y|x)`` summed over the response, ``Δ = h(w) - h(l)`` for chosen w and
+rejected l, ``n(y)`` the number of response tokens, ``σ`` the logistic function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ..language import (
+    Expression,
+    PairView,
+    exp,
+    expm1,
+    log,
+    log1p,
+    log_sigmoid,
+    minimum,
+    pair_objective,
+    relu,
+    sigmoid,
+    softplus,
+    square,
+)
+from ._terms import POSITIVE, PROBABILITY, log_ratio_margin, logistic
+
+EXPONENT_CAP = 80.0
+"""Largest exponent that `f_dpo` evaluates: e^80 is still far inside float32's range. Beyond it the gradient is 0."""
+
+
+@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
+def dpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None) -> Expression:
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290, eq. 7).
+
+    ``-(1-ε) log σ(βΔ) - ε log σ(-βΔ)``; ε > 0 is conservative DPO (Mitchell 2023), whose optimum is the finite
+    margin ``βΔ = log((1-ε)/ε)``.
+
+    beta: strength of the pull towards the reference, 0.01-0.5. label_smoothing: ε, the believed share of flipped
+    labels, below 0.5; as a soft label given per pair it may be anything in [0, 1]. None is 0.
+    Libraries: TRL 1.x and Liger ignore label smoothing here; TRL 0.x, the original code and OpenRLHF apply it.
+    """
+    return logistic(beta * log_ratio_margin(pair), label_smoothing)
+
+
+@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": "[0, 0.5)"})
+def robust(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Expression:
+    """Provably robust DPO, rDPO (Ray Chowdhury et al. 2024, arXiv:2403.00409).
+
+    ``[-(1-ε) log σ(βΔ) + ε log σ(-βΔ)] / (1-2ε) = -log σ(βΔ) - ε/(1-2ε) βΔ``: averaged over labels flipped with
+    probability ε it equals the DPO loss of the clean label.
+
+    beta: 0.01-0.5. label_smoothing: the flip rate ε, in [0, 0.5); the loss diverges towards 0.5 and is unbounded
+    below in the margin, so watch for over-optimisation.
+    Libraries agree on the formula; TRL's and Liger's default ε is 0, which is plain DPO.
+    """
+    margin = beta * log_ratio_margin(pair)
+    return -log_sigmoid(margin) - label_smoothing / (1.0 - 2.0 * label_smoothing) * margin
+
+
+@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
+def dpo_norm(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None) -> Expression:
+    """Length-normalised DPO (Lambert et al. 2024, Tülu 3, arXiv:2411.15124).
+
+    ``-log σ(β [h(w)/n(w) - h(l)/n(l)])``, smoothed by ε as in `dpo`.
+
+    beta: 2-10, since a per-token log-ratio is small; the default is TRL's. label_smoothing: ε as in `dpo`.
+    Libraries: TRL calls it ``sigmoid_norm`` and keeps its default β of 0.1, open-instruct ``dpo_norm`` with β 5.
+    """
+    chosen, rejected = pair.chosen, pair.rejected
+    margin = chosen.logratio / chosen.length - rejected.logratio / rejected.length
+    return logistic(beta * margin, label_smoothing)
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def hinge(pair: PairView, *, beta: float = 0.1) -> Expression:
+    """Hinge-norm of RSO: SLiC's link on the log-ratio margin (Liu et al. 2023, arXiv:2309.06657).
+
+    ``max(0, 1 - βΔ)``; zero gradient once the margin exceeds 1/β (and at the kink itself).
+
+    beta: the inverse margin (γ in the paper), 0.005-0.5.
+    Libraries: TRL, Liger and torchtune agree; SLiC-HF itself (arXiv:2305.10425) has no reference model.
+    """
+    return relu(1.0 - beta * log_ratio_margin(pair))
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def ipo(pair: PairView, *, beta: float = 0.1, average: bool = True) -> Expression:
+    """Identity preference optimization (Azar et al. 2023, arXiv:2310.12036, eq. 17).
+
+    ``(Δ - 1/(2β))²``: the margin is regressed on a finite target instead of being pushed for ever.
+
+    beta: τ of the paper, 0.01-1. average: divide each log-ratio by its response's length.
+    Libraries: TRL, HALOs and LLaMA-Factory average (the paper's authors confirmed it to TRL); the original DPO code,
+    OpenRLHF and online DPO sum: ``average=False``.
+    """
+    chosen, rejected = pair.chosen, pair.rejected
+    if average:
+        margin = chosen.logratio / chosen.length - rejected.logratio / rejected.length
+    else:
+        margin = chosen.logratio - rejected.logratio
+    return square(margin - 0.5 / beta)
+
+
+@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": "(0, 1)"})
+def exo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> Expression:
+    """EXO-pref, exact optimisation for a pair (Ji et al. 2024, arXiv:2402.00856, eq. 16).
+
+    ``KL([q, 1-q] ‖ [1-ε, ε])`` with ``q = σ(βΔ)``: reverse KL to the smoothed label where DPO has forward KL.
+
+    beta: 0.05-0.5. label_smoothing: ε in (0, 1); the loss needs it above zero, the paper suggests 1e-3.
+    Libraries: TRL and Liger (``exo_pair``) agree, but their default ε of 0 is refused at construction.
+    """
+    margin = beta * log_ratio_margin(pair)
+    chosen_term = sigmoid(margin) * (log_sigmoid(margin) - log1p(-label_smoothing))
+    rejected_term = sigmoid(-margin) * (log_sigmoid(-margin) - log(label_smoothing))
+    return chosen_term + rejected_term
+
+
+@pair_objective(bounds={"beta": POSITIVE, "tau": POSITIVE})
+def discopop(pair: PairView, *, beta: float = 0.1, tau: float = 0.05) -> Expression:
+    """DiscoPOP, the log-ratio modulated loss found by search (Lu et al. 2024, arXiv:2406.08414, eq. 5).
+
+    ``(1-m) (-log σ(z)) + m e^{-z}`` with ``z = βΔ``, ``m = σ(z/τ)``.
+
+    beta: 0.05-0.5. tau: width of the change from logistic to exponential, in (0, 1]; above 1 the second term grows
+    exponentially for wrongly ordered pairs.
+    Libraries: TRL and Liger multiply m by e^{-z} and give 0·∞ = NaN for z below about -88; here the product is one
+    exponential, ``exp(log σ(z/τ) - z)``, which vanishes there as it should.
+    """
+    margin = beta * log_ratio_margin(pair)
+    logistic_part = sigmoid(-margin / tau) * softplus(-margin)
+    exponential_part = exp(log_sigmoid(margin / tau) - margin)
+    return logistic_part + exponential_part
+
+
+@pair_objective(bounds={"beta": POSITIVE, "alpha": POSITIVE, "label_smoothing": PROBABILITY})
+def f_dpo(
+    pair: PairView,
+    *,
+    divergence: str = "reverse_kl",
+    beta: float = 0.1,
+    alpha: float | None = None,
+    label_smoothing: float | None = None,
+) -> Expression:
+    """f-DPO: DPO under another divergence to the reference (Wang et al. 2023, arXiv:2309.16240).
+
+    ``-log σ(β [φ(h(w)) - φ(h(l))])``, where φ is f' of the divergence as a function of the log-ratio, shifted so
+    that φ(0) = 0: ``"reverse_kl"`` h (DPO), ``"forward_kl"`` 1 - e^{-h}, ``"alpha"`` (1 - e^{-αh})/α, ``"js"``
+    log 2 + log σ(h), ``"jeffreys"`` h + 1 - e^{-h} (an extension, not in the paper).
+
+    beta: 0.05-0.5. alpha: for ``"alpha"`` only, default 0.5, in (0, 1] in the paper; towards 0 it becomes
+    reverse, at 1 forward KL. label_smoothing: ε as in `dpo`.
+    Exponents are capped at 80: a response that lost more than 80/α nats to the reference has gradient 0 through it.
+    Libraries: TRL's ``f_alpha_divergence_coef`` is 1 - α (equal at the default), it caps only the α exponent and takes
+    coefficients above 1, which like total variation and χ² are left out here: f' must be infinite at 0.
+    """
+    score = _divergence_score(divergence, alpha)
+    margin = score(pair.chosen.logratio) - score(pair.rejected.logratio)
+    return logistic(beta * margin, label_smoothing)
+
+
+def _divergence_score(divergence: str, alpha: float | None) -> Callable[[Expression], Expression]:
+    """φ of `f_dpo` for one divergence."""
+    if alpha is not None and divergence != "alpha":
+        raise ValueError(f'f_dpo: alpha belongs to divergence="alpha", got divergence={divergence!r}')
+    order = 0.5 if alpha is None else alpha
+    scores: dict[str, Callable[[Expression], Expression]] = {
+        "reverse_kl": lambda h: h,
+        "forward_kl": lambda h: -_capped_expm1(-h),
+        "alpha": lambda h: -_capped_expm1(-order * h) / order,
+        "js": lambda h: math.log(2.0) + log_sigmoid(h),
+        "jeffreys": lambda h: h - _capped_expm1(-h),
+    }
+    if divergence not in scores:
+        raise ValueError(f"f_dpo: divergence must be one of {', '.join(scores)}; got {divergence!r}")
+    return scores[divergence]
+
+
+def _capped_expm1(exponent: Expression) -> Expression:
+    return expm1(minimum(exponent, EXPONENT_CAP))
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def bpo(pair: PairView, *, beta: float = 0.1, combine: str = "sum") -> Expression:
+    """Blind preference optimization (Li, Yang, Wang, You, Li and Nie 2025, arXiv:2503.14189).
+
+    ``-log σ(β [h(w) - h(l)]) - log σ(β [h(w) - h(b)])``: two DPO terms that share the chosen response. The third
+    role, ``blind``, is a response that the initial model wrote without seeing the image; all log-probabilities,
+    its own included, are conditioned on the full prompt with the image.
+
+    beta: 0.05-0.5. combine: ``"sum"`` is the paper's loss, ``"mean"`` half of it.
+    The authors' released script trains on the two pairs as separate rows of one data set, whose mean loss is
+    ``combine="mean"``; other libraries do not have it.
+    """
+    human = -log_sigmoid(beta * log_ratio_margin(pair))
+    blind = -log_sigmoid(beta * (pair.chosen.logratio - pair.response("blind").logratio))
+    if combine == "sum":
+        return human + blind
+    if combine == "mean":
+        return 0.5 * (human + blind)
+    raise ValueError(f'bpo: combine must be "sum" or "mean", got {combine!r}')

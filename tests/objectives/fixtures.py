@@ -1,0 +1,49 @@
+"""The batches that the worked numbers refer to, as the columns a caller passes.
+
+COMMON, T0 and SURVEY are single pairs; F1, F1B and F2 are batches of 2, 3 and 2 pairs. `points` turns a batch of
+pairs into a batch of points: the chosen responses, then the rejected ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+Columns = dict[str, np.ndarray]
+
+
+def pairs(w, l, ref_w, ref_l, n_w=None, n_l=None, **extra) -> Columns:  # noqa: E741
+    columns = {"chosen_logps": w, "rejected_logps": l, "ref_chosen_logps": ref_w, "ref_rejected_logps": ref_l}
+    found = {name: np.asarray(value, dtype=np.float64) for name, value in (columns | extra).items()}
+    if n_w is not None:
+        found |= {"chosen_lengths": np.asarray(n_w), "rejected_lengths": np.asarray(n_l)}
+    return found
+
+
+def points(batch: Columns) -> Columns:
+    both = lambda name: np.concatenate([batch[f"{name}chosen_logps"], batch[f"{name}rejected_logps"]])  # noqa: E731
+    size = len(batch["chosen_logps"])
+    return {"logps": both(""), "ref_logps": both("ref_"), "label": np.arange(2 * size) < size}
+
+
+COMMON = pairs([-20], [-30], [-22], [-28], [10], [15])
+T0 = pairs([-12], [-15], [-13], [-14.5], [8], [10])
+SURVEY = pairs([-5], [-6], [-5.5], [-6.2], [5], [8])
+F1 = pairs([-3.5, -3.5], [-6.5, -3], [-3.75, -4.5], [-5.25, -3], [3, 4], [5, 2])
+F1B = pairs([-3, -2, -4], [-2.5, -4, -3], [-3, -2.5, -3], [-4, -2, -2.5], [1, 1, 1], [1, 1, 1])
+F2 = pairs(
+    [-7.096864, -7.612934],
+    [-3.844921, -5.224437],
+    [-4.708355, -6.396654],
+    [-1.443101, -4.083355],
+    [3, 4],
+    [2, 3],
+)
+BLIND = pairs([-20], [-30], [-22], [-28], blind_logps=[-25], ref_blind_logps=[-24.5])
+CONFIDENT = pairs([-12], [-30], [0], [0], [10], [15])  # the pair of the SimPO, ASFT and ORPO entries
+WIN_RATES = COMMON | {"chosen_win_prob": np.array([0.8]), "rejected_win_prob": np.array([0.3])}
+F1_WIN_RATES = F1 | {"chosen_win_prob": np.array([0.9, 0.7]), "rejected_win_prob": np.array([0.2, 0.45])}
+F1_POINTS, F2_POINTS = points(F1), points(F2)
+F2_POINTS_KL = F2_POINTS | {
+    "kl_logps": np.array([-5.0, -6.0, -4.0, -7.0]),
+    "ref_kl_logps": np.array([-5.5, -6.25, -4.25, -7.25]),
+}

@@ -1,0 +1,87 @@
+"""The catalogue as a whole: names, docstrings, ranges, formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from prefuse import objectives
+
+from .checking import VARIANTS, column_names, random_columns
+
+TRL_LOSS_TYPES = {
+    "sigmoid": "dpo",
+    "sigmoid_norm": "dpo_norm",
+    "hinge": "hinge",
+    "ipo": "ipo",
+    "exo_pair": "exo",
+    "nca_pair": "nca",
+    "robust": "robust",
+    "bco_pair": "bco_pair",
+    "sppo_hard": "sppo_hard",
+    "aot": "aot",
+    "aot_unpaired": "aot_unpaired",
+    "aot_pair": "aot_unpaired",
+    "apo_zero": "apo_zero",
+    "apo_down": "apo_down",
+    "discopop": "discopop",
+    "sft": "sft",
+    "kto": "kto",
+    "apo_zero_unpaired": "apo_zero_unpaired",
+    "simpo": "simpo",
+}
+WRITTEN = sorted(set(objectives.__all__) - {"ALIASES", "get", "names"})
+
+
+def test_every_objective_is_registered_and_tested():
+    assert set(WRITTEN) <= set(objectives.names())
+    assert {name for name, _ in VARIANTS} == set(WRITTEN)
+
+
+@pytest.mark.parametrize("loss_type", TRL_LOSS_TYPES)
+def test_trl_names(loss_type):
+    assert objectives.get(loss_type) is getattr(objectives, TRL_LOSS_TYPES[loss_type])
+
+
+def test_an_unknown_name_is_refused_with_a_proposal():
+    with pytest.raises(ValueError, match=r"simppo.*simpo"):
+        objectives.get("simppo")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_docstrings(name):
+    objective = objectives.get(name)
+    assert objective.name == name
+    assert (objective.paper is None) == (name == "sft")
+    for parameter in objective.parameters:
+        assert parameter in objective.__doc__, parameter
+
+
+@pytest.mark.parametrize(("name", "parameters"), VARIANTS)
+def test_formulas_can_be_written(name, parameters):
+    objective = objectives.get(name)(**parameters)
+    policy = "logps" if objective.kind == "point" else "chosen_logps"
+    assert r"\log\pi_" in objective.latex()
+    assert objective.latex(policy)
+    assert objective.name in repr(objective)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "value"),
+    [(name, "beta", 0.0) for name in WRITTEN if name not in ("sft", "orpo")]
+    + [("orpo", "beta", -0.1), ("dpo", "label_smoothing", -0.01), ("dpo", "label_smoothing", 1.5)]
+    + [("robust", "label_smoothing", 0.5), ("exo", "label_smoothing", 0.0), ("discopop", "tau", 0.0)]
+    + [("f_dpo", "alpha", 0.0), ("cpo", "alpha", -1.0), ("kto", "desirable_weight", -1.0)],
+)
+def test_hyper_parameters_out_of_range_are_refused(name, parameter, value):
+    with pytest.raises(ValueError, match=parameter):
+        objectives.get(name)(**{parameter: value})
+
+
+def test_hyper_parameters_per_pair():
+    """A margin of its own for every pair of SimPO, a soft label for every pair of DPO."""
+    columns = {column: random_columns(3, seed=5)[column] for column in column_names("simpo", {})}
+    margins = np.array([0.0, 0.5, 2.0])
+    together = objectives.simpo(beta=2.0, gamma=margins)(**columns).losses
+    alone = [objectives.simpo(beta=2.0, gamma=float(g))(**columns).losses[k] for k, g in enumerate(margins)]
+    np.testing.assert_allclose(together, alone, rtol=1e-14)

@@ -1,0 +1,104 @@
+"""Inputs no training run should produce, and some will: losses and gradients stay finite."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from prefuse import objectives
+
+from .checking import VARIANTS, column_names, evaluate, random_columns, variant_id
+
+LOG_RATIOS = np.array([1e4, -1e4, 0.0])
+
+
+def extreme_columns():
+    """All combinations of log-ratios ±1e4 and 0 on every role, with lengths 1 and 1e5."""
+    grid = np.array(np.meshgrid(LOG_RATIOS, LOG_RATIOS, LOG_RATIOS)).reshape(3, -1)
+    columns = random_columns(grid.shape[1], seed=2)
+    for role, log_ratio in zip(("chosen_", "rejected_", "blind_"), grid, strict=True):
+        columns[f"{role}logps"] = np.minimum(-1.0 + log_ratio, 0.0) - 1.0
+        columns[f"ref_{role}logps"] = columns[f"{role}logps"] - log_ratio
+        columns[f"{role}lengths"] = np.where(np.arange(grid.shape[1]) % 2, 1, 100_000)
+    columns["logps"], columns["ref_logps"] = columns["chosen_logps"], columns["ref_chosen_logps"]
+    return columns
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
+def test_finite_at_enormous_log_ratios(variant):
+    name, parameters = variant
+    score = evaluate(name, parameters, extreme_columns())
+    assert np.all(np.isfinite(score.losses))
+    assert np.isfinite(score.loss)
+    for column, gradient in score.gradients.items():
+        assert np.all(np.isfinite(gradient)), column
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
+def test_finite_without_tokens(variant):
+    """Responses of length zero: log-probabilities 0, averages 0."""
+    name, parameters = variant
+    columns = random_columns(3, seed=2)
+    columns = {key: 0 * value if key.endswith(("logps", "lengths")) else value for key, value in columns.items()}
+    score = evaluate(name, parameters, columns)
+    assert np.all(np.isfinite(score.losses))
+    for column, gradient in score.gradients.items():
+        assert np.all(np.isfinite(gradient)), column
+
+
+@pytest.mark.parametrize("name", ["dpo", "bpo", "hinge", "simpo", "cpo", "dpo_norm", "bco_pair", "nca", "apo_zero"])
+def test_an_impossible_rejected_response_costs_nothing_more(name):
+    """Log-probability -inf (a banned token): the limit of the loss, and no gradient."""
+    columns = random_columns(2, seed=6)
+    parameters = {} if name == "bpo" else {"beta": 1.0}
+    limit = evaluate(name, parameters, columns | {"rejected_logps": np.full(2, -1e6)})
+    score = evaluate(name, parameters, columns | {"rejected_logps": np.full(2, -np.inf)})
+    np.testing.assert_allclose(score.losses, limit.losses, rtol=1e-12, atol=1e-300)
+    np.testing.assert_array_equal(score.gradients["rejected_logps"], 0.0)
+
+
+@pytest.mark.parametrize("margin", [-89.0, -200.0, -1e4, 1e4])
+def test_discopop_where_the_usual_formula_is_nan(margin):
+    columns = {"chosen_logps": margin, "rejected_logps": 0.0, "ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0}
+    columns = {name: np.array([value]) for name, value in columns.items()}
+    score = evaluate("discopop", {"beta": 1.0}, columns)
+    np.testing.assert_allclose(score.losses, [max(-margin, 0.0)], rtol=1e-12)
+    np.testing.assert_allclose(score.gradients["chosen_logps"], [-1.0 if margin < 0 else 0.0], atol=1e-12)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "alpha", "jeffreys"])
+def test_f_dpo_caps_its_exponent(divergence):
+    columns = {"chosen_logps": -200.0, "rejected_logps": 0.0, "ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0}
+    columns = {name: np.array([value]) for name, value in columns.items()}
+    parameters = {"divergence": divergence} | ({"alpha": 1.0} if divergence == "alpha" else {})
+    score = evaluate("f_dpo", parameters, columns)
+    np.testing.assert_allclose(score.losses, 0.1 * np.exp(80.0), rtol=1e-10)
+    capped = -0.1 if divergence == "jeffreys" else 0.0  # the linear part of Jeffreys is not capped
+    np.testing.assert_allclose(score.gradients["chosen_logps"], [capped], atol=1e-12)
+
+
+def test_orpo_with_a_certain_response():
+    columns = {"chosen_logps": 0.0, "rejected_logps": 0.0, "chosen_lengths": 3, "rejected_lengths": 3}
+    columns = {name: np.array([value]) for name, value in columns.items()}
+    score = evaluate("orpo", {"beta": 0.1}, columns)
+    np.testing.assert_allclose(score.losses, 0.1 * np.log(2), rtol=1e-12)
+    doubtful = columns | {"chosen_logps": np.array([-3.0])}
+    score = evaluate("orpo", {"beta": 0.1}, doubtful)
+    assert np.isfinite(score.loss)
+    assert score.gradients["rejected_logps"][0] == 0.0  # capped
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("simpo", {"gamma": 1.0, "gamma_beta_ratio": 0.5}, "not both"),
+        ("f_dpo", {"divergence": "total_variation"}, "total_variation"),
+        ("f_dpo", {"divergence": "js", "alpha": 0.5}, "alpha"),
+        ("bpo", {"combine": "max"}, "combine"),
+        ("cpo", {"nll": "tokens"}, "nll"),
+    ],
+)
+def test_structural_options_are_checked(name, parameters, message):
+    taken = {column: random_columns(2, seed=1)[column] for column in column_names(name, {})}
+    with pytest.raises(ValueError, match=message):
+        objectives.get(name)(**parameters)(**taken)
