@@ -20,7 +20,8 @@ constexpr int THREADS = 256, GROUPS = THREADS / ROW_THREADS, MAX_RANK = 6, MAX_K
 constexpr int UNROLL = WANTS_REFERENCE ? 1 : sizeof(LOGIT) == 8 ? 2 : 4;  // units in flight per thread and array
 constexpr i64 STEP = i64(ROW_THREADS) * UNIT;       // elements between the units of one thread
 constexpr i64 TILE = UNROLL * STEP;
-constexpr int BLOCKS = WANTS_REFERENCE || WANTS_TOPK || sizeof(A) == 8 ? 2 : 3;      // resident per multiprocessor: as many as fit without spilling
+// Resident blocks per multiprocessor: as many as there are registers for without spilling.
+constexpr int BLOCKS = sizeof(A) == 8 ? (WANTS_REFERENCE ? 1 : 2) : WANTS_REFERENCE || WANTS_TOPK || SOFTCAP ? 2 : 3;
 
 typedef Row<LOGIT, UNIT> X;
 typedef Row<REFERENCE, UNIT> Ref;

@@ -16,6 +16,7 @@
 struct Coefficients {
     A w, g_logp, g_entropy, g_kl, g_rkl;   // upstream gradients
     A logp, lse, entropy, ref_lse, kl;     // saved by forward
+    A own;                                 // g_logp·(p_y − 1)
     A slope, bend;                         // z = slope·t,  t = tanh(bend·x) or x
     A dz;                                  // dz/dx, but for the factor 1 − t² of the soft cap
     i64 label;
@@ -34,7 +35,7 @@ __device__ inline Coefficients coefficients(const RowsArgs& a, i64 row, const He
     s.g_kl = entry(a, a.table, row, KL), s.g_rkl = entry(a, a.table, row, RKL);
     A g_lse = entry(a, a.table, row, LSE);
     s.w = g_lse + s.g_rkl;
-    s.logp = entry(a, a.saved, row, LOGP);
+    s.logp = entry(a, a.saved, row, LOGP), s.own = s.g_logp * expm1_of(s.logp);
     s.lse = entry(a, a.saved, row, LSE), s.entropy = entry(a, a.saved, row, ENTROPY);
     s.ref_lse = entry(a, a.saved, row, REF_LSE), s.kl = entry(a, a.saved, row, KL);
     s.slope = slope(a, h.temperature), s.bend = bend(a), s.label = h.label;
@@ -56,7 +57,7 @@ __device__ inline void differentiate(A (&x)[UNIT], const A (&ref)[UNIT], i64 fir
     for (int i = 0; i < UNIT; i++) {
         bool is_label = wants(LOGP) && first + i == s.label;
         A t = bent(x[i], s.bend), log_p = is_label ? s.logp : fma_of(s.slope, t, -s.lse), p = exp2_of(log2e * log_p);
-        A g = s.w, rest = wants(LOGP) ? s.g_logp * (is_label ? expm1_of(log_p) : p) : A(0);
+        A g = s.w, rest = is_label ? s.own : s.g_logp * p;
         if (wants(ENTROPY) && s.g_entropy != 0) g -= s.g_entropy * (log_p + s.entropy);
         if (wants(KL) || wants(RKL)) {
             A log_q = fma_of(s.slope, bent(ref[i], s.bend), -s.ref_lse);

@@ -7,6 +7,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows_combine(const RowsArg
         Header h = header(a, row);
         if (h.ignored || h.broken) continue;
         Partial total = nothing();
+#pragma unroll 1
         for (i64 part = 0; part < a.parts; part++) merge(total, kept(a, row * a.parts + part));
         A t = bent(load(a.logits + offset(a, row, a.logits_stride) + h.label), bend(a));
         A u = WANTS_REFERENCE ? bent(load(a.reference + offset(a, row, a.reference_stride) + h.label), bend(a)) : A(0);

@@ -86,16 +86,28 @@ def _devices() -> list[Finding]:
     except RuntimeError:
         return [Finding("GPU", "none seen: no driver")]
     if not devices:
-        return [Finding("GPU", "none", "the driver is there but shows no device: look at nvidia-smi and CUDA_VISIBLE_DEVICES")]
+        return [
+            Finding(
+                "GPU", "none", "the driver is there but shows no device: look at nvidia-smi and CUDA_VISIBLE_DEVICES"
+            )
+        ]
     return [
-        Finding(f"GPU {number}", f"{name}, compute capability {_dotted(capability, 10, 1)}, {count} multiprocessors", _too_old(capability))
+        Finding(
+            f"GPU {number}",
+            f"{name}, compute capability {_dotted(capability, 10, 1)}, {count} multiprocessors",
+            _too_old(capability),
+        )
         for number, (name, capability, count) in enumerate(devices)
     ]
 
 
 def _too_old(capability: int) -> str:
     oldest = ARCHITECTURES[0]
-    return "" if capability >= oldest else f"the kernels need compute capability {_dotted(oldest, 10, 1)} or later; use CPU tensors"
+    return (
+        ""
+        if capability >= oldest
+        else f"the kernels need compute capability {_dotted(oldest, 10, 1)} or later; use CPU tensors"
+    )
 
 
 def _nvrtc() -> list[Finding]:

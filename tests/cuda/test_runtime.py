@@ -126,7 +126,17 @@ class TestCache:
 def _rows(**fields: object) -> Rows:
     labels = torch.tensor([[0, 4], [2, 9]])
     defaults = {"mask": None, "reference": None, "temperatures": None, "temperature": 1.0, "scale": 1.0, "softcap": 0.0}
-    return Rows(**{"logits": torch.zeros(2, 2, 5), "labels": labels, **defaults, "ignore_index": 9, "stats": "logp", "k": 10, **fields})
+    return Rows(
+        **{
+            "logits": torch.zeros(2, 2, 5),
+            "labels": labels,
+            **defaults,
+            "ignore_index": 9,
+            "stats": "logp",
+            "k": 10,
+            **fields,
+        }
+    )
 
 
 def test_debugging_looks_at_the_values() -> None:
@@ -145,7 +155,9 @@ def test_the_doctor_always_answers(capsys: pytest.CaptureFixture[str]) -> None:
         assert part in said
 
 
-def test_the_doctor_advises_where_nothing_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_doctor_advises_where_nothing_is_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def missing() -> None:
         raise RuntimeError("it is missing: install it")
 

@@ -35,7 +35,9 @@ class Emulated:
 
     def rows_backward(self, rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient: torch.Tensor) -> None:
         """As `prefuse._backends.Backend.rows_backward`."""
-        launches = _prefuse.cuda_plan_rows_backward(*self._arguments(rows), _table(grads), _table(saved), view(gradient))
+        launches = _prefuse.cuda_plan_rows_backward(
+            *self._arguments(rows), _table(grads), _table(saved), view(gradient)
+        )
         buffers = [emulator.buffer(tensor, False) for tensor in (grads, saved)]
         self._run(launches, rows, gradient, extra=buffers)
 
@@ -62,7 +64,11 @@ class Emulated:
         )
 
     def _run(
-        self, launches: list[emulator.Launch], rows: Rows, *written: torch.Tensor, extra: list[tuple[int, int, bool]] = []
+        self,
+        launches: list[emulator.Launch],
+        rows: Rows,
+        *written: torch.Tensor,
+        extra: list[tuple[int, int, bool]] = [],
     ) -> None:
         # Writable ranges first: where the gradient lies over the logits, the range that may be written is found.
         buffers = [emulator.buffer(tensor, True) for tensor in written if tensor.numel()] + extra

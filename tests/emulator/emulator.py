@@ -89,7 +89,9 @@ def run(
         program = _compiled(text, tuple(launch["defines"]), launch["kernel"])
         first, end = blocks or (0, launch["grid"])
         program.watch(ranges, len(buffers), watch_writes)
-        program.emulate(ctypes.create_string_buffer(launch["argument"]), launch["grid"], launch["block"], first, end, order)
+        program.emulate(
+            ctypes.create_string_buffer(launch["argument"]), launch["grid"], launch["block"], first, end, order
+        )
         report = program.reported()
         if report:
             raise EmulationError(f"{launch['kernel']} {dict(launch['defines'])}:\n{report.decode()}")

@@ -24,9 +24,7 @@ def rows_forward(rows: Rows, out: torch.Tensor) -> None:
     device, stream = _queue(rows.logits)
     numbers = _prefuse.cuda_rows_workspace(view(rows.logits), optional_view(rows.reference), rows.statistics, device)
     workspace = out.new_empty(numbers)
-    _prefuse.cuda_rows_forward(
-        *_arguments(rows), rows.k, _by_statistic(out), workspace.data_ptr(), device, stream
-    )
+    _prefuse.cuda_rows_forward(*_arguments(rows), rows.k, _by_statistic(out), workspace.data_ptr(), device, stream)
 
 
 def rows_backward(rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient: torch.Tensor) -> None:
