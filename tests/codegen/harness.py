@@ -25,19 +25,30 @@ TOLERANCE = {"f64": 1e-12, "f32": 2.5e-7}
 View = tuple[int, str, Sequence[int], Sequence[int]]
 
 
+Compiled = ctypes.CDLL
+
+
+def reach(view: View) -> tuple[int, int]:
+    """The addresses between which a view's elements lie."""
+    address, dtype, shape, strides = view
+    if shape and not shape[0]:
+        return address, address
+    span = (shape[0] - 1) * strides[0] * SIZES[dtype] if shape else 0
+    return address + min(0, span), address + max(0, span) + SIZES[dtype]
+
+
 class Memory:
     """A copy of the bytes between the first and the last element of a view, and the same view of it."""
 
     def __init__(self, view: View, blank: bool = False) -> None:
         address, dtype, shape, strides = view
-        size, reach = SIZES[dtype], 0 if not shape or not shape[0] else (shape[0] - 1) * strides[0] * SIZES[dtype]
-        low, high = min(0, reach), max(0, reach) + (0 if shape and not shape[0] else size)
-        raw = b"\xff" * (high - low) if blank else ctypes.string_at(address + low, high - low)
+        begin, end = reach(view)
+        raw = b"\xff" * (end - begin) if blank else ctypes.string_at(begin, end - begin)
         # Eight bytes more, for a place that is never nowhere.
         self.bytes = np.frombuffer(bytearray(raw + bytes(8)), np.uint8)
         self.begin = self.bytes.ctypes.data
-        self.end = self.begin + high - low
-        self.view: View = (self.begin - low, dtype, tuple(shape), tuple(strides))
+        self.end = self.begin + end - begin
+        self.view: View = (self.begin + address - begin, dtype, tuple(shape), tuple(strides))
 
     def values(self) -> np.ndarray[Any, Any]:
         """The elements of a view of f32 or f64."""
@@ -141,7 +152,7 @@ class Library:
             for launch, text in zip(launches, texts, strict=True):
                 self.numbers[text] = len(table)
                 table.append(f"[] {{ invoke({name}::{launch['kernel']}); }}")
-        self.compiled = _build(prelude, body, table)
+        self.compiled = build(prelude, body, table)
 
     def run(self, run: Recorded, one_block: bool, order: int = emulator.ASCENDING) -> list[np.ndarray[Any, Any]]:
         """The outputs that the emulated kernels give."""
@@ -153,15 +164,8 @@ class Library:
         ranges = [(memory.begin, memory.end, False) for memory in inputs]
         ranges += [(memory.begin, memory.end, True) for memory in outputs]
         ranges += [(workspace.ctypes.data, workspace.ctypes.data + workspace_of(run), True)]
-        buffers = (emulator._Buffer * len(ranges))(*(emulator._Buffer(*entry) for entry in ranges))
         for launch in launches:
-            number = self.numbers[launch["sources"][-1][1]]
-            self.compiled.watch(buffers, len(ranges), True)
-            argument = ctypes.create_string_buffer(launch["argument"])
-            self.compiled.emulate(number, argument, launch["grid"], launch["block"], order)
-            report = self.compiled.reported()
-            if report:
-                raise emulator.EmulationError(f"{launch['kernel']}:\n{report.decode()}\n{launch['sources'][-1][1]}")
+            emulate(self.compiled, self.numbers[launch["sources"][-1][1]], launch, ranges, order)
         return [memory.values() for memory in outputs]
 
     def check(self, run: Recorded, order: int = emulator.ASCENDING) -> None:
@@ -175,7 +179,25 @@ class Library:
             np.testing.assert_allclose(alone[index], expected, rtol, rtol * finite.max(initial=1e-300), True, label)
 
 
-def _build(prelude: str, body: str, table: Sequence[str]) -> ctypes.CDLL:
+def emulate(
+    compiled: Compiled,
+    number: int,
+    launch: emulator.Launch,
+    ranges: Sequence[tuple[int, int, bool]],
+    order: int = emulator.ASCENDING,
+) -> None:
+    """Runs one launch: entry `number` of what was compiled. Bytes outside `ranges` must not be touched."""
+    buffers = (emulator._Buffer * len(ranges))(*(emulator._Buffer(*entry) for entry in ranges))
+    compiled.watch(buffers, len(ranges), True)
+    argument = ctypes.create_string_buffer(launch["argument"])
+    compiled.emulate(number, argument, launch["grid"], launch["block"], order)
+    report = compiled.reported()
+    if report:
+        raise emulator.EmulationError(f"{launch['kernel']}:\n{report.decode()}\n{launch['sources'][-1][1]}")
+
+
+def build(prelude: str, body: str, table: Sequence[str]) -> Compiled:
+    """Compiles kernels as C++; `table` has an expression for each of them."""
     text = f"""#include "{emulator.HERE}/shim.h"
 {prelude}
 {body}
