@@ -6,17 +6,20 @@ Programs are recorded first, then compiled together: the compiler takes longer t
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import hashlib
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 from prefuse._prefuse import Program
-from prefuse.scoring import traced
+from prefuse.scoring.call import Call
+from prefuse.scoring.traced import Step
 from tests.emulator import emulator
 
 SIZES = {"bool": 1, "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "i64": 8}
@@ -77,9 +80,6 @@ class _Recording:
     def __init__(self, program: Program, log: list[Recorded]) -> None:
         self.program, self.log = program, log
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.program, name)
-
     def run(
         self, columns: Sequence[View], parameters: Sequence[float], offsets: Sequence[Any], outputs: Sequence[View], threads: int
     ) -> None:
@@ -95,17 +95,15 @@ class _Recording:
 def recording() -> Iterator[list[Recorded]]:
     """Notes every run of an objective's programs."""
     log: list[Recorded] = []
-    init = traced.Step.__init__
+    run = Call._run
 
-    def wrapped(self: traced.Step, program: Program) -> None:
-        init(self, program)
-        self.program = _Recording(program, log)  # type: ignore[assignment]
+    def recorded(self: Call, step: Step, *arguments: Any) -> None:
+        watched = copy.copy(step)
+        watched.program = _Recording(step.program, log)  # type: ignore[assignment]
+        run(self, watched, *arguments)
 
-    traced.Step.__init__ = wrapped  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(Call, "_run", recorded):
         yield log
-    finally:
-        traced.Step.__init__ = init  # type: ignore[method-assign]
 
 
 def counts_of(program: Program, cuts: Sequence[Memory | int]) -> dict[str, int]:

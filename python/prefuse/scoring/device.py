@@ -215,3 +215,20 @@ class _DeviceArranger(Arranger):
                 return int(self.arguments[name].shape[0])
         return int(starts[-1])
 
+
+
+def compiled(traced: Traced, architecture: int, one_block: bool) -> list[tuple[str, bytes, str]]:
+    """Compile, for sm_`architecture`, the kernels of a score with all its gradients; columns and results are f32.
+
+    Needs NVRTC, but no GPU. `one_block`: those of a small batch, else those of a large one.
+
+    Returns:
+        (entry point, machine code, compiler's log) of each kernel.
+
+    Raises:
+        RuntimeError: there is no NVRTC, or something does not compile.
+    """
+    prepare()
+    program = traced.score_step("mean", tuple(traced.columns)).program
+    columns, outputs = ([("f32", False)] * len(named) for named in (program.columns, program.output_spaces))
+    return program.cuda_compile(columns, outputs, one_block, architecture)
