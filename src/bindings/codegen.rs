@@ -44,22 +44,35 @@ pub struct PyCall {
 }
 
 fn generated(program: &Program) -> &Generated {
-    program.generated.get_or_init(|| Generated::new(&program.inner))
+    program
+        .generated
+        .get_or_init(|| Generated::new(&program.inner))
 }
 
 fn signature(types: &[(String, bool)]) -> Result<Signature, ArgumentError> {
     let known = |name: &str| {
         Dtype::from_name(name).ok_or_else(|| {
-            ArgumentError::Type(format!("unknown dtype {name:?}, expected f16, bf16, f32, f64, i64 or bool"))
+            ArgumentError::Type(format!(
+                "unknown dtype {name:?}, expected f16, bf16, f32, f64, i64 or bool"
+            ))
         })
     };
-    types.iter().map(|(name, take)| Ok((known(name)?.name(), *take))).collect()
+    types
+        .iter()
+        .map(|(name, take)| Ok((known(name)?.name(), *take)))
+        .collect()
 }
 
 fn column(what: &str, column: DeviceColumn) -> Result<Column, ArgumentError> {
     Ok(match column {
-        DeviceColumn::Plain(values) => Column { view: view(what, values)?, take: None },
-        DeviceColumn::Taken((values, take)) => Column { view: view(what, values)?, take: Some(view(what, take)?) },
+        DeviceColumn::Plain(values) => Column {
+            view: view(what, values)?,
+            take: None,
+        },
+        DeviceColumn::Taken((values, take)) => Column {
+            view: view(what, values)?,
+            take: Some(view(what, take)?),
+        },
     })
 }
 
@@ -68,8 +81,15 @@ fn cuts(
     offsets: Vec<DeviceOffsets>,
     counts: &HashMap<String, usize>,
 ) -> PyResult<Vec<DeviceCut>> {
-    let spaces = program.spaces.iter().map(|&space| program.space_name(space));
-    let missing = |name: &str| GraphError(format!("counts: expected the number of elements of '{name}'"));
+    let spaces = program
+        .spaces
+        .iter()
+        .map(|&space| program.space_name(space));
+    let missing = |name: &str| {
+        GraphError(format!(
+            "counts: expected the number of elements of '{name}'"
+        ))
+    };
     spaces
         .zip(offsets)
         .map(|(name, cut)| match cut {
@@ -83,7 +103,10 @@ fn cuts(
 }
 
 fn pairs(program: &objective::Program, counts: &HashMap<String, usize>) -> Vec<Option<usize>> {
-    program.pair_spaces().map(|space| counts.get(program.space_name(space)).copied()).collect()
+    program
+        .pair_spaces()
+        .map(|space| counts.get(program.space_name(space)).copied())
+        .collect()
 }
 
 /// The generated texts, by entry point.
@@ -105,16 +128,27 @@ pub fn compile<'py>(
     one_block: bool,
     architecture: i32,
 ) -> PyResult<Vec<(&'static str, Bound<'py, PyBytes>, String)>> {
-    let programs = generated(program).programs(&signature(columns)?, &signature(outputs)?, one_block);
+    let programs =
+        generated(program).programs(&signature(columns)?, &signature(outputs)?, one_block);
     let compiled = py.detach(|| {
         let nvrtc = nvrtc::nvrtc()?;
-        programs.iter().map(|entry| Ok((entry.kernel, nvrtc.compile(entry, architecture)?))).collect::<Result<Vec<_>, CudaError>>()
+        programs
+            .iter()
+            .map(|entry| Ok((entry.kernel, nvrtc.compile(entry, architecture)?)))
+            .collect::<Result<Vec<_>, CudaError>>()
     })?;
-    Ok(compiled.into_iter().map(|(name, code)| (name, PyBytes::new(py, &code.cubin), code.log)).collect())
+    Ok(compiled
+        .into_iter()
+        .map(|(name, code)| (name, PyBytes::new(py, &code.cubin), code.log))
+        .collect())
 }
 
 /// Bytes of workspace.
-pub fn workspace(program: &Program, offsets: Vec<DeviceOffsets>, counts: &HashMap<String, usize>) -> PyResult<usize> {
+pub fn workspace(
+    program: &Program,
+    offsets: Vec<DeviceOffsets>,
+    counts: &HashMap<String, usize>,
+) -> PyResult<usize> {
     let inner = &program.inner;
     let cuts = cuts(inner, offsets, counts)?;
     Ok(generated(program).workspace(inner, &cuts, &pairs(inner, counts))?)
@@ -137,11 +171,21 @@ fn launches(program: &Program, call: PyCall) -> PyResult<Vec<Launch>> {
 }
 
 /// The launches of a run, as dictionaries.
-pub fn plan<'py>(py: Python<'py>, program: &Program, call: PyCall) -> PyResult<Vec<Bound<'py, PyDict>>> {
+pub fn plan<'py>(
+    py: Python<'py>,
+    program: &Program,
+    call: PyCall,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
     described(py, launches(program, call)?)
 }
 
 /// Queues a run on a stream of a device.
-pub fn launch(py: Python<'_>, program: &Program, call: PyCall, device: i32, stream: usize) -> PyResult<()> {
+pub fn launch(
+    py: Python<'_>,
+    program: &Program,
+    call: PyCall,
+    device: i32,
+    stream: usize,
+) -> PyResult<()> {
     run(py, device, stream, launches(program, call)?)
 }

@@ -21,9 +21,15 @@ DTYPES = {
     torch.bool: "bool",
 }
 
-UNARY = "neg exp log log1p expm1 log1mexp sigmoid log_sigmoid softplus tanh relu abs sign square sqrt reciprocal not".split()
-BINARY = "add sub mul div pow minimum maximum clamp_min clamp_max lt le gt ge eq ne and or scale_or_zero".split()
-REDUCE = "sum mean max min logsumexp".split()
+UNARY = (
+    *("neg", "exp", "log", "log1p", "expm1", "log1mexp", "sigmoid", "log_sigmoid", "softplus"),
+    *("tanh", "relu", "abs", "sign", "square", "sqrt", "reciprocal", "not"),
+)
+BINARY = (
+    *("add", "sub", "mul", "div", "pow", "minimum", "maximum", "clamp_min", "clamp_max"),
+    *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "scale_or_zero"),
+)
+REDUCE = ["sum", "mean", "max", "min", "logsumexp"]
 
 
 def offsets_of(lengths: Sequence[int]) -> torch.Tensor:
@@ -35,9 +41,18 @@ class Batch:
     """So many elements in each segment of each space."""
 
     def __init__(self, groups: Sequence[Sequence[int]], other: int = 5) -> None:
-        lengths = {"response": [len(group) for group in groups], "token": [tokens for group in groups for tokens in group]}
+        lengths = {
+            "response": [len(group) for group in groups],
+            "token": [tokens for group in groups for tokens in group],
+        }
         self.offsets: dict[str, int | torch.Tensor] = {"group": len(groups), "other": other}
-        self.counts = {"batch": 1, "group": len(groups), "other": other, "other*other": other**2, "group*group": len(groups) ** 2}
+        self.counts = {
+            "batch": 1,
+            "group": len(groups),
+            "other": other,
+            "other*other": other**2,
+            "group*group": len(groups) ** 2,
+        }
         for space, sizes in lengths.items():
             self.offsets[space] = offsets_of(sizes)
             self.counts[space] = sum(sizes)
@@ -98,7 +113,9 @@ class RandomGraph:
         space = graph.space(x)
         above = _ancestors(space)
         pairs = "*" in space
-        kind = choose(["unary", "binary", "binary", "where", "reduce", "scan", "shift", "sort", "rank", "end", "project", "other"])
+        kind = choose(
+            ["unary", "binary", "binary", "where", "reduce", "scan", "shift", "sort", "rank", "end", "project", "other"]
+        )
         if kind == "unary":
             return graph.unary(choose(UNARY), x)
         if kind in ("binary", "where"):
@@ -127,7 +144,9 @@ class RandomGraph:
             return graph.rank(x, within, self.random.random() < 0.5)
         if kind == "end":
             return choose([graph.first, graph.last])(x)
-        return choose([graph.position(space), graph.count(space, within), graph.broadcast(x, space), graph.stop_gradient(x)])
+        return choose(
+            [graph.position(space), graph.count(space, within), graph.broadcast(x, space), graph.stop_gradient(x)]
+        )
 
     def _same_space(self, x: int) -> int:
         return self.random.choice([node for node in self.nodes if self.graph.space(node) == self.graph.space(x)])

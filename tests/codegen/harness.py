@@ -81,7 +81,12 @@ class _Recording:
         self.program, self.log = program, log
 
     def run(
-        self, columns: Sequence[View], parameters: Sequence[float], offsets: Sequence[Any], outputs: Sequence[View], threads: int
+        self,
+        columns: Sequence[View],
+        parameters: Sequence[float],
+        offsets: Sequence[Any],
+        outputs: Sequence[View],
+        threads: int,
     ) -> None:
         """Runs on the CPU and keeps what went in and came out."""
         kept = [Memory(view) for view in columns]

@@ -38,7 +38,9 @@ def test_objective_in_parts(name):
     assert _is_code(compiled(objectives.get(name)._traced(None), 90, one_block=False))
 
 
-@pytest.mark.parametrize("dtypes", [("f16", "f32"), ("bf16", "f64"), ("f64", "f64"), ("i64", "f32"), ("bool", "f32")], ids=str)
+@pytest.mark.parametrize(
+    "dtypes", [("f16", "f32"), ("bf16", "f64"), ("f64", "f64"), ("i64", "f32"), ("bool", "f32")], ids=str
+)
 @pytest.mark.parametrize("take", [False, True], ids=["plain", "taken"])
 def test_random_graph(dtypes, take):
     program = RandomGraph(len(dtypes[0]) + 7 * take).program()

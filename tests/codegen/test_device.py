@@ -105,7 +105,9 @@ class _NeverWaits(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-@pytest.mark.parametrize(("objective", "columns"), [(from_tokens, _pairs_of_tokens), (centred, _rectangle)], ids=["tokens", "groups"])
+@pytest.mark.parametrize(
+    ("objective", "columns"), [(from_tokens, _pairs_of_tokens), (centred, _rectangle)], ids=["tokens", "groups"]
+)
 def test_nothing_waits_for_the_device(objective, columns):
     expected_columns, given = columns(), columns()
     expected = objective(**expected_columns)

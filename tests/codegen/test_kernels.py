@@ -143,7 +143,10 @@ def test_equal_segments_need_no_offsets():
     graph = Graph("rectangle", {"group": "batch", "response": "group"})
     x = graph.column("x", "response")
     i, j = (graph.project(x, side) for side in "ij")
-    outputs = [graph.reduce("max", graph.binary("sub", i, j), "group"), graph.binary("sub", x, graph.reduce("mean", x, "group"))]
+    outputs = [
+        graph.reduce("max", graph.binary("sub", i, j), "group"),
+        graph.binary("sub", x, graph.reduce("mean", x, "group")),
+    ]
     program = graph.compile(outputs)
     batch = Batch([[0] * 4] * 6)
     run = batch.run(program, {"x": torch.randn(24, dtype=torch.float64)}, {})
@@ -154,7 +157,9 @@ def test_equal_segments_need_no_offsets():
 
 def test_offsets_out_of_bounds_touch_nothing():
     run = Batch([[3, 4], [5]]).run(_every_level(), _columns(7 + 5, 3, 2), {})
-    run.offsets = [cut if isinstance(cut, int) else Memory(view(bad)) for cut, bad in zip(run.offsets, _BAD, strict=True)]
+    run.offsets = [
+        cut if isinstance(cut, int) else Memory(view(bad)) for cut, bad in zip(run.offsets, _BAD, strict=True)
+    ]
     library = Library([run])
     library.run(run, True)
     library.run(run, False)
@@ -171,7 +176,10 @@ def _columns(tokens, responses, groups):
 def _scored(count, **settings):
     @pair_objective
     def secret_name(pair, *, secret_weight=0.5):
-        return -(secret_weight * pair.response("secret_role").logp * pair["secret_column"]).mean("batch") * pair.chosen.logp
+        return (
+            -(secret_weight * pair.response("secret_role").logp * pair["secret_column"]).mean("batch")
+            * pair.chosen.logp
+        )
 
     names = "chosen_logps", "secret_role_logps", "secret_column"
     with recording() as log:
@@ -222,8 +230,10 @@ def test_sorting_a_very_large_batch_is_refused():
 def test_what_does_not_fit_is_named():
     run = _scored(6)
     outputs = [memory.view for memory in run.outputs]
-    short = Recorded(run.program, [*run.columns[:-1], Memory(view(torch.zeros(5)))], run.parameters, run.offsets, [], {})
-    with pytest.raises(ValueError, match="expected 6 values.*5"):
+    short = Recorded(
+        run.program, [*run.columns[:-1], Memory(view(torch.zeros(5)))], run.parameters, run.offsets, [], {}
+    )
+    with pytest.raises(ValueError, match=r"expected 6 values.*5"):
         plan(short, outputs, 8, True)
     with pytest.raises(ValueError, match="outputs: expected"):
         plan(run, outputs[:-1], 8, True)

@@ -216,7 +216,6 @@ class _DeviceArranger(Arranger):
         return int(starts[-1])
 
 
-
 def compiled(traced: Traced, architecture: int, one_block: bool) -> list[tuple[str, bytes, str]]:
     """Compile, for sm_`architecture`, the kernels of a score with all its gradients; columns and results are f32.
 

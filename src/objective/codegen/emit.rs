@@ -82,7 +82,11 @@ pub fn traversal(plan: &Plan, stage: usize, name: &str, traversal: &Traversal) -
         names: 0,
     };
     let once = traversal.walk == Walk::Once;
-    let level = if once { Level::Element } else { Level::Function };
+    let level = if once {
+        Level::Element
+    } else {
+        Level::Function
+    };
     emitter.new_place(BATCH, "0".into(), level);
     let body = emitter.walk(traversal);
     let comment = emitter.comment(traversal.walk);
@@ -129,7 +133,10 @@ impl Emitter<'_> {
 
     fn space(&self, space: SpaceId) -> String {
         // Every space that a program walks over or cuts is in its argument.
-        format!("a.spaces[{}]", self.plan.space_index[space].unwrap_or_default())
+        format!(
+            "a.spaces[{}]",
+            self.plan.space_index[space].unwrap_or_default()
+        )
     }
 
     fn slot(&self, id: ValueId) -> Slot {
@@ -161,9 +168,15 @@ impl Emitter<'_> {
             Walk::Once => "numbers of the batch".into(),
             Walk::Elements(space) => format!("the elements of {}", name(space)),
             Walk::Chunks(space) => format!("the elements of {}, chunk by chunk", name(space)),
-            Walk::Segments(upper, lower) => format!("{}, by elements of {}", name(lower), name(upper)),
+            Walk::Segments(upper, lower) => {
+                format!("{}, by elements of {}", name(lower), name(upper))
+            }
             Walk::Squares(side, space) => {
-                format!("the pairs in which an element of {} stands on side {}", name(space), side.name())
+                format!(
+                    "the pairs in which an element of {} stands on side {}",
+                    name(space),
+                    side.name()
+                )
             }
             Walk::Scan(..) => "a scan".into(),
             Walk::Finish => "the chunks' parts put together".into(),
@@ -173,7 +186,11 @@ impl Emitter<'_> {
     // Places.
 
     fn new_place(&mut self, space: SpaceId, index: String, level: Level) -> Place {
-        self.places.push(PlaceInfo { space, index, level });
+        self.places.push(PlaceInfo {
+            space,
+            index,
+            level,
+        });
         self.places.len() - 1
     }
 
@@ -213,7 +230,11 @@ impl Emitter<'_> {
         } else {
             let name = self.name("i");
             let count = self.size(above);
-            let line = format!("const i64 {name} = owner({}, {count}, {});", self.space(space), self.places[place].index);
+            let line = format!(
+                "const i64 {name} = owner({}, {count}, {});",
+                self.space(space),
+                self.places[place].index
+            );
             self.line(level, &line);
             self.new_place(above, name, level)
         };
@@ -233,7 +254,9 @@ impl Emitter<'_> {
         let name = self.name("i");
         let operator = if side == Side::I { "/" } else { "%" };
         let index = &self.places[pair].index;
-        let line = format!("const i64 {name} = {square}.first + ({index} - {square}.base) {operator} {square}.size;");
+        let line = format!(
+            "const i64 {name} = {square}.first + ({index} - {square}.base) {operator} {square}.size;"
+        );
         self.line(level, &line);
         let found = self.new_place(self.elements_of(space), name, level);
         self.steps.insert(step, found);
@@ -255,7 +278,11 @@ impl Emitter<'_> {
         let name = self.name("q");
         let PlaceInfo { index, level, .. } = &self.places[place];
         let (level, elements) = (*level, self.elements_of(pairs));
-        let line = format!("const Square {name} = square_of({}, {}, {index});", self.space(elements), self.space(pairs));
+        let line = format!(
+            "const Square {name} = square_of({}, {}, {index});",
+            self.space(elements),
+            self.space(pairs)
+        );
         self.line(level, &line);
         self.squares.insert((place, pairs), name.clone());
         name
@@ -266,9 +293,16 @@ impl Emitter<'_> {
         if let Some(known) = self.ranges.get(&(place, lower)) {
             return known.clone();
         }
-        let text = self.range_text(self.places[place].space, &self.places[place].index.clone(), lower);
+        let text = self.range_text(
+            self.places[place].space,
+            &self.places[place].index.clone(),
+            lower,
+        );
         let name = self.name("r");
-        self.line(self.places[place].level, &format!("const Range {name} = {text};"));
+        self.line(
+            self.places[place].level,
+            &format!("const Range {name} = {text};"),
+        );
         self.ranges.insert((place, lower), name.clone());
         name
     }
@@ -323,7 +357,11 @@ impl Emitter<'_> {
     }
 
     fn value(&mut self, id: ValueId, place: Place) -> String {
-        let place = if self.plan.values.all[id].space == BATCH { WHOLE } else { place };
+        let place = if self.plan.values.all[id].space == BATCH {
+            WHOLE
+        } else {
+            place
+        };
         if let Some(known) = self.known.get(&(id, place)) {
             return known.clone();
         }
@@ -335,7 +373,10 @@ impl Emitter<'_> {
         };
         let name = if is_new {
             let name = self.name("v");
-            self.line(self.places[place].level, &format!("const f64 {name} = {text};"));
+            self.line(
+                self.places[place].level,
+                &format!("const f64 {name} = {text};"),
+            );
             name
         } else {
             text
@@ -359,7 +400,9 @@ impl Emitter<'_> {
                 return (self.argument(id, 0, element), false);
             }
             Task::Load(_) => self.addressed(Source::Value(id), index),
-            Task::Position(segments) => format!("f64({index} - {}.begin)", self.segment_at(place, segments)),
+            Task::Position(segments) => {
+                format!("f64({index} - {}.begin)", self.segment_at(place, segments))
+            }
             Task::Count(segments) => {
                 let range = self.range(place, cut(segments).1);
                 format!("f64({range}.end - {range}.begin)")
@@ -370,7 +413,8 @@ impl Emitter<'_> {
                 binary(op, &left, &right)
             }
             Task::Where => {
-                let [condition, a, b] = [0, 1, 2].map(|position| self.argument(id, position, place));
+                let [condition, a, b] =
+                    [0, 1, 2].map(|position| self.argument(id, position, place));
                 format!("{condition} != 0 ? {a} : {b}")
             }
             Task::Gather => {
@@ -383,7 +427,10 @@ impl Emitter<'_> {
                 // Further than any segment is long, and far from overflow.
                 let at = format!("{index} - ({})", by.clamp(-(1 << 50), 1 << 50));
                 let inside = self.addressed(value.args[0], &at);
-                format!("{at} >= {range}.begin && {at} < {range}.end ? {inside} : {}", literal(fill))
+                format!(
+                    "{at} >= {range}.begin && {at} < {range}.end ? {inside} : {}",
+                    literal(fill)
+                )
             }
             Task::Select(end, segments) => {
                 let range = self.range(place, cut(segments).1);
@@ -397,13 +444,21 @@ impl Emitter<'_> {
                 let inside = self.argument(id, 0, above);
                 format!("{index} == {} ? {inside} : 0.0", end_of(&range, end))
             }
-            Task::Rank { segments, descending } => {
+            Task::Rank {
+                segments,
+                descending,
+            } => {
                 let range = self.segment_at(place, segments);
-                format!("1.0 + f64({})", self.sorted_place(id, &range, index, descending))
+                format!(
+                    "1.0 + f64({})",
+                    self.sorted_place(id, &range, index, descending)
+                )
             }
-            Task::Reduce(..) | Task::Collapse(..) | Task::Scatter | Task::Order { .. } | Task::Scan { .. } => {
-                self.addressed(Source::Value(id), index)
-            }
+            Task::Reduce(..)
+            | Task::Collapse(..)
+            | Task::Scatter
+            | Task::Order { .. }
+            | Task::Scan { .. } => self.addressed(Source::Value(id), index),
         };
         (text, true)
     }
@@ -436,17 +491,35 @@ impl Emitter<'_> {
             Sink::Scatter(id) => {
                 let (value, order) = (self.argument(id, 0, place), self.argument(id, 1, place));
                 let count = self.size(self.plan.values.all[id].space);
-                format!("put(a.slots[{}], element({order}, {count}), {value});", self.slot(id))
+                format!(
+                    "put(a.slots[{}], element({order}, {count}), {value});",
+                    self.slot(id)
+                )
             }
             Sink::Order(id) => {
-                let Task::Order { segments, descending } = self.plan.values.all[id].task else { return };
+                let Task::Order {
+                    segments,
+                    descending,
+                } = self.plan.values.all[id].task
+                else {
+                    return;
+                };
                 let range = self.segment_at(place, segments);
                 let sorted = self.sorted_place(id, &range, &index, descending);
-                format!("put(a.slots[{}], {range}.begin + {sorted}, f64({index}));", self.slot(id))
+                format!(
+                    "put(a.slots[{}], {range}.begin + {sorted}, f64({index}));",
+                    self.slot(id)
+                )
             }
             Sink::Reduce(id) => {
                 let value = self.argument(id, 0, place);
-                self.line(Level::Segment, &format!("{} s{id};", accumulator(reduction(&self.plan.values.all[id].task))));
+                self.line(
+                    Level::Segment,
+                    &format!(
+                        "{} s{id};",
+                        accumulator(reduction(&self.plan.values.all[id].task))
+                    ),
+                );
                 self.after_reduction(id);
                 format!("s{id}.add({value});")
             }
@@ -465,21 +538,37 @@ impl Emitter<'_> {
                 format!("{text}put(a.slots[{slot}], s, s{id}.{field}); ")
             })
         } else {
-            let divisor = if op == ReduceOp::Mean { " / f64(most(1, r.end - r.begin))" } else { "" };
-            format!("put(a.slots[{}], s, s{id}.value(){divisor}); ", self.slot(id))
+            let divisor = if op == ReduceOp::Mean {
+                " / f64(most(1, r.end - r.begin))"
+            } else {
+                ""
+            };
+            format!(
+                "put(a.slots[{}], s, s{id}.value(){divisor}); ",
+                self.slot(id)
+            )
         };
-        let _ = writeln!(self.after, "s{id} = team.merged(s{id});\nif (team.rank == 0) {{ {writes}}}");
+        let _ = writeln!(
+            self.after,
+            "s{id} = team.merged(s{id});\nif (team.rank == 0) {{ {writes}}}"
+        );
     }
 
     fn finish(&mut self, id: ValueId, warp: usize) -> String {
-        let Task::Reduce(op, cut) = self.plan.values.all[id].task else { return String::new() };
+        let Task::Reduce(op, cut) = self.plan.values.all[id].task else {
+            return String::new();
+        };
         let count = self.size(self.plan.program.segmentations[cut].1);
         let kind = accumulator(op);
         let parts = self.plan.schedule.parts[id].iter().zip(fields(op));
         let reads = parts.fold(String::new(), |text, (slot, field)| {
             format!("{text}s.{field} = get(a.slots[{slot}], c); ")
         });
-        let divisor = if op == ReduceOp::Mean { format!(" / f64(most(1, {count}))") } else { String::new() };
+        let divisor = if op == ReduceOp::Mean {
+            format!(" / f64(most(1, {count}))")
+        } else {
+            String::new()
+        };
         format!(
             "const {kind} s{id} = whole<{kind}>({warp}, {count}, [&](i64 c) {{ {kind} s; {reads}return s; }});\n\
              if (leads({warp})) put(a.slots[{}], 0, s{id}.value(){divisor});\n",
@@ -515,7 +604,12 @@ impl Emitter<'_> {
                 self.shortcut = Some((element, segment));
                 self.sinks(traversal, element);
                 let (count, range) = (self.size(upper), self.range_text(upper, "s", lower));
-                self.by_teams(&format!("each_segment({count}, WARP_LENGTH, [&](i64 s) {{ return {range}; }}, "), "")
+                self.by_teams(
+                    &format!(
+                        "each_segment({count}, WARP_LENGTH, [&](i64 s) {{ return {range}; }}, "
+                    ),
+                    "",
+                )
             }
             Walk::Squares(side, elements) => self.squares_walk(traversal, side, elements),
             Walk::Scan(id, _) => self.scan(id),
@@ -548,7 +642,10 @@ impl Emitter<'_> {
 
     /// The walk as a loop over elements.
     fn looped(&self, head: &str, tail: &str) -> String {
-        format!("    {head}\n{}    {tail}\n", indented(&self.lines[Level::Element as usize], 2))
+        format!(
+            "    {head}\n{}    {tail}\n",
+            indented(&self.lines[Level::Element as usize], 2)
+        )
     }
 
     /// The walk as a loop over segments, in each of which a team loops over elements.
@@ -567,7 +664,10 @@ impl Emitter<'_> {
         let elements = self.elements_of(pairs);
         let segments = self.size(self.plan.program.parents[elements]);
         let slot = self.plan.schedule.offsets[pairs].unwrap_or_default();
-        format!("    count_pairs((i64*)a.slots[{slot}], {}, {segments});\n", self.space(elements))
+        format!(
+            "    count_pairs((i64*)a.slots[{slot}], {}, {segments});\n",
+            self.space(elements)
+        )
     }
 
     fn squares_walk(&mut self, traversal: &Traversal, side: Side, elements: SpaceId) -> String {
@@ -577,10 +677,16 @@ impl Emitter<'_> {
         let square = self.square(above, pairs);
         let pair = self.new_place(pairs, "i".into(), Level::Element);
         let other = self.new_place(elements, format!("({square}.first + k)"), Level::Element);
-        let sides = if side == Side::I { [element, other] } else { [other, element] };
+        let sides = if side == Side::I {
+            [element, other]
+        } else {
+            [other, element]
+        };
         self.steps.insert((pair, Step::Parent), above);
-        self.steps.insert((pair, Step::Side(Side::I as u8)), sides[0]);
-        self.steps.insert((pair, Step::Side(Side::J as u8)), sides[1]);
+        self.steps
+            .insert((pair, Step::Side(Side::I as u8)), sides[0]);
+        self.steps
+            .insert((pair, Step::Side(Side::J as u8)), sides[1]);
         self.sinks(traversal, pair);
         let index = match side {
             Side::I => format!("(s - {square}.first) * {square}.size + k"),
@@ -591,7 +697,11 @@ impl Emitter<'_> {
             BATCH => "0".to_string(),
             above => format!("owner({}, {}, s)", self.space(elements), self.size(above)),
         };
-        let range = format!("Range{{0, square_of({}, {}, {parent}).size}}", self.space(elements), self.space(pairs));
+        let range = format!(
+            "Range{{0, square_of({}, {}, {parent}).size}}",
+            self.space(elements),
+            self.space(pairs)
+        );
         self.by_teams(
             &format!("each_segment({count}, WARP_LENGTH, [&](i64 s) {{ return {range}; }}, "),
             &format!("            const i64 i = {square}.base + {index};\n"),
@@ -600,7 +710,9 @@ impl Emitter<'_> {
 
     fn scan(&mut self, id: ValueId) -> String {
         let value = &self.plan.values.all[id];
-        let Task::Scan { segments, reverse } = value.task else { return String::new() };
+        let Task::Scan { segments, reverse } = value.task else {
+            return String::new();
+        };
         let (upper, lower) = self.plan.program.segmentations[segments];
         let segment = self.new_segment(upper, lower);
         let element = self.new_place(lower, "i".into(), Level::Element);
@@ -608,7 +720,10 @@ impl Emitter<'_> {
         let (x, discount) = (self.argument(id, 0, element), self.argument(id, 1, WHOLE));
         let cut = match value.args.get(2) {
             None => "first".into(),
-            Some(&reset) => format!("first || {} != 0", self.addressed(reset, if reverse { "i + 1" } else { "i" })),
+            Some(&reset) => format!(
+                "first || {} != 0",
+                self.addressed(reset, if reverse { "i + 1" } else { "i" })
+            ),
         };
         let (count, range) = (self.size(upper), self.range_text(upper, "s", lower));
         format!(

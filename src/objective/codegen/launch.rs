@@ -67,7 +67,9 @@ impl Generated {
     ) -> Result<usize, GraphError> {
         let sizes = measure(program, cuts, pairs)?;
         let slots = self.schedule.slots.iter();
-        Ok(8 * slots.map(|&slot| slot_length(program, &sizes, slot)).sum::<usize>())
+        Ok(8 * slots
+            .map(|&slot| slot_length(program, &sizes, slot))
+            .sum::<usize>())
     }
 
     /// The launches of a run.
@@ -77,22 +79,36 @@ impl Generated {
         for (column, (name, space)) in call.columns.iter().zip(&program.columns) {
             check_column(&format!("column '{name}'"), column, sizes.counts[*space])?;
         }
-        for (index, (column, &(_, space))) in call.outputs.iter().zip(&program.outputs).enumerate() {
+        for (index, (column, &(_, space))) in call.outputs.iter().zip(&program.outputs).enumerate()
+        {
             let what = format!("output {index}");
             if !matches!(column.view.dtype, Dtype::F32 | Dtype::F64) {
                 let dtype = column.view.dtype.name();
-                return Err(GraphError(format!("{what}: expected dtype f32 or f64, got {dtype}")));
+                return Err(GraphError(format!(
+                    "{what}: expected dtype f32 or f64, got {dtype}"
+                )));
             }
             check_column(&what, column, sizes.counts[space])?;
         }
         self.check_sorts(program, &sizes)?;
-        let one_block = call.one_block.unwrap_or_else(|| self.suits_one_block(program, &sizes));
+        let one_block = call
+            .one_block
+            .unwrap_or_else(|| self.suits_one_block(program, &sizes));
         let argument = self.argument(program, call, &sizes)?;
-        let programs = self.programs(&signature(call.columns), &signature(call.outputs), one_block);
+        let programs = self.programs(
+            &signature(call.columns),
+            &signature(call.outputs),
+            one_block,
+        );
         let grids = self.grids(&sizes, one_block);
         let launches = programs.into_iter().zip(grids);
         Ok(launches
-            .map(|(program, grid)| Launch { program, grid, block: THREADS, argument: argument.clone() })
+            .map(|(program, grid)| Launch {
+                program,
+                grid,
+                block: THREADS,
+                argument: argument.clone(),
+            })
             .collect())
     }
 
@@ -105,7 +121,9 @@ impl Generated {
         parts
             .map(|stages| {
                 let traversals = self.schedule.stages[stages.clone()].iter().flatten();
-                let blocks = traversals.map(|traversal| blocks(traversal.walk, sizes)).max();
+                let blocks = traversals
+                    .map(|traversal| blocks(traversal.walk, sizes))
+                    .max();
                 blocks.unwrap_or(1).clamp(1, GRID) as u32
             })
             .collect()
@@ -123,7 +141,9 @@ impl Generated {
     /// The segmentations inside which something is sorted.
     fn sorts(&self, program: &Program) -> impl Iterator<Item = (SpaceId, SpaceId)> {
         self.values.all.iter().filter_map(|value| match value.task {
-            Task::Rank { segments, .. } | Task::Order { segments, .. } => Some(program.segmentations[segments]),
+            Task::Rank { segments, .. } | Task::Order { segments, .. } => {
+                Some(program.segmentations[segments])
+            }
             _ => None,
         })
     }
@@ -143,7 +163,12 @@ impl Generated {
     }
 
     /// The bytes of `Args`.
-    fn argument(&self, program: &Program, call: &Call, sizes: &Sizes) -> Result<Vec<u8>, GraphError> {
+    fn argument(
+        &self,
+        program: &Program,
+        call: &Call,
+        sizes: &Sizes,
+    ) -> Result<Vec<u8>, GraphError> {
         let mut words: Vec<u64> = Vec::new();
         push_columns(&mut words, call.columns);
         push_columns(&mut words, call.outputs);
@@ -160,10 +185,18 @@ impl Generated {
                     DeviceCut::Count(_) => (0, 0),
                     DeviceCut::Offsets(view, _) => (view.address, stride(view)),
                 },
-                Extent::Pairs(_) => (self.schedule.offsets[space].map_or(0, |slot| slots[slot]), 1),
+                Extent::Pairs(_) => (
+                    self.schedule.offsets[space].map_or(0, |slot| slots[slot]),
+                    1,
+                ),
                 Extent::Unused | Extent::Batch => continue,
             };
-            words.extend([offsets as u64, step as u64, sizes.counts[space] as u64, sizes.fans[space] as u64]);
+            words.extend([
+                offsets as u64,
+                step as u64,
+                sizes.counts[space] as u64,
+                sizes.fans[space] as u64,
+            ]);
         }
         pad(&mut words, spaces, 4);
         let parameters = words.len();
@@ -193,7 +226,9 @@ fn blocks(walk: Walk, sizes: &Sizes) -> usize {
         Walk::Elements(space) => sizes.counts[space].div_ceil(THREADS as usize),
         Walk::Chunks(space) => sizes.counts[space].div_ceil(CHUNK),
         // A block each, as they may be long; many are dealt out warp by warp.
-        Walk::Segments(upper, _) => sizes.counts[upper].min(sizes.counts[upper].div_ceil(WARPS).max(1024)),
+        Walk::Segments(upper, _) => {
+            sizes.counts[upper].min(sizes.counts[upper].div_ceil(WARPS).max(1024))
+        }
         Walk::Squares(_, space) | Walk::Scan(_, space) => sizes.counts[space].div_ceil(WARPS),
     }
 }
@@ -220,7 +255,10 @@ fn stride(view: &View) -> isize {
 
 fn signature(columns: &[Column]) -> Signature {
     // The names of dtypes are types in kernels/units.cuh, but for `bool`, which is C++'s own.
-    columns.iter().map(|column| (column.view.dtype.name(), column.take.is_some())).collect()
+    columns
+        .iter()
+        .map(|column| (column.view.dtype.name(), column.take.is_some()))
+        .collect()
 }
 
 fn slot_length(program: &Program, sizes: &Sizes, slot: SlotSize) -> usize {
@@ -234,12 +272,18 @@ fn slot_length(program: &Program, sizes: &Sizes, slot: SlotSize) -> usize {
 fn check_counts(program: &Program, call: &Call) -> Result<(), GraphError> {
     let counts = [
         ("columns", call.columns.len(), program.columns.len()),
-        ("parameters", call.parameters.len(), program.parameters.len()),
+        (
+            "parameters",
+            call.parameters.len(),
+            program.parameters.len(),
+        ),
         ("outputs", call.outputs.len(), program.outputs.len()),
     ];
     for (what, got, expected) in counts {
         if got != expected {
-            return Err(GraphError(format!("{what}: expected {expected}, got {got}")));
+            return Err(GraphError(format!(
+                "{what}: expected {expected}, got {got}"
+            )));
         }
     }
     Ok(())
@@ -266,14 +310,29 @@ fn check_column(what: &str, column: &Column, expected: usize) -> Result<(), Grap
     Ok(())
 }
 
-fn measure(program: &Program, cuts: &[DeviceCut], pairs: &[Option<usize>]) -> Result<Sizes, GraphError> {
+fn measure(
+    program: &Program,
+    cuts: &[DeviceCut],
+    pairs: &[Option<usize>],
+) -> Result<Sizes, GraphError> {
     if cuts.len() != program.spaces.len() {
-        return Err(GraphError(format!("offsets: expected {}, got {}", program.spaces.len(), cuts.len())));
+        return Err(GraphError(format!(
+            "offsets: expected {}, got {}",
+            program.spaces.len(),
+            cuts.len()
+        )));
     }
-    let mut sizes = Sizes { counts: Vec::new(), fans: Vec::new() };
+    let mut sizes = Sizes {
+        counts: Vec::new(),
+        fans: Vec::new(),
+    };
     let mut pairs = pairs.iter();
     for (space, extent) in program.extents.iter().enumerate() {
-        let above = sizes.counts.get(program.parents[space]).copied().unwrap_or(1);
+        let above = sizes
+            .counts
+            .get(program.parents[space])
+            .copied()
+            .unwrap_or(1);
         let (count, fan) = match extent {
             Extent::Unused => (0, 0),
             Extent::Batch => (1, 1),
@@ -302,7 +361,12 @@ fn measure(program: &Program, cuts: &[DeviceCut], pairs: &[Option<usize>]) -> Re
     Ok(sizes)
 }
 
-fn given(program: &Program, space: SpaceId, cut: &DeviceCut, above: usize) -> Result<(usize, usize), GraphError> {
+fn given(
+    program: &Program,
+    space: SpaceId,
+    cut: &DeviceCut,
+    above: usize,
+) -> Result<(usize, usize), GraphError> {
     let name = program.space_name(space);
     let parent = program.space_name(program.parents[space]);
     match cut {

@@ -65,7 +65,9 @@ impl Generated {
         };
         Generated {
             argument: argument(&plan, used),
-            stages: (0..schedule.stages.len()).map(|stage| functions(&plan, stage)).collect(),
+            stages: (0..schedule.stages.len())
+                .map(|stage| functions(&plan, stage))
+                .collect(),
             parts: parts(&schedule.stages),
             values,
             schedule,
@@ -74,7 +76,12 @@ impl Generated {
     }
 
     /// The entry points: name, and the text that follows `kernels/objective.cuh`, for columns and outputs of these types.
-    pub fn entries(&self, columns: &Signature, outputs: &Signature, one_block: bool) -> Vec<(String, String)> {
+    pub fn entries(
+        &self,
+        columns: &Signature,
+        outputs: &Signature,
+        one_block: bool,
+    ) -> Vec<(String, String)> {
         if one_block {
             let name = "objective_one_block".to_string();
             let text = self.entry(columns, outputs, &name, 0..self.stages.len());
@@ -91,7 +98,13 @@ impl Generated {
     }
 
     /// The text of an entry point that does these stages.
-    fn entry(&self, columns: &Signature, outputs: &Signature, name: &str, stages: Range<usize>) -> String {
+    fn entry(
+        &self,
+        columns: &Signature,
+        outputs: &Signature,
+        name: &str,
+        stages: Range<usize>,
+    ) -> String {
         let mut text = String::from("// Generated from an objective's graph.\n\n");
         for (letter, signature) in [('C', columns), ('O', outputs)] {
             for (index, (dtype, take)) in signature.iter().enumerate() {
@@ -120,14 +133,24 @@ impl Generated {
     }
 
     /// The programs of the entry points. They live as long as the process, as the modules that are made of them do.
-    pub fn programs(&self, columns: &Signature, outputs: &Signature, one_block: bool) -> Vec<cuda::Program> {
+    pub fn programs(
+        &self,
+        columns: &Signature,
+        outputs: &Signature,
+        one_block: bool,
+    ) -> Vec<cuda::Program> {
         let key = (columns.clone(), outputs.clone(), one_block);
         // The map is complete at any time: an entry is made before it is put in.
-        let mut interned = self.interned.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let known = interned.entry(key).or_insert_with_key(|(columns, outputs, one_block)| {
-            let entries = self.entries(columns, outputs, *one_block).into_iter();
-            entries.map(|(name, text)| intern(name, text)).collect()
-        });
+        let mut interned = self
+            .interned
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let known = interned
+            .entry(key)
+            .or_insert_with_key(|(columns, outputs, one_block)| {
+                let entries = self.entries(columns, outputs, *one_block).into_iter();
+                entries.map(|(name, text)| intern(name, text)).collect()
+            });
         known.clone()
     }
 }
@@ -135,12 +158,23 @@ impl Generated {
 /// A program of a text made at run time. The definition tells programs apart whose kernels have the same name.
 fn intern(name: String, text: String) -> cuda::Program {
     let hash = Sha256::digest(text.as_bytes());
-    let number: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let generated: &'static cuda::Source =
-        Box::leak(Box::new(cuda::Source { name: "generated.cu", text: String::leak(text) }));
+    let number: String = hash
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let generated: &'static cuda::Source = Box::leak(Box::new(cuda::Source {
+        name: "generated.cu",
+        text: String::leak(text),
+    }));
     cuda::Program {
         kernel: String::leak(name),
-        sources: Vec::leak(vec![&source::PTX, &source::UNITS, &source::OBJECTIVE, generated]),
+        sources: Vec::leak(vec![
+            &source::PTX,
+            &source::UNITS,
+            &source::OBJECTIVE,
+            generated,
+        ]),
         defines: vec![("GENERATED", format!("0x{number}"))],
     }
 }

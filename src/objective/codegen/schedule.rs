@@ -167,7 +167,11 @@ impl Planner<'_> {
                 self.wanted[arg] |= dear || addressed;
                 cost += if self.wanted[arg] { 2 } else { self.cost[arg] };
             }
-            self.cost[id] = if value.is_pointwise() { cost.min(1 << 20) } else { 2 };
+            self.cost[id] = if value.is_pointwise() {
+                cost.min(1 << 20)
+            } else {
+                2
+            };
         }
     }
 
@@ -188,7 +192,11 @@ impl Planner<'_> {
                     _ => self.mapped[arg],
                 };
                 mapped = mapped.max(by_others);
-                here = here.max(if access == Access::Here { self.here[arg] } else { by_others });
+                here = here.max(if access == Access::Here {
+                    self.here[arg]
+                } else {
+                    by_others
+                });
             }
             if !value.is_pointwise() {
                 let to_batch = matches!(value.task, Task::Reduce(..)) && value.space == BATCH;
@@ -230,7 +238,11 @@ impl Planner<'_> {
         for id in (0..self.values.all.len()).rev() {
             self.last_read[id] = self.last_read[id].max(demand[id].last().copied().unwrap_or(0));
             let value = &self.values.all[id];
-            let limit = if value.space == BATCH { CHEAP_NUMBER } else { CHEAP };
+            let limit = if value.space == BATCH {
+                CHEAP_NUMBER
+            } else {
+                CHEAP
+            };
             if self.result.kept[id].is_none() && demand[id].len() > 1 && self.cost[id] > limit {
                 self.result.kept[id] = demand[id].first().copied();
             }
@@ -259,7 +271,9 @@ impl Planner<'_> {
             sinks[stage].push(sink);
         };
         for (id, value) in self.values.all.iter().enumerate() {
-            let Some(kept) = self.result.kept[id] else { continue };
+            let Some(kept) = self.result.kept[id] else {
+                continue;
+            };
             match value.task {
                 Task::Reduce(..) if value.space == BATCH => {
                     add(kept - 1, Sink::Reduce(id));
@@ -274,7 +288,10 @@ impl Planner<'_> {
         }
         for (index, &(source, space)) in self.values.outputs.iter().enumerate() {
             let first = usize::from(self.is_pair_space(space));
-            add(source.value().map_or(first, |id| self.here[id]), Sink::Output(index));
+            add(
+                source.value().map_or(first, |id| self.here[id]),
+                Sink::Output(index),
+            );
         }
         for (number, sinks) in sinks.into_iter().enumerate() {
             let mut stage = Stage::new();
@@ -282,36 +299,43 @@ impl Planner<'_> {
                 stage.extend(self.pair_counts());
             }
             // What decides on a walk of its own comes first; the others join a walk over their space.
-            let (leading, joining): (Vec<Sink>, Vec<Sink>) =
-                sinks.into_iter().partition(|&sink| self.own_walk(sink).is_some());
+            let (leading, joining): (Vec<Sink>, Vec<Sink>) = sinks
+                .into_iter()
+                .partition(|&sink| self.own_walk(sink).is_some());
             for sink in leading {
                 if let Some(walk) = self.own_walk(sink) {
                     join(&mut stage, |other| other == walk, walk, sink);
                 }
             }
-            let mut joining: Vec<(Walk, Sink)> =
-                joining.into_iter().map(|sink| (self.preferred_walk(sink, number), sink)).collect();
+            let mut joining: Vec<(Walk, Sink)> = joining
+                .into_iter()
+                .map(|sink| (self.preferred_walk(sink, number), sink))
+                .collect();
             joining.sort_by_key(|(walk, _)| !matches!(walk, Walk::Segments(..)));
             for (walk, sink) in joining {
                 let space = self.space_of(sink);
                 let over = |other: Walk| match other {
-                    Walk::Elements(lower) | Walk::Chunks(lower) | Walk::Segments(_, lower) => lower == space,
+                    Walk::Elements(lower) | Walk::Chunks(lower) | Walk::Segments(_, lower) => {
+                        lower == space
+                    }
                     _ => false,
                 };
                 let known = stage.iter().any(|traversal| traversal.walk == walk);
-                join(&mut stage, |other| if known { other == walk } else { over(other) }, walk, sink);
+                join(
+                    &mut stage,
+                    |other| if known { other == walk } else { over(other) },
+                    walk,
+                    sink,
+                );
             }
             self.result.stages.push(stage);
         }
     }
 
     fn pair_counts(&self) -> impl Iterator<Item = Traversal> {
-        let spaces = self.program.extents.iter().enumerate();
-        spaces.filter_map(|(space, extent)| {
-            matches!(extent, Extent::Pairs(_)).then(|| Traversal {
-                walk: Walk::Pairs(space),
-                sinks: Vec::new(),
-            })
+        self.program.pair_spaces().map(|space| Traversal {
+            walk: Walk::Pairs(space),
+            sinks: Vec::new(),
         })
     }
 
@@ -319,9 +343,12 @@ impl Planner<'_> {
     fn space_of(&self, sink: Sink) -> SpaceId {
         match sink {
             Sink::Output(index) => self.values.outputs[index].1,
-            Sink::Store(id) | Sink::Scatter(id) | Sink::Order(id) | Sink::Scan(id) | Sink::Reduce(id) | Sink::Finish(id) => {
-                self.values.all[id].space
-            }
+            Sink::Store(id)
+            | Sink::Scatter(id)
+            | Sink::Order(id)
+            | Sink::Scan(id)
+            | Sink::Reduce(id)
+            | Sink::Finish(id) => self.values.all[id].space,
         }
     }
 
@@ -331,13 +358,20 @@ impl Planner<'_> {
             Sink::Reduce(id) => match self.values.all[id].task {
                 Task::Reduce(_, cut) => {
                     let (upper, lower) = self.program.segmentations[cut];
-                    Some(if upper == BATCH { Walk::Chunks(lower) } else { Walk::Segments(upper, lower) })
+                    Some(if upper == BATCH {
+                        Walk::Chunks(lower)
+                    } else {
+                        Walk::Segments(upper, lower)
+                    })
                 }
                 Task::Collapse(side, _) => Some(Walk::Squares(side, self.values.all[id].space)),
                 _ => None,
             },
             Sink::Finish(_) => Some(Walk::Finish),
-            Sink::Scan(id) => Some(Walk::Scan(id, self.program.parents[self.values.all[id].space])),
+            Sink::Scan(id) => Some(Walk::Scan(
+                id,
+                self.program.parents[self.values.all[id].space],
+            )),
             sink if self.space_of(sink) == BATCH => Some(Walk::Once),
             _ => None,
         }
@@ -351,7 +385,12 @@ impl Planner<'_> {
         match sink {
             Sink::Output(index) => waiting.extend(self.values.outputs[index].0.value()),
             Sink::Store(id) => self.look_into(id, space, &mut finest, &mut waiting),
-            Sink::Scatter(id) => waiting.extend(self.values.all[id].args.iter().filter_map(|arg| arg.value())),
+            Sink::Scatter(id) => waiting.extend(
+                self.values.all[id]
+                    .args
+                    .iter()
+                    .filter_map(|arg| arg.value()),
+            ),
             Sink::Order(id) => self.look_into(id, space, &mut finest, &mut waiting),
             Sink::Reduce(_) | Sink::Finish(_) | Sink::Scan(_) => {}
         }
@@ -362,14 +401,26 @@ impl Planner<'_> {
                 self.look_into(id, space, &mut finest, &mut waiting);
             }
         }
-        if finest == BATCH { Walk::Elements(space) } else { Walk::Segments(finest, space) }
+        if finest == BATCH {
+            Walk::Elements(space)
+        } else {
+            Walk::Segments(finest, space)
+        }
     }
 
-    fn look_into(&self, id: ValueId, space: SpaceId, finest: &mut SpaceId, waiting: &mut Vec<ValueId>) {
+    fn look_into(
+        &self,
+        id: ValueId,
+        space: SpaceId,
+        finest: &mut SpaceId,
+        waiting: &mut Vec<ValueId>,
+    ) {
         let value = &self.values.all[id];
         let cut = match value.task {
             Task::Position(cut) | Task::Expand(cut) | Task::Place(_, cut) => Some(cut),
-            Task::Rank { segments, .. } | Task::Order { segments, .. } | Task::Shift { segments, .. } => Some(segments),
+            Task::Rank { segments, .. }
+            | Task::Order { segments, .. }
+            | Task::Shift { segments, .. } => Some(segments),
             _ => None,
         };
         let upper = match (cut, value.task) {
@@ -378,17 +429,18 @@ impl Planner<'_> {
             _ => BATCH,
         };
         *finest = (*finest).max(upper);
-        let here = self.values.reads(id).filter(|&(_, access)| access == Access::Here);
+        let here = self
+            .values
+            .reads(id)
+            .filter(|&(_, access)| access == Access::Here);
         waiting.extend(here.map(|(arg, _)| arg));
     }
 
     /// Gives every kept value a slot; slots of values that nobody reads any more are used again.
     fn assign_slots(&mut self) {
-        for (space, extent) in self.program.extents.iter().enumerate() {
-            if matches!(extent, Extent::Pairs(_)) {
-                self.result.offsets[space] = Some(self.result.slots.len());
-                self.result.slots.push(SlotSize::Offsets(space));
-            }
+        for space in self.program.pair_spaces() {
+            self.result.offsets[space] = Some(self.result.slots.len());
+            self.result.slots.push(SlotSize::Offsets(space));
         }
         let mut kept: Vec<(usize, ValueId)> = (0..self.values.all.len())
             .filter_map(|id| Some((self.result.kept[id]?, id)))
@@ -400,7 +452,8 @@ impl Planner<'_> {
             let value = &self.values.all[id];
             let size = SlotSize::Elements(value.space);
             let until = self.last_read[id].max(stage);
-            let free = (0..busy.len()).find(|&slot| self.result.slots[slot] == size && busy[slot] < stage);
+            let free =
+                (0..busy.len()).find(|&slot| self.result.slots[slot] == size && busy[slot] < stage);
             let slot = free.unwrap_or_else(|| {
                 self.result.slots.push(size);
                 busy.push(0);
@@ -425,6 +478,9 @@ impl Planner<'_> {
 fn join(stage: &mut Stage, suits: impl Fn(Walk) -> bool, walk: Walk, sink: Sink) {
     match stage.iter_mut().find(|traversal| suits(traversal.walk)) {
         Some(traversal) => traversal.sinks.push(sink),
-        None => stage.push(Traversal { walk, sinks: vec![sink] }),
+        None => stage.push(Traversal {
+            walk,
+            sinks: vec![sink],
+        }),
     }
 }
