@@ -1,11 +1,11 @@
 //! What it takes to run a generated kernel on given arrays: the workspace, the argument's bytes, the launches.
 
-use super::super::GraphError;
-use super::super::program::{Extent, Program, Task};
-use super::super::space::{BATCH, SpaceId};
 use super::schedule::{SlotSize, Walk};
 use super::{Generated, Signature};
 use crate::cuda::{Launch, THREADS};
+use crate::objective::GraphError;
+use crate::objective::program::{Extent, Program, Task};
+use crate::objective::space::{BATCH, SpaceId};
 use crate::view::{Dtype, View};
 
 const WARPS: usize = THREADS as usize / 32;

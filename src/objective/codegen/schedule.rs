@@ -5,10 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use super::super::ops::{ReduceOp, Side};
-use super::super::program::{Extent, Program, Task};
-use super::super::space::{BATCH, SpaceId};
 use super::values::{Access, ValueId, Values};
+use crate::objective::ops::{ReduceOp, Side};
+use crate::objective::program::{Extent, Program, Task};
+use crate::objective::space::{BATCH, SpaceId};
 
 /// Work (in additions) up to which a value is computed again rather than kept.
 const CHEAP: u32 = 12;
@@ -54,6 +54,16 @@ impl Walk {
     /// Whether only the first block works.
     pub fn is_small(self) -> bool {
         matches!(self, Walk::Once | Walk::Finish | Walk::Pairs(_))
+    }
+
+    /// Whether every element of a space is visited, once.
+    fn is_over(self, space: SpaceId) -> bool {
+        match self {
+            Walk::Elements(lower) | Walk::Chunks(lower) | Walk::Segments(_, lower) => {
+                lower == space
+            }
+            _ => false,
+        }
     }
 }
 
@@ -263,6 +273,38 @@ impl Planner<'_> {
 
     /// Puts every sink into a traversal of its stage.
     fn fill_stages(&mut self) {
+        for (number, sinks) in self.sinks().into_iter().enumerate() {
+            let mut stage = Stage::new();
+            if number == 0 {
+                stage.extend(self.pair_counts());
+            }
+            // What insists on a walk comes first; the others join a walk over their space.
+            let mut joining = Vec::new();
+            for sink in sinks {
+                match self.own_walk(sink) {
+                    Some(walk) => join(&mut stage, |other| other == walk, walk, sink),
+                    None => joining.push((self.preferred_walk(sink, number), sink)),
+                }
+            }
+            joining.sort_by_key(|(walk, _)| !matches!(walk, Walk::Segments(..)));
+            for (walk, sink) in joining {
+                let known = stage.iter().any(|traversal| traversal.walk == walk);
+                let space = self.space_of(sink);
+                let suits = |other: Walk| {
+                    if known {
+                        other == walk
+                    } else {
+                        other.is_over(space)
+                    }
+                };
+                join(&mut stage, suits, walk, sink);
+            }
+            self.result.stages.push(stage);
+        }
+    }
+
+    /// What is done with values, stage by stage.
+    fn sinks(&self) -> Vec<Vec<Sink>> {
         let mut sinks: Vec<Vec<Sink>> = Vec::new();
         let mut add = |stage: usize, sink: Sink| {
             if sinks.len() <= stage {
@@ -288,48 +330,10 @@ impl Planner<'_> {
         }
         for (index, &(source, space)) in self.values.outputs.iter().enumerate() {
             let first = usize::from(self.is_pair_space(space));
-            add(
-                source.value().map_or(first, |id| self.here[id]),
-                Sink::Output(index),
-            );
+            let stage = source.value().map_or(first, |id| self.here[id]);
+            add(stage, Sink::Output(index));
         }
-        for (number, sinks) in sinks.into_iter().enumerate() {
-            let mut stage = Stage::new();
-            if number == 0 {
-                stage.extend(self.pair_counts());
-            }
-            // What decides on a walk of its own comes first; the others join a walk over their space.
-            let (leading, joining): (Vec<Sink>, Vec<Sink>) = sinks
-                .into_iter()
-                .partition(|&sink| self.own_walk(sink).is_some());
-            for sink in leading {
-                if let Some(walk) = self.own_walk(sink) {
-                    join(&mut stage, |other| other == walk, walk, sink);
-                }
-            }
-            let mut joining: Vec<(Walk, Sink)> = joining
-                .into_iter()
-                .map(|sink| (self.preferred_walk(sink, number), sink))
-                .collect();
-            joining.sort_by_key(|(walk, _)| !matches!(walk, Walk::Segments(..)));
-            for (walk, sink) in joining {
-                let space = self.space_of(sink);
-                let over = |other: Walk| match other {
-                    Walk::Elements(lower) | Walk::Chunks(lower) | Walk::Segments(_, lower) => {
-                        lower == space
-                    }
-                    _ => false,
-                };
-                let known = stage.iter().any(|traversal| traversal.walk == walk);
-                join(
-                    &mut stage,
-                    |other| if known { other == walk } else { over(other) },
-                    walk,
-                    sink,
-                );
-            }
-            self.result.stages.push(stage);
-        }
+        sinks
     }
 
     fn pair_counts(&self) -> impl Iterator<Item = Traversal> {

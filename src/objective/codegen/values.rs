@@ -1,8 +1,8 @@
 //! A program's instructions as values, each with one definition, and what is known of them before they are scheduled.
 
-use super::super::ops::{BinaryOp, UnaryOp};
-use super::super::program::{Operand, Program, Task};
-use super::super::space::{BATCH, SpaceId};
+use crate::objective::ops::{BinaryOp, UnaryOp};
+use crate::objective::program::{Operand, Program, Task};
+use crate::objective::space::{BATCH, SpaceId};
 
 /// Index of a value: that of the instruction that computes it.
 pub type ValueId = usize;
