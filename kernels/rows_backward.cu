@@ -1,17 +1,20 @@
 // Gradient of Σ_s grads[s]·statistic[s] with respect to the raw logits of N rows.
 //
-//   dx_j = dz_j/dx_j · ( g_logp·(1[j = y] − p_j) + p_j·(w − g_H·(log p_j + H) + g_kl·(log p_j − log q_j − kl)) − g_rkl·q_j )
+//   dx_j = dz_j/dx_j · ( g_logp·(1[j = y] − p_j) − g_rkl·q_j
+//                        + p_j·(w − g_H·(log p_j + H) + g_kl·(log p_j − log q_j − kl)) )
 //   w = g_lse + g_rkl,  log p_j = z_j − lse,  log q_j = ref_z_j − ref_lse
 //
 // Traffic: each logit is read once and its gradient written once, over the logits themselves if asked.
-// 1 − p_y is taken before rounding to the logits' type, and from the saved logp: of a confident token, z_y − lse has lost most digits.
+// 1 − p_y is taken before rounding to the logits' type, and from the saved logp: of a confident token, z_y − lse has lost
+// most digits.
 //
 // A block (a warp for short rows) takes a chunk of a row. Units follow the gradient's 16-byte boundaries, so stores are whole
 // granules; elements do not depend on one another, so where a unit begins cannot change a bit. A thread reads its units before it
 // writes them and nobody else does either, which is why the gradient may lie over the logits.
 //
-// Invariants: a row that is ignored, has no upstream gradient or holds nothing but −inf is written as zeros and not read. A label outside [0, V) makes its
-// row NaN. Where p = 0 its whole product is 0: no 0·inf. An upstream gradient of 0 adds nothing, whatever it multiplies.
+// Invariants: a row that is ignored, has no upstream gradient or holds nothing but −inf is written as zeros and not read.
+// A label outside [0, V) makes its row NaN. Where p = 0 its whole product is 0: no 0·inf. An upstream gradient of 0 adds
+// nothing, whatever it multiplies.
 
 struct Coefficients {
     A w, g_logp, g_entropy, g_kl, g_rkl;   // upstream gradients

@@ -1,6 +1,7 @@
 // Second step of rows_forward where rows are split over blocks: merges each row's chunks in order and writes its values.
 //
-// One thread per row: it reads [parts] partials and the label's logit. Rows without a value (ignored, label out of range) were written by rows_forward.
+// One thread per row: it reads [parts] partials and the label's logit. Rows without a value (ignored, label out of range)
+// were written by rows_forward.
 
 extern "C" __global__ void __launch_bounds__(THREADS) rows_combine(const RowsArgs a) {
     for (i64 row = i64(blockIdx.x) * THREADS + threadIdx.x; row < a.rows; row += i64(gridDim.x) * THREADS) {

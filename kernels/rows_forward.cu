@@ -1,16 +1,18 @@
 // Token statistics of N rows of V logits: log-probability of the label, log-sum-exp, entropy, …, all from one traversal.
 //
 //   sum = Σ 2^(c·t − peak),  lse = ln2·(peak + log2 sum),  logp = ln2·(c·t_y − peak − log2 sum)
-//   entropy = ln2·(log2 sum − moment/sum),  log_sum_sq = log squares − 2 log sum,  kl = ln2·(c·cross/sum) − lse + ref_lse
+//   entropy = ln2·(log2 sum − moment/sum),  log_sum_sq = log squares − 2 log sum
+//   kl = ln2·(c·cross/sum) − lse + ref_lse
 //
 // Traffic: each logit is read once (with a reference, each of its logits too); one number is written per row and statistic.
 //
 // A row is cut into chunks of fixed length. The threads of a group read a chunk, each its own units, in units of 16 bytes,
 // four in flight; every thread rescales only when its maximum grew. Chunks are merged in order. So a row gives the same bits
-// whether one block walks through its chunks (many rows) or each chunk has a block of its own and rows_combine merges them (few rows).
+// whether one block walks through its chunks (many rows) or each chunk has a block of its own and rows_combine merges
+// them (few rows).
 //
-// Invariants: an ignored row is not read; its values are 0. A label outside [0, V) makes the values of its row NaN. −inf logits have
-// p = 0 and take no part; NaN and +inf make every value of the row NaN.
+// Invariants: an ignored row is not read; its values are 0. A label outside [0, V) makes the values of its row NaN.
+// −inf logits have p = 0 and take no part; NaN and +inf make every value of these logits NaN.
 
 // What the threads of a group know of their row.
 struct Context {
@@ -88,7 +90,8 @@ __device__ inline Partial traverse(const X& x, const Ref& ref, i64 begin, int la
     return p;
 }
 
-// The partials of a group's threads in one, in all lanes of its first warp. `turn` alternates between two buffers, so that one barrier suffices.
+// The partials of a group's threads in one, in all lanes of its first warp. `turn` alternates between two buffers, so that
+// one barrier suffices.
 __device__ inline void merge_group(Partial& p, int& turn) {
     merge_warp(p);
     if (GROUPS > 1) return;

@@ -25,7 +25,7 @@ def prepare() -> None:
 
 
 def nvrtc_candidates() -> list[str]:
-    """Paths and names of NVRTC, in the order to try: PyTorch's wheels, what cuda-pathfinder knows, CUDA_HOME, the system."""
+    """Paths and names of NVRTC in the order to try: PyTorch's wheels, cuda-pathfinder's find, CUDA_HOME, the system."""
     majors = _cuda_majors()
     names = [name for major in majors for name in _library_names(major)]
     found = [str(path) for folder in _wheel_folders() for name in names for path in _matching(folder, name)]
@@ -129,9 +129,11 @@ class Resources(NamedTuple):
 
 
 def resources(log: str) -> Resources:
-    """Read from the compiler's log."""
-    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log)
-    registers, shared = re.search(r"Used (\d+) registers", log), re.search(r"(\d+) bytes smem", log)
-    if registers is None:
+    """Read from the compiler's log; of several kernels in one source, the largest numbers."""
+    registers, spills, shared = (
+        [int(number) for number in re.findall(pattern, log)]
+        for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill (?:stores|loads)", r"(\d+) bytes smem")
+    )
+    if not registers:
         raise RuntimeError(f"NVRTC's log does not name the registers: {log!r}")
-    return Resources(int(registers[1]), sum(map(int, spills)), int(shared[1]) if shared else 0)
+    return Resources(max(registers), sum(spills), max(shared, default=0))

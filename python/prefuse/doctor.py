@@ -1,7 +1,7 @@
 """`python -m prefuse doctor`: what prefuse finds on this machine, and what to do where something is missing.
 
-Works without a GPU, a driver or NVRTC. `--compile` compiles every kernel for every supported architecture (for which NVRTC is enough)
-and prints registers, spilled bytes and shared memory.
+Works without a GPU, a driver or NVRTC. `--compile` compiles every kernel for every supported architecture (for which
+NVRTC is enough) and prints registers, spilled bytes and shared memory.
 """
 
 from __future__ import annotations

@@ -25,10 +25,22 @@ pub(super) fn run(py: Python<'_>, device: i32, stream: usize, launches: Vec<Laun
 
 /// Numbers, of the statistics' dtype, of workspace that a forward call needs on `device`.
 #[pyfunction]
-fn cuda_rows_workspace(logits: PyView, reference: Option<PyView>, stats: Vec<String>, device: i32) -> PyResult<usize> {
-    let reference = reference.map(|reference| view("reference", reference)).transpose()?;
+fn cuda_rows_workspace(
+    logits: PyView,
+    reference: Option<PyView>,
+    stats: Vec<String>,
+    device: i32,
+) -> PyResult<usize> {
+    let reference = reference
+        .map(|reference| view("reference", reference))
+        .transpose()?;
     let (logits, stats) = (view("logits", logits)?, statistics(&stats)?);
-    Ok(rows_cuda::forward_workspace(&logits, reference.as_ref(), &stats, Device::get(device)?.multiprocessors))
+    Ok(rows_cuda::forward_workspace(
+        &logits,
+        reference.as_ref(),
+        &stats,
+        Device::get(device)?.multiprocessors,
+    ))
 }
 
 /// Queues a forward call on a stream of `device`: as `rows_forward`, with device memory.
@@ -51,9 +63,25 @@ fn cuda_rows_forward(
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let rows = rows(logits, labels, mask, reference, temperature, scale, softcap, ignore_index)?;
+    let rows = rows(
+        logits,
+        labels,
+        mask,
+        reference,
+        temperature,
+        scale,
+        softcap,
+        ignore_index,
+    )?;
     let multiprocessors = Device::get(device)?.multiprocessors;
-    let launches = rows_cuda::forward(&rows, &statistics(&stats)?, k, &view("out", out)?, workspace, multiprocessors)?;
+    let launches = rows_cuda::forward(
+        &rows,
+        &statistics(&stats)?,
+        k,
+        &view("out", out)?,
+        workspace,
+        multiprocessors,
+    )?;
     run(py, device, stream, launches)
 }
 
@@ -77,9 +105,27 @@ fn cuda_rows_backward(
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let rows = rows(logits, labels, mask, reference, temperature, scale, softcap, ignore_index)?;
-    let (grads, saved, gradient) = (view("grads", grads)?, view("saved", saved)?, view("gradient", gradient)?);
-    run(py, device, stream, rows_cuda::backward(&rows, &statistics(&stats)?, &grads, &saved, &gradient)?)
+    let rows = rows(
+        logits,
+        labels,
+        mask,
+        reference,
+        temperature,
+        scale,
+        softcap,
+        ignore_index,
+    )?;
+    let (grads, saved, gradient) = (
+        view("grads", grads)?,
+        view("saved", saved)?,
+        view("gradient", gradient)?,
+    );
+    run(
+        py,
+        device,
+        stream,
+        rows_cuda::backward(&rows, &statistics(&stats)?, &grads, &saved, &gradient)?,
+    )
 }
 
 /// Queues a segment sum on a stream of `device`.
@@ -92,7 +138,11 @@ fn cuda_segment_sum(
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let launches = segments_cuda::sum(&view("values", values)?, &view("offsets", offsets)?, &view("out", out)?)?;
+    let launches = segments_cuda::sum(
+        &view("values", values)?,
+        &view("offsets", offsets)?,
+        &view("out", out)?,
+    )?;
     run(py, device, stream, launches)
 }
 
@@ -106,7 +156,11 @@ fn cuda_segment_expand(
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let launches = segments_cuda::expand(&view("values", values)?, &view("offsets", offsets)?, &view("out", out)?)?;
+    let launches = segments_cuda::expand(
+        &view("values", values)?,
+        &view("offsets", offsets)?,
+        &view("out", out)?,
+    )?;
     run(py, device, stream, launches)
 }
 
@@ -120,7 +174,11 @@ fn cuda_search_nvrtc(candidates: Vec<String>) {
 #[pyfunction]
 fn cuda_nvrtc() -> PyResult<(&'static str, String, &'static [i32])> {
     let nvrtc = nvrtc::nvrtc()?;
-    Ok((&nvrtc.path, format!("{}.{}", nvrtc.version.0, nvrtc.version.1), &nvrtc.architectures))
+    Ok((
+        &nvrtc.path,
+        format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
+        &nvrtc.architectures,
+    ))
 }
 
 /// The driver's CUDA version, 13020 for 13.2; a RuntimeError where there is no driver.
@@ -132,14 +190,19 @@ fn cuda_driver_version() -> PyResult<i32> {
 /// (name, compute capability as 90 for 9.0, multiprocessors) of every device.
 #[pyfunction]
 fn cuda_devices() -> PyResult<Vec<(String, i32, usize)>> {
-    let describe = |ordinal| Device::get(ordinal).map(|d| (d.name.clone(), d.capability, d.multiprocessors));
-    Ok((0..driver::count()?).map(describe).collect::<cuda::Result<_>>()?)
+    let describe =
+        |ordinal| Device::get(ordinal).map(|d| (d.name.clone(), d.capability, d.multiprocessors));
+    Ok((0..driver::count()?)
+        .map(describe)
+        .collect::<cuda::Result<_>>()?)
 }
 
 /// The directory of compiled kernels; a RuntimeError that says why none is used.
 #[pyfunction]
 fn cuda_cache_directory() -> PyResult<String> {
-    cache::directory().map(|path| path.display().to_string()).map_err(PyRuntimeError::new_err)
+    cache::directory()
+        .map(|path| path.display().to_string())
+        .map_err(PyRuntimeError::new_err)
 }
 
 /// (machine code, compiler log) of a kernel for sm_`architecture`; with `cached`, code from the cache and an empty log.
@@ -155,9 +218,12 @@ fn cuda_compile<'py>(
     let (cubin, log) = py.detach(|| {
         let nvrtc = nvrtc::nvrtc()?;
         if cached {
-            return cache::compiled(nvrtc, &program, architecture).map(|cubin| (cubin, String::new()));
+            return cache::compiled(nvrtc, &program, architecture)
+                .map(|cubin| (cubin, String::new()));
         }
-        nvrtc.compile(&program, architecture).map(|compiled| (compiled.cubin, compiled.log))
+        nvrtc
+            .compile(&program, architecture)
+            .map(|compiled| (compiled.cubin, compiled.log))
     })?;
     Ok((PyBytes::new(py, &cubin), log))
 }
@@ -166,17 +232,30 @@ fn cuda_compile<'py>(
 fn program(kernel: &str, defines: &[(String, String)]) -> PyResult<Program> {
     let refuse = |what: &str| PyRuntimeError::new_err(format!("no kernel {kernel:?} with {what}"));
     let known = rows_cuda::PROGRAMS.iter().chain(segments_cuda::PROGRAMS);
-    let &(kernel, sources, names) =
-        known.into_iter().find(|(name, ..)| *name == kernel).ok_or_else(|| refuse("that name"))?;
+    let &(kernel, sources, names) = known
+        .into_iter()
+        .find(|(name, ..)| *name == kernel)
+        .ok_or_else(|| refuse("that name"))?;
     let defines = defines
         .iter()
         .map(|(name, value)| {
-            let name = names.iter().find(|known| *known == name).ok_or_else(|| refuse(name))?;
+            let name = names
+                .iter()
+                .find(|known| *known == name)
+                .ok_or_else(|| refuse(name))?;
             let plain = !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric());
-            if plain { Ok((*name, value.clone())) } else { Err(refuse(value)) }
+            if plain {
+                Ok((*name, value.clone()))
+            } else {
+                Err(refuse(value))
+            }
         })
         .collect::<PyResult<_>>()?;
-    Ok(Program { kernel, sources, defines })
+    Ok(Program {
+        kernel,
+        sources,
+        defines,
+    })
 }
 
 /// What a launch would run, as a dictionary: kernel, sources [(name, text)], defines [(name, value)], grid, block, argument (bytes).
@@ -184,8 +263,12 @@ pub(super) fn described<'py>(py: Python<'py>, launches: Vec<Launch>) -> PyResult
     launches
         .into_iter()
         .map(|launch| {
-            let sources: Vec<_> =
-                launch.program.sources.iter().map(|source| (source.name, source.text)).collect();
+            let sources: Vec<_> = launch
+                .program
+                .sources
+                .iter()
+                .map(|source| (source.name, source.text))
+                .collect();
             let description = PyDict::new(py);
             description.set_item("kernel", launch.program.kernel)?;
             description.set_item("sources", sources)?;
@@ -217,10 +300,31 @@ fn cuda_plan_rows_forward<'py>(
     workspace: usize,
     multiprocessors: usize,
 ) -> PyResult<(usize, Vec<Bound<'py, PyDict>>)> {
-    let rows = rows(logits, labels, mask, reference, temperature, scale, softcap, ignore_index)?;
+    let rows = rows(
+        logits,
+        labels,
+        mask,
+        reference,
+        temperature,
+        scale,
+        softcap,
+        ignore_index,
+    )?;
     let stats = statistics(&stats)?;
-    let numbers = rows_cuda::forward_workspace(&rows.logits, rows.reference.as_ref(), &stats, multiprocessors);
-    let launches = rows_cuda::forward(&rows, &stats, k, &view("out", out)?, workspace, multiprocessors)?;
+    let numbers = rows_cuda::forward_workspace(
+        &rows.logits,
+        rows.reference.as_ref(),
+        &stats,
+        multiprocessors,
+    );
+    let launches = rows_cuda::forward(
+        &rows,
+        &stats,
+        k,
+        &view("out", out)?,
+        workspace,
+        multiprocessors,
+    )?;
     Ok((numbers, described(py, launches)?))
 }
 
@@ -242,10 +346,26 @@ fn cuda_plan_rows_backward<'py>(
     saved: PyView,
     gradient: PyView,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    let rows = rows(logits, labels, mask, reference, temperature, scale, softcap, ignore_index)?;
+    let rows = rows(
+        logits,
+        labels,
+        mask,
+        reference,
+        temperature,
+        scale,
+        softcap,
+        ignore_index,
+    )?;
     let stats = statistics(&stats)?;
-    let (grads, saved, gradient) = (view("grads", grads)?, view("saved", saved)?, view("gradient", gradient)?);
-    described(py, rows_cuda::backward(&rows, &stats, &grads, &saved, &gradient)?)
+    let (grads, saved, gradient) = (
+        view("grads", grads)?,
+        view("saved", saved)?,
+        view("gradient", gradient)?,
+    );
+    described(
+        py,
+        rows_cuda::backward(&rows, &stats, &grads, &saved, &gradient)?,
+    )
 }
 
 /// The launches of a segment sum.
@@ -256,7 +376,14 @@ fn cuda_plan_segment_sum<'py>(
     offsets: PyView,
     out: PyView,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    described(py, segments_cuda::sum(&view("values", values)?, &view("offsets", offsets)?, &view("out", out)?)?)
+    described(
+        py,
+        segments_cuda::sum(
+            &view("values", values)?,
+            &view("offsets", offsets)?,
+            &view("out", out)?,
+        )?,
+    )
 }
 
 /// The launches of a segment expansion.
@@ -267,7 +394,14 @@ fn cuda_plan_segment_expand<'py>(
     offsets: PyView,
     out: PyView,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    described(py, segments_cuda::expand(&view("values", values)?, &view("offsets", offsets)?, &view("out", out)?)?)
+    described(
+        py,
+        segments_cuda::expand(
+            &view("values", values)?,
+            &view("offsets", offsets)?,
+            &view("out", out)?,
+        )?,
+    )
 }
 
 /// Registers the functions of this room.

@@ -28,7 +28,11 @@ pub fn directory() -> Result<PathBuf, String> {
 }
 
 fn location() -> Option<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let variable = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     if let Some(moved) = variable(VARIABLE) {
         return Some(moved);
     }
@@ -58,7 +62,8 @@ fn create_private(path: &Path) -> std::io::Result<()> {
 #[cfg(unix)]
 fn refuse_strangers(path: &Path) -> Result<(), String> {
     use std::os::unix::fs::MetadataExt;
-    let metadata = fs::symlink_metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let metadata =
+        fs::symlink_metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
     // SAFETY: no arguments, cannot fail.
     let user = unsafe { libc::geteuid() };
     let complaint = if !metadata.is_dir() {
@@ -66,7 +71,10 @@ fn refuse_strangers(path: &Path) -> Result<(), String> {
     } else if metadata.uid() != user {
         format!("belongs to user {}, not to you ({user})", metadata.uid())
     } else if metadata.mode() & 0o022 != 0 {
-        format!("can be written by others (mode {:o}): chmod 700 it", metadata.mode() & 0o777)
+        format!(
+            "can be written by others (mode {:o}): chmod 700 it",
+            metadata.mode() & 0o777
+        )
     } else {
         return Ok(());
     };
@@ -76,15 +84,25 @@ fn refuse_strangers(path: &Path) -> Result<(), String> {
 #[cfg(not(unix))]
 fn refuse_strangers(path: &Path) -> Result<(), String> {
     // The user's own profile, which others cannot write by default.
-    if path.is_dir() { Ok(()) } else { Err(format!("{} is not a directory", path.display())) }
+    if path.is_dir() {
+        Ok(())
+    } else {
+        Err(format!("{} is not a directory", path.display()))
+    }
 }
 
 /// `program` compiled for sm_`architecture`, from the cache where it is there.
 pub fn compiled(nvrtc: &Nvrtc, program: &Program, architecture: i32) -> super::Result<Vec<u8>> {
     let Ok(directory) = directory() else {
-        return nvrtc.compile(program, architecture).map(|compiled| compiled.cubin);
+        return nvrtc
+            .compile(program, architecture)
+            .map(|compiled| compiled.cubin);
     };
-    let file = directory.join(format!("{}-{}.cubin", program.kernel, key(nvrtc, program, architecture)));
+    let file = directory.join(format!(
+        "{}-{}.cubin",
+        program.kernel,
+        key(nvrtc, program, architecture)
+    ));
     if let Some(cubin) = read(&file) {
         return Ok(cubin);
     }
@@ -97,7 +115,11 @@ pub fn compiled(nvrtc: &Nvrtc, program: &Program, architecture: i32) -> super::R
 fn key(nvrtc: &Nvrtc, program: &Program, architecture: i32) -> String {
     let mut hash = Sha256::new();
     let (major, minor) = nvrtc.version;
-    let mut parts = vec![program.text(), format!("{major}.{minor}"), program.kernel.to_owned()];
+    let mut parts = vec![
+        program.text(),
+        format!("{major}.{minor}"),
+        program.kernel.to_owned(),
+    ];
     parts.extend(Nvrtc::options(architecture));
     parts.extend(program.definitions());
     for part in parts {
@@ -105,7 +127,10 @@ fn key(nvrtc: &Nvrtc, program: &Program, architecture: i32) -> String {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn read(file: &Path) -> Option<Vec<u8>> {
@@ -134,7 +159,8 @@ mod tests {
     use super::*;
 
     fn fresh(name: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("prefuse-cache-{name}-{}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("prefuse-cache-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         path
     }
@@ -155,7 +181,11 @@ mod tests {
         assert_eq!(read(&file), None);
         write(&file, b"again").unwrap();
         assert_eq!(read(&file).as_deref(), Some(&b"again"[..]));
-        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "no drafts are left behind");
+        assert_eq!(
+            fs::read_dir(&directory).unwrap().count(),
+            1,
+            "no drafts are left behind"
+        );
         fs::remove_dir_all(&directory).unwrap();
     }
 
@@ -165,15 +195,26 @@ mod tests {
         use std::os::unix::fs::{PermissionsExt, symlink};
         let directory = fresh("strangers");
         create_private(&directory).unwrap();
-        assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::metadata(&directory).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
         assert_eq!(refuse_strangers(&directory), Ok(()));
         let link = fresh("link");
         let _ = fs::remove_file(&link);
         symlink(&directory, &link).unwrap();
-        assert!(refuse_strangers(&link).unwrap_err().contains("links are refused"));
+        assert!(
+            refuse_strangers(&link)
+                .unwrap_err()
+                .contains("links are refused")
+        );
         fs::remove_file(&link).unwrap();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(refuse_strangers(&directory).unwrap_err().contains("mode 777"));
+        assert!(
+            refuse_strangers(&directory)
+                .unwrap_err()
+                .contains("mode 777")
+        );
         fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -63,11 +63,16 @@ fn initialise() -> Result<()> {
 }
 
 /// Runs `call`, turning a driver error into a sentence and a missing driver function (cudarc panics) into an error.
-fn guarded<T>(doing: &str, call: impl FnOnce() -> std::result::Result<T, DriverError> + std::panic::UnwindSafe) -> Result<T> {
+fn guarded<T>(
+    doing: &str,
+    call: impl FnOnce() -> std::result::Result<T, DriverError> + std::panic::UnwindSafe,
+) -> Result<T> {
     match catch_unwind(call) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(CudaError(format!("CUDA: {doing}: {error:?}"))),
-        Err(_) => Err(CudaError(format!("CUDA: {doing}: the driver is too old (it lacks a function); update NVIDIA's driver"))),
+        Err(_) => Err(CudaError(format!(
+            "CUDA: {doing}: the driver is too old (it lacks a function); update NVIDIA's driver"
+        ))),
     }
 }
 
@@ -77,7 +82,9 @@ pub fn version() -> Result<i32> {
     let mut version = 0;
     // SAFETY: writes one integer.
     guarded("reading the driver's version", move || unsafe {
-        sys::cuDriverGetVersion(&mut version).result().map(|()| version)
+        sys::cuDriverGetVersion(&mut version)
+            .result()
+            .map(|()| version)
     })
 }
 
@@ -91,7 +98,9 @@ impl Device {
     /// Device `ordinal`, as PyTorch numbers it.
     pub fn get(ordinal: i32) -> Result<&'static Device> {
         initialise()?;
-        let mut devices = DEVICES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut devices = DEVICES
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(device) = devices.iter().find(|device| device.ordinal == ordinal) {
             return Ok(device);
         }
@@ -113,7 +122,8 @@ impl Device {
             ordinal,
             name: result::device::get_name(handle)?,
             capability: 10 * major + minor,
-            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?
+                as usize,
             // SAFETY: as above; never released, like PyTorch's own reference.
             context: unsafe { result::primary_ctx::retain(handle)? },
             functions: Mutex::new(HashMap::new()),
@@ -123,7 +133,10 @@ impl Device {
     /// The kernel of `program`, compiled and loaded at its first use. The context is current.
     fn function(&self, program: &Program, stream: sys::CUstream) -> Result<Function> {
         let key = format!("{} {}", program.kernel, program.definitions().join(" "));
-        let mut functions = self.functions.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut functions = self
+            .functions
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(function) = functions.get(&key) {
             return Ok(*function);
         }
@@ -151,7 +164,9 @@ fn is_capturing(stream: sys::CUstream) -> Result<bool> {
     let stream = stream as usize;
     // SAFETY: the stream is the caller's, of the current context.
     guarded("looking at the stream", move || unsafe {
-        sys::cuStreamIsCapturing(stream as sys::CUstream, &mut status).result().map(|()| status)
+        sys::cuStreamIsCapturing(stream as sys::CUstream, &mut status)
+            .result()
+            .map(|()| status)
     })
     .map(|status| status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }
@@ -189,12 +204,20 @@ pub unsafe fn launch(device: &Device, stream: usize, launches: &[Launch]) -> Res
     let _current = Current::enter(device.context)?;
     for launch in launches {
         let function = device.function(&launch.program, stream as sys::CUstream)?.0 as usize;
-        let (grid, block, argument) = (launch.grid, launch.block, launch.argument.as_ptr() as usize);
+        let (grid, block, argument) =
+            (launch.grid, launch.block, launch.argument.as_ptr() as usize);
         // SAFETY: the argument is the kernel's one parameter, copied by the driver before it returns; its addresses are the caller's word.
         guarded(launch.program.kernel, move || unsafe {
             let mut parameters = [argument as *mut c_void];
             let function = function as sys::CUfunction;
-            result::launch_kernel(function, (grid, 1, 1), (block, 1, 1), 0, stream as sys::CUstream, &mut parameters)
+            result::launch_kernel(
+                function,
+                (grid, 1, 1),
+                (block, 1, 1),
+                0,
+                stream as sys::CUstream,
+                &mut parameters,
+            )
         })?;
     }
     Ok(())

@@ -52,7 +52,9 @@ static OPENED: OnceLock<Nvrtc> = OnceLock::new();
 
 /// Says where to look: paths or library names, the preferred first. Has no effect once a library is open.
 pub fn search(candidates: Vec<String>) {
-    *CANDIDATES.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = candidates;
+    *CANDIDATES
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner()) = candidates;
 }
 
 /// The NVRTC of this process, opened at the first call.
@@ -60,7 +62,10 @@ pub fn nvrtc() -> Result<&'static Nvrtc> {
     if let Some(opened) = OPENED.get() {
         return Ok(opened);
     }
-    let candidates = CANDIDATES.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+    let candidates = CANDIDATES
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+        .clone();
     let mut failures = Vec::new();
     for path in &candidates {
         match Nvrtc::open(path) {
@@ -88,9 +93,12 @@ impl Nvrtc {
                     *symbols.get($name).map_err(missing)?
                 };
             }
-            let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status = symbol!(b"nvrtcVersion\0");
-            let count: unsafe extern "C" fn(*mut c_int) -> Status = symbol!(b"nvrtcGetNumSupportedArchs\0");
-            let list: unsafe extern "C" fn(*mut c_int) -> Status = symbol!(b"nvrtcGetSupportedArchs\0");
+            let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status =
+                symbol!(b"nvrtcVersion\0");
+            let count: unsafe extern "C" fn(*mut c_int) -> Status =
+                symbol!(b"nvrtcGetNumSupportedArchs\0");
+            let list: unsafe extern "C" fn(*mut c_int) -> Status =
+                symbol!(b"nvrtcGetSupportedArchs\0");
             let mut nvrtc = Nvrtc {
                 path: path.to_owned(),
                 version: (0, 0),
@@ -137,16 +145,22 @@ impl Nvrtc {
     /// Compiler options of every program. Contraction is off: where a fused multiply-add is wanted the source says so, and
     /// the same arithmetic comes out of every combination of statistics.
     pub fn options(architecture: i32) -> Vec<String> {
-        ["--std=c++17", "--fmad=false", "--ptxas-options=-v", "--diag-suppress=177"]
-            .into_iter()
-            .map(str::to_owned)
-            .chain([format!("--gpu-architecture=sm_{architecture}")])
-            .collect()
+        [
+            "--std=c++17",
+            "--fmad=false",
+            "--ptxas-options=-v",
+            "--diag-suppress=177",
+        ]
+        .into_iter()
+        .map(str::to_owned)
+        .chain([format!("--gpu-architecture=sm_{architecture}")])
+        .collect()
     }
 
     /// Machine code of `program` for sm_`architecture`.
     pub fn compile(&self, program: &Program, architecture: i32) -> Result<Compiled> {
-        let text = CString::new(program.text()).map_err(|_| CudaError(format!("{}: NUL in its source", program.kernel)))?;
+        let text = CString::new(program.text())
+            .map_err(|_| CudaError(format!("{}: NUL in its source", program.kernel)))?;
         let name = CString::new(format!("{}.cu", program.kernel)).unwrap_or_default();
         let options: Vec<CString> = Nvrtc::options(architecture)
             .into_iter()
@@ -159,14 +173,28 @@ impl Nvrtc {
         // have the sizes that NVRTC just named; the handle is destroyed once.
         unsafe {
             let no_headers = std::ptr::null();
-            self.check((self.create)(&mut handle, text.as_ptr(), name.as_ptr(), 0, no_headers, no_headers))?;
+            self.check((self.create)(
+                &mut handle,
+                text.as_ptr(),
+                name.as_ptr(),
+                0,
+                no_headers,
+                no_headers,
+            ))?;
             let status = (self.compile)(handle, options.len() as c_int, options.as_ptr());
             let log = self.text(handle);
-            let cubin = if status == SUCCESS { self.bytes(handle, self.cubin_size, self.cubin) } else { Ok(Vec::new()) };
+            let cubin = if status == SUCCESS {
+                self.bytes(handle, self.cubin_size, self.cubin)
+            } else {
+                Ok(Vec::new())
+            };
             (self.destroy)(&mut handle);
             if status == COMPILATION_FAILED {
                 let definitions = program.definitions().join(" ");
-                return Err(CudaError(format!("{} ({definitions}) for sm_{architecture}:\n{log}", program.kernel)));
+                return Err(CudaError(format!(
+                    "{} ({definitions}) for sm_{architecture}:\n{log}",
+                    program.kernel
+                )));
             }
             self.check(status)?;
             Ok(Compiled { cubin: cubin?, log })
@@ -178,7 +206,9 @@ impl Nvrtc {
     unsafe fn text(&self, handle: Handle) -> String {
         // SAFETY: passed on.
         let bytes = unsafe { self.bytes(handle, self.log_size, self.log) }.unwrap_or_default();
-        String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
+        String::from_utf8_lossy(&bytes)
+            .trim_end_matches('\0')
+            .to_owned()
     }
 
     /// # Safety

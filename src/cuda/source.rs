@@ -13,7 +13,11 @@ macro_rules! sources {
 }
 
 /// A program that can be asked for by name: entry point, sources, names of the constants it is compiled with.
-pub type Entry = (&'static str, &'static [&'static Source], &'static [&'static str]);
+pub type Entry = (
+    &'static str,
+    &'static [&'static Source],
+    &'static [&'static str],
+);
 
 /// What a kernel is made of: files that are concatenated, and constants that are defined before them.
 #[derive(Clone)]
@@ -27,12 +31,19 @@ pub struct Program {
 impl Program {
     /// The complete CUDA C++ text, but for the definitions.
     pub fn text(&self) -> String {
-        self.sources.iter().map(|source| source.text).collect::<Vec<_>>().join("\n")
+        self.sources
+            .iter()
+            .map(|source| source.text)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     /// Definitions as compiler options.
     pub fn definitions(&self) -> Vec<String> {
-        self.defines.iter().map(|(name, value)| format!("-D{name}={value}")).collect()
+        self.defines
+            .iter()
+            .map(|(name, value)| format!("-D{name}={value}"))
+            .collect()
     }
 }
 
@@ -49,12 +60,24 @@ pub struct Launch {
 
 impl Launch {
     /// A launch of enough blocks for `items`, `per_block` of them in each; kernels stride over what exceeds the largest grid.
-    pub fn new<T: Argument>(program: Program, items: usize, per_block: usize, argument: &T) -> Launch {
+    pub fn new<T: Argument>(
+        program: Program,
+        items: usize,
+        per_block: usize,
+        argument: &T,
+    ) -> Launch {
         const LARGEST_GRID: usize = i32::MAX as usize;
         let grid = items.div_ceil(per_block).clamp(1, LARGEST_GRID) as u32;
         // SAFETY: an `Argument` has no padding, so each of its bytes is initialised.
-        let bytes = unsafe { std::slice::from_raw_parts((argument as *const T).cast::<u8>(), size_of::<T>()) };
-        Launch { program, grid, block: THREADS, argument: bytes.to_vec() }
+        let bytes = unsafe {
+            std::slice::from_raw_parts((argument as *const T).cast::<u8>(), size_of::<T>())
+        };
+        Launch {
+            program,
+            grid,
+            block: THREADS,
+            argument: bytes.to_vec(),
+        }
     }
 }
 

@@ -8,11 +8,28 @@ use crate::view::{ArgumentError, Dtype, View};
 const MAX_RANK: usize = 6;
 const STATS: usize = 12;
 
-const FORWARD: &[&Source] =
-    &[&source::PTX, &source::UNITS, &source::ROWS, &source::TOPK, &source::ROWS_VALUES, &source::ROWS_FORWARD];
-const COMBINE: &[&Source] =
-    &[&source::PTX, &source::UNITS, &source::ROWS, &source::TOPK, &source::ROWS_VALUES, &source::ROWS_COMBINE];
-const BACKWARD: &[&Source] = &[&source::PTX, &source::UNITS, &source::ROWS, &source::ROWS_BACKWARD];
+const FORWARD: &[&Source] = &[
+    &source::PTX,
+    &source::UNITS,
+    &source::ROWS,
+    &source::TOPK,
+    &source::ROWS_VALUES,
+    &source::ROWS_FORWARD,
+];
+const COMBINE: &[&Source] = &[
+    &source::PTX,
+    &source::UNITS,
+    &source::ROWS,
+    &source::TOPK,
+    &source::ROWS_VALUES,
+    &source::ROWS_COMBINE,
+];
+const BACKWARD: &[&Source] = &[
+    &source::PTX,
+    &source::UNITS,
+    &source::ROWS,
+    &source::ROWS_BACKWARD,
+];
 
 /// Every program of this room: entry point, sources, the constants it is compiled with.
 pub const PROGRAMS: &[crate::cuda::source::Entry] = &[
@@ -20,7 +37,15 @@ pub const PROGRAMS: &[crate::cuda::source::Entry] = &[
     ("rows_combine", COMBINE, DEFINES),
     ("rows_backward", BACKWARD, DEFINES),
 ];
-const DEFINES: &[&str] = &["LOGIT", "REFERENCE", "STATS", "ROW_THREADS", "UNIT", "CHUNK", "SOFTCAP"];
+const DEFINES: &[&str] = &[
+    "LOGIT",
+    "REFERENCE",
+    "STATS",
+    "ROW_THREADS",
+    "UNIT",
+    "CHUNK",
+    "SOFTCAP",
+];
 
 /// `RowsArgs` of `kernels/rows.cuh`.
 #[repr(C)]
@@ -71,11 +96,22 @@ struct Geometry {
 impl Geometry {
     /// For rows of `width` logits, read together with a reference's or alone.
     fn new(width: usize, logits: Dtype, reference: Option<Dtype>) -> Geometry {
-        let unit = 16 / reference.map_or(logits.size(), |reference| reference.size().min(logits.size()));
+        let unit = 16
+            / reference.map_or(logits.size(), |reference| {
+                reference.size().min(logits.size())
+            });
         let chunk = |threads: usize| 16 * unit * threads;
         // A row that is one chunk to a warp is a warp's; eight of them share a block.
-        let threads = if width <= chunk(32) { 32 } else { THREADS as usize };
-        Geometry { threads, unit, chunk: chunk(threads) }
+        let threads = if width <= chunk(32) {
+            32
+        } else {
+            THREADS as usize
+        };
+        Geometry {
+            threads,
+            unit,
+            chunk: chunk(threads),
+        }
     }
 
     fn rows_per_block(&self) -> usize {
@@ -84,15 +120,31 @@ impl Geometry {
 }
 
 /// Parts into which each row is split over blocks: 1, or its number of chunks when rows are too few to fill the device.
-fn parts(rows: usize, width: usize, geometry: &Geometry, stats: &[Stat], multiprocessors: usize) -> usize {
-    let needs_whole_row = stats.iter().any(|stat| matches!(stat, Stat::TopkMass | Stat::TopkEntropy));
+fn parts(
+    rows: usize,
+    width: usize,
+    geometry: &Geometry,
+    stats: &[Stat],
+    multiprocessors: usize,
+) -> usize {
+    let needs_whole_row = stats
+        .iter()
+        .any(|stat| matches!(stat, Stat::TopkMass | Stat::TopkEntropy));
     let fills_the_device = rows >= 4 * multiprocessors;
-    if needs_whole_row || fills_the_device { 1 } else { width.div_ceil(geometry.chunk).max(1) }
+    if needs_whole_row || fills_the_device {
+        1
+    } else {
+        width.div_ceil(geometry.chunk).max(1)
+    }
 }
 
 fn geometry(rows: &Rows, stats: &[Stat]) -> Geometry {
     let reference = rows.reference.as_ref().filter(|_| reads_reference(stats));
-    Geometry::new(rows.width(), rows.logits.dtype, reference.map(|view| view.dtype))
+    Geometry::new(
+        rows.width(),
+        rows.logits.dtype,
+        reference.map(|view| view.dtype),
+    )
 }
 
 fn reads_reference(stats: &[Stat]) -> bool {
@@ -100,11 +152,24 @@ fn reads_reference(stats: &[Stat]) -> bool {
 }
 
 /// Numbers of the statistics' dtype that [`forward`] needs as workspace; 0 where rows are not split.
-pub fn forward_workspace(logits: &View, reference: Option<&View>, stats: &[Stat], multiprocessors: usize) -> usize {
+pub fn forward_workspace(
+    logits: &View,
+    reference: Option<&View>,
+    stats: &[Stat],
+    multiprocessors: usize,
+) -> usize {
     const PARTIAL_NUMBERS: usize = 12;
-    let Some((&width, lead)) = logits.shape.split_last() else { return 0 };
+    let Some((&width, lead)) = logits.shape.split_last() else {
+        return 0;
+    };
     let rows: usize = lead.iter().product();
-    let geometry = Geometry::new(width, logits.dtype, reference.filter(|_| reads_reference(stats)).map(|view| view.dtype));
+    let geometry = Geometry::new(
+        width,
+        logits.dtype,
+        reference
+            .filter(|_| reads_reference(stats))
+            .map(|view| view.dtype),
+    );
     match parts(rows, width, &geometry, stats, multiprocessors) {
         1 => 0,
         parts => rows * parts * PARTIAL_NUMBERS,
@@ -125,13 +190,23 @@ pub fn forward(
         return Ok(Vec::new());
     }
     let geometry = geometry(rows, stats);
-    let parts = parts(rows.count(), rows.width(), &geometry, stats, multiprocessors);
+    let parts = parts(
+        rows.count(),
+        rows.width(),
+        &geometry,
+        stats,
+        multiprocessors,
+    );
     let mut args = arguments(rows, stats, reads_reference(stats), None)?;
     args.table = out.address;
     args.partials = workspace;
     args.parts = parts as i64;
     args.k = k.min(MAX_K) as i64;
-    let program = |kernel, sources| Program { kernel, sources, defines: defines(rows, stats, &geometry) };
+    let program = |kernel, sources| Program {
+        kernel,
+        sources,
+        defines: defines(rows, stats, &geometry),
+    };
     let mut launches = vec![Launch::new(
         program("rows_forward", FORWARD),
         rows.count() * parts,
@@ -139,7 +214,12 @@ pub fn forward(
         &args,
     )];
     if parts > 1 {
-        launches.push(Launch::new(program("rows_combine", COMBINE), rows.count(), THREADS as usize, &args));
+        launches.push(Launch::new(
+            program("rows_combine", COMBINE),
+            rows.count(),
+            THREADS as usize,
+            &args,
+        ));
     }
     Ok(launches)
 }
@@ -156,7 +236,11 @@ pub fn backward(
     if rows.logits.is_empty() {
         return Ok(Vec::new());
     }
-    let read: Vec<Stat> = stats.iter().copied().filter(|&stat| is_read_by_backward(stat, stats)).collect();
+    let read: Vec<Stat> = stats
+        .iter()
+        .copied()
+        .filter(|&stat| is_read_by_backward(stat, stats))
+        .collect();
     let geometry = geometry(rows, &read);
     let mut args = arguments(rows, stats, reads_reference(&read), Some(gradient))?;
     args.gradient = gradient.address;
@@ -164,20 +248,37 @@ pub fn backward(
     args.saved = saved.address;
     // Units begin at a 16-byte boundary of the gradient, up to one unit before the row does.
     args.parts = (rows.width() + geometry.unit - 1).div_ceil(geometry.chunk) as i64;
-    let program = Program { kernel: "rows_backward", sources: BACKWARD, defines: defines(rows, &read, &geometry) };
+    let program = Program {
+        kernel: "rows_backward",
+        sources: BACKWARD,
+        defines: defines(rows, &read, &geometry),
+    };
     let items = rows.count() * args.parts as usize;
-    Ok(vec![Launch::new(program, items, geometry.rows_per_block(), &args)])
+    Ok(vec![Launch::new(
+        program,
+        items,
+        geometry.rows_per_block(),
+        &args,
+    )])
 }
 
 /// Whether the backward kernel looks at `stat`: it has a gradient, or one of `stats` that has needs its value.
 fn is_read_by_backward(stat: Stat, stats: &[Stat]) -> bool {
-    let needed = stats.iter().any(|other| other.has_gradient() && other.gradient_needs().contains(&stat));
+    let needed = stats
+        .iter()
+        .any(|other| other.has_gradient() && other.gradient_needs().contains(&stat));
     stat.has_gradient() || needed
 }
 
 fn defines(rows: &Rows, stats: &[Stat], geometry: &Geometry) -> Vec<(&'static str, String)> {
-    let reference = rows.reference.as_ref().filter(|_| reads_reference(stats)).unwrap_or(&rows.logits);
-    let mask = stats.iter().fold(0u32, |mask, &stat| mask | 1 << stat as u32);
+    let reference = rows
+        .reference
+        .as_ref()
+        .filter(|_| reads_reference(stats))
+        .unwrap_or(&rows.logits);
+    let mask = stats
+        .iter()
+        .fold(0u32, |mask, &stat| mask | 1 << stat as u32);
     vec![
         ("LOGIT", rows.logits.dtype.name().to_owned()),
         ("REFERENCE", reference.dtype.name().to_owned()),
@@ -200,7 +301,14 @@ fn arguments(
         Temperature::PerRow(view) => Some(view),
     };
     let reference = rows.reference.as_ref().filter(|_| reads_reference);
-    let views = [Some(&rows.logits), reference, gradient, Some(&rows.labels), rows.mask.as_ref(), temperatures];
+    let views = [
+        Some(&rows.logits),
+        reference,
+        gradient,
+        Some(&rows.labels),
+        rows.mask.as_ref(),
+        temperatures,
+    ];
     let (shape, strides) = join_dimensions(rows.lead(), &views);
     if shape.len() > MAX_RANK {
         return Err(ArgumentError::Value(format!(
@@ -211,7 +319,14 @@ fn arguments(
         )));
     }
     let address = |view: Option<&View>| view.map_or(0, |view| view.address);
-    let [logits_stride, reference_stride, gradient_stride, labels_stride, mask_stride, temperature_stride] = strides;
+    let [
+        logits_stride,
+        reference_stride,
+        gradient_stride,
+        labels_stride,
+        mask_stride,
+        temperature_stride,
+    ] = strides;
     Ok(RowsArgs {
         logits: rows.logits.address,
         reference: address(reference),
@@ -231,7 +346,11 @@ fn arguments(
         mask_stride: padded(&mask_stride),
         temperature_stride: padded(&temperature_stride),
         slot: slots(stats)?,
-        temperature: if let Temperature::Same(value) = rows.temperature { value } else { 1.0 },
+        temperature: if let Temperature::Same(value) = rows.temperature {
+            value
+        } else {
+            1.0
+        },
         scale: rows.scale,
         softcap: rows.softcap,
         ..RowsArgs::default()
@@ -243,7 +362,10 @@ fn slots(stats: &[Stat]) -> Result<[i64; STATS], ArgumentError> {
     let mut slots = [-1; STATS];
     for (slot, &stat) in stats.iter().enumerate() {
         if slots[stat as usize] != -1 {
-            return Err(ArgumentError::Value(format!("stats: {:?} twice, expected each at most once", stat.name())));
+            return Err(ArgumentError::Value(format!(
+                "stats: {:?} twice, expected each at most once",
+                stat.name()
+            )));
         }
         slots[stat as usize] = slot as i64;
     }
@@ -268,13 +390,19 @@ fn padded(values: &[i64]) -> [i64; MAX_RANK] {
 
 /// The leading dimensions with their strides in every view, neighbours joined where all views step through them evenly.
 /// An absent view has stride 0 throughout.
-fn join_dimensions<const N: usize>(lead: &[usize], views: &[Option<&View>; N]) -> (Vec<i64>, [Vec<i64>; N]) {
+fn join_dimensions<const N: usize>(
+    lead: &[usize],
+    views: &[Option<&View>; N],
+) -> (Vec<i64>, [Vec<i64>; N]) {
     let mut shape: Vec<i64> = Vec::new();
     let mut strides: [Vec<i64>; N] = std::array::from_fn(|_| Vec::new());
     for (dimension, &size) in lead.iter().enumerate().filter(|(_, size)| **size != 1) {
         let stride = |view: &Option<&View>| view.map_or(0, |view| view.strides[dimension] as i64);
         let joins = !shape.is_empty()
-            && views.iter().zip(&strides).all(|(view, above)| above[above.len() - 1] == stride(view) * size as i64);
+            && views
+                .iter()
+                .zip(&strides)
+                .all(|(view, above)| above[above.len() - 1] == stride(view) * size as i64);
         if joins {
             *shape.last_mut().expect("joined to the dimension before") *= size as i64;
         } else {

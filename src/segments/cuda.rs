@@ -6,8 +6,10 @@ use crate::view::{ArgumentError, Dtype, View};
 const SOURCES: &[&Source] = &[&source::PTX, &source::UNITS, &source::SEGMENTS];
 
 /// Every program of this room: entry point, sources, the constants it is compiled with.
-pub const PROGRAMS: &[crate::cuda::source::Entry] =
-    &[("segment_sum", SOURCES, &["VALUE"]), ("segment_expand", SOURCES, &["VALUE"])];
+pub const PROGRAMS: &[crate::cuda::source::Entry] = &[
+    ("segment_sum", SOURCES, &["VALUE"]),
+    ("segment_expand", SOURCES, &["VALUE"]),
+];
 
 /// `SegmentArgs` of `kernels/segments.cu`.
 #[repr(C)]
@@ -67,7 +69,11 @@ fn launch(
         segments: segments as i64,
         length: packed.len() as i64,
     };
-    let program = Program { kernel, sources: SOURCES, defines: vec![("VALUE", values.dtype.name().to_owned())] };
+    let program = Program {
+        kernel,
+        sources: SOURCES,
+        defines: vec![("VALUE", values.dtype.name().to_owned())],
+    };
     Ok(vec![Launch::new(program, segments, 1, &args)])
 }
 

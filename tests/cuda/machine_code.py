@@ -1,4 +1,4 @@
-"""Just enough of cubin files to count instructions: ELF sections, and opcodes of the 128-bit instructions of sm_80 and later."""
+"""Just enough of cubin files to count memory instructions: ELF sections, opcodes of sm_80 and later."""
 
 from __future__ import annotations
 

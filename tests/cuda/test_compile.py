@@ -1,4 +1,4 @@
-"""Every kernel compiles for every architecture, keeps its numbers in registers and moves 16 bytes at a time. Needs NVRTC, no GPU."""
+"""Every kernel compiles for every architecture, stays in registers, moves 16 bytes at a time. Needs NVRTC, no GPU."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OTHERS = [
 CASES = [(architecture, program) for architecture in ARCHITECTURES for program in COMMON] + [
     (90, other) for other in OTHERS
 ]
-"""Every kernel for every architecture; the other dtypes and short rows for one (`python -m prefuse doctor --compile` does all)."""
+"""Every kernel for every architecture; other dtypes and short rows for one (`prefuse doctor --compile`: all)."""
 
 
 def name(value: int | Program) -> str:

@@ -1,4 +1,4 @@
-"""The CUDA room on a machine without a GPU: what is missing is one sentence, the cache is private, and looking breaks nothing."""
+"""The CUDA room without a GPU: what is missing is one sentence, the cache is private, looking breaks nothing."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -68,10 +69,10 @@ class Emulated:
         launches: list[emulator.Launch],
         rows: Rows,
         *written: torch.Tensor,
-        extra: list[tuple[int, int, bool]] = [],
+        extra: Sequence[tuple[int, int, bool]] = (),
     ) -> None:
         # Writable ranges first: where the gradient lies over the logits, the range that may be written is found.
-        buffers = [emulator.buffer(tensor, True) for tensor in written if tensor.numel()] + extra
+        buffers = [emulator.buffer(tensor, True) for tensor in written if tensor.numel()] + [*extra]
         buffers += [emulator.buffer(tensor, False) for tensor in rows[:5] if tensor is not None and tensor.numel()]
         emulator.run(launches, buffers, self.order, self.blocks, self.watch_writes)
 

@@ -1,4 +1,4 @@
-"""Runs launches on the CPU: the kernel sources compiled as C++ with `shim.h`, the launch parameters those of the runtime."""
+"""Runs launches on the CPU: the kernel sources compiled as C++ with `shim.h`, the launches those of the runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels, emulated, against the CPU backend: the same calls, the same special cases, the same numbers up to rounding."""
+"""The emulated CUDA kernels against the CPU backend: same calls, same special cases, same numbers up to rounding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def both(case: Rows) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def hostile(dtype: torch.dtype) -> Rows:
-    """Ties, banned tokens, rows of nothing else, ignored rows of NaN, NaN and infinity among the logits, peaked and flat rows."""
+    """Ties, banned tokens, rows of nothing else, an ignored row of NaN, NaN and infinity, peaked and flat rows."""
     x, other = peaked(10, 333, dtype=dtype), peaked(10, 333, dtype=dtype, seed=1)
     labels = torch.arange(10) * 7
     x[1], x[2, ::2], x[3] = 0.0, -torch.inf, -torch.inf

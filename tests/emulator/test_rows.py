@@ -10,7 +10,7 @@ import torch
 
 from prefuse._rows import Rows
 from tests.emulator import emulator, reference
-from tests.emulator.backend import FEW, MANY, Emulated
+from tests.emulator.backend import MANY, Emulated
 
 pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler: set CXX or install g++")
 
@@ -33,7 +33,7 @@ def rows(logits: torch.Tensor, stats: str = ONE, *, labels: torch.Tensor | None 
 
 
 def peaked(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    """Logits with a few large ones in each row: with small ones only, every probability is about 1/V and hides mistakes."""
+    """Logits, a few of them large: with small ones only, every probability is about 1/V and hides mistakes."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator, dtype=F64)
     return torch.where(torch.rand(shape, generator=generator) < 0.05, 8 * x, x).to(dtype)
@@ -73,7 +73,7 @@ def upstream(case: Rows) -> torch.Tensor:
 
 
 def assert_statistics(case: Rows, device: Emulated | None = None) -> None:
-    """Within a few roundings of the magnitudes that are summed: relative to lse, whose error each difference inherits."""
+    """Within a few roundings of what is summed: relative to lse, whose error each difference inherits."""
     expected, got = reference.statistics(case), forward(case, device).double()
     eps = 2e-15 if case.logits.dtype == F64 else 1e-6
     finite = expected.isfinite()
@@ -262,7 +262,7 @@ def test_banned_tokens(width: int) -> None:
     x[0, ::2], x[1, 1:], x[2, :] = -torch.inf, -torch.inf, -torch.inf
     labels = torch.tensor([1, 5, 0, 2])
     case = rows(x, labels=labels)
-    logp, lse, entropy, log_sum_sq, mean, top1 = forward(case)
+    logp, lse, entropy, log_sum_sq = forward(case)[:4]
     assert_statistics(rows(x[[0, 3]], labels=labels[[0, 3]]))
     assert logp[1] == -torch.inf and lse[1] == x[1, 0] and abs(entropy[1]) < 1e-6 and abs(log_sum_sq[1]) < 1e-6
     assert (logp[2], lse[2], log_sum_sq[2], entropy[2]) == (-torch.inf, -torch.inf, -torch.inf, 0)

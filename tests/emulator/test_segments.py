@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ def test_sum_and_expand(dtype: torch.dtype, order: int) -> None:
     sums, expanded = torch.full((6,), 777.0, dtype=dtype), torch.full((2000,), 777.0, dtype=dtype)
     device = Emulated(order=order)
     device.segment_sum(values, OFFSETS, sums)
-    exact = torch.stack([values[a:b].double().sum() for a, b in zip(OFFSETS[:-1], OFFSETS[1:], strict=True)])
+    exact = torch.stack([values[a:b].double().sum() for a, b in pairwise(OFFSETS.tolist())])
     assert torch.allclose(sums.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-13)
     device.segment_expand(sums, OFFSETS, expanded)
     assert torch.equal(expanded, torch.repeat_interleave(sums, OFFSETS.diff()))

@@ -1,7 +1,8 @@
-"""The CUDA backend: queues our kernels on PyTorch's current stream, with memory from PyTorch's allocator; it never waits.
+"""The CUDA backend: queues our kernels on PyTorch's current stream, with PyTorch's memory, and never waits.
 
-What cannot be looked at without waiting is not an error here: a label outside [0, V), or a temperature that is no positive number,
-makes its row NaN. With `PREFUSE_DEBUG=1` in the environment both are looked at, and are the same `ValueError` as on the CPU.
+What cannot be looked at without waiting is not an error here: a label outside [0, V), or a temperature that is no
+positive number, makes its row NaN. With `PREFUSE_DEBUG=1` in the environment both are looked at, and are the same
+`ValueError` as on the CPU.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def segment_expand(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tenso
 
 
 def check_values(rows: Rows) -> None:
-    """Raises `ValueError` for the first label or temperature out of range in a row that is not ignored; waits for the device."""
+    """Raises `ValueError` for the first label or temperature out of range in a live row; waits for the device."""
     width, lead = rows.logits.shape[-1], rows.labels.shape
     live = rows.labels != rows.ignore_index
     if rows.mask is not None:
@@ -57,8 +58,8 @@ def check_values(rows: Rows) -> None:
     if bad_labels.any():
         at = [int(i) for i in bad_labels.nonzero()[0]]
         raise ValueError(
-            f"labels: {int(rows.labels[tuple(at)])} at {at}, expected 0 <= label < {width} (the last dimension of logits) "
-            f"or ignore_index = {rows.ignore_index}"
+            f"labels: {int(rows.labels[tuple(at)])} at {at}, expected 0 <= label < {width} "
+            f"(the last dimension of logits) or ignore_index = {rows.ignore_index}"
         )
     if rows.temperatures is None:
         return
