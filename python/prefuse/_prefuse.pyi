@@ -329,7 +329,7 @@ def cuda_cache_directory() -> str:
     """The directory of compiled kernels; a RuntimeError that says why none is used."""
 
 def cuda_compile(kernel: str, defines: list[tuple[str, str]], architecture: int, cached: bool) -> tuple[bytes, str]:
-    """(machine code, compiler log) of a kernel for sm_`architecture`; with `cached`, from the cache and an empty log."""
+    """(machine code, compiler log) of a kernel for sm_`architecture`; with `cached`, from the cache, the log empty."""
 
 def cuda_plan_rows_forward(
     logits: View,
