@@ -102,7 +102,7 @@ pub trait Real:
     const EXP_UNDERFLOW: Self;
     /// Coefficients of (e^r − 1 − r)/r² on |r| ≤ log(2)/2, constant first.
     const EXP_POLYNOMIAL: &'static [Self];
-    /// From here on tanh rounds to 1.
+    /// From here on tanh is 1 and its derivative 0 to any precision, while e^(−2x) is still a normal number.
     const TANH_SATURATES: Self;
 }
 
@@ -148,7 +148,7 @@ impl Real for f32 {
         0.008_368_717,
         0.001_381_459_9,
     ];
-    const TANH_SATURATES: f32 = 10.0;
+    const TANH_SATURATES: f32 = 40.0;
 }
 
 impl Real for f64 {
@@ -170,7 +170,7 @@ impl Real for f64 {
         2.763_024_837_921_144e-7,
         2.500_006_160_283_566_6e-8,
     ];
-    const TANH_SATURATES: f64 = 20.0;
+    const TANH_SATURATES: f64 = 300.0;
 }
 
 /// An instruction set.
