@@ -27,9 +27,7 @@ def main() -> None:
         "rows": options.rows,
         "vocabulary": options.vocabulary,
         "machine": machine.describe(),
-        "cases": [
-            case for dtype in DTYPES for backward in (False, True) for case in compare(options, dtype, backward)
-        ],
+        "cases": [case for dtype in DTYPES for backward in (False, True) for case in compare(options, dtype, backward)],
     }
     print_tables(report)
     print(f"written to {results.write(options.results, 'rows_cpu', report)}")

@@ -110,12 +110,14 @@ class _AsComputed(torch.autograd.Function):
     """The identity, as a step of the graph."""
 
     @staticmethod
-    def forward(ctx: object, logits: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: object, logits: Tensor) -> Tensor:
         # An alias, not a view: what is computed belongs to nobody else, and only then may it be overwritten.
-        return logits.new_empty(0).set_(logits)
+        return logits.new_empty(0).set_(
+            logits.untyped_storage(), logits.storage_offset(), logits.shape, logits.stride()
+        )
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         return gradient
 
 

@@ -39,7 +39,8 @@ def peak_extra_bytes(factory: str, **arguments: object) -> int | None:
         return None
     child = subprocess.run(
         [sys.executable, "-m", __name__, factory, json.dumps(arguments)],
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=os.environ
+        | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
         check=False,

@@ -58,7 +58,8 @@ def held_out(objective: Objective, policy: nn.Module, reference: nn.Module, batc
     before preference training.
     """
     margins, chosen_logps, rejected_logps = (
-        torch.cat(parts) for parts in zip(*(_figures(objective, policy, reference, batch) for batch in batches), strict=True)
+        torch.cat(parts)
+        for parts in zip(*(_figures(objective, policy, reference, batch) for batch in batches), strict=True)
     )
     accuracy = _share_above(margins)
     return HeldOut(

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from prefuse.language import Objective
@@ -18,7 +17,7 @@ from .evaluate import HeldOut, held_out
 from .model import small_model
 from .pairs import Documented, make_pairs, split_by_module, stdlib_functions
 from .progress import Display
-from .scored import rehearse, roles_of
+from .scored import roles_of
 from .tokens import Tokenizer
 from .train import Step, fine_tune, prefer
 
@@ -77,7 +76,7 @@ class Outcome:
         parameters: of the model.
         vocabulary: pieces the tokenizer knows.
         training_pairs: functions trained on.
-        modules: numbers of top-level modules trained on and held out.
+        modules: numbers of modules trained on and held out.
         before: held-out figures after supervised training, before preference training.
         after: held-out figures at the end.
         sft_losses: per step, in nats per token.
@@ -99,20 +98,22 @@ class Outcome:
     on_the_way: dict[int, HeldOut] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def logits(self) -> tuple[int, int]:
+        """Rows and vocabulary of the largest batch of logits in preference training."""
+        return max(step.tokens for step in self.history), self.vocabulary
+
 
 def run(objective: Objective, settings: Settings, display: Display) -> Outcome:
-    """Reads, trains and measures.
+    """Reads, trains and measures. `scored.rehearse` says beforehand whether the demo can feed the objective.
 
     Raises:
-        TypeError: the objective needs a column the demo does not have.
         ValueError: there is no documented function to train on.
     """
-    rehearse(objective)
     clock = _Clock()
     with display.waiting("reading the standard library"):
         data = read(settings)
     clock.lap("reading")
-    torch.manual_seed(settings.seed)
     policy = small_model(len(data.tokenizer), settings.width, settings.layers, settings.seed)
     sft_losses = _supervise(policy, data, settings, display)
     clock.lap("supervised training")
@@ -194,7 +195,7 @@ def _held_out_batches(data: Data, settings: Settings, responses: int) -> Sequenc
 
 
 def _modules(functions: Sequence[Documented]) -> int:
-    return len({function.module.split(".")[0] for function in functions})
+    return len({function.module for function in functions})
 
 
 class _Clock:

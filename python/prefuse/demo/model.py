@@ -33,13 +33,14 @@ def small_model(vocabulary: int, width: int, layers: int, seed: int) -> nn.Modul
         tie_word_embeddings=True,
         use_cache=False,
     )
-    model: nn.Module = Qwen3ForCausalLM(config)
+    model = Qwen3ForCausalLM(config)
     for layer in model.model.layers:
         attention = layer.self_attn
         nn.init.orthogonal_(attention.v_proj.weight)
         with torch.no_grad():
             attention.o_proj.weight.copy_(attention.v_proj.weight.T)
-    return model
+    made: nn.Module = model
+    return made
 
 
 def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:

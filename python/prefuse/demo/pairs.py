@@ -58,14 +58,13 @@ def stdlib_functions(root: Path | None = None) -> list[Documented]:
 
 
 def split_by_module(functions: Sequence[Documented], held_out: float) -> tuple[list[Documented], list[Documented]]:
-    """Training and held-out functions, no top-level module on both sides; `held_out` is the wanted share of modules.
+    """Training and held-out functions, no module on both sides; `held_out` is the wanted share of modules.
 
     A module's side depends on its name alone, so it is the same on every run and every Python version.
     """
     sides: tuple[list[Documented], list[Documented]] = ([], [])
     for function in functions:
-        top = function.module.split(".")[0].lstrip("_").removeprefix("py")  # _pydecimal mirrors decimal
-        sides[zlib.crc32(top.encode()) % 1000 < held_out * 1000].append(function)
+        sides[zlib.crc32(function.module.encode()) % 1000 < held_out * 1000].append(function)
     return sides
 
 

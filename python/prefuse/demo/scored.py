@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -73,7 +75,7 @@ def rewards(objective: Objective, scored: Score, batch: Batch) -> tuple[Tensor, 
     return found[: batch.pairs], found[batch.pairs : 2 * batch.pairs]
 
 
-def _known(objective: Objective, batch: Batch) -> dict[str, Tensor]:
+def _known(objective: Objective, batch: Batch) -> dict[str, Any]:
     """Columns that follow from which docstring is the function's own."""
     columns = {}
     for name, (own, other) in _TRUTHS.items():
@@ -86,9 +88,9 @@ def _known(objective: Objective, batch: Batch) -> dict[str, Tensor]:
     return columns
 
 
-def _mismatched(objective: Objective, logits: Tensor, batch: Batch, reference: Tensor | None) -> dict[str, Tensor]:
+def _mismatched(objective: Objective, logits: Tensor, batch: Batch, reference: Tensor | None) -> dict[str, Any]:
     """KTO's estimate of the KL wants completions of other prompts: that is what a rejected docstring is."""
-    columns: dict[str, Tensor] = {}
+    columns: dict[str, Any] = {}
     for name, source in (("kl_logps", logits), ("ref_kl_logps", reference)):
         if name in objective.columns and source is not None:
             rows = slice(batch.pairs, 2 * batch.pairs)

@@ -57,7 +57,7 @@ class Tokenizer:
 
     def _word(self, word: str) -> list[int]:
         """Longest known pieces from the left; a stretch that starts with none of them goes to its bucket whole."""
-        tokens = []
+        tokens: list[int] = []
         while word:
             piece = self._longest_piece(word)
             if piece is None:

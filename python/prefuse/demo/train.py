@@ -24,9 +24,13 @@ _BETAS = (0.9, 0.95)
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of preference training showed on its own batch, before its update. Log-probabilities in nats."""
+    """What one step of preference training showed on its own batch, before its update.
+
+    `tokens` counts the batch's rows of logits, padding included; log-probabilities are nats per response.
+    """
 
     step: int
+    tokens: int
     loss: float
     accuracy: float
     margin: float
@@ -83,6 +87,7 @@ def prefer(
         report(
             Step(
                 step=step,
+                tokens=batch.tokens.numel(),
                 loss=scored.loss.item(),
                 accuracy=(margins > 0).double().mean().item(),
                 margin=margins.mean().item(),
