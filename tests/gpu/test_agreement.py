@@ -59,7 +59,7 @@ def test_sequences(average, shift):
         assert response_lengths(there[1], **elsewhere).tolist() == response_lengths(here[1], **options).tolist()
 
 
-@pytest.mark.parametrize("name", ["dpo", "simpo", "orpo", "sppo"])
+@pytest.mark.parametrize("name", ["dpo", "simpo", "orpo", "ipo"])
 @pytest.mark.parametrize("inplace", [False, True])
 def test_preference_loss(name, inplace):
     rows = batch(8, 11, vocabulary=517, dtype=torch.bfloat16)
@@ -103,7 +103,7 @@ def test_every_objective(variant, size):
     (loss, losses, grads, metrics), (got, got_losses, got_grads, got_metrics) = results
     torch.testing.assert_close(got.cpu(), loss, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(got_losses.cpu(), losses, rtol=1e-10, atol=1e-10)
-    assert got_metrics == pytest.approx(metrics, rel=1e-9, abs=1e-9)
+    assert got_metrics == pytest.approx(metrics, rel=1e-9, abs=1e-9, nan_ok=True)
     for mine, theirs in zip(got_grads, grads, strict=True):
         assert (mine is None) == (theirs is None)
         if mine is not None:

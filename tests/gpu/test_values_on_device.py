@@ -1,4 +1,4 @@
-"""What cannot be looked at without waiting: values out of range give a row of NaN, and with PREFUSE_DEBUG=1 an error."""
+"""What cannot be looked at without waiting: values out of range make a row NaN; with PREFUSE_DEBUG=1, an error."""
 
 import pytest
 import torch
