@@ -5,21 +5,35 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
+    from prefuse import doctor
+    from prefuse.bench import device
     from prefuse.demo import command as demo
 
     parser = argparse.ArgumentParser(prog="prefuse", description="Preference optimisation, fused.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, room, what in (("demo", demo, "train a small language model on preferences and measure"),):
-        command = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
-        room.add_arguments(command)
-        command.set_defaults(run=room.main)
+    add(commands, "demo", demo, "train a small language model on preferences and measure")
+    add(
+        commands, "doctor", doctor, "show what prefuse finds on this machine, and what to do where something is missing"
+    )
+    what = "measure prefuse beside what else is in use"
+    bench = commands.add_parser("bench", help=what, description=f"{what.capitalize()}.")
+    kinds = bench.add_subparsers(dest="kind", required=True, metavar="KIND")
+    add(kinds, "device", device, "check and measure the CUDA kernels")
     options = parser.parse_args(arguments)
     status: int = options.run(options)
     return status
+
+
+def add(commands: Any, name: str, room: Any, what: str) -> None:
+    """Adds the command `name`: `room` has its `add_arguments` and its `main`, which returns the exit status."""
+    command = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    room.add_arguments(command)
+    command.set_defaults(run=room.main)
 
 
 if __name__ == "__main__":

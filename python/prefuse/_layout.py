@@ -37,10 +37,13 @@ def shift_left(
     """
     moved = labels.roll(-1, dims=-1)
     moved_mask = None if mask is None else mask.roll(-1, dims=-1)
+    ends = torch.arange(1, labels.shape[-1] + 1, device=labels.device)
     if cu_seqlens is None:
-        last = torch.arange(1, labels.shape[-1] + 1, device=labels.device) == labels.shape[-1]
-    else:
-        last = torch.isin(torch.arange(1, labels.shape[-1] + 1, device=labels.device), cu_seqlens)
+        last = ends == labels.shape[-1]
+    else:  # `isin` would do, but makes the host wait for a device
+        cu_seqlens = cu_seqlens.contiguous()
+        at = torch.searchsorted(cu_seqlens, ends).clamp(max=cu_seqlens.shape[0] - 1)
+        last = cu_seqlens[at] == ends
     return torch.where(last, ignore_index, moved), moved_mask
 
 

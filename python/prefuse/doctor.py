@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -32,11 +32,13 @@ def findings() -> list[Finding]:
     return [_processor(), _torch(), _driver(), *_devices(), *_nvrtc(), _cache()]
 
 
-def run(arguments: Sequence[str]) -> int:
-    """The `doctor` command; returns the exit status: 1 if a kernel does not compile, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m prefuse doctor", description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the doctor's options."""
     parser.add_argument("--compile", action="store_true", help="compile every kernel for every supported architecture")
-    options = parser.parse_args(arguments)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Prints the table; returns the exit status: 1 if a kernel does not compile, else 0."""
     found = findings()
     print(_table([("part", "state"), *((finding.part, finding.state) for finding in found)]))
     for finding in found:

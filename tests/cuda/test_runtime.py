@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from prefuse import _prefuse, doctor
+from prefuse.__main__ import main
 from prefuse._backends import cuda as backend
 from prefuse._cuda import prepare
 from prefuse._rows import Rows
@@ -149,7 +150,7 @@ def test_debugging_looks_at_the_values() -> None:
 
 
 def test_the_doctor_always_answers(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.run([]) == 0
+    assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     for part in ("CPU", "PyTorch", "driver", "GPU", "NVRTC", "kernel cache"):
         assert part in said
@@ -163,5 +164,5 @@ def test_the_doctor_advises_where_nothing_is_found(
 
     for question in ("cuda_driver_version", "cuda_devices", "cuda_nvrtc", "cuda_cache_directory"):
         monkeypatch.setattr(doctor._prefuse, question, missing)
-    assert doctor.run([]) == 0
+    assert main(["doctor"]) == 0
     assert capsys.readouterr().out.count("it is missing: install it") == 3

@@ -9,6 +9,9 @@ import torch
 
 from prefuse.functional import response_lengths, sequence_logps, token_logps, token_stats
 from prefuse.preference import pair_loss, preference_loss
+from tests.devices import here, normal
+
+pytestmark = pytest.mark.usefixtures("device")
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| (.+?) \| (\w+Error) \| `(.+)`( …)? \|$", re.MULTILINE)
@@ -25,9 +28,9 @@ def label(row, position, value):
     return labels
 
 
-def on_cuda():
+def on_a_device_without_a_backend():
     with torch._subclasses.FakeTensorMode():
-        return token_logps(torch.empty(2, 3, 5, device="cuda:0"), torch.empty(2, 3, dtype=torch.int64, device="cuda:0"))
+        return token_logps(torch.empty(2, 3, 5, device="mps:0"), torch.empty(2, 3, dtype=torch.int64, device="mps:0"))
 
 
 def backward_twice():
@@ -59,7 +62,7 @@ CASES = {
     "logits: int64": lambda: token_logps(X.long(), Y),
     "logits: a number, shape ()": lambda: token_logps(torch.tensor(1.0), Y),
     "logits: no classes, shape (2, 3, 0)": lambda: token_logps(X[..., :0], Y),
-    "logits: on a device without a backend": on_cuda,
+    "logits: on a device without a backend": on_a_device_without_a_backend,
     "logits: sparse": lambda: token_logps(X.to_sparse(), Y),
     "labels: float32": lambda: token_logps(X, Y.float()),
     "labels: one dimension too many, (2, 3, 1)": lambda: token_logps(X, Y[..., None]),
@@ -117,11 +120,13 @@ CASES = {
 }
 
 
+@pytest.mark.cpu
 def test_every_row_of_the_page_is_tested_and_every_case_documented():
     assert sorted(CASES) == sorted(passed for passed, *_ in TABLE)
     assert [passed for passed, _ in OUTCOMES] == list(NOT_ERRORS)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("passed,raises,message,more", TABLE, ids=[row[0] for row in TABLE])
 def test_message(passed, raises, message, more):
     with pytest.raises(Exception) as caught:
@@ -132,8 +137,8 @@ def test_message(passed, raises, message, more):
 
 
 def gradient_of(x, y, function=token_logps, **options):
-    x = x.clone().requires_grad_()
-    values = function(x, y, **options)
+    x = here(x).clone().requires_grad_()
+    values = function(x, here(y), **options)
     values.nansum().backward()
     return values.detach(), x.grad
 
@@ -169,14 +174,14 @@ def nan_in_a_scored_row():
         assert values[0, 1].isnan()
         assert torch.equal(values[others], clean[others])
         assert torch.equal(grad[others], clean_grad[others])
-        poisoned = x.clone().requires_grad_()
-        token_logps(poisoned, Y).sum().backward()
+        poisoned = here(x).clone().requires_grad_()
+        token_logps(poisoned, here(Y)).sum().backward()
         assert poisoned.grad[0, 1].isnan().all()
         assert torch.equal(poisoned.grad[others], clean_grad[others])
 
 
 def banned_tokens():
-    x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    x = normal(2, 3, 5, seed=0)
     x[..., 3] = -np.inf
     values, grad = gradient_of(x, Y)
     without, grad_without = gradient_of(x[..., [0, 1, 2, 4]], Y)
@@ -205,20 +210,20 @@ def nothing_scored_in_a_response():
 
 
 def nothing_scored_at_all():
-    x = X.clone().requires_grad_()
-    got = preference_loss("dpo", logits=x, labels=torch.full_like(Y, -100), reference=X)
+    x = here(X).clone().requires_grad_()
+    got = preference_loss("dpo", logits=x, labels=torch.full_like(here(Y), -100), reference=here(X))
     got.loss.backward()
     assert got.loss.isfinite()
     assert not x.grad.any()
 
 
 def unusual_ignore_index():
-    assert token_logps(X, label(0, 0, 77), ignore_index=77)[0, 0] == 0
-    assert token_logps(X, label(0, 0, -1), ignore_index=-1)[0, 0] == 0
+    for unusual in (77, -1):
+        assert token_logps(*here((X, label(0, 0, unusual))), ignore_index=unusual)[0, 0] == 0
 
 
 def classes_apart():
-    x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).transpose(1, 2)
+    x = normal(2, 5, 3, seed=0).transpose(1, 2)
     values, grad = gradient_of(x, Y)
     expected, expected_grad = gradient_of(x.contiguous(), Y)
     assert torch.equal(values, expected)

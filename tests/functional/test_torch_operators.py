@@ -9,16 +9,19 @@ import torch
 
 from prefuse import _ops
 from prefuse.functional import response_lengths, sequence_logps, token_logps, token_stats
+from tests.devices import integers, normal
+
+pytestmark = pytest.mark.usefixtures("device")
 
 V = 37
 
 
 def logits(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, V, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return normal(*shape, V, seed=seed).to(dtype)
 
 
 def labels(*shape, seed=1):
-    return torch.randint(0, V, shape, generator=torch.Generator().manual_seed(seed))
+    return integers(V, *shape, seed=seed)
 
 
 def plain(x, y):
@@ -127,9 +130,9 @@ def test_fake_and_meta_tensors():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_takes_logits_as_they_come(dtype):
+def test_autocast_takes_logits_as_they_come(dtype, device):
     hidden, weight, y = torch.randn(4, 8), torch.randn(V, 8, requires_grad=True), labels(4)
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(device.type, dtype=dtype):
         x = torch.nn.functional.linear(hidden, weight)
         assert x.dtype == dtype
         logps = token_logps(x, y)
@@ -304,6 +307,7 @@ def test_works_from_several_threads_at_once():
     assert all(torch.equal(result, expected) for result in results)
 
 
+@pytest.mark.cpu
 def test_set_num_threads_is_honoured():
     x, y = logits(64), labels(64)
     before = torch.get_num_threads()

@@ -21,6 +21,9 @@ from prefuse.language import (
     token_objective,
 )
 from prefuse.preference import dpo_loss, pair_loss, preference_loss
+from tests.devices import normal, on_the_cpu
+
+pytestmark = pytest.mark.usefixtures("device")
 
 V, B, T = 11, 3, 6
 
@@ -71,6 +74,7 @@ def clipped_token(token, *, epsilon=0.2):
     return -minimum(ratio * advantage, clip(ratio, 1 - epsilon, 1 + epsilon) * advantage).mean()
 
 
+@on_the_cpu
 def batch(rows=2 * B, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(rows, T, V, generator=generator, dtype=torch.float64).to(dtype)
@@ -328,7 +332,7 @@ def test_first_step_of_dpo_is_log_two_exactly(dtype):
 
 def test_inplace_gives_the_same_gradient_in_the_logits():
     logits, reference, labels = batch(dtype=torch.float32)
-    weight = torch.randn(V, V, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    weight = normal(V, V, seed=1).requires_grad_()
     grads = []
     for inplace in (False, True):
         x = logits @ weight
@@ -387,8 +391,10 @@ def test_only_what_is_read_is_gathered():
 
 
 class TestLogProbabilitiesAtHand:
-    chosen, rejected = torch.tensor([-3.5, -3.5]), torch.tensor([-6.5, -3.0])
-    ref_chosen, ref_rejected = torch.tensor([-3.75, -4.5]), torch.tensor([-5.25, -3.0])
+    @pytest.fixture(autouse=True)
+    def columns(self, device):
+        self.chosen, self.rejected = torch.tensor([-3.5, -3.5]), torch.tensor([-6.5, -3.0])
+        self.ref_chosen, self.ref_rejected = torch.tensor([-3.75, -4.5]), torch.tensor([-5.25, -3.0])
 
     def test_dpo_loss(self):
         chosen = self.chosen.clone().requires_grad_()
@@ -403,6 +409,7 @@ class TestLogProbabilitiesAtHand:
         losses.sum().backward()
         torch.testing.assert_close(chosen.grad, 0.2 * (torch.sigmoid(margin) - 0.9))
 
+    @pytest.mark.cpu
     def test_dpo_loss_positionally_and_in_numpy(self):
         arrays = [t.numpy() for t in (self.chosen, self.rejected, self.ref_chosen, self.ref_rejected)]
         losses, *_ = dpo_loss(*arrays, 0.1)
@@ -485,4 +492,4 @@ def test_lengths_of_responses():
     inside, cu_seqlens = pack(labels, [6, 4, 5, 3, 6, 2])
     packed = response_lengths(labels[inside], cu_seqlens=cu_seqlens, shift=True)
     assert packed.tolist() == ((labels != -100) & inside)[:, 1:].sum(-1).tolist()
-    assert response_lengths(labels.numpy()).tolist() == (labels != -100).sum(-1).tolist()
+    assert response_lengths(labels.cpu().numpy()).tolist() == (labels != -100).sum(-1).tolist()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tests.devices import integers, on_the_cpu
+
 EPS = torch.finfo(torch.float32).eps
 """Spacing of float32 at 1."""
 
@@ -19,6 +21,7 @@ def transform(x: Tensor, temperature: float | Tensor = 1.0, scale: float = 1.0, 
     return (x if softcap is None else softcap * torch.tanh(x / softcap)) / temperature
 
 
+@on_the_cpu
 def statistics(
     x: Tensor,
     labels: Tensor,
@@ -56,6 +59,7 @@ def statistics(
     return values
 
 
+@on_the_cpu
 def gradient(
     x: Tensor,
     labels: Tensor,
@@ -89,6 +93,7 @@ def gradient(
     return total * slope / divisor
 
 
+@on_the_cpu
 def assert_as_good_as_oracle(got: Tensor, exact: Tensor, at_precision: Tensor, what: str, largest: float = 0.0) -> None:
     """`got` errs from `exact` at most twice as much as the oracle itself does at that precision, plus its last bits.
 
@@ -114,6 +119,7 @@ def assert_as_good_as_oracle(got: Tensor, exact: Tensor, at_precision: Tensor, w
         raise AssertionError(f"{what}{list(at)}: {got[at]} instead of {exact[at]}, allowed error {allowed[at]:.3g}")
 
 
+@on_the_cpu
 def assert_gradient(
     got: Tensor,
     x: Tensor,
@@ -167,6 +173,7 @@ def _times_log(p: Tensor, log: Tensor) -> Tensor:
     return torch.where(p == 0, torch.zeros_like(p), p * torch.where(p == 0, torch.zeros_like(log), log))
 
 
+@on_the_cpu
 def peaked(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32, sharpness: float = 3.0) -> Tensor:
     """Normal logits with a few multiplied by 20: without confident rows all probabilities are tiny and errors hide."""
     generator = torch.Generator().manual_seed(seed)
@@ -176,7 +183,7 @@ def peaked(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32
 
 
 def some_labels(shape: tuple[int, ...], vocabulary: int, seed: int) -> Tensor:
-    return torch.randint(0, vocabulary, shape, generator=torch.Generator().manual_seed(seed + 1))
+    return integers(vocabulary, *shape, seed=seed + 1)
 
 
 STATISTICS_OF = {

@@ -76,6 +76,7 @@ def test_rows_with_any_stride(step):
     np.testing.assert_array_equal(out, torch.stack(list(expected.values())).numpy())
 
 
+@pytest.mark.usefixtures("device")
 def test_odd_addresses():
     """Rows that begin at any element, not at a vector's boundary."""
     store = peaked((4000,), 6)
@@ -90,7 +91,7 @@ def test_odd_addresses():
 
 LEVEL_SCRIPT = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 import torch
 from prefuse import _prefuse
 from row_oracle import GRADIENTS, assert_as_good_as_oracle, assert_gradient, peaked, some_labels, statistics
@@ -121,9 +122,10 @@ print(_prefuse.simd_level())
 def test_every_simd_level_is_right(level):
     """PREFUSE_SIMD sets the level; one that the machine lacks is skipped. All other tests run at the machine's own."""
     here = os.path.dirname(__file__)
+    root = os.path.dirname(os.path.dirname(here))
     environment = {**os.environ, "PREFUSE_SIMD": level}
     done = subprocess.run(
-        [sys.executable, "-c", LEVEL_SCRIPT, here], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", LEVEL_SCRIPT, here, root], env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode and "PREFUSE_SIMD" in done.stderr:
         pytest.skip(f"this machine has no {level}")

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from prefuse.functional import response_lengths, sequence_logps, token_stats
+from tests.devices import here
+
+pytestmark = pytest.mark.usefixtures("device")
 
 W = torch.tensor([[1, 0, -1], [0, 1, 0.5], [-1, 0.5, 0], [0.5, -0.5, 1], [0, 0, 0.25]], dtype=torch.float64)
 W_REF = torch.tensor([[0.5, 0.5, -1], [0, 1, 0], [-0.5, 0, 0.5], [1, -0.5, 0.5], [0, 0.25, 0]], dtype=torch.float64)
@@ -65,8 +68,18 @@ WEIGHT_GRADIENT = [
 ]
 
 
+def policy():
+    """Logits and labels."""
+    return here((X @ W.T, LABELS))
+
+
+def reference():
+    """The same of the reference model."""
+    return here((X_REF @ W_REF.T, LABELS))
+
+
 def test_statistics():
-    got = token_stats(X @ W.T, LABELS, tuple(EXPECTED), reference_logits=X_REF @ W_REF.T)
+    got = token_stats(*policy(), tuple(EXPECTED), reference_logits=reference()[0])
     for name, expected in EXPECTED.items():
         assert got[name][SCORED].tolist() == pytest.approx(expected, abs=HALF_A_DIGIT), name
         assert not got[name][~SCORED].any()
@@ -74,21 +87,24 @@ def test_statistics():
 
 @pytest.mark.parametrize("name", ["kl", "rkl"])
 def test_divergences_per_response(name):
-    got = token_stats(X @ W.T, LABELS, name, reference_logits=X_REF @ W_REF.T)[name]
+    got = token_stats(*policy(), name, reference_logits=reference()[0])[name]
     assert got.sum(-1).tolist() == pytest.approx(KL[name], abs=4 * HALF_A_DIGIT)
 
 
 def test_sequences():
-    assert response_lengths(LABELS).tolist() == [3, 4, 2, 3]
-    policy, reference = sequence_logps(X @ W.T, LABELS), sequence_logps(X_REF @ W_REF.T, LABELS)
+    assert response_lengths(here(LABELS)).tolist() == [3, 4, 2, 3]
     # Summed in float32 by the library that they are from.
     float32_sum = 2 * HALF_A_DIGIT
-    assert policy.tolist() == pytest.approx([-7.096864, -7.612934, -3.844921, -5.224437], abs=float32_sum)
-    assert reference.tolist() == pytest.approx([-4.708355, -6.396654, -1.443101, -4.083355], abs=float32_sum)
+    assert sequence_logps(*policy()).tolist() == pytest.approx(
+        [-7.096864, -7.612934, -3.844921, -5.224437], abs=float32_sum
+    )
+    assert sequence_logps(*reference()).tolist() == pytest.approx(
+        [-4.708355, -6.396654, -1.443101, -4.083355], abs=float32_sum
+    )
 
 
 def test_temperature_softcap_and_scale():
-    got = token_stats(X @ W.T, LABELS, ("logp", "entropy"), temperature=0.7, softcap=2.0, scale=0.5)
+    got = token_stats(*policy(), ("logp", "entropy"), temperature=0.7, softcap=2.0, scale=0.5)
     assert got.logp[SCORED][:4].tolist() == pytest.approx(
         [-0.672597, -2.888891, -2.057885, -2.843697], abs=HALF_A_DIGIT
     )
@@ -96,7 +112,7 @@ def test_temperature_softcap_and_scale():
 
 
 def test_gradient_reaches_the_head():
-    weight = W.clone().requires_grad_()
-    logps = token_stats(X @ weight.T, LABELS).logp
+    weight = here(W).clone().requires_grad_()
+    logps = token_stats(here(X) @ weight.T, here(LABELS)).logp
     logps[SCORED].backward(torch.arange(1, 13).double() / 10)
     torch.testing.assert_close(weight.grad, torch.tensor(WEIGHT_GRADIENT).double(), rtol=0, atol=2 * HALF_A_DIGIT)

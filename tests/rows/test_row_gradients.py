@@ -7,6 +7,9 @@ import torch
 from row_oracle import EPS, GRADIENTS, assert_gradient, gradient, peaked, some_labels
 
 from prefuse.functional import STATISTICS, token_stats
+from tests.devices import normal, on_the_cpu
+
+pytestmark = pytest.mark.usefixtures("device")
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 TRANSFORMS = [
@@ -26,6 +29,7 @@ def pull_back(x, labels, upstream, reference=None, **options):
     return x.grad
 
 
+@on_the_cpu
 def random_upstream(names, shape, seed):
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(shape, generator=generator, dtype=torch.float64).float() for name in names}
@@ -72,8 +76,8 @@ def test_temperature_per_token():
 
 @pytest.mark.parametrize("transforms", [{}, {"temperature": 0.7, "scale": 1.3, "softcap": 3.0}], ids=str)
 def test_gradcheck_by_finite_differences(transforms):
-    x = torch.randn(2, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(7)).requires_grad_()
-    reference = torch.randn(2, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    x = normal(2, 3, 6, seed=7, dtype=torch.float64).requires_grad_()
+    reference = normal(2, 3, 6, seed=8, dtype=torch.float64)
     labels, mask = some_labels((2, 3), 6, 7), torch.tensor([[1, 1, 0], [1, 0, 1]])
 
     def function(x):

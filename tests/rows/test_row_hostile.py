@@ -16,6 +16,8 @@ from row_oracle import (
 
 from prefuse.functional import token_logps, token_stats
 
+pytestmark = pytest.mark.usefixtures("device")
+
 INF = float("inf")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 PLAIN = ("logp", "lse", "entropy", "log_sum_sq", "top1", "topk_mass", "topk_entropy")

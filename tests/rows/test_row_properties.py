@@ -1,11 +1,15 @@
 """Rows of any shape, dtype, layout and content, drawn by hypothesis and compared with the float64 definition."""
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from row_oracle import GRADIENTS, assert_as_good_as_oracle, assert_gradient, peaked, statistics
 
 from prefuse.functional import STATISTICS, sequence_logps, token_logps, token_stats
+from tests.devices import integers, normal, on_the_cpu, uniform
+
+pytestmark = pytest.mark.usefixtures("device")
 
 SETTINGS = settings(
     max_examples=80,
@@ -20,6 +24,7 @@ CONTENTS = ["plain", "constant", "confident", "extreme", "banned", "tiny"]
 LAYOUTS = ["contiguous", "padded rows", "first dimension last", "every other", "expanded"]
 
 
+@on_the_cpu
 def fill(content, shape, dtype, seed):
     x = peaked(shape, seed, torch.float64)
     limit = {torch.float16: 6e4, torch.bfloat16: 1e30, torch.float32: 1e30, torch.float64: 1e200}[dtype]
@@ -53,17 +58,16 @@ def arrange(layout, x):
 def rows(draw, contents=CONTENTS):
     dtype, lead, vocabulary = draw(DTYPES), draw(LEADS), draw(VOCABULARIES)
     seed = draw(st.integers(0, 10_000))
-    generator = torch.Generator().manual_seed(seed)
     x = arrange(draw(st.sampled_from(LAYOUTS)), fill(draw(st.sampled_from(contents)), (*lead, vocabulary), dtype, seed))
     reference_dtype = draw(st.sampled_from([dtype, torch.float32]))
     reference = fill(draw(st.sampled_from(["plain", "constant", "confident"])), x.shape, reference_dtype, seed + 1)
-    labels = torch.randint(0, vocabulary, lead, generator=generator)
+    labels = integers(vocabulary, *lead, seed=seed)
     mask = draw(st.sampled_from([None, 0.0, 0.5])) if lead else None
     if mask is not None:
-        mask = torch.rand(lead, generator=generator) >= mask
+        mask = uniform(*lead, seed=seed + 1) >= mask
     temperature = draw(st.sampled_from([1.0, 0.3, 2.0, "per token"]))
     if temperature == "per token":
-        temperature = torch.rand(lead, generator=generator, dtype=torch.float64) + 0.5
+        temperature = uniform(*lead, seed=seed + 2, dtype=torch.float64) + 0.5
     transforms = {
         "temperature": temperature,
         "scale": draw(st.sampled_from([1.0, 0.125])),
@@ -107,8 +111,7 @@ def test_gradients(drawn, names):
     x, labels, reference, mask, transforms = drawn
     leaf = x.detach().requires_grad_()
     got = token_stats(leaf, labels, sorted(names), reference_logits=reference, mask=mask, **transforms)
-    generator = torch.Generator().manual_seed(0)
-    upstream = {name: torch.randn(labels.shape, generator=generator) for name in sorted(names)}
+    upstream = {name: normal(*labels.shape, seed=seed) for seed, name in enumerate(sorted(names))}
     if labels.ndim:
         upstream["logp" if "logp" in names else min(names)][..., :1] = 0
     torch.autograd.backward([got[n] for n in upstream], [upstream[n].to(got[n].dtype) for n in upstream])
@@ -125,8 +128,7 @@ def test_packed_equals_padded(dtype, vocabulary, lengths, shift, seed):
     count, longest = len(lengths), max(max(lengths), 1)
     x, labels = fill("plain", (count, longest, vocabulary), dtype, seed), torch.full((count, longest), -100)
     inside = torch.arange(longest) < torch.tensor(lengths)[:, None]
-    generator = torch.Generator().manual_seed(seed)
-    labels[inside] = torch.randint(0, vocabulary, (sum(lengths),), generator=generator)
+    labels[inside] = integers(vocabulary, sum(lengths), seed=seed)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     for average in (False, True):
         padded = sequence_logps(x, labels, average=average, shift=shift)
@@ -138,6 +140,7 @@ def test_packed_equals_padded(dtype, vocabulary, lengths, shift, seed):
         assert torch.equal(padded, batch_of_one)
 
 
+@pytest.mark.cpu
 @SETTINGS
 @given(rows())
 def test_numpy_has_the_bits_of_torch(drawn):

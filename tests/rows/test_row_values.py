@@ -9,6 +9,9 @@ import torch
 from row_oracle import EPS, assert_as_good_as_oracle, peaked, some_labels, statistics, transform
 
 from prefuse.functional import STATISTICS, sequence_logps, token_logps, token_stats
+from tests.devices import uniform
+
+pytestmark = pytest.mark.usefixtures("device")
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 # One class, below and off every vector width, across the chunks a row is cut into, and a real vocabulary.
@@ -64,7 +67,7 @@ def test_transforms(dtype, transforms):
 @pytest.mark.parametrize("shape", [(), (1,), (3, 4), (3, 1)])
 def test_temperature_per_token(dtype, shape):
     x = peaked((3, 4, 65), seed=5)
-    temperature = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(dtype) + 0.5
+    temperature = uniform(*shape, seed=0).to(dtype) + 0.5
     labels = some_labels((3, 4), 65, 5)
     got = token_stats(x, labels, ("logp", "entropy"), temperature=temperature)
     for name in got:
@@ -118,7 +121,7 @@ def test_topk_takes_each_of_equal_logits():
     x = torch.tensor([[2.0, 2.0, 2.0, 0.0]])
     got = token_stats(x, torch.tensor([0]), ("topk_mass", "topk_entropy"), k=2)
     mass = 2 * np.exp(2) / (3 * np.exp(2) + 1)
-    np.testing.assert_allclose([got.topk_mass, got.topk_entropy], [[mass], [np.log(2)]], rtol=2 * EPS)
+    np.testing.assert_allclose([got.topk_mass.item(), got.topk_entropy.item()], [mass, np.log(2)], rtol=2 * EPS)
 
 
 def test_top1_is_the_first_of_equal_logits():
@@ -206,6 +209,7 @@ def test_mask_and_ignore_index(dtype):
         assert torch.equal(got[name], torch.where(scored, value, 0.0))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_numpy(dtype):
     x = peaked((2, 3, 65), seed=17).numpy().astype(dtype)
@@ -219,6 +223,7 @@ def test_numpy(dtype):
         np.testing.assert_array_equal(got[name], expected[name].numpy())
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("average", [False, True])
 def test_numpy_sequences(average):
     x, labels = peaked((3, 4, 65), seed=20), some_labels((3, 4), 65, 20)
@@ -244,6 +249,7 @@ NUMPY_LAYOUTS = {
 }
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("layout", NUMPY_LAYOUTS)
 def test_numpy_layouts(layout, recwarn):
     x = NUMPY_LAYOUTS[layout](peaked((4, 65), seed=18).numpy())

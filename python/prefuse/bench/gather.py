@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,14 +25,51 @@ LOG_SOFTMAX = "log_softmax + gather"
 CROSS_ENTROPY = "cross_entropy"
 SELECTIVE = "TRL selective_log_softmax"
 COMPILED = "compiled log_softmax + gather"
+COMPILED_LOSS = "compiled cross_entropy"
+TRL_KERNEL = "TRL Triton kernel"
+LIGER = "Liger cross_entropy"
+QUACK = "QuACK cross_entropy"
+FLASH = "flash-attn cross_entropy"
 OURS = (PREFUSE, PREFUSE_INPLACE)
 BY_HAND = (PREFUSE, LOG_SOFTMAX, CROSS_ENTROPY)
+
+LIBRARIES: dict[str, tuple[str, str, Callable[[Any], Gather]]] = {
+    TRL_KERNEL: (
+        "trl.kernels.logprob_entropy",
+        "selective_log_softmax_and_entropy",
+        lambda function: lambda logits, labels: function(logits, labels)[0],
+    ),
+    LIGER: (
+        "liger_kernel.transformers.functional",
+        "liger_cross_entropy",
+        lambda function: lambda logits, labels: -function(logits, labels, reduction="none"),
+    ),
+    QUACK: (
+        "quack.cross_entropy",
+        "cross_entropy",
+        lambda function: lambda logits, labels: -function(logits, labels, reduction="none"),
+    ),
+    FLASH: (
+        "flash_attn.ops.triton.cross_entropy",
+        "cross_entropy_loss",
+        lambda function: lambda logits, labels: -function(logits, labels)[0],
+    ),
+}
+"""Kernels of other libraries, for CUDA tensors only: module, function, and how it becomes a `Gather`."""
+
+OVERWRITES = (PREFUSE_INPLACE, LIGER)
+"""Hands that write over their logits (Liger in its forward pass, which is where it makes the gradient)."""
 
 _SPREAD = 3.0  # standard deviation of the logits: a softmax with a few likely tokens, as a trained model's is
 
 
 def hand(name: str) -> Gather:
-    """The function of that name. Raises ValueError for a name that is none of this module's."""
+    """The function of that name.
+
+    Raises:
+        ValueError: a name that is none of this module's.
+        ImportError: the library is not installed; what else its import may raise is its own.
+    """
     if name == SELECTIVE:
         from trl.trainer.utils import selective_log_softmax
 
@@ -38,6 +77,11 @@ def hand(name: str) -> Gather:
         return gather
     if name == COMPILED:
         return torch.compile(log_softmax_gather)
+    if name == COMPILED_LOSS:
+        return torch.compile(cross_entropy)
+    if name in LIBRARIES:
+        module, function, adapt = LIBRARIES[name]
+        return adapt(getattr(importlib.import_module(module), function))
     hands: dict[str, Gather] = {
         PREFUSE: token_logps,
         PREFUSE_INPLACE: functools.partial(token_logps, inplace=True),
@@ -45,7 +89,8 @@ def hand(name: str) -> Gather:
         CROSS_ENTROPY: cross_entropy,
     }
     if name not in hands:
-        raise ValueError(f"name: got {name!r}, expected one of {', '.join([*hands, SELECTIVE, COMPILED])}")
+        known = ", ".join([*hands, SELECTIVE, COMPILED, COMPILED_LOSS, *LIBRARIES])
+        raise ValueError(f"name: got {name!r}, expected one of {known}")
     return hands[name]
 
 
@@ -53,6 +98,20 @@ def available() -> list[str]:
     """Names of all hands whose library is installed, prefuse's own first."""
     optional = [SELECTIVE] if importlib.util.find_spec("trl") else []
     return [PREFUSE, PREFUSE_INPLACE, LOG_SOFTMAX, CROSS_ENTROPY, *optional, COMPILED]
+
+
+def on_device() -> tuple[list[str], dict[str, str]]:
+    """Names of all hands there are for CUDA tensors, prefuse's own first; and of those that are missing, with why."""
+    found = [PREFUSE, PREFUSE_INPLACE, LOG_SOFTMAX, CROSS_ENTROPY, COMPILED, COMPILED_LOSS]
+    absent = {}
+    for name in LIBRARIES:
+        try:
+            hand(name)
+        except Exception as error:  # a library that is there but broken raises whatever it likes
+            absent[name] = f"{type(error).__name__}: {error}"
+        else:
+            found.append(name)
+    return found, absent
 
 
 def log_softmax_gather(logits: Tensor, labels: Tensor) -> Tensor:
@@ -65,11 +124,13 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return -functional.cross_entropy(logits, labels, reduction="none")
 
 
-def inputs(rows: int, vocabulary: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+def inputs(
+    rows: int, vocabulary: int, dtype: torch.dtype, seed: int = 0, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """Random logits [rows, vocabulary] and labels [rows], made without a temporary of the logits' size."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.empty(rows, vocabulary, dtype=dtype).normal_(0.0, _SPREAD, generator=generator)
-    return logits, torch.randint(vocabulary, (rows,), generator=generator)
+    generator = torch.Generator(device).manual_seed(seed)
+    logits = torch.empty(rows, vocabulary, dtype=dtype, device=device).normal_(0.0, _SPREAD, generator=generator)
+    return logits, torch.randint(vocabulary, (rows,), generator=generator, device=device)
 
 
 def forward(gather: Gather, logits: Tensor, labels: Tensor) -> None:
@@ -89,6 +150,13 @@ def forward_backward(gather: Gather, logits: Tensor, labels: Tensor, upstream: T
     del gradient
 
 
+def before_backward(gather: Gather, logits: Tensor, labels: Tensor, upstream: Tensor) -> Callable[[], object]:
+    """Runs the forward pass and returns the backward pass alone."""
+    leaf = logits.detach().requires_grad_()
+    logps = gather(_as_computed(leaf), labels)
+    return lambda: torch.autograd.grad(logps, leaf, upstream)
+
+
 def bound(name: str, logits: Tensor, labels: Tensor, backward: bool) -> Callable[[], None]:
     """A hand with its inputs, to be run as often as one likes.
 
@@ -97,8 +165,8 @@ def bound(name: str, logits: Tensor, labels: Tensor, backward: bool) -> Callable
     gather = hand(name)
     if not backward:
         return functools.partial(forward, gather, logits, labels)
-    own = logits.clone() if name == PREFUSE_INPLACE else logits
-    return functools.partial(forward_backward, gather, own, labels, torch.ones(len(labels)))
+    own = logits.clone() if name in OVERWRITES else logits
+    return functools.partial(forward_backward, gather, own, labels, torch.ones(len(labels), device=labels.device))
 
 
 def run(name: str, rows: int, vocabulary: int, dtype: str, backward: bool) -> Callable[[], None]:

@@ -36,8 +36,22 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def bandwidth_cases(size: int) -> dict[str, tuple[Callable[[], object], int]]:
-    """Reading (a sum) and copying `size` bytes of float32, with the bytes each moves; torch's threads do both."""
-    source = torch.ones(size // 4)
+def describe_device(device: torch.device) -> dict[str, object]:
+    """The GPU and its software as JSON values, beside `describe`'s."""
+    properties = torch.cuda.get_device_properties(device)
+    driver = _prefuse.cuda_driver_version()
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "driver_supports_cuda": f"{driver // 1000}.{driver % 1000 // 10}",
+        "torch_cuda": torch.version.cuda,
+    }
+
+
+def bandwidth_cases(size: int, device: torch.device | str = "cpu") -> dict[str, tuple[Callable[[], object], int]]:
+    """Reading (a sum) and copying `size` bytes of float32 by torch, with the bytes that each moves."""
+    source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
     return {"read": (source.sum, size), "copy": (lambda: target.copy_(source), 2 * size)}

@@ -9,10 +9,13 @@ from pathlib import Path
 from .machine import cpu_model
 
 
-def write(folder: Path, comparison: str, results: dict[str, object]) -> Path:
-    """Writes `<comparison>-<processor>.json` into `folder`, which is made if need be, and returns its path."""
+def write(folder: Path, comparison: str, results: dict[str, object], processor: str | None = None) -> Path:
+    """Writes `<comparison>-<processor>.json` into `folder`, which is made if need be, and returns its path.
+
+    `processor` is the CPU unless another is named.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    processor = re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-")
+    processor = re.sub(r"[^a-z0-9]+", "-", (processor or cpu_model()).lower()).strip("-")
     path = folder / f"{comparison}-{processor}.json"
     path.write_text(json.dumps(results, indent=2) + "\n")
     return path

@@ -1,13 +1,17 @@
-"""Wall-clock timing of cases that are compared with each other."""
+"""Timing of cases that are compared with each other: by the clock, or by the events of a CUDA device."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
+import torch
+
+_FLUSH_BYTES = 1 << 28  # more than the second-level cache of any GPU so far
 _SHORTEST_SAMPLE = 1e-3  # seconds; below it the clock and the call weigh in, so a sample repeats the case
 
 
@@ -34,20 +38,43 @@ def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int = 15, war
     more. Each case runs `warm_up` times first. The garbage collector is off meanwhile.
     """
     repeats = {name: _repeats(run, warm_up) for name, run in cases.items()}
-    samples: dict[str, list[float]] = {name: [] for name in cases}
-    order = list(cases)
+    samples = _in_turns({name: functools.partial(_sample, run, repeats[name]) for name, run in cases.items()}, rounds)
+    return {name: _summary(samples[name], repeats[name]) for name in cases}
+
+
+def interleaved_on_device(
+    cases: Mapping[str, Callable[[], Callable[[], object]]], rounds: int = 30, warm_up: int = 3
+) -> dict[str, Timing]:
+    """As `interleaved`, on the current CUDA device and stream, between two events; one run per sample.
+
+    A case is called to get ready, which is not timed, and returns what is. Before each run a buffer larger than the
+    second-level cache is written, so that nothing is found there; meanwhile the host queues the run, so that the device
+    need not wait for it.
+    """
+    flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    for case in cases.values():
+        for _ in range(warm_up):
+            case()()
+    torch.cuda.synchronize()
+    samples = _in_turns({name: functools.partial(_device_sample, case, flush) for name, case in cases.items()}, rounds)
+    return {name: _summary(samples[name], 1) for name in cases}
+
+
+def _in_turns(sample: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    samples: dict[str, list[float]] = {name: [] for name in sample}
+    order = list(sample)
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         for _ in range(rounds):
             for name in order:
-                samples[name].append(_sample(cases[name], repeats[name]))
+                samples[name].append(sample[name]())
             order = [*order[1:], order[0]]
     finally:
         if was_enabled:
             gc.enable()
-    return {name: _summary(samples[name], repeats[name]) for name in cases}
+    return samples
 
 
 def _repeats(run: Callable[[], object], warm_up: int) -> int:
@@ -61,6 +88,18 @@ def _sample(run: Callable[[], object], repeats: int) -> float:
     for _ in range(repeats):
         run()
     return (time.perf_counter() - start) / repeats
+
+
+def _device_sample(case: Callable[[], Callable[[], object]], flush: torch.Tensor) -> float:
+    run = case()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    flush.zero_()
+    start.record()
+    result = run()
+    end.record()
+    end.synchronize()
+    del result
+    return float(start.elapsed_time(end)) / 1e3
 
 
 def _summary(samples: list[float], repeats: int) -> Timing:

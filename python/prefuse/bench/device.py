@@ -1,0 +1,206 @@
+"""`python -m prefuse bench device`: checks the CUDA kernels, then measures them beside what else is in use.
+
+Rows are timed between two events of the device, all hands in turns, with a cold second-level cache. GB/s counts the
+least traffic there can be: forward reads the logits once, backward reads them and writes the gradient, both together
+read twice and write once. The share is of what copying a tensor reaches on the same device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import device_checks, gather, launches, machine, results, scoring, tables, timing
+
+FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
+TRAFFIC = {FORWARD: 1, BACKWARD: 2, BOTH: 3}
+NO_DEVICE = "bench device needs a CUDA device, and PyTorch sees none; `python -m prefuse doctor` shows what is missing"
+LIBRARIES = ("trl", "liger-kernel", "quack-kernels", "flash-attn", "triton")
+_PAIRS = 64
+_LOGITS_AT_ONCE = 8  # tensors of the logits' size that the greediest hand and the others' copies take together
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    shapes: tuple[tuple[int, int], ...]
+    dtypes: tuple[torch.dtype, ...]
+    rounds: int
+    copied: int
+
+
+FULL = Size(((8192, 128256), (4096, 151936)), (torch.bfloat16, torch.float32), 30, 1 << 31)
+QUICK = Size(((1024, 32000),), (torch.bfloat16,), 10, 1 << 28)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--quick", action="store_true", help="one small shape and few rounds, to see that all works")
+    parser.add_argument("--rounds", type=_at_least_two, help="samples of each hand")
+    parser.add_argument(
+        "--results", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file (%(default)s)"
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    """Checks, measures, prints, writes; 0 where all is well, 1 where a check fails, 2 without a device."""
+    if not torch.cuda.is_available():
+        print(NO_DEVICE)
+        return 2
+    size = QUICK if options.quick else FULL
+    size = size._replace(rounds=options.rounds or size.rounds)
+    device = torch.device("cuda", torch.cuda.current_device())
+    about = machine.describe_device(device)
+    print(f"{about['name']}, driver for CUDA {about['driver_supports_cuda']}, torch {torch.__version__}")
+    wrong = device_checks.failures(device)
+    if wrong:
+        print("\n".join(["checks failed:", *wrong]))
+        return 1
+    print("checks passed: statistics, gradients, objective")
+    report = {"comparison": "CUDA kernels", "machine": machine.describe(), "device": about, **measure(size, device)}
+    print(f"written to {results.write(options.results, 'device', report, str(about['name']))}")
+    return 0
+
+
+def measure(size: Size, device: torch.device) -> dict[str, Any]:
+    """Measures everything, prints a table after each part, and returns the figures as JSON values."""
+    speeds = bandwidth(size, device)
+    found, absent = gather.on_device()
+    for name, reason in absent.items():
+        print(f"absent: {name} ({reason})")
+    cases = []
+    for shape in size.shapes:
+        for dtype in size.dtypes:
+            cases += measure_rows(shape, dtype, found, size.rounds, speeds["copy"], device)
+    return {
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "absent": absent,
+        "bandwidth": speeds,
+        "rows": cases,
+        "scoring": measure_scoring(device),
+    }
+
+
+def bandwidth(size: Size, device: torch.device) -> dict[str, float]:
+    """Bytes per second of reading and of copying, printed and returned."""
+    cases = machine.bandwidth_cases(min(size.copied, torch.cuda.mem_get_info(device)[0] // 4), device)
+    timings = timing.interleaved_on_device({name: _ready(run) for name, (run, _) in cases.items()}, size.rounds)
+    speeds = {name: moved / timings[name].median for name, (_, moved) in cases.items()}
+    tables.show("memory", ("what", "GB/s"), [(name, f"{speed / 1e9:.0f}") for name, speed in speeds.items()])
+    return speeds
+
+
+def measure_rows(
+    shape: tuple[int, int], dtype: torch.dtype, names: list[str], rounds: int, copy: float, device: torch.device
+) -> list[dict[str, Any]]:
+    """All hands on one shape and dtype, forward, backward and both, printed and returned."""
+    title = f"[{shape[0]} × {shape[1]}] {str(dtype).removeprefix('torch.')}"
+    release()
+    free, needed = torch.cuda.mem_get_info(device)[0], _LOGITS_AT_ONCE * shape[0] * shape[1] * dtype.itemsize
+    if free < needed:
+        print(f"{title}: skipped, needs {needed / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free")
+        return []
+    logits, labels = gather.inputs(*shape, dtype, device=device)
+    able = []
+    for name in names:
+        reason = device_checks.disagreement(name, logits, labels)
+        able += [] if reason else [name]
+        if reason:
+            print(f"{title}: {name} not measured ({reason})")
+    cases = []
+    for direction in TRAFFIC:
+        hands = {name: case(name, logits, labels, direction) for name in able if takes_part(name, direction)}
+        timings = timing.interleaved_on_device(hands, rounds)
+        moved = TRAFFIC[direction] * logits.numel() * logits.element_size()
+        part = [
+            {
+                "hand": name,
+                "shape": list(shape),
+                "dtype": str(dtype).removeprefix("torch."),
+                "pass": direction,
+                "seconds": seconds.as_dict(),
+                "gigabytes_per_second": moved / seconds.median / 1e9,
+                "share_of_copy": moved / seconds.median / copy,
+                "times_prefuse": seconds.median / timings[gather.PREFUSE].median,
+            }
+            for name, seconds in timings.items()
+        ]
+        show_rows(f"{title}, {direction}", part)
+        cases += part
+    return cases
+
+
+def takes_part(name: str, direction: str) -> bool:
+    """In place differs in the backward pass only; Liger's backward pass is a part of its forward pass."""
+    return (name, direction) not in ((gather.PREFUSE_INPLACE, FORWARD), (gather.LIGER, BACKWARD))
+
+
+def case(name: str, logits: Tensor, labels: Tensor, direction: str) -> Callable[[], Callable[[], object]]:
+    """A hand for `timing.interleaved_on_device`."""
+    if direction != BACKWARD:
+        return _ready(gather.bound(name, logits, labels, direction == BOTH))
+    own = logits.clone() if name in gather.OVERWRITES else logits
+    hand, upstream = gather.hand(name), torch.ones(len(labels), device=labels.device)
+    return lambda: gather.before_backward(hand, own, labels, upstream)
+
+
+def measure_scoring(device: torch.device) -> list[dict[str, Any]]:
+    """DPO on 64 pairs with metrics and gradient: the time that kernels run and their number, printed and returned."""
+    parts, rows = [], []
+    for name, run in scoring.ways(scoring.columns(_PAIRS, device)).items():
+        seen = launches.profiled(run)
+        parts.append({"hand": name, "pairs": _PAIRS, "launches": None if seen is None else seen._asdict()})
+        figures = ("not seen",) * 3
+        if seen is not None:
+            figures = (f"{seen.seconds * 1e6:.1f}", f"{seen.kernels:.1f}", f"{seen.memory_operations:.1f}")
+        rows.append((name, *figures))
+    headings = ("hand", "device µs", "kernels", "copies and fills")
+    tables.show(f"scoring {_PAIRS} pairs: loss, gradient, metrics", headings, rows)
+    return parts
+
+
+def show_rows(title: str, cases: list[dict[str, Any]]) -> None:
+    """Prints one comparison."""
+    rows = [
+        (
+            case["hand"],
+            f"{case['seconds']['median'] * 1e3:.3f}",
+            f"{case['gigabytes_per_second']:.0f}",
+            f"{case['share_of_copy']:.0%}",
+            f"{case['times_prefuse']:.2f}",
+        )
+        for case in cases
+    ]
+    tables.show(title, ("hand", "ms", "GB/s", "of copy", "time / prefuse"), rows)
+
+
+def release() -> None:
+    """Gives back what the last shape held, compiled code included, which else would be generalised to the next."""
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _ready(run: Callable[[], object]) -> Callable[[], Callable[[], object]]:
+    return lambda: run
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _at_least_two(text: str) -> int:
+    count = int(text)
+    if count < 2:
+        raise argparse.ArgumentTypeError(f"got {count}, expected 2 or more")
+    return count

@@ -1,0 +1,78 @@
+"""Whether the CUDA kernels are right on this machine: a quick look before anything is measured, not the test suite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prefuse.functional import token_stats
+
+from . import gather, scoring
+
+SHAPES = ((3, 1), (300, 1000), (64, 50257), (8, 128256), (257, 151936))
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_PAIRS = 64
+_ROUNDINGS = 64
+_PEER_ERROR = 2**-6  # relative to the row's largest logit: some libraries return log-probabilities in bfloat16
+
+
+def failures(device: torch.device) -> list[str]:
+    """What is wrong, one sentence each; an empty list if nothing is."""
+    found = [rows(*shape, dtype, device) for shape in SHAPES for dtype in DTYPES]
+    return [failure for failure in (*found, objective(device)) if failure]
+
+
+def rows(count: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Compares statistics and gradient of random rows with float64 PyTorch on the same device."""
+    logits, labels = gather.inputs(count, vocabulary, dtype, device=device)
+    ours, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    got = token_stats(ours, labels, ("logp", "lse", "entropy"))
+    log_p = exact.log_softmax(-1)
+    p = log_p.exp()
+    wanted = {
+        "logp": log_p.gather(-1, labels[:, None])[:, 0],
+        "lse": exact.logsumexp(-1),
+        "entropy": -(p * log_p).sum(-1),
+    }
+    weights = {name: torch.linspace(-1.0, 1.0 + at, count, device=device) for at, name in enumerate(wanted)}
+    sum((weights[name] * got[name]).sum() for name in wanted).backward()  # type: ignore[union-attr]
+    sum((weights[name] * wanted[name]).sum() for name in wanted).backward()  # type: ignore[union-attr]
+    assert ours.grad is not None and exact.grad is not None
+    with torch.no_grad():
+        rounding = _ROUNDINGS * torch.finfo(got.logp.dtype).eps * (1 + exact.abs().amax(-1))
+        what = f"rows [{count}, {vocabulary}] {dtype}"
+        for name, value in wanted.items():
+            if not bool(((got[name] - value).abs() <= rounding).all()):
+                return f"{what}: {name} is off by {float((got[name] - value).abs().max()):.3g}"
+        # What a term of the gradient is made of, each wrong by a few roundings, then the rounding to the logits' dtype.
+        size = p * (2 - log_p + wanted["entropy"][:, None]) + torch.nn.functional.one_hot(labels, vocabulary)
+        info = torch.finfo(dtype)
+        allowed = 4 * rounding[:, None] * size + info.eps * (exact.grad.abs() + info.smallest_normal)
+        excess = ((ours.grad.double() - exact.grad).abs() - allowed).max()
+    return None if float(excess) <= 0 else f"{what}: the gradient is off by {float(excess):.3g} more than it may be"
+
+
+def objective(device: torch.device) -> str | None:
+    """Compares DPO's loss and gradient on the device with the CPU's and with PyTorch's."""
+    here, there = scoring.columns(_PAIRS, device), scoring.columns(_PAIRS, "cpu")
+    got = scoring.ways(here)[scoring.PREFUSE]()
+    for other in (scoring.ways(there)[scoring.PREFUSE](), scoring.ways(here)[scoring.EAGER]()):
+        for mine, theirs in zip(got, other, strict=True):
+            if not torch.allclose(mine.cpu(), theirs.cpu(), rtol=1e-5, atol=1e-7):
+                return f"objective dpo: off by {float((mine.cpu() - theirs.cpu()).abs().max()):.3g}"
+    return None
+
+
+def disagreement(name: str, logits: Tensor, labels: Tensor) -> str | None:
+    """Why a hand is not to be measured: it fails, or its log-probabilities are not those; None if it does well."""
+    some = slice(0, 16)
+    try:
+        with torch.no_grad():
+            got = gather.hand(name)(logits, labels)[some].double()
+    except Exception as error:  # whatever a library raises on this machine
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    exact = gather.log_softmax_gather(logits[some].double(), labels[some])
+    off = (got - exact).abs() / logits[some].double().abs().amax(-1)
+    return (
+        None if bool((off <= _PEER_ERROR).all()) else f"disagrees: off by {float(off.max()):.2g} of the largest logit"
+    )

@@ -1,0 +1,106 @@
+"""`python -m prefuse bench device` where there is no device: what it says, and its parts at work on the CPU."""
+
+import json
+
+import pytest
+import torch
+
+from prefuse.__main__ import main
+from prefuse.bench import device, device_checks, gather, machine, results, scoring, tables, timing
+
+HANDS = [gather.PREFUSE, gather.PREFUSE_INPLACE, gather.LOG_SOFTMAX, gather.CROSS_ENTROPY]
+CPU = torch.device("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_device_it_is_one_sentence(capsys):
+    assert main(["bench", "device", "--quick"]) == 2
+    said = capsys.readouterr().out
+    assert said == f"{device.NO_DEVICE}\n"
+    assert said.startswith("bench device needs a CUDA device")
+
+
+def test_options(capsys):
+    for options in (["--rounds", "1"], ["--rounds", "many"], ["--size", "3"]):
+        with pytest.raises(SystemExit):
+            main(["bench", "device", *options])
+    assert "got 1, expected 2 or more" in capsys.readouterr().err
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch):
+    """The device's clock, memory and profiler replaced by the CPU's."""
+
+    def interleaved(cases, rounds):
+        return timing.interleaved({name: lambda case=case: case()() for name, case in cases.items()}, rounds, warm_up=1)
+
+    monkeypatch.setattr(timing, "interleaved_on_device", interleaved)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(device.launches, "profiled", lambda run: run() and None)
+    monkeypatch.setattr(gather, "on_device", lambda: ([*HANDS, gather.TRL_KERNEL], {gather.QUACK: "not installed"}))
+    monkeypatch.setattr(scoring.torch, "compile", lambda function: function)
+
+
+def test_measuring(on_the_cpu, capsys, tmp_path):
+    report = device.measure(device.Size(((32, 50),), (torch.bfloat16, torch.float32), 2, 4096), CPU)
+    said = capsys.readouterr().out
+    assert "absent: QuACK cross_entropy (not installed)" in said
+    assert "TRL Triton kernel not measured (" in said
+    measured = {(case["hand"], case["dtype"], case["pass"]) for case in report["rows"]}
+    assert len(measured) == 2 * (3 + 4 + 4)
+    assert (gather.PREFUSE_INPLACE, "float32", device.FORWARD) not in measured
+    for case in report["rows"]:
+        assert case["gigabytes_per_second"] > 0
+        assert case["share_of_copy"] > 0
+        if case["hand"] == gather.PREFUSE:
+            assert case["times_prefuse"] == 1
+    path = results.write(tmp_path, "device", report, "NVIDIA Some 100")
+    assert path.name == "device-nvidia-some-100.json"
+    assert json.loads(path.read_text())["scoring"][0]["launches"] is None
+
+
+def test_a_shape_that_does_not_fit_is_named(on_the_cpu, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
+    assert device.measure_rows((32, 50), torch.float32, HANDS, 2, 1e9, CPU) == []
+    assert capsys.readouterr().out.startswith("[32 × 50] float32: skipped")
+
+
+@pytest.mark.parametrize("dtype", device_checks.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 1), (40, 700)])
+def test_checks_pass_what_is_right_and_find_what_is_wrong(shape, dtype, monkeypatch):
+    assert device_checks.rows(*shape, dtype, CPU) is None
+    monkeypatch.setattr(device_checks, "_ROUNDINGS", 0)
+    if shape[1] > 1:
+        assert "is off by" in device_checks.rows(*shape, dtype, CPU)
+
+
+def test_an_objective_is_checked(on_the_cpu, monkeypatch):
+    assert device_checks.objective(CPU) is None
+    monkeypatch.setattr(
+        scoring, "formula", lambda **given: (given["chosen_logps"].mean() + given["rejected_logps"].sum(),)
+    )
+    assert device_checks.objective(CPU).startswith("objective dpo: off by")
+
+
+def test_a_hand_that_computes_something_else_is_found(monkeypatch):
+    logits, labels = gather.inputs(20, 30, torch.float32)
+    assert device_checks.disagreement(gather.CROSS_ENTROPY, logits, labels) is None
+    monkeypatch.setattr(gather, "cross_entropy", lambda logits, labels: logits[:, 0])
+    assert device_checks.disagreement(gather.CROSS_ENTROPY, logits, labels).startswith("disagrees")
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(gather, "LIBRARIES", {"nobody's": ("prefuse.nothing", "function", lambda function: function)})
+    found, absent = gather.on_device()
+    assert found[0] == gather.PREFUSE
+    assert absent == {"nobody's": "ModuleNotFoundError: No module named 'prefuse.nothing'"}
+
+
+def test_bandwidth_on_a_device():
+    assert machine.bandwidth_cases(4096, CPU)["copy"][1] == 8192
+
+
+def test_tables_without_rich():
+    shown = tables.plain("title", ("hand", "ms"), [("a", "1.0"), ("longer", "10.0")])
+    assert shown == "title\nhand      ms\na        1.0\nlonger  10.0\n"

@@ -1,0 +1,43 @@
+"""The fixture `device`; see `tests.devices`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.devices import DEVICES
+
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and PyTorch sees none")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cpu: concerns the CPU alone (NumPy, threads, SIMD) in a module for all devices")
+    config.addinivalue_line("markers", "needs_cuda: skipped where PyTorch sees no CUDA device")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" in metafunc.fixturenames:
+        names = ("cpu",) if metafunc.definition.get_closest_marker("cpu") else DEVICES
+        cases = [pytest.param(name, marks=NEEDS_CUDA if name == "cuda" else ()) for name in names]
+        metafunc.parametrize("device", cases, indirect=True, scope="module")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("needs_cuda"):
+            item.add_marker(NEEDS_CUDA)
+
+
+@pytest.fixture(scope="module")
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The device under test, on which tensors are made unless another is named."""
+    chosen = torch.device(request.param)
+    if chosen.type == "cpu":
+        yield chosen
+        return
+    before = torch.get_default_device()
+    torch.set_default_device(chosen)
+    yield torch.get_default_device()
+    torch.set_default_device(before)
