@@ -10,6 +10,7 @@ import ast
 import random
 import re
 import sysconfig
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -98,7 +99,9 @@ def _blocks(items: Sequence[Documented], size: int) -> Iterator[list[Documented]
 
 def _documented_in(path: Path, module: str) -> Iterator[Documented]:
     try:
-        tree = ast.parse(path.read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # escapes and literals of other people's code are not ours to complain of
+            tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # templates and deliberately broken files are no loss
         return
     for name, node in _functions(tree, ""):
