@@ -125,7 +125,7 @@ def assert_gradient(
     """`got` is the gradient computed at float32 (or float64) and rounded once, to the dtype of `x`: half its spacing.
 
     What the arithmetic may err: twice what the oracle does at that precision, and the rounding of lse, log p, entropy
-    and KL, each as large as the logits and the KL itself, which are relative errors of p.
+    and KL, each as large as the logits and the KL itself, which are relative errors of p (and of q in the reverse KL).
     """
     assert got.shape == x.shape
     assert got.dtype == x.dtype
@@ -140,6 +140,8 @@ def assert_gradient(
     if "kl" in upstream:
         largest = largest + values["kl"][..., None]
     p = (z - values["lse"][..., None]).exp()
+    if "rkl" in upstream:
+        p = p + transform(reference.double(), **transforms).softmax(-1)
     weight = sum(coefficient.double().abs() for coefficient in upstream.values())[..., None]
     at_label = torch.nn.functional.one_hot(labels, x.shape[-1])
     allowed = 2 * own + 6 * torch.finfo(precision).eps * (
