@@ -39,8 +39,8 @@ fn parts_of<'py>(view: &Bound<'py, PyAny>) -> PyResult<Option<Parts<'py>>> {
     }
     let address = parts.get_borrowed_item(0)?.extract();
     let dtype = parts.get_item(1)?.cast_into::<PyString>();
-    let shape = parts.get_item(2)?.cast_into::<PyTuple>();
-    let strides = parts.get_item(3)?.cast_into::<PyTuple>();
+    let (shape, strides) = (parts.get_borrowed_item(2)?, parts.get_borrowed_item(3)?);
+    let (shape, strides) = (shape.cast::<PyTuple>(), strides.cast::<PyTuple>());
     let (Ok(address), Ok(dtype), Ok(shape), Ok(strides)) = (address, dtype, shape, strides) else {
         return Ok(None);
     };

@@ -13,8 +13,9 @@ import torch
 from ..tracing.kinds import BATCH, PAIR, token_space
 from .arrays import NUMPY, PLAIN_TENSORS, TORCH, Array, Arrays, library_of
 from .autograd import score_with_grad
-from .call import Call, bind, bind_plain
+from .call import Call, bind
 from .definition import Definition
+from .plain import PlainCall, bind_plain
 from .score import Score
 from .settings import Forms, is_number
 from .traced import Traced
@@ -52,6 +53,7 @@ class Plan:
             not self.grouped
             and not (names & layout_names)
             and all(space in (definition.kind.item, BATCH) for space in self.traced.columns.values())
+            and all(space == definition.kind.item for space in self.traced.reward_spaces)
         )
 
     def _layout_names(self, spaces: tuple[str, ...]) -> set[str]:
@@ -91,19 +93,17 @@ class Plan:
 
     def score(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         """Score a batch; with torch, loss and losses carry gradients."""
-        bound = bind_plain(self.traced, numbers, arguments) if self.plain else None
-        if bound is None:
+        call = bind_plain(self.traced, numbers, arguments) if self.plain else None
+        if call is None:
             return self._score_other(arguments, numbers, reduction)
-        call, columns = bound
-        return _scored(call, reduction, tuple(columns))
+        return _scored(call, reduction, call.trainable)
 
     def value_and_grad(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         """Score a batch with the gradients of its loss."""
-        bound = bind_plain(self.traced, numbers, arguments) if self.plain else None
-        if bound is None:
+        call = bind_plain(self.traced, numbers, arguments) if self.plain else None
+        if call is None:
             return self._differentiate_other(arguments, numbers, reduction)
-        call, columns = bound
-        return _differentiated(call, reduction, tuple(columns) or _floats(call))
+        return _differentiated(call, reduction, call.trainable or tuple(call.columns))
 
     def bind(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], arrays: Arrays) -> Call:
         """Bind arrays on the CPU, whatever their layout."""
@@ -168,7 +168,7 @@ def describe(traced: Traced) -> dict[str, ColumnInfo]:
     return found
 
 
-def _scored(call: Call, reduction: str, columns: tuple[str, ...]) -> Score:
+def _scored(call: Call | PlainCall, reduction: str, columns: tuple[str, ...]) -> Score:
     """Score, with autograd where a column requires grad."""
     if columns and torch.is_grad_enabled():
         scored = score_with_grad(call, reduction, columns)
@@ -177,12 +177,12 @@ def _scored(call: Call, reduction: str, columns: tuple[str, ...]) -> Score:
     return Score(scored.loss, scored.losses, call, scored.extras)
 
 
-def _differentiated(call: Call, reduction: str, wrt: tuple[str, ...]) -> Score:
+def _differentiated(call: Call | PlainCall, reduction: str, wrt: tuple[str, ...]) -> Score:
     scored = call.score(reduction, wrt)
-    gradients = {
-        name: gradient if gradient.dtype == call.columns[name].dtype else call.arrays.cast(gradient, call.columns[name])
-        for name, gradient in zip(wrt, scored.gradients, strict=True)
-    }
+    gradients = {}
+    for name, gradient in zip(wrt, scored.gradients, strict=True):
+        column = call.columns[name]
+        gradients[name] = gradient if gradient.dtype == column.dtype else call.arrays.cast(gradient, column)
     return Score(scored.loss, scored.losses, call, scored.extras, gradients)
 
 

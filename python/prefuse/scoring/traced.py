@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..tracing.expression import Expression, lift, unary
 from ..tracing.kinds import BATCH, PAIR, POINT
 from ..tracing.trace import Trace
+from .arrays import Array
 
 if TYPE_CHECKING:
     from .._prefuse import Program
@@ -122,6 +123,11 @@ class Traced:
         graph = self.trace.graph
         nodes = [self.trace.columns[name].node for name in wrt]
         return list(graph.gradient(total.node, graph.constant(1.0), nodes))
+
+    def metrics(self, extras: Array) -> dict[str, float]:
+        """Cut the metrics out of what a score program puts out after the losses: rewards, then metrics."""
+        names = self.metric_names
+        return dict(zip(names, extras[len(extras) - len(names) :].tolist(), strict=True)) if names else {}
 
     # Formulas
 
