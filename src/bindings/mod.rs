@@ -1,6 +1,7 @@
 //! What Python sees: arguments checked, buffers borrowed, the GIL released, errors mapped; no arithmetic.
 
 mod arrays;
+mod dlpack;
 mod objective;
 mod rows;
 mod segments;

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyInt};
+use pyo3::types::{PyDict, PyInt, PyList};
 
 use super::arrays::{array_of, arrays_of};
 use crate::objective::eval::{Cut, Run};
@@ -293,18 +293,18 @@ impl Program {
     fn run(
         &self,
         py: Python<'_>,
-        columns: &Bound<'_, PyAny>,
+        columns: &Bound<'_, PyList>,
         parameters: Vec<f64>,
-        offsets: &Bound<'_, PyAny>,
-        outputs: &Bound<'_, PyAny>,
+        offsets: &Bound<'_, PyList>,
+        outputs: &Bound<'_, PyList>,
         threads: usize,
     ) -> PyResult<()> {
         let columns = arrays_of("columns", columns)?;
         let outputs = arrays_of("outputs", outputs)?;
         let cuts = offsets
-            .try_iter()?
+            .iter()
             .enumerate()
-            .map(|(index, cut)| cut_of(index, &cut?))
+            .map(|(index, cut)| cut_of(index, &cut))
             .collect::<PyResult<Vec<Cut>>>()?;
         let run = Run {
             columns: &columns,

@@ -233,7 +233,8 @@ impl Program {
             scratch.places.push((operand, array.part(start, length)));
             start += length;
         }
-        let left = array.map_or(0, |array| array.len() - start) + arrays.map(Array::len).sum::<usize>();
+        let left =
+            array.map_or(0, |array| array.len() - start) + arrays.map(Array::len).sum::<usize>();
         if left > 0 {
             return Err(GraphError(format!("outputs: {left} values are not filled")));
         }

@@ -1,7 +1,8 @@
-"""The short way for small batches: CPU tensors with one value per item.
+"""The short way for small batches: CPU tensors of one dtype, one value per item.
 
-Scoring 64 pairs is two microseconds of arithmetic; everything else is Python. So nothing is laid out or converted here,
-and what a plan knows is not asked again.
+Scoring 64 pairs is a few microseconds of arithmetic; the rest is Python. So nothing is laid out or converted here, and
+tensors go to the extension as DLPack capsules, the cheapest description torch gives. Whatever does not fit is left to
+the general way, errors included.
 """
 
 from __future__ import annotations
@@ -9,31 +10,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch.utils.dlpack import to_dlpack
 
-from ..tracing.kinds import BATCH
-from .arrays import ONE, PLAIN_TENSORS, TORCH, TORCH_NAMES, View
+from .arrays import PLAIN_TENSORS, TORCH
 from .call import PARALLEL, Call, Scored
 from .layout import one_to_one
 from .traced import Traced
 
-# New results are made from these: cheaper than asking torch for a dtype and a device, and blind to its defaults.
+# Results are made from these: cheaper than asking torch for a dtype and a device, and blind to its defaults.
 PROTOTYPES = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 
 
 class PlainCall:
-    """One call of an objective on CPU tensors [items] and numbers; does what a `Call` does.
+    """One call of an objective on CPU tensors [items] and numbers, all float32 or all float64; does what `Call` does.
 
     Args:
         traced: the traced objective.
         numbers: its numeric hyper-parameters.
         columns: {argument: tensor} for every column it reads.
-        views: their memory.
-        count: the number of items.
-        dtype: that of the results.
-        trainable: the columns that require grad.
+        trainable: those that require grad.
     """
 
-    __slots__ = ("columns", "count", "dtype", "numbers", "traced", "trainable", "views")
+    __slots__ = ("columns", "count", "numbers", "prototype", "traced", "trainable")
 
     arrays = TORCH
 
@@ -42,46 +40,41 @@ class PlainCall:
         traced: Traced,
         numbers: Mapping[str, float],
         columns: dict[str, torch.Tensor],
-        views: dict[str, View],
-        count: int,
-        dtype: torch.dtype,
         trainable: tuple[str, ...],
     ) -> None:
         self.traced = traced
         self.numbers = numbers
         self.columns = columns
-        self.views = views
-        self.count = count
-        self.dtype = dtype
         self.trainable = trainable
+        item = columns[traced.item_columns[0]]
+        self.count = item.numel()
+        self.prototype = PROTOTYPES[item.dtype]
 
     def score(self, reduction: str, wrt: tuple[str, ...]) -> Scored:
-        """Return what `Call.score` returns. Every result has memory of its own, as torch makes views no faster."""
-        traced, count = self.traced, self.count
+        """Return what `Call.score` returns.
+
+        Every result has memory of its own: views of a common one take torch as long to make, and could not be changed
+        in place where autograd records them.
+
+        Raises:
+            ValueError: the columns do not have one value per item each; nothing is said about which.
+        """
+        traced, columns, count, prototype = self.traced, self.columns, self.count, self.prototype
         step = traced.score_step(reduction, wrt)
-        prototype, name = PROTOTYPES[self.dtype], TORCH_NAMES[self.dtype]
-        size = count * len(traced.reward_spaces) + len(traced.metric_names)
-        losses, extras = prototype.new_empty(count), prototype.new_empty(size)
-        outputs = [(losses.data_ptr(), name, (count,), ONE), (extras.data_ptr(), name, (size,), ONE)]
+        losses = prototype.new_empty(count)
+        extras = prototype.new_empty(count * len(traced.reward_spaces) + len(traced.metric_names))
+        gradients = [torch.empty_like(columns[name]) for name in wrt]
+        outputs = [losses, extras, *gradients]
         if reduction == "none":
             loss = losses
         else:
             loss = torch.empty_like(prototype)
-            outputs.insert(0, (loss.data_ptr(), name, (), ()))
-        gradients = []
-        for column in wrt:
-            _, name, shape, _ = self.views[column]
-            if name in ("f32", "f64"):
-                gradient = torch.empty_like(self.columns[column])
-            else:
-                gradient, name = PROTOTYPES[torch.float32].new_empty(shape), "f32"
-            gradients.append(gradient)
-            outputs.append((gradient.data_ptr(), name, shape, ONE if shape else ()))
+            outputs.insert(0, loss)
         step.program.run(
-            [self.views[column] for column in step.columns],
-            [self.numbers[parameter] for parameter in step.parameters],
+            [to_dlpack(columns[name]) for name in step.columns],
+            [self.numbers[name] for name in step.parameters],
             [count] * len(step.spaces),
-            outputs,
+            [to_dlpack(output) for output in outputs],
             1 if count < PARALLEL else torch.get_num_threads(),
         )
         return Scored(loss, losses, extras, gradients)
@@ -96,7 +89,7 @@ class PlainCall:
     ) -> list[torch.Tensor]:
         """Return what `Call.pullback` returns."""
         layout = one_to_one(self.traced.trace.spaces, self.count)
-        call = Call(self.traced, self.numbers, columns, TORCH, layout, self.dtype)
+        call = Call(self.traced, self.numbers, columns, TORCH, layout, self.prototype.dtype)
         return call.pullback(reduction, wrt, columns, loss_gradient, losses_gradient)
 
     def rewards(self, extras: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -112,32 +105,20 @@ class PlainCall:
 def bind_plain(
     traced: Traced, numbers: Mapping[str, float], arguments: Mapping[str, torch.Tensor]
 ) -> PlainCall | None:
-    """Bind CPU tensors that have one value per item, or are numbers; None where something needs a closer look.
+    """Bind CPU tensors of one dtype, float32 or float64; None where something needs a closer look.
 
-    For objectives whose columns and results are all per item or per batch.
+    Shapes are left for the program to check.
     """
-    items, dtype = None, torch.float32
-    views, trainable = {}, []
-    for name, space in traced.columns.items():
+    columns, trainable, dtype = {}, [], None
+    for name in traced.columns:
         column = arguments[name]
         if type(column) not in PLAIN_TENSORS or not column.is_cpu:
             return None
-        known, shape = TORCH_NAMES.get(column.dtype), column.shape
-        if known is None:
-            return None
-        if space == BATCH:
-            if shape:
+        if column.dtype is not dtype:
+            if dtype is not None or column.dtype not in PROTOTYPES:
                 return None
-        elif items is None:
-            items = shape
-        elif shape != items:
-            return None
-        if known == "f64" and shape:
-            dtype = torch.float64
+            dtype = column.dtype
         if column.requires_grad:
             trainable.append(name)
-        views[name] = (column.data_ptr(), known, shape, column.stride())
-    if items is None or len(items) != 1:
-        return None
-    columns = {name: arguments[name] for name in views}
-    return PlainCall(traced, numbers, columns, views, items[0], dtype, tuple(trainable))
+        columns[name] = column
+    return PlainCall(traced, numbers, columns, tuple(trainable))

@@ -49,12 +49,7 @@ class Plan:
         self.grouped = self.traced.trace.grouped
         layout_names = self._layout_names(spaces)
         self._check_names(names, layout_names, [name for name, _ in forms])
-        self.plain = (
-            not self.grouped
-            and not (names & layout_names)
-            and all(space in (definition.kind.item, BATCH) for space in self.traced.columns.values())
-            and all(space == definition.kind.item for space in self.traced.reward_spaces)
-        )
+        self.plain = self._is_plain(names & layout_names)
 
     def _layout_names(self, spaces: tuple[str, ...]) -> set[str]:
         """Return the arguments beside columns that mean something to this objective."""
@@ -89,21 +84,38 @@ class Plan:
                 return f"{name} (or {masks})"
         return f"{name} (one value per {kind.level(space)})"
 
+    def _is_plain(self, layout_names: frozenset[str]) -> bool:
+        """Return whether every column and result has one value per item or is a number."""
+        traced, item = self.traced, self.definition.kind.item
+        return (
+            not self.grouped
+            and not layout_names
+            and bool(traced.item_columns)
+            and all(space in (item, BATCH) for space in traced.columns.values())
+            and all(space == item for space in traced.reward_spaces)
+        )
+
     # Scoring
 
     def score(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         """Score a batch; with torch, loss and losses carry gradients."""
         call = bind_plain(self.traced, numbers, arguments) if self.plain else None
-        if call is None:
-            return self._score_other(arguments, numbers, reduction)
-        return _scored(call, reduction, call.trainable)
+        if call is not None:
+            try:
+                return _scored(call, reduction, call.trainable)
+            except ValueError:  # the general way copes, or says what is wrong
+                pass
+        return self._score_other(arguments, numbers, reduction)
 
     def value_and_grad(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         """Score a batch with the gradients of its loss."""
         call = bind_plain(self.traced, numbers, arguments) if self.plain else None
-        if call is None:
-            return self._differentiate_other(arguments, numbers, reduction)
-        return _differentiated(call, reduction, call.trainable or tuple(call.columns))
+        if call is not None:
+            try:
+                return _differentiated(call, reduction, call.trainable or tuple(call.columns))
+            except ValueError:  # as above
+                pass
+        return self._differentiate_other(arguments, numbers, reduction)
 
     def bind(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], arrays: Arrays) -> Call:
         """Bind arrays on the CPU, whatever their layout."""

@@ -48,6 +48,7 @@ class Traced:
 
     Attributes:
         columns: {argument: space} of every column read.
+        item_columns: those with one value per item.
         batch_loss: whether the loss is one value for the batch already.
         reward_roles, metric_names: what the programs put out besides the loss, in order.
     """
@@ -65,6 +66,7 @@ class Traced:
         self._losses = trace.graph.broadcast(loss.node, trace.kind.item)
         self._extras = [value.node for value in (*rewards.values(), *metrics.values())]
         self.columns = self._columns_read()
+        self.item_columns = tuple(name for name, space in self.columns.items() if space == trace.kind.item)
         self.missing = tuple(name for name in self.columns if not trace.has(name)) if trace.given is not None else ()
         self._steps: dict[tuple[object, ...], Step] = {}
         self._lock = threading.Lock()
