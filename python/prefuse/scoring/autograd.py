@@ -44,18 +44,13 @@ class _Objective(torch.autograd.Function):
 
 
 def _pull_back(ctx: Any, loss: torch.Tensor | None, losses: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """Return the gradients of the columns; the engine rounds those of f16 and bf16 columns."""
     columns = ctx.saved_tensors
     if losses is None and ctx.gradients:
-        if loss is None:
-            return [None] * len(columns)
-        gradients = [gradient * loss for gradient in ctx.gradients]
-    else:
-        everything = {**ctx.call.columns, **dict(zip(ctx.wrt, columns, strict=True))}
-        gradients = ctx.call.pullback(ctx.reduction, ctx.wrt, everything, loss, losses)
-    return [
-        gradient if gradient.dtype is column.dtype else gradient.to(column.dtype)
-        for gradient, column in zip(gradients, columns, strict=True)
-    ]
+        return [None if loss is None else gradient * loss for gradient in ctx.gradients]
+    everything = {**ctx.call.columns, **dict(zip(ctx.wrt, columns, strict=True))}
+    gradients: list[torch.Tensor | None] = ctx.call.pullback(ctx.reduction, ctx.wrt, everything, loss, losses)
+    return gradients
 
 
 class _FirstOrder(torch.autograd.Function):

@@ -17,7 +17,11 @@ PARALLEL = 1 << 15
 
 
 class Scored(NamedTuple):
-    """What one run gives: `extras` holds the rewards one after the other, then the metrics."""
+    """What one run gives.
+
+    `extras` holds the rewards one after the other, then the metrics. `losses` may be a number: so many values that
+    stand before the rewards there.
+    """
 
     loss: Array
     losses: Array

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch.utils.dlpack import to_dlpack
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from .arrays import PLAIN_TENSORS, TORCH
 from .call import PARALLEL, Call, Scored
@@ -27,7 +27,7 @@ class PlainCall:
     Args:
         traced: the traced objective.
         numbers: its numeric hyper-parameters.
-        columns: {argument: tensor} for every column it reads.
+        columns: {argument: tensor}, the columns it reads.
         trainable: those that require grad.
     """
 
@@ -39,7 +39,7 @@ class PlainCall:
         self,
         traced: Traced,
         numbers: Mapping[str, float],
-        columns: dict[str, torch.Tensor],
+        columns: Mapping[str, torch.Tensor],
         trainable: tuple[str, ...],
     ) -> None:
         self.traced = traced
@@ -50,31 +50,37 @@ class PlainCall:
         self.count = item.numel()
         self.prototype = PROTOTYPES[item.dtype]
 
-    def score(self, reduction: str, wrt: tuple[str, ...]) -> Scored:
+    def score(self, reduction: str, wrt: tuple[str, ...], apart: bool = True) -> Scored:
         """Return what `Call.score` returns.
 
-        Every result has memory of its own: views of a common one take torch as long to make, and could not be changed
-        in place where autograd records them.
+        Args:
+            reduction: "mean", "sum" or "none".
+            wrt: the columns to differentiate by.
+            apart: whether the losses have memory of their own, as what autograd records must: a view could not be
+                changed in place. Otherwise they head the extras, which saves an allocation.
 
         Raises:
             ValueError: the columns do not have one value per item each; nothing is said about which.
         """
-        traced, columns, count, prototype = self.traced, self.columns, self.count, self.prototype
+        traced, count, prototype = self.traced, self.count, self.prototype
         step = traced.score_step(reduction, wrt)
-        losses = prototype.new_empty(count)
-        extras = prototype.new_empty(count * len(traced.reward_spaces) + len(traced.metric_names))
-        gradients = [torch.empty_like(columns[name]) for name in wrt]
-        outputs = [losses, extras, *gradients]
+        column, number = self.columns.__getitem__, self.numbers.__getitem__  # `map` over these is C throughout
+        size = count * len(traced.reward_roles) + len(traced.metric_names)
+        gradients = list(map(torch.empty_like, map(column, wrt)))
         if reduction == "none":
-            loss = losses
+            loss = losses = prototype.new_empty(count)
+            outputs = [losses, extras := prototype.new_empty(size), *gradients]
+        elif apart:
+            loss, losses = torch.empty_like(prototype), prototype.new_empty(count)
+            outputs = [loss, losses, extras := prototype.new_empty(size), *gradients]
         else:
-            loss = torch.empty_like(prototype)
-            outputs.insert(0, loss)
+            loss, losses = torch.empty_like(prototype), count
+            outputs = [loss, extras := prototype.new_empty(count + size), *gradients]
         step.program.run(
-            [to_dlpack(columns[name]) for name in step.columns],
-            [self.numbers[name] for name in step.parameters],
+            list(map(to_dlpack, map(column, step.columns))),
+            list(map(number, step.parameters)),
             [count] * len(step.spaces),
-            [to_dlpack(output) for output in outputs],
+            list(map(to_dlpack, outputs)),
             1 if count < PARALLEL else torch.get_num_threads(),
         )
         return Scored(loss, losses, extras, gradients)
@@ -93,23 +99,25 @@ class PlainCall:
         return call.pullback(reduction, wrt, columns, loss_gradient, losses_gradient)
 
     def rewards(self, extras: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Cut the rewards out of the extras."""
-        count = self.count
-        return {role: extras[i * count : (i + 1) * count] for i, role in enumerate(self.traced.reward_roles)}
+        """Cut the rewards out of the extras: what lies before the metrics."""
+        roles, count = self.traced.reward_roles, self.count
+        start = len(extras) - len(self.traced.metric_names) - count * len(roles)
+        return {role: extras[start + i * count : start + (i + 1) * count] for i, role in enumerate(roles)}
 
     def metrics(self, extras: torch.Tensor) -> dict[str, float]:
         """Cut the metrics out of the extras."""
         return self.traced.metrics(extras)
 
 
-def bind_plain(
-    traced: Traced, numbers: Mapping[str, float], arguments: Mapping[str, torch.Tensor]
-) -> PlainCall | None:
+def bind_plain(traced: Traced, numbers: Mapping[str, float], arguments: Mapping[str, torch.Tensor]) -> PlainCall | None:
     """Bind CPU tensors of one dtype, float32 or float64; None where something needs a closer look.
 
-    Shapes are left for the program to check.
+    Args:
+        traced: the traced objective.
+        numbers: its numeric hyper-parameters.
+        arguments: its columns, and nothing else; shapes are left for the program to check.
     """
-    columns, trainable, dtype = {}, [], None
+    trainable, dtype = [], None
     for name in traced.columns:
         column = arguments[name]
         if type(column) not in PLAIN_TENSORS or not column.is_cpu:
@@ -120,5 +128,4 @@ def bind_plain(
             dtype = column.dtype
         if column.requires_grad:
             trainable.append(name)
-        columns[name] = column
-    return PlainCall(traced, numbers, columns, tuple(trainable))
+    return PlainCall(traced, numbers, arguments, tuple(trainable))

@@ -111,10 +111,12 @@ class Plan:
         """Score a batch with the gradients of its loss."""
         call = bind_plain(self.traced, numbers, arguments) if self.plain else None
         if call is not None:
+            wrt = call.trainable or tuple(self.traced.columns)
             try:
-                return _differentiated(call, reduction, call.trainable or tuple(call.columns))
+                loss, losses, extras, gradients = call.score(reduction, wrt, apart=False)
             except ValueError:  # as above
-                pass
+                return self._differentiate_other(arguments, numbers, reduction)
+            return Score(loss, losses, call, extras, dict(zip(wrt, gradients, strict=True)))
         return self._differentiate_other(arguments, numbers, reduction)
 
     def bind(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], arrays: Arrays) -> Call:
@@ -189,7 +191,7 @@ def _scored(call: Call | PlainCall, reduction: str, columns: tuple[str, ...]) ->
     return Score(scored.loss, scored.losses, call, scored.extras)
 
 
-def _differentiated(call: Call | PlainCall, reduction: str, wrt: tuple[str, ...]) -> Score:
+def _differentiated(call: Call, reduction: str, wrt: tuple[str, ...]) -> Score:
     scored = call.score(reduction, wrt)
     gradients = {}
     for name, gradient in zip(wrt, scored.gradients, strict=True):
