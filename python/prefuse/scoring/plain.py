@@ -67,6 +67,7 @@ class PlainCall:
         column, number = self.columns.__getitem__, self.numbers.__getitem__  # `map` over these is C throughout
         size = count * len(traced.reward_roles) + len(traced.metric_names)
         gradients = list(map(torch.empty_like, map(column, wrt)))
+        losses: torch.Tensor | int
         if reduction == "none":
             loss = losses = prototype.new_empty(count)
             outputs = [losses, extras := prototype.new_empty(size), *gradients]
