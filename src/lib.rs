@@ -2,6 +2,7 @@
 
 #[cfg(feature = "python")]
 mod bindings;
+pub mod cuda;
 pub mod objective;
 pub mod rows;
 pub mod segments;

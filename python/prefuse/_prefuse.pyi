@@ -4,7 +4,7 @@ A `View` is `(address of element 0, dtype, shape, strides in elements)`; whoever
 the call returns. dtypes: "f16" "bf16" "f32" "f64" "i64" "bool".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 __version__: str
@@ -209,3 +209,164 @@ class Program:
         has elements; or a number of elements, if the parent is "batch" or has as many (one each).
         Raises ValueError naming the column, output or space that does not fit.
         """
+
+    def cuda_sources(
+        self, columns: Sequence[tuple[str, bool]], outputs: Sequence[tuple[str, bool]], one_block: bool
+    ) -> list[tuple[str, str]]:
+        """The CUDA C++ that follows `kernels/objective.cuh`: (entry point, text) of each kernel.
+
+        Columns and outputs are given as (dtype, whether their elements are taken by index). `one_block`: one kernel
+        that is one launch, else the kernels of a chain of launches.
+        """
+
+    def cuda_compile(
+        self,
+        columns: Sequence[tuple[str, bool]],
+        outputs: Sequence[tuple[str, bool]],
+        one_block: bool,
+        architecture: int,
+    ) -> list[tuple[str, bytes, str]]:
+        """(entry point, machine code, compiler's log) of the same kernels for sm_`architecture`."""
+
+    def cuda_workspace(self, offsets: Sequence[View | int], counts: Mapping[str, int]) -> int:
+        """Bytes of workspace that `cuda_launch` needs."""
+
+    def cuda_launch(
+        self,
+        columns: Sequence[View | tuple[View, View]],
+        parameters: Sequence[float],
+        offsets: Sequence[View | int],
+        counts: Mapping[str, int],
+        outputs: Sequence[View | tuple[View, View]],
+        workspace: int,
+        device: int,
+        stream: int,
+    ) -> None:
+        """Queues what `run` does on a stream of a device, whose memory the views describe. Does not wait.
+
+        Two views: the elements of the first are taken (or written) at the indices in the second, a contiguous i64
+        vector. `offsets[k]` may also be a number of elements that is a multiple of the parent's: equally many each.
+        `counts` has, for each space that is cut by a view of offsets and for each pair space below one, an upper bound
+        of the number of elements: the length that its columns must have; only the device looks at offsets. Outputs
+        overlap neither columns nor each other. Up to some thousands of elements it is one launch.
+        Raises ValueError naming what does not fit; RuntimeError where CUDA is missing or fails.
+        """
+
+    def cuda_plan(
+        self,
+        columns: Sequence[View | tuple[View, View]],
+        parameters: Sequence[float],
+        offsets: Sequence[View | int],
+        counts: Mapping[str, int],
+        outputs: Sequence[View | tuple[View, View]],
+        workspace: int,
+        one_block: bool | None = None,
+    ) -> list[dict[str, Any]]:
+        """The launches of the same call as data (as the other `cuda_plan_*`); `one_block` forces either way."""
+
+# CUDA. Addresses are of device memory; `stream` is the raw handle; work is queued, nothing waits for it.
+
+Launch: TypeAlias = dict[str, Any]
+"""One kernel launch: kernel, definitions, grid, block, shared bytes and arguments, as the runtime would queue it."""
+
+def cuda_rows_workspace(logits: View, reference: View | None, stats: Sequence[str], device: int) -> int:
+    """Bytes of scratch memory that `cuda_rows_forward` needs."""
+
+def cuda_rows_forward(
+    logits: View,
+    labels: View,
+    mask: View | None,
+    reference: View | None,
+    temperature: float | View,
+    scale: float,
+    softcap: float,
+    ignore_index: int,
+    stats: Sequence[str],
+    k: int,
+    out: View,
+    workspace: int,
+    device: int,
+    stream: int,
+) -> None:
+    """Queues a forward call; `workspace` is the address of the scratch memory."""
+
+def cuda_rows_backward(
+    logits: View,
+    labels: View,
+    mask: View | None,
+    reference: View | None,
+    temperature: float | View,
+    scale: float,
+    softcap: float,
+    ignore_index: int,
+    stats: Sequence[str],
+    grads: View,
+    saved: View,
+    gradient: View,
+    device: int,
+    stream: int,
+) -> None:
+    """Queues a backward call."""
+
+def cuda_segment_sum(values: View, offsets: View, out: View, device: int, stream: int) -> None:
+    """Queues a segment sum."""
+
+def cuda_segment_expand(values: View, offsets: View, out: View, device: int, stream: int) -> None:
+    """Queues a segment expansion."""
+
+def cuda_search_nvrtc(candidates: list[str]) -> None:
+    """Says where to look for NVRTC: paths or names, the preferred first."""
+
+def cuda_nvrtc() -> tuple[str, str, list[int]]:
+    """(path, version, compute capabilities) of the NVRTC in use; a RuntimeError where there is none."""
+
+def cuda_driver_version() -> int:
+    """The driver's CUDA version, 13020 for 13.2; a RuntimeError where there is no driver."""
+
+def cuda_devices() -> list[tuple[str, int, int]]:
+    """(name, compute capability as 90 for 9.0, multiprocessors) of every device."""
+
+def cuda_cache_directory() -> str:
+    """The directory of compiled kernels; a RuntimeError that says why none is used."""
+
+def cuda_compile(kernel: str, defines: list[tuple[str, str]], architecture: int, cached: bool) -> tuple[bytes, str]:
+    """(machine code, compiler log) of a kernel for sm_`architecture`; with `cached`, from the cache, the log empty."""
+
+def cuda_plan_rows_forward(
+    logits: View,
+    labels: View,
+    mask: View | None,
+    reference: View | None,
+    temperature: float | View,
+    scale: float,
+    softcap: float,
+    ignore_index: int,
+    stats: Sequence[str],
+    k: int,
+    out: View,
+    workspace: int,
+    multiprocessors: int,
+) -> tuple[int, list[Launch]]:
+    """(bytes of scratch memory, launches) of a forward call."""
+
+def cuda_plan_rows_backward(
+    logits: View,
+    labels: View,
+    mask: View | None,
+    reference: View | None,
+    temperature: float | View,
+    scale: float,
+    softcap: float,
+    ignore_index: int,
+    stats: Sequence[str],
+    grads: View,
+    saved: View,
+    gradient: View,
+) -> list[Launch]:
+    """The launches of a backward call."""
+
+def cuda_plan_segment_sum(values: View, offsets: View, out: View) -> list[Launch]:
+    """The launches of a segment sum."""
+
+def cuda_plan_segment_expand(values: View, offsets: View, out: View) -> list[Launch]:
+    """The launches of a segment expansion."""

@@ -51,6 +51,9 @@ def preference_loss(
     columns where it reads such (``logp``, ``entropy``, ``kl`` and the other statistics of `prefuse.functional`). A
     column given by the caller is taken as it is.
 
+    Under ``torch.compile`` it breaks the graph, as it asks the objective what it reads; with ``fullgraph=True`` gather
+    with `prefuse.functional` and call the objective, both of which compile whole.
+
     Args:
         objective: an `Objective` or the name of one, e.g. ``"simpo"``.
         logits: padded [R, T, V], or packed [N, V] or [1, N, V] together with `cu_seqlens`. For pairs the responses come
@@ -83,14 +86,14 @@ def preference_loss(
         ValueError: a wrong shape, device, layout or range, or a reference that is missing, not read, or too coarse.
     """
     objective = _objective(objective)
-    needs = _needs(objective, tuple(columns))
+    reading = _reading(objective, tuple(columns))
     offsets = check_layout(labels, mask, cu_seqlens)
     check_integer("ignore_index", ignore_index)
     at_logits = shift_left(labels, mask, ignore_index, offsets) if shift else (labels, mask)
     scored = scored_tokens(*at_logits, ignore_index)
     form = _reference_form(reference, logits, labels, offsets)
-    _check_reference(objective, needs, form, reference)
-    names = _statistics(needs, form)
+    _check_reference(objective.name, reading.needs, form, reference)
+    names = _statistics(reading.needs, form)
     tokens = {}
     if names:
         tokens = dict(
@@ -114,14 +117,17 @@ def preference_loss(
     if reference is not None and form == "tokens":
         tokens["ref_logp"] = torch.where(scored, reference.detach(), 0.0)
     sums = {"ref_logp": reference.detach()} if reference is not None and form == "responses" else {}
-    batch = _Batch(tokens, sums, scored, offsets, _roles(objective))
-    arguments: dict[str, Any] = {need.argument: batch.column(need) for need in needs}
-    arguments |= batch.token_layout(objective, columns)
+    batch = _Batch(tokens, sums, scored, offsets, reading.roles)
+    arguments: dict[str, Any] = {need.argument: batch.column(need) for need in reading.needs}
+    for role in reading.laid_out:
+        arguments.update([batch.token_layout(role)])
+    if offsets is not None:
+        columns |= {name: batch.packed(columns[name], role) for name, role in reading.given_tokens}
     if groups is not None:
         arguments["groups"] = groups
     if reduction != "mean":
         arguments["reduction"] = reduction
-    score: Score = objective(**{**columns, **batch.packed(objective, columns), **arguments})
+    score: Score = objective(**columns, **arguments)
     return score
 
 
@@ -199,6 +205,15 @@ class _Need(NamedTuple):
     name: str  # a statistic, or "length"
 
 
+class _Reading(NamedTuple):
+    """What an objective reads of a batch."""
+
+    needs: tuple[_Need, ...]
+    roles: tuple[str, ...]
+    laid_out: tuple[str | None, ...]  # roles whose token columns want a mask or offsets
+    given_tokens: tuple[tuple[str, str | None], ...]  # token columns of the caller's, and their roles
+
+
 class _Batch:
     """Token statistics in the labels' alignment, cut into what each column of the objective wants."""
 
@@ -224,46 +239,31 @@ class _Batch:
     def column(self, need: _Need) -> Tensor:
         """The values of one column, in the objective's shape."""
         if need.level == "token":
-            return self._scored_tokens(self.tokens[need.name], need.role)
+            values = self.tokens[need.name]
+            if self.offsets is None:
+                return values[self._responses_of(need.role)]
+            return self.packed(values.reshape(-1)[self._tokens_of(need.role)], need.role)
         if need.name not in self.sums:
             self.sums[need.name] = self._per_response(need.name)
         return self.sums[need.name][self._responses_of(need.role)]
 
-    def token_layout(self, objective: Objective, given: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The masks, or for packed tokens the offsets, of the token columns that the objective reads."""
-        layout: dict[str, Tensor] = {}
-        for role in self.roles or (None,):
-            prefix = f"{role}_" if role else ""
-            if f"{prefix}mask" not in objective.columns or f"{prefix}mask" in given:
-                continue
-            if self.offsets is None:
-                layout[f"{prefix}mask"] = self.scored[self._responses_of(role)]
-            else:
-                lengths = self._per_response("length")[self._responses_of(role)]
-                layout[f"{prefix}cu_seqlens"] = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-        return layout
-
-    def packed(self, objective: Objective, given: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The caller's token columns, cut to the scored tokens where the batch is packed, as ours are."""
+    def token_layout(self, role: str | None) -> tuple[str, Tensor]:
+        """Which tokens of a role are scored: its mask, or where the batch is packed its offsets among the scored."""
+        prefix = f"{role}_" if role else ""
         if self.offsets is None:
-            return {}
-        return {
-            name: given[name].reshape(-1)[self.scored.reshape(-1)[self._tokens_of(role)]]
-            for role in self.roles or (None,)
-            for name in _token_columns(objective, role, given)
-        }
+            return f"{prefix}mask", self.scored[self._responses_of(role)]
+        lengths = self._per_response("length")[self._responses_of(role)]
+        return f"{prefix}cu_seqlens", torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+
+    def packed(self, values: Tensor, role: str | None) -> Tensor:
+        """The scored ones of a role's packed tokens."""
+        return values.reshape(-1)[self.scored.reshape(-1)[self._tokens_of(role)]]
 
     def _per_response(self, name: str) -> Tensor:
         if name == "length":
             counted = self.scored.to(torch.float64)
             return sum_responses(counted, self.offsets).to(torch.int64)
         return sum_responses(self.tokens[name], self.offsets)
-
-    def _scored_tokens(self, values: Tensor, role: str | None) -> Tensor:
-        if self.offsets is None:
-            return values[self._responses_of(role)]
-        tokens = self._tokens_of(role)
-        return values.reshape(-1)[tokens][self.scored.reshape(-1)[tokens]]
 
     def _responses_of(self, role: str | None) -> slice:
         if role is None:
@@ -294,30 +294,26 @@ def _objective(objective: str | Objective) -> Objective:
     return language.find(objective) if objective in language.names() else objectives.get(objective)
 
 
-def _roles(objective: Objective) -> tuple[str, ...]:
-    """The roles whose responses the rows hold, in order: pairs always come with both."""
-    return tuple(dict.fromkeys(("chosen", "rejected", *objective.roles))) if objective.kind == "pair" else ()
-
-
 @lru_cache(maxsize=256)
-def _needs(objective: Objective, given: tuple[str, ...]) -> tuple[_Need, ...]:
-    """The columns to gather: those the objective reads and the caller does not give."""
+def _reading(objective: Objective, given: tuple[str, ...]) -> _Reading:
+    """What `objective` reads, where the caller gives the columns `given`."""
     kind, reads = _KINDS[objective.kind], objective.columns
-    found = []
-    for role in _roles(objective) or (None,):
+    pairs = objective.kind == "pair"  # whose rows always hold both roles
+    roles = tuple(dict.fromkeys(("chosen", "rejected", *objective.roles))) if pairs else ()
+    needs, laid_out, given_tokens = [], [], []
+    for role in roles or (None,):
         for level, names in (("token", STATISTICS), ("response", _PER_RESPONSE)):
             for name in names:
                 argument = kind.argument(role, level, name)
                 if argument in given or argument not in reads:
                     continue
                 if reads[argument].level.startswith("token") == (level == "token"):
-                    found.append(_Need(argument, role, level, name))
-    return tuple(found)
-
-
-def _token_columns(objective: Objective, role: str | None, columns: Mapping[str, Any]) -> list[str]:
-    level = f"token of {role}" if role else "token"
-    return [name for name, info in objective.columns.items() if info.level == level and name in columns]
+                    needs.append(_Need(argument, role, level, name))
+        prefix, level = (f"{role}_", f"token of {role}") if role else ("", "token")
+        if f"{prefix}mask" in reads and f"{prefix}mask" not in given:
+            laid_out.append(role)
+        given_tokens += [(name, role) for name in given if name in reads and reads[name].level == level]
+    return _Reading(tuple(needs), roles, tuple(laid_out), tuple(given_tokens))
 
 
 def _reference_form(reference: Tensor | None, logits: Tensor, labels: Tensor, offsets: Tensor | None) -> str | None:
@@ -335,13 +331,13 @@ def _reference_form(reference: Tensor | None, logits: Tensor, labels: Tensor, of
     )
 
 
-def _check_reference(objective: Objective, needs: Sequence[_Need], form: str | None, reference: Tensor | None) -> None:
+def _check_reference(objective: str, needs: Sequence[_Need], form: str | None, reference: Tensor | None) -> None:
     wanting = [need for need in needs if need.name in REFERENCE_STATISTICS]
     if reference is not None and not wanting:
-        raise ValueError(f"reference: given, but {objective.name} reads nothing of a reference model; leave it out")
+        raise ValueError(f"reference: given, but {objective} reads nothing of a reference model; leave it out")
     for need in wanting:
         if form is None:
-            raise ValueError(f"reference: missing, and {objective.name} reads {need.argument}")
+            raise ValueError(f"reference: missing, and {objective} reads {need.argument}")
         if form != "logits" and need.name != "ref_logp":
             raise ValueError(f"reference: expected reference logits, from which {need.argument} is made, got {form}")
         if form == "responses" and need.level == "token":

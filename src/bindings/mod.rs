@@ -1,6 +1,8 @@
 //! What Python sees: arguments checked, buffers borrowed, the GIL released, errors mapped; no arithmetic.
 
 mod arrays;
+mod codegen;
+mod cuda;
 mod dlpack;
 mod objective;
 mod rows;
@@ -12,5 +14,6 @@ use pyo3::prelude::*;
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     rows::register(module)?;
     segments::register(module)?;
-    objective::register(module)
+    objective::register(module)?;
+    cuda::register(module)
 }

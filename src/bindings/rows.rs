@@ -8,10 +8,10 @@ use crate::rows::{Rows, Stat, Temperature, backward, cpu};
 use crate::view::{ArgumentError, View};
 
 /// `(address of element 0, dtype, shape, strides in elements)`.
-type PyView = (usize, String, Vec<usize>, Vec<isize>);
+pub(super) type PyView = (usize, String, Vec<usize>, Vec<isize>);
 
 #[derive(FromPyObject)]
-enum PyTemperature {
+pub(super) enum PyTemperature {
     #[pyo3(transparent)]
     Same(f64),
     #[pyo3(transparent)]
@@ -27,16 +27,28 @@ impl From<ArgumentError> for PyErr {
     }
 }
 
-fn view(argument: &str, (address, dtype, shape, strides): PyView) -> Result<View, ArgumentError> {
+pub(super) fn view(
+    argument: &str,
+    (address, dtype, shape, strides): PyView,
+) -> Result<View, ArgumentError> {
     View::new(argument, address, &dtype, shape, strides)
 }
 
-fn statistics(names: &[String]) -> Result<Vec<Stat>, ArgumentError> {
+pub(super) fn statistics(names: &[String]) -> Result<Vec<Stat>, ArgumentError> {
     names.iter().map(|name| Stat::from_name(name)).collect()
 }
 
+fn check_threads(threads: usize) -> Result<(), ArgumentError> {
+    if threads == 0 {
+        return Err(ArgumentError::Value(
+            "threads: 0, expected at least 1".into(),
+        ));
+    }
+    Ok(())
+}
+
 #[allow(clippy::too_many_arguments)] // The arguments of a call from Python, grouped here and nowhere else.
-fn rows(
+pub(super) fn rows(
     logits: PyView,
     labels: PyView,
     mask: Option<PyView>,
@@ -94,6 +106,7 @@ fn rows_forward(
         ignore_index,
     )?;
     let stats = statistics(&stats)?;
+    check_threads(threads)?;
     let out = view("out", out)?;
     // SAFETY: the Python half derives the views from arrays that it keeps alive during the call, `out` being writable.
     py.detach(|| unsafe { cpu::forward(&rows, &stats, k, &out, threads) })?;
@@ -132,6 +145,7 @@ fn rows_backward(
         ignore_index,
     )?;
     let stats = statistics(&stats)?;
+    check_threads(threads)?;
     let (grads, saved, gradient) = (
         view("grads", grads)?,
         view("saved", saved)?,

@@ -1,7 +1,7 @@
 //! From chunks to a row: partial sums relative to a chunk's own maximum are brought to a common one, in f64 and in the
 //! order of the chunks, so that a row's statistics do not depend on who computed which chunk.
 
-use super::chunk::{Crossed, Sums};
+use super::chunk::forward::{Crossed, Sums};
 
 /// What is kept of a chunk of one row of logits.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +18,8 @@ pub struct Partial {
 pub struct ReferencePartial {
     pub max: f64,
     pub mass: f64,
-    pub crossed: Crossed,
+    /// Where a divergence is wanted.
+    pub crossed: Option<Crossed>,
 }
 
 /// Everything that a chunk leaves behind.
@@ -34,8 +35,32 @@ pub struct ChunkResult {
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     policy: Partial,
-    reference: ReferencePartial,
+    reference: Reference,
     outranked: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Reference {
+    max: f64,
+    mass: f64,
+    /// Σ e^d·(d − d')
+    forward: f64,
+    /// Σ e^d'·(d' − d)
+    backward: f64,
+}
+
+impl From<&ReferencePartial> for Reference {
+    fn from(partial: &ReferencePartial) -> Reference {
+        let (forward, backward) = partial
+            .crossed
+            .map_or((0.0, 0.0), |crossed| (crossed.forward, crossed.backward));
+        Reference {
+            max: partial.max,
+            mass: partial.mass,
+            forward,
+            backward,
+        }
+    }
 }
 
 /// e^{old − new}, with nothing (−inf) staying nothing.
@@ -79,13 +104,11 @@ impl Row {
                 sums: nothing,
                 total: 0.0,
             },
-            reference: ReferencePartial {
+            reference: Reference {
                 max: f64::NEG_INFINITY,
                 mass: 0.0,
-                crossed: Crossed {
-                    forward: 0.0,
-                    backward: 0.0,
-                },
+                forward: 0.0,
+                backward: 0.0,
             },
             outranked: false,
         }
@@ -95,7 +118,7 @@ impl Row {
     pub fn add(&mut self, chunk: &ChunkResult) {
         let max = self.policy.max.max(chunk.policy.max);
         if let Some(reference) = &chunk.reference {
-            self.add_reference(&chunk.policy, reference, max);
+            self.add_reference(&chunk.policy, &reference.into(), max);
         }
         let sum = |select: fn(&Partial) -> f64| select(&self.policy) + select(&chunk.policy);
         self.policy = Partial {
@@ -106,23 +129,22 @@ impl Row {
         self.outranked |= chunk.outranked;
     }
 
-    fn add_reference(&mut self, policy: &Partial, reference: &ReferencePartial, max: f64) {
-        let reference_max = self.reference.max.max(reference.max);
-        let (mut mass, mut forward, mut backward) = (0.0, 0.0, 0.0);
-        for (p, q) in [(&self.policy, &self.reference), (policy, reference)] {
-            let shift = distance(p.max, max) - distance(q.max, reference_max);
-            mass += rescale(q.max, reference_max) * q.mass;
-            forward += scaled(rescale(p.max, max), q.crossed.forward + p.sums.mass * shift);
-            backward += scaled(
-                rescale(q.max, reference_max),
-                q.crossed.backward - q.mass * shift,
-            );
-        }
-        self.reference = ReferencePartial {
-            max: reference_max,
-            mass,
-            crossed: Crossed { forward, backward },
+    fn add_reference(&mut self, policy: &Partial, reference: &Reference, policy_max: f64) {
+        let max = self.reference.max.max(reference.max);
+        let mut sum = Reference {
+            max,
+            mass: 0.0,
+            forward: 0.0,
+            backward: 0.0,
         };
+        for (p, q) in [(&self.policy, &self.reference), (policy, reference)] {
+            let shift = distance(p.max, policy_max) - distance(q.max, max);
+            let (p_factor, q_factor) = (rescale(p.max, policy_max), rescale(q.max, max));
+            sum.mass += q_factor * q.mass;
+            sum.forward += scaled(p_factor, q.forward + p.sums.mass * shift);
+            sum.backward += scaled(q_factor, q.backward - q.mass * shift);
+        }
+        self.reference = sum;
     }
 
     /// log Σ e^z
@@ -146,7 +168,7 @@ impl Row {
         if sums.mass == 0.0 {
             0.0
         } else {
-            sums.mass.ln() - sums.weighted / sums.mass
+            0.0 - at_most_zero(sums.weighted / sums.mass - sums.mass.ln())
         }
     }
 
@@ -156,7 +178,7 @@ impl Row {
         if sums.mass == 0.0 {
             f64::NEG_INFINITY
         } else {
-            sums.squares.ln() - 2.0 * sums.mass.ln()
+            at_most_zero(sums.squares.ln() - 2.0 * sums.mass.ln())
         }
     }
 
@@ -194,7 +216,7 @@ impl Row {
         }
         (
             (mass / self.policy.sums.mass).min(1.0),
-            mass.ln() - weighted / mass,
+            0.0 - at_most_zero(weighted / mass - mass.ln()),
         )
     }
 
@@ -210,7 +232,7 @@ impl Row {
     /// KL(π‖ref)
     pub fn kl(&self) -> f64 {
         divergence(
-            self.reference.crossed.forward,
+            self.reference.forward,
             self.policy.sums.mass,
             self.reference.mass,
         )
@@ -219,7 +241,7 @@ impl Row {
     /// KL(ref‖π)
     pub fn rkl(&self) -> f64 {
         divergence(
-            self.reference.crossed.backward,
+            self.reference.backward,
             self.reference.mass,
             self.policy.sums.mass,
         )
@@ -259,8 +281,13 @@ fn log_ratio(z: f64, max: f64, mass: f64) -> f64 {
     if z == f64::NEG_INFINITY && !mass.is_nan() {
         z
     } else {
-        (z - max) - mass.ln()
+        at_most_zero((z - max) - mass.ln())
     }
+}
+
+/// A logarithm of a probability, which rounding may have lifted above 0, where log(1 − p) is undefined; NaN stays.
+fn at_most_zero(value: f64) -> f64 {
+    if value > 0.0 { 0.0 } else { value }
 }
 
 /// Σ p (log p − log q), from `crossed` = Σ e^d (d − d'), Σ e^d and Σ e^d'.
@@ -302,10 +329,12 @@ mod tests {
             reference: Some(ReferencePartial {
                 max: reference_max,
                 mass: e.iter().map(|e| e.exp()).sum(),
-                crossed: Crossed {
+                crossed: Some(Crossed {
+                    mass: 0.0,
+                    reference_mass: 0.0,
                     forward: d.iter().zip(&e).map(|(d, e)| term(d.exp(), d - e)).sum(),
                     backward: d.iter().zip(&e).map(|(d, e)| term(e.exp(), e - d)).sum(),
-                },
+                }),
             }),
             outranked: false,
         }

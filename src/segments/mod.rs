@@ -5,6 +5,7 @@
 
 pub mod array;
 pub mod cpu;
+pub mod cuda;
 
 use std::ops::Range;
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from row_oracle import EPS, assert_as_good_as_oracle, peaked, some_labels, statistics, transform
 
-from prefuse.functional import STATISTICS, token_logps, token_stats
+from prefuse.functional import STATISTICS, sequence_logps, token_logps, token_stats
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 # One class, below and off every vector width, across the chunks a row is cut into, and a real vocabulary.
@@ -27,11 +27,11 @@ def check_all(x, labels, reference, **transforms):
     exact = statistics(x, labels, reference, **transforms)
     precision = torch.float64 if x.dtype == torch.float64 else torch.float32
     own = statistics(x, labels, reference, precision=precision, **transforms)
-    rounded = bool(transforms) or precision == torch.float64
-    largest = 2 * transform(x.double(), **transforms).abs().max().item() if rounded else 0.0
+    largest = 2 * transform(x.double(), **transforms).abs().max().item()
     for name in STATISTICS:
+        rounded = bool(transforms) or precision == torch.float64 or name == "mean_logit"
         assert got[name].dtype == precision
-        assert_as_good_as_oracle(got[name], exact[name], own[name], name, largest=largest)
+        assert_as_good_as_oracle(got[name], exact[name], own[name], name, largest=largest if rounded else 0.0)
     assert_bounds(got)
 
 
@@ -79,16 +79,18 @@ def test_temperature_per_token(dtype, shape):
 @pytest.mark.parametrize("softcap", [None, 30.0, 0.9])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_certainty_is_zero_and_never_positive(dtype, softcap):
-    """A label of probability 1 has log-probability 0, however its logit was rounded on the way."""
+    """A label of probability 1 has log-probability 0 up to the rounding of its logit, and never more than 0."""
     x, labels = peaked((500, 1), seed=19, dtype=dtype), torch.zeros(500, dtype=torch.int64)
     sure = torch.cat([x.abs() + 60, torch.full((500, 20), -60, dtype=dtype)], -1)
     for scale, temperature in itertools.product((1.0, 0.3), (1.0, 0.7, 0.8, 3.0)):
         transforms = {"softcap": softcap, "temperature": temperature, "scale": scale}
-        assert not token_logps(x, labels, **transforms).any()
-        got = token_stats(sure, labels, STATISTICS, reference_logits=sure / 2, **transforms)
-        assert_bounds(got)
-        if softcap is None and scale == 1.0:
-            assert not got.logp.any()
+        rounding = EPS * (1 if softcap is None else 4 * transform(x.double(), **transforms).abs().max())
+        only = token_logps(x, labels, **transforms)
+        assert (only <= 0).all()
+        assert (only >= -rounding).all()
+        assert_bounds(token_stats(sure, labels, STATISTICS, reference_logits=sure / 2, **transforms))
+    assert not token_logps(x, labels).any()
+    assert not token_logps(sure, labels).any()
 
 
 @pytest.mark.parametrize("name", STATISTICS)
@@ -215,6 +217,20 @@ def test_numpy(dtype):
     for name in expected:
         assert isinstance(got[name], np.ndarray)
         np.testing.assert_array_equal(got[name], expected[name].numpy())
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_numpy_sequences(average):
+    x, labels = peaked((3, 4, 65), seed=20), some_labels((3, 4), 65, 20)
+    got = sequence_logps(x.numpy(), labels.numpy(), average=average, shift=True)
+    assert isinstance(got, np.ndarray)
+    expected = token_logps(x[:, :-1], labels[:, 1:]).double().sum(-1) / (3 if average else 1)
+    np.testing.assert_allclose(got, expected.numpy(), rtol=2 * EPS)
+    offsets = np.array([0, 4, 8, 12])
+    packed = sequence_logps(
+        x.view(12, 65).numpy(), labels.view(12).numpy(), cu_seqlens=offsets, average=average, shift=True
+    )
+    np.testing.assert_array_equal(packed, got)
 
 
 NUMPY_LAYOUTS = {

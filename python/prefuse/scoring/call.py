@@ -73,7 +73,7 @@ class Call:
         loss = losses if reduction == "none" else self.arrays.scalar(self.dtype)
         gradients = self._gradient_buffers(wrt)
         results = [losses, extras] if reduction == "none" else [loss, losses, extras]
-        self._run(step, self.columns, [*results, *gradients])
+        self._run(step, self.columns, results, wrt, gradients)
         losses = self._restore(losses, item)
         return Scored(losses if reduction == "none" else loss, losses, extras, self._unpacked(wrt, gradients))
 
@@ -98,7 +98,7 @@ class Call:
         if losses_gradient is not None:
             columns[UPSTREAM_LOSSES] = losses_gradient
         buffers = self._gradient_buffers(wrt)
-        self._run(step, columns, buffers)
+        self._run(step, columns, [], wrt, buffers)
         return self._unpacked(wrt, buffers)
 
     # What came out
@@ -121,12 +121,14 @@ class Call:
     def _extras_size(self) -> int:
         return sum(self.layout.counts[space] for space in self.traced.reward_spaces) + len(self.traced.metric_names)
 
+    def _gradient_dtype(self, column: Array) -> Any:
+        """Return f64 or f32: that of f16 and bf16 columns can still be scaled without loss."""
+        return self.arrays.wide if column.dtype == self.arrays.wide else self.arrays.single
+
     def _gradient_buffers(self, wrt: tuple[str, ...]) -> list[Array]:
         arrays, buffers = self.arrays, []
-        for column in wrt:
-            space, dtype = self.traced.columns[column], self.columns[column].dtype
-            if dtype not in (arrays.single, arrays.wide):
-                dtype = arrays.single
+        for name in wrt:
+            space, dtype = self.traced.columns[name], self._gradient_dtype(self.columns[name])
             buffers.append(arrays.scalar(dtype) if space == BATCH else arrays.empty(self.layout.counts[space], dtype))
         return buffers
 
@@ -144,9 +146,12 @@ class Call:
             return self.arrays.scatter(values, take, shape)
         return values if tuple(values.shape) == shape else values.reshape(shape)
 
+    def _space(self, name: str) -> str:
+        return {UPSTREAM_LOSS: BATCH, UPSTREAM_LOSSES: self.traced.kind.item}.get(name) or self.traced.columns[name]
+
     def _packed(self, name: str, array: Array) -> Array:
         """Return a column as the program wants it: one dimension, its space's elements in order."""
-        space = {UPSTREAM_LOSS: BATCH, UPSTREAM_LOSSES: self.traced.kind.item}.get(name) or self.traced.columns[name]
+        space = self._space(name)
         array = self.arrays.readable(array)
         if space == BATCH:
             return array.reshape(())
@@ -157,7 +162,15 @@ class Call:
         count = self.layout.counts[space]
         return flat if len(flat) == count else flat[:count]
 
-    def _run(self, step: Step, columns: Mapping[str, Array], outputs: Sequence[Array]) -> None:
+    def _run(
+        self,
+        step: Step,
+        columns: Mapping[str, Array],
+        results: Sequence[Array],
+        wrt: tuple[str, ...],
+        gradients: list[Array],
+    ) -> None:
+        """Run a program whose outputs fill `results` in order, followed by the gradients of the columns `wrt`."""
         view = self.arrays.view
         packed = [self._packed(name, columns[name]) for name in step.columns]
         work = max(self.layout.counts.values())
@@ -165,7 +178,7 @@ class Call:
             [view(array) for array in packed],
             [self.numbers[name] for name in step.parameters],
             [self._offsets(space) for space in step.spaces],
-            [view(array) for array in outputs],
+            [view(array) for array in (*results, *gradients)],
             1 if work < PARALLEL else torch.get_num_threads(),
         )
 

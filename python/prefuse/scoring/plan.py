@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..tracing.kinds import BATCH, PAIR, token_space
+from . import device
 from .arrays import NUMPY, PLAIN_TENSORS, TORCH, Array, Arrays, library_of
 from .autograd import score_with_grad
 from .call import Call, bind
@@ -123,6 +124,13 @@ class Plan:
         """Bind arrays on the CPU, whatever their layout."""
         return bind(self.traced, numbers, arguments, arrays, self.grouped)
 
+    def bind_tensors(self, arguments: Mapping[str, torch.Tensor], numbers: Mapping[str, float]) -> Call:
+        """Bind tensors where they are if objectives run there, else on the CPU."""
+        where = common_device(arguments)
+        if device.runs_on(where):
+            return device.bind_on_device(self.traced, numbers, arguments, where, self.grouped, self.plain)
+        return self.bind(on_cpu(arguments), numbers, TORCH)
+
     def _score_other(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         """Score what is not all plain CPU tensors with one value per item."""
         arguments = self._as_arrays(arguments)
@@ -132,10 +140,10 @@ class Plan:
             from .operator import score_traced
 
             return score_traced(self, arguments, numbers, reduction)
-        device = common_device(arguments)
-        call = self.bind(on_cpu(arguments), numbers, TORCH)
+        call = self.bind_tensors(arguments, numbers)
         score = _scored(call, reduction, _requiring_grad(call))
-        return score if device.type == "cpu" else score.to(device)
+        where = common_device(arguments)
+        return score if score.loss.device == where else score.to(where)
 
     def _score_numpy(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         call = self.bind(arguments, numbers, NUMPY)
@@ -150,10 +158,10 @@ class Plan:
         arguments = self._as_arrays(arguments)
         if library_of(arguments) is NUMPY:
             return self._score_numpy(arguments, numbers, reduction)
-        device = common_device(arguments)
-        call = self.bind(on_cpu(arguments), numbers, TORCH)
+        call = self.bind_tensors(arguments, numbers)
         score = _differentiated(call, reduction, _requiring_grad(call) or _floats(call))
-        return score if device.type == "cpu" else score.to(device)
+        where = common_device(arguments)
+        return score if score.loss.device == where else score.to(where)
 
     def _as_arrays(self, arguments: Mapping[str, Any]) -> dict[str, Array]:
         """Let numbers stand for columns of the batch."""

@@ -109,13 +109,13 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
-    fn not_equal(self, other: Self) -> __m256 {
-        x86!(_mm256_cmp_ps::<_CMP_NEQ_UQ>(self.0, other.0))
+    fn not_less(self, other: Self) -> __m256 {
+        x86!(_mm256_cmp_ps::<_CMP_NLT_UQ>(self.0, other.0))
     }
 
     #[inline(always)]
-    fn or(one: __m256, other: __m256) -> __m256 {
-        x86!(_mm256_or_ps(one, other))
+    fn not_equal(self, other: Self) -> __m256 {
+        x86!(_mm256_cmp_ps::<_CMP_NEQ_UQ>(self.0, other.0))
     }
 
     #[inline(always)]
@@ -126,11 +126,6 @@ impl Vector for F32x8 {
     #[inline(always)]
     fn or_zero(self, mask: __m256) -> Self {
         Self(x86!(_mm256_and_ps(mask, self.0)))
-    }
-
-    #[inline(always)]
-    fn unless(self, mask: __m256) -> Self {
-        Self(x86!(_mm256_andnot_ps(mask, self.0)))
     }
 }
 
@@ -295,13 +290,13 @@ impl Vector for F64x4 {
     }
 
     #[inline(always)]
-    fn not_equal(self, other: Self) -> __m256d {
-        x86!(_mm256_cmp_pd::<_CMP_NEQ_UQ>(self.0, other.0))
+    fn not_less(self, other: Self) -> __m256d {
+        x86!(_mm256_cmp_pd::<_CMP_NLT_UQ>(self.0, other.0))
     }
 
     #[inline(always)]
-    fn or(one: __m256d, other: __m256d) -> __m256d {
-        x86!(_mm256_or_pd(one, other))
+    fn not_equal(self, other: Self) -> __m256d {
+        x86!(_mm256_cmp_pd::<_CMP_NEQ_UQ>(self.0, other.0))
     }
 
     #[inline(always)]
@@ -312,11 +307,6 @@ impl Vector for F64x4 {
     #[inline(always)]
     fn or_zero(self, mask: __m256d) -> Self {
         Self(x86!(_mm256_and_pd(mask, self.0)))
-    }
-
-    #[inline(always)]
-    fn unless(self, mask: __m256d) -> Self {
-        Self(x86!(_mm256_andnot_pd(mask, self.0)))
     }
 }
 

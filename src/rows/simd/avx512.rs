@@ -105,13 +105,13 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
-    fn not_equal(self, other: Self) -> __mmask16 {
-        x86!(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(self.0, other.0))
+    fn not_less(self, other: Self) -> __mmask16 {
+        x86!(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(self.0, other.0))
     }
 
     #[inline(always)]
-    fn or(one: __mmask16, other: __mmask16) -> __mmask16 {
-        one | other
+    fn not_equal(self, other: Self) -> __mmask16 {
+        x86!(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(self.0, other.0))
     }
 
     #[inline(always)]
@@ -122,11 +122,6 @@ impl Vector for F32x16 {
     #[inline(always)]
     fn or_zero(self, mask: __mmask16) -> Self {
         Self(x86!(_mm512_maskz_mov_ps(mask, self.0)))
-    }
-
-    #[inline(always)]
-    fn unless(self, mask: __mmask16) -> Self {
-        Self(x86!(_mm512_maskz_mov_ps(!mask, self.0)))
     }
 }
 
@@ -283,13 +278,13 @@ impl Vector for F64x8 {
     }
 
     #[inline(always)]
-    fn not_equal(self, other: Self) -> __mmask8 {
-        x86!(_mm512_cmp_pd_mask::<_CMP_NEQ_UQ>(self.0, other.0))
+    fn not_less(self, other: Self) -> __mmask8 {
+        x86!(_mm512_cmp_pd_mask::<_CMP_NLT_UQ>(self.0, other.0))
     }
 
     #[inline(always)]
-    fn or(one: __mmask8, other: __mmask8) -> __mmask8 {
-        one | other
+    fn not_equal(self, other: Self) -> __mmask8 {
+        x86!(_mm512_cmp_pd_mask::<_CMP_NEQ_UQ>(self.0, other.0))
     }
 
     #[inline(always)]
@@ -300,11 +295,6 @@ impl Vector for F64x8 {
     #[inline(always)]
     fn or_zero(self, mask: __mmask8) -> Self {
         Self(x86!(_mm512_maskz_mov_pd(mask, self.0)))
-    }
-
-    #[inline(always)]
-    fn unless(self, mask: __mmask8) -> Self {
-        Self(x86!(_mm512_maskz_mov_pd(!mask, self.0)))
     }
 }
 

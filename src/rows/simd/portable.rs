@@ -1,8 +1,6 @@
 //! Plain Rust over arrays of 32 bytes, for every machine: LLVM makes of it the vectors that the architecture always has
 //! (SSE2, NEON). A mask holds all-ones or all-zeros words.
 
-use std::array::from_fn;
-
 use half::{bf16, f16};
 
 use super::{Isa, MAX_LANES, Memory, Vector};
@@ -17,20 +15,21 @@ impl Isa for Portable {
 #[derive(Clone, Copy)]
 pub struct Array<R, const N: usize>([R; N]);
 
+/// One value per lane, in a plain loop: of iterators and closures too little is inlined.
+macro_rules! lanes {
+    ($lanes:literal, $lane:ident, $value:expr) => {{
+        let mut values = [Default::default(); $lanes];
+        let mut $lane = 0;
+        while $lane < $lanes {
+            values[$lane] = $value;
+            $lane += 1;
+        }
+        values
+    }};
+}
+
 macro_rules! vector {
     ($real:ty, $word:ty, $lanes:literal) => {
-        impl Array<$real, $lanes> {
-            #[inline(always)]
-            fn map(self, other: Self, f: impl Fn($real, $real) -> $real) -> Self {
-                Self(from_fn(|lane| f(self.0[lane], other.0[lane])))
-            }
-
-            #[inline(always)]
-            fn compare(self, other: Self, f: impl Fn($real, $real) -> bool) -> [$word; $lanes] {
-                from_fn(|lane| (f(self.0[lane], other.0[lane]) as $word).wrapping_neg())
-            }
-        }
-
         impl Vector for Array<$real, $lanes> {
             type Scalar = $real;
             type Mask = [$word; $lanes];
@@ -48,101 +47,134 @@ macro_rules! vector {
 
             #[inline(always)]
             fn add(self, other: Self) -> Self {
-                self.map(other, |a, b| a + b)
+                Self(lanes!($lanes, i, self.0[i] + other.0[i]))
             }
 
             #[inline(always)]
             fn sub(self, other: Self) -> Self {
-                self.map(other, |a, b| a - b)
+                Self(lanes!($lanes, i, self.0[i] - other.0[i]))
             }
 
             #[inline(always)]
             fn mul(self, other: Self) -> Self {
-                self.map(other, |a, b| a * b)
+                Self(lanes!($lanes, i, self.0[i] * other.0[i]))
             }
 
             #[inline(always)]
             fn div(self, other: Self) -> Self {
-                self.map(other, |a, b| a / b)
+                Self(lanes!($lanes, i, self.0[i] / other.0[i]))
             }
 
             #[inline(always)]
             fn mul_add(self, factor: Self, addend: Self) -> Self {
+                // Where the machine has no such instruction, `f32::mul_add` is a slow library function.
                 if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
-                    Self(from_fn(|lane| {
-                        self.0[lane].mul_add(factor.0[lane], addend.0[lane])
-                    }))
+                    Self(lanes!(
+                        $lanes,
+                        i,
+                        self.0[i].mul_add(factor.0[i], addend.0[i])
+                    ))
                 } else {
-                    self.mul(factor).add(addend)
+                    Self(lanes!($lanes, i, self.0[i] * factor.0[i] + addend.0[i]))
                 }
             }
 
             #[inline(always)]
             fn larger(self, other: Self) -> Self {
-                self.map(other, |a, b| if a > b { a } else { b })
+                Self(lanes!(
+                    $lanes,
+                    i,
+                    if self.0[i] > other.0[i] {
+                        self.0[i]
+                    } else {
+                        other.0[i]
+                    }
+                ))
             }
 
             #[inline(always)]
             fn smaller(self, other: Self) -> Self {
-                self.map(other, |a, b| if a < b { a } else { b })
+                Self(lanes!(
+                    $lanes,
+                    i,
+                    if self.0[i] < other.0[i] {
+                        self.0[i]
+                    } else {
+                        other.0[i]
+                    }
+                ))
             }
 
             #[inline(always)]
             fn abs(self) -> Self {
-                Self(self.0.map(<$real>::abs))
+                Self(lanes!($lanes, i, self.0[i].abs()))
             }
 
             #[inline(always)]
             fn with_sign_of(self, other: Self) -> Self {
-                self.map(other, <$real>::copysign)
+                Self(lanes!($lanes, i, self.0[i].copysign(other.0[i])))
             }
 
             #[inline(always)]
             fn times_two_to(self, _n: Self, shifted: Self) -> Self {
                 const MANTISSA: u32 = <$real>::MANTISSA_DIGITS - 1;
-                let scaled = self.map(shifted, |value, shifted| {
-                    <$real>::from_bits(value.to_bits().wrapping_add(shifted.to_bits() << MANTISSA))
-                });
-                let nan = self.compare(self, |a, b| a != b);
-                Self(from_fn(|lane| {
-                    <$real>::from_bits(
-                        scaled.0[lane].to_bits() & !nan[lane] | self.0[lane].to_bits() & nan[lane],
-                    )
-                }))
+                let bits = lanes!($lanes, i, self.0[i].to_bits());
+                let scaled = lanes!(
+                    $lanes,
+                    i,
+                    bits[i].wrapping_add(shifted.0[i].to_bits() << MANTISSA)
+                );
+                let nan = lanes!($lanes, i, <$word>::from(self.0[i].is_nan()).wrapping_neg());
+                Self(lanes!(
+                    $lanes,
+                    i,
+                    <$real>::from_bits(scaled[i] & !nan[i] | bits[i] & nan[i])
+                ))
             }
 
             #[inline(always)]
             fn less(self, other: Self) -> [$word; $lanes] {
-                self.compare(other, |a, b| a < b)
+                lanes!(
+                    $lanes,
+                    i,
+                    <$word>::from(self.0[i] < other.0[i]).wrapping_neg()
+                )
+            }
+
+            #[inline(always)]
+            fn not_less(self, other: Self) -> [$word; $lanes] {
+                lanes!(
+                    $lanes,
+                    i,
+                    <$word>::from(self.0[i] < other.0[i]).wrapping_sub(1)
+                )
             }
 
             #[inline(always)]
             fn not_equal(self, other: Self) -> [$word; $lanes] {
-                self.compare(other, |a, b| a != b)
-            }
-
-            #[inline(always)]
-            fn or(one: [$word; $lanes], other: [$word; $lanes]) -> [$word; $lanes] {
-                from_fn(|lane| one[lane] | other[lane])
+                lanes!(
+                    $lanes,
+                    i,
+                    <$word>::from(self.0[i] != other.0[i]).wrapping_neg()
+                )
             }
 
             #[inline(always)]
             fn any(mask: [$word; $lanes]) -> bool {
-                mask.iter().fold(0, |all, word| all | word) != 0
+                let mut all = 0;
+                for word in mask {
+                    all |= word;
+                }
+                all != 0
             }
 
             #[inline(always)]
             fn or_zero(self, mask: [$word; $lanes]) -> Self {
-                Self(from_fn(|lane| {
-                    <$real>::from_bits(self.0[lane].to_bits() & mask[lane])
-                }))
-            }
-
-            #[inline(always)]
-            fn unless(self, mask: [$word; $lanes]) -> Self {
-                Self(from_fn(|lane| {
-                    <$real>::from_bits(self.0[lane].to_bits() & !mask[lane])
-                }))
+                Self(lanes!(
+                    $lanes,
+                    i,
+                    <$real>::from_bits(self.0[i].to_bits() & mask[i])
+                ))
             }
         }
 
@@ -180,6 +212,16 @@ fn widen_f16(half: u16) -> f32 {
     f32::from_bits(magnitude.to_bits() | special | (half & 0x8000) << 16)
 }
 
+#[inline(always)]
+fn narrow_f16(value: f32) -> u16 {
+    f16::from_f32(value).to_bits()
+}
+
+#[inline(always)]
+fn widen_bf16(half: u16) -> f32 {
+    f32::from_bits(u32::from(half) << 16)
+}
+
 /// f32 to bf16, to nearest even; NaN stays NaN (and becomes quiet).
 #[inline(always)]
 fn narrow_bf16(value: f32) -> u16 {
@@ -196,7 +238,7 @@ macro_rules! half_memory {
             unsafe fn load(source: *const $half) -> Self {
                 // SAFETY: the caller vouches for the elements; both kinds of half are 16 bits wide.
                 let halves = unsafe { source.cast::<[u16; 8]>().read_unaligned() };
-                Self(halves.map($widen))
+                Self(lanes!(8, i, $widen(halves[i])))
             }
 
             #[inline(always)]
@@ -205,7 +247,7 @@ macro_rules! half_memory {
                 unsafe {
                     target
                         .cast::<[u16; 8]>()
-                        .write_unaligned(self.0.map($narrow))
+                        .write_unaligned(lanes!(8, i, $narrow(self.0[i])))
                 }
             }
 
@@ -218,9 +260,5 @@ macro_rules! half_memory {
     };
 }
 
-half_memory!(
-    bf16,
-    |half| f32::from_bits(u32::from(half) << 16),
-    narrow_bf16
-);
-half_memory!(f16, widen_f16, |value| f16::from_f32(value).to_bits());
+half_memory!(bf16, widen_bf16, narrow_bf16);
+half_memory!(f16, widen_f16, narrow_f16);

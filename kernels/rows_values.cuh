@@ -1,0 +1,57 @@
+// From what a traversal remembers to the values of the statistics, and the partials of rows that are split over blocks.
+
+__device__ inline void put(const RowsArgs& a, i64 row, int stat, A value) {
+    if (wants(stat)) store(a.table + a.slot[stat] * a.rows + row, value);
+}
+__device__ inline void put_all(const RowsArgs& a, i64 row, A value) {
+    for (int stat = 0; stat < STAT_COUNT; stat++) put(a, row, stat, value);
+}
+
+// Every statistic but the top-k ones, by one thread. `empty`: nothing but −inf, all p are 0. NaN and +inf logits have made
+// `sum` NaN.
+__device__ inline void finish(const RowsArgs& a, i64 row, const Partial& p, A c, A t, A u) {
+    const Softmax &x = p.policy, &ref = p.reference;
+    const A ln2 = A(LN2), log_sum = log2_of(x.sum), ref_log_sum = log2_of(ref.sum);
+    const A nan = x.sum - x.sum, ref_nan = ref.sum - ref.sum;  // or 0: added to what could come out finite
+    bool empty = x.sum == 0, ref_empty = ref.sum == 0;
+    A apart = (x.base() - ref.base()) + (log_sum - ref_log_sum);  // lse − ref_lse, in bits
+    put(a, row, LOGP, nan + (t == -infinity<A>() ? t : ln2 * (fma_of(c, t, -x.base()) - log_sum)));
+    put(a, row, LSE, ln2 * (x.base() + log_sum));
+    put(a, row, ENTROPY, empty ? A(0) : ln2 * (log_sum - x.moment / x.sum));
+    put(a, row, LOG_SUM_SQ, empty ? -infinity<A>() : ln2 * (log2_of(x.squares) - 2 * log_sum));
+    put(a, row, MEAN_LOGIT, nan + ln2 * c * (p.total / A(a.width)));
+    put(a, row, TOP1, nan + (p.beaten > 0 ? A(0) : A(1)));
+    put(a, row, REF_LOGP, ref_nan + (u == -infinity<A>() ? u : ln2 * (fma_of(c, u, -ref.base()) - ref_log_sum)));
+    put(a, row, REF_LSE, ln2 * (ref.base() + ref_log_sum));
+    A kl = x.cross == infinity<A>() ? x.cross : ln2 * (c * (x.cross / x.sum) - apart);
+    A rkl = ref.cross == infinity<A>() ? ref.cross : ln2 * (c * (ref.cross / ref.sum) + apart);
+    put(a, row, KL, nan + ref_nan + (empty ? A(0) : kl));
+    put(a, row, RKL, nan + ref_nan + (ref_empty ? A(0) : rkl));
+}
+
+// By the first warp of the group, which holds the list.
+__device__ inline void finish_topk(const RowsArgs& a, i64 row, const Partial& p, A c, const Top& top) {
+    int lane = threadIdx.x % 32;
+    const Softmax& x = p.policy;
+    A upper = lane < a.k && x.sum > 0 ? exp2_of(fma_of(c, top.upper, -x.base())) / x.sum : A(0);
+    A lower = lane + 32 < a.k && x.sum > 0 ? exp2_of(fma_of(c, top.lower, -x.base())) / x.sum : A(0);
+    A mass = upper + lower + (x.sum - x.sum);  // NaN where the sum is
+    for (int distance = 16; distance; distance /= 2) mass += across(mass, distance);
+    upper /= mass, lower /= mass;
+    A entropy = (upper > 0 ? upper * log2_of(upper) : A(0)) + (lower > 0 ? lower * log2_of(lower) : A(0));
+    for (int distance = 16; distance; distance /= 2) entropy += across(entropy, distance);
+    if (lane == 0) put(a, row, TOPK_MASS, mass), put(a, row, TOPK_ENTROPY, (mass - mass) - A(LN2) * entropy);
+}
+
+constexpr int PARTIAL_NUMBERS = sizeof(Partial) / sizeof(A);
+
+__device__ inline void keep(const RowsArgs& a, i64 item, const Partial& p) {
+#pragma unroll
+    for (int i = 0; i < PARTIAL_NUMBERS; i++) store((A*)a.partials + item * PARTIAL_NUMBERS + i, ((const A*)&p)[i]);
+}
+__device__ inline Partial kept(const RowsArgs& a, i64 item) {
+    Partial p;
+#pragma unroll
+    for (int i = 0; i < PARTIAL_NUMBERS; i++) ((A*)&p)[i] = load((const A*)a.partials + item * PARTIAL_NUMBERS + i);
+    return p;
+}

@@ -1,0 +1,45 @@
+// The largest elements that a warp has seen, kept sorted in its registers: largest first, lane l holds ranks l and 32 + l.
+// Needs the whole warp converged. Most elements fail one comparison and a vote; an insertion costs about fifteen instructions
+// and there are about k·(1 + log(n/k)) of them among n elements in random order. NaN is never inserted.
+
+struct Top {
+    A upper, lower;
+    A bar;  // the k-th largest so far; only larger ones matter
+
+    __device__ void insert(A x, int k) {
+        constexpr unsigned ALL = 0xffffffffu;
+        int lane = threadIdx.x % 32;
+        int rank = __popc(__ballot_sync(ALL, upper >= x)) + __popc(__ballot_sync(ALL, lower >= x));
+        A above = __shfl_up_sync(ALL, upper, 1), above_lower = __shfl_up_sync(ALL, lower, 1);
+        A last_upper = __shfl_sync(ALL, upper, 31);
+        if (lane == 0) above_lower = last_upper;
+        if (lane >= rank) upper = lane == rank ? x : above;
+        if (lane + 32 >= rank) lower = lane + 32 == rank ? x : above_lower;
+        A kth_upper = __shfl_sync(ALL, upper, (k - 1) % 32), kth_lower = __shfl_sync(ALL, lower, (k - 1) % 32);
+        bar = k <= 32 ? kth_upper : kth_lower;
+    }
+    // One element from each lane.
+    __device__ void consider(A x, int k) {
+        unsigned waiting = __ballot_sync(0xffffffffu, x > bar);
+        while (waiting) {
+            int from = __ffs(int(waiting)) - 1;
+            insert(__shfl_sync(0xffffffffu, x, from), k);
+            waiting &= waiting - 1;
+            waiting &= __ballot_sync(0xffffffffu, x > bar);
+        }
+    }
+};
+
+__device__ inline Top empty_top() { return {-infinity<A>(), -infinity<A>(), -infinity<A>()}; }
+
+// Lists of a block's warps, merged into warp 0's. Every thread of the block must come here.
+__device__ inline void merge_block(Top& top, int k) {
+    __shared__ A lists[THREADS / 32][MAX_K];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    lists[warp][lane] = top.upper, lists[warp][32 + lane] = top.lower;
+    __syncthreads();
+    if (warp == 0)
+        for (int other = 1; other < THREADS / 32; other++)
+            for (int rank = 0; rank < k && lists[other][rank] > top.bar; rank++) top.insert(lists[other][rank], k);
+    __syncthreads();  // the lists are free for the next row
+}

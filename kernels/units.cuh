@@ -1,0 +1,130 @@
+// Number types, and arrays read and written in units of 16 bytes whatever their alignment.
+//
+//   unit      a few consecutive elements of a row, owned by one thread
+//   granule   16 bytes at a 16-byte boundary: what one load or store instruction moves
+//
+// A unit that starts off a boundary is cut out of the granules around it, so which thread owns which element never
+// depends on where in memory a row lies: a row gives the same bits at every address. Units at the two ends of a row,
+// whose granules reach beyond it, are read element by element: not a byte outside a row is touched.
+// Every access to global memory goes through __ldcs and __stcs, streaming since nothing is read twice; the emulator checks them.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef long long i64;
+typedef unsigned long long u64;
+typedef float f32;
+typedef double f64;
+struct f16 { u16 bits; };
+struct bf16 { u16 bits; };
+
+constexpr double LOG2E = 1.4426950408889634, LN2 = 0.6931471805599453;
+
+template <typename T> struct Accumulator { typedef float type; };
+template <> struct Accumulator<f64> { typedef double type; };
+
+__device__ inline float exp2_of(float x) { return exp2_fast(x); }
+__device__ inline double exp2_of(double x) { return exp2(x); }
+__device__ inline float log2_of(float x) { return log2f(x); }
+__device__ inline double log2_of(double x) { return log2(x); }
+__device__ inline float tanh_of(float x) { return tanhf(x); }
+__device__ inline double tanh_of(double x) { return tanh(x); }
+__device__ inline float expm1_of(float x) { return expm1f(x); }
+__device__ inline double expm1_of(double x) { return expm1(x); }
+__device__ inline float fma_of(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ inline double fma_of(double a, double b, double c) { return fma(a, b, c); }
+__device__ inline float max_of(float a, float b) { return fmaxf(a, b); }
+__device__ inline double max_of(double a, double b) { return fmax(a, b); }
+
+template <typename A> __device__ inline A infinity() { return A(__int_as_float(0x7f800000)); }
+template <typename A> __device__ inline A not_a_number() { return A(__int_as_float(0x7fc00000)); }
+template <typename A> __device__ inline A lowest() { return A(__int_as_float(int(0xff7fffffu))); }  // the least finite float
+
+__device__ inline float load(const f16* p) { return f16_to_f32(__ldcs(&p->bits)); }
+__device__ inline float load(const bf16* p) { return __uint_as_float(unsigned(__ldcs(&p->bits)) << 16); }
+__device__ inline float load(const f32* p) { return __ldcs(p); }
+__device__ inline double load(const f64* p) { return __ldcs(p); }
+
+__device__ inline void store(f16* p, float x) { __stcs(&p->bits, u16(pack_f16(x, 0))); }
+__device__ inline void store(bf16* p, float x) { __stcs(&p->bits, u16(pack_bf16(x, 0))); }
+__device__ inline void store(f32* p, float x) { __stcs(p, x); }
+__device__ inline void store(f64* p, double x) { __stcs(p, x); }
+
+// Element i of a unit lying in 32-bit words.
+__device__ inline float element(const unsigned* words, int i, f16) { return f16_to_f32(u16(words[i / 2] >> (16 * (i % 2)))); }
+__device__ inline float element(const unsigned* words, int i, bf16) {
+    return __uint_as_float(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
+}
+__device__ inline float element(const unsigned* words, int i, f32) { return __uint_as_float(words[i]); }
+__device__ inline double element(const unsigned* words, int i, f64) {
+    return __hiloint2double(int(words[2 * i + 1]), int(words[2 * i]));
+}
+
+template <int N> __device__ inline void pack(unsigned* words, const float (&x)[N], f16) {
+    for (int i = 0; i < N / 2; i++) words[i] = pack_f16(x[2 * i], x[2 * i + 1]);
+}
+template <int N> __device__ inline void pack(unsigned* words, const float (&x)[N], bf16) {
+    for (int i = 0; i < N / 2; i++) words[i] = pack_bf16(x[2 * i], x[2 * i + 1]);
+}
+template <int N> __device__ inline void pack(unsigned* words, const float (&x)[N], f32) {
+    for (int i = 0; i < N; i++) words[i] = __float_as_uint(x[i]);
+}
+template <int N> __device__ inline void pack(unsigned* words, const double (&x)[N], f64) {
+    for (int i = 0; i < N; i++) {
+        words[2 * i] = unsigned(__double2loint(x[i]));
+        words[2 * i + 1] = unsigned(__double2hiint(x[i]));
+    }
+}
+
+// One row of `size` elements, read in units of N elements.
+template <typename T, int N> struct Row {
+    typedef typename Accumulator<T>::type A;
+    static constexpr int WORDS = N * sizeof(T) / 4, GRANULES = WORDS / 4, GRANULE = 16 / sizeof(T);
+
+    const T* data;
+    i64 size;
+    unsigned skew;  // bytes by which units miss a 16-byte boundary, where element `phase` begins one
+
+    __device__ Row(const T* data, i64 size, i64 phase) : data(data), size(size), skew(unsigned(u64(data + phase)) % 16) {}
+
+    // Elements [first, end) are inside the row and their units are granules.
+    __device__ bool aligned(i64 first, i64 end) const { return skew == 0 && first >= 0 && end <= size; }
+
+    // An aligned unit as loaded and as numbers, apart so that several loads can be in flight.
+    __device__ void fetch(unsigned (&words)[WORDS], i64 first) const {
+#pragma unroll
+        for (int g = 0; g < GRANULES; g++) put(words + 4 * g, __ldcs((const uint4*)(data + first) + g));
+    }
+    __device__ static void widen(A (&x)[N], const unsigned* words) {
+#pragma unroll
+        for (int i = 0; i < N; i++) x[i] = element(words, i, T());
+    }
+
+    // Any unit; 0 where it leaves the row.
+    __device__ void read(A (&x)[N], i64 first) const {
+        if (first - GRANULE >= 0 && first + N + GRANULE <= size) return widen(x, cut(first).words);
+#pragma unroll
+        for (int i = 0; i < N; i++) x[i] = first + i >= 0 && first + i < size ? load(data + first + i) : A(0);
+    }
+
+private:
+    struct Cut { unsigned words[WORDS + 4]; };
+
+    // The unit, moved to the front of the granules it lies in. Constant indices only: the words stay in registers.
+    __device__ Cut cut(i64 first) const {
+        Cut c;
+        const uint4* granule = (const uint4*)((const char*)(data + first) - skew);
+#pragma unroll
+        for (int g = 0; g < GRANULES; g++) put(c.words + 4 * g, __ldcs(granule + g));
+        if (skew) put(c.words + WORDS, __ldcs(granule + GRANULES));
+        if (skew & 8) drop<2>(c);
+        if (skew & 4) drop<1>(c);
+#pragma unroll
+        for (int w = 0; w < WORDS; w++) c.words[w] = __funnelshift_r(c.words[w], c.words[w + 1], 8 * (skew & 3));
+        return c;
+    }
+    template <int COUNT> __device__ static void drop(Cut& c) {
+#pragma unroll
+        for (int w = 0; w + COUNT < WORDS + 4; w++) c.words[w] = c.words[w + COUNT];
+    }
+    __device__ static void put(unsigned* words, uint4 v) { words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w; }
+};

@@ -1,0 +1,139 @@
+"""Where CUDA is on this machine: NVRTC's library for the extension to open. No GPU and no driver is needed to look."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from prefuse import _prefuse
+
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+"""Compute capabilities that every kernel is checked for: A100, RTX 30, RTX 40 and L4, H100, B200, RTX 50."""
+
+
+@functools.cache
+def prepare() -> None:
+    """Tells the extension where to look for NVRTC. Nothing is loaded yet."""
+    _prefuse.cuda_search_nvrtc(nvrtc_candidates())
+
+
+def nvrtc_candidates() -> list[str]:
+    """Paths and names of NVRTC in the order to try: PyTorch's wheels, cuda-pathfinder's find, CUDA_HOME, the system."""
+    majors = _cuda_majors()
+    names = [name for major in majors for name in _library_names(major)]
+    found = [str(path) for folder in _wheel_folders() for name in names for path in _matching(folder, name)]
+    found += _from_pathfinder()
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        root = os.environ.get(variable)
+        if root:
+            folders = (Path(root) / "lib64", Path(root) / "lib", Path(root) / "bin", Path(root) / "bin" / "x64")
+            found += [str(path) for folder in folders for name in names for path in _matching(folder, name)]
+    return list(dict.fromkeys([*found, *(name for name in names if "*" not in name)]))
+
+
+def _cuda_majors() -> list[int]:
+    """CUDA versions to look for, PyTorch's own first: the driver under PyTorch is known to run its code."""
+    version = torch.version.cuda
+    own = [int(version.split(".")[0])] if version else []
+    return list(dict.fromkeys([*own, 13, 12]))
+
+
+def _library_names(major: int) -> list[str]:
+    return [f"nvrtc64_{major}*_0.dll"] if sys.platform == "win32" else [f"libnvrtc.so.{major}"]
+
+
+def _wheel_folders() -> list[Path]:
+    """Folders of NVIDIA's wheels that hold NVRTC: one folder per CUDA version since 13, one per library before."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
+    inside = ("cu13/lib", "cuda_nvrtc/lib", "cu13/bin/x86_64", "cuda_nvrtc/bin")
+    return [root / folder for root in roots for folder in inside]
+
+
+def _matching(folder: Path, name: str) -> list[Path]:
+    return sorted(folder.glob(name)) if folder.is_dir() else []
+
+
+def _from_pathfinder() -> list[str]:
+    """What cuda-pathfinder (a dependency of CUDA builds of PyTorch) would load, conda environments included."""
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+    except ImportError:
+        return []
+    try:
+        path = load_nvidia_dynamic_lib("nvrtc").abs_path
+    except (RuntimeError, OSError):
+        return []
+    return [str(path)] if path else []
+
+
+Program = tuple[str, list[tuple[str, str]]]
+"""A kernel's name and the constants it is compiled with."""
+
+STATISTICS = {
+    "logp": "logp,lse",
+    "moments": "logp,lse,entropy,log_sum_sq,mean_logit,top1",
+    "top-k": "logp,lse,topk_mass,topk_entropy",
+    "reference": "logp,lse,entropy,ref_logp,ref_lse,kl,rkl",
+}
+"""Sets of statistics that stand for all: each kind of work alone, with all the work of its kind."""
+
+_ADDRESS, _WIDE = 4096, 1 << 17
+
+
+def programs(
+    dtypes: tuple[str, ...] = ("bf16", "f16", "f32", "f64"), widths: tuple[int, ...] = (_WIDE, 1000)
+) -> list[Program]:
+    """The programs that calls on logits of these dtypes run, made from the launches such calls would get."""
+    found: list[Program] = []
+    for dtype in dtypes:
+        for width in widths:
+            for stats in STATISTICS.values():
+                found += _rows_programs(dtype, width, stats.split(","), softcap=0.0)
+            found += _rows_programs(dtype, width, STATISTICS["logp"].split(","), softcap=30.0)
+    for dtype in ("f32", "f64"):
+        values, offsets = (_ADDRESS, dtype, (4,), (1,)), (_ADDRESS, "i64", (5,), (1,))
+        found += _of(_prefuse.cuda_plan_segment_sum(values, offsets, values))
+        found += _of(_prefuse.cuda_plan_segment_expand(values, offsets, values))
+    return [program for i, program in enumerate(found) if program not in found[:i]]
+
+
+def _rows_programs(dtype: str, width: int, stats: list[str], softcap: float) -> list[Program]:
+    rows, multiprocessors = 4, 1000  # so few rows that they are split where they can be
+    logits = (_ADDRESS, dtype, (rows, width), (width, 1))
+    labels = (_ADDRESS, "i64", (rows,), (1,))
+    table = (_ADDRESS, "f64" if dtype == "f64" else "f32", (len(stats), rows), (rows, 1))
+    reference = logits if "kl" in stats else None
+    call = (logits, labels, None, reference, 1.0, 1.0, softcap, -100, stats)
+    _, forward = _prefuse.cuda_plan_rows_forward(*call, 10, table, _ADDRESS, multiprocessors)
+    return _of(forward) + _of(_prefuse.cuda_plan_rows_backward(*call, table, table, logits))
+
+
+def _of(launches: list[dict[str, Any]]) -> list[Program]:
+    return [(launch["kernel"], launch["defines"]) for launch in launches]
+
+
+class Resources(NamedTuple):
+    """What one thread (registers, spilled bytes) and one block (shared memory, bytes) take."""
+
+    registers: int
+    spilled: int
+    shared: int
+
+
+def resources(log: str) -> Resources:
+    """Read from the compiler's log; of several kernels in one source, the largest numbers."""
+    registers, spills, shared = (
+        [int(number) for number in re.findall(pattern, log)]
+        for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill (?:stores|loads)", r"(\d+) bytes smem")
+    )
+    if not registers:
+        raise RuntimeError(f"NVRTC's log does not name the registers: {log!r}")
+    return Resources(max(registers), sum(spills), max(shared, default=0))

@@ -1,0 +1,43 @@
+"""Which machine a figure belongs to, and how fast its memory is."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from prefuse import _prefuse
+
+
+def describe() -> dict[str, object]:
+    """The machine and the software as JSON values; `load` is the 1-minute load average before measuring, or None."""
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "simd": _prefuse.simd_level(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def bandwidth_cases(size: int) -> dict[str, tuple[Callable[[], object], int]]:
+    """Reading (a sum) and copying `size` bytes of float32, with the bytes each moves; torch's threads do both."""
+    source = torch.ones(size // 4)
+    target = torch.empty_like(source)
+    return {"read": (source.sum, size), "copy": (lambda: target.copy_(source), 2 * size)}

@@ -1,0 +1,49 @@
+"""The demo's language model: a Qwen3 of `transformers`, small and randomly initialised."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_HEAD_WIDTH = 32
+_LONGEST = 128
+_SPREAD = 0.05
+
+
+def small_model(vocabulary: int, width: int, layers: int, seed: int) -> nn.Module:
+    """A randomly initialised Qwen3 with tied embeddings, float32, on the CPU.
+
+    Every attention layer begins with an output projection that is the transpose of its (orthogonal) value projection:
+    what a head attends to it passes on unchanged, so that picking words out of the prompt is where training starts and
+    not what its first thousand steps go into.
+    """
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // _HEAD_WIDTH,
+        num_key_value_heads=width // _HEAD_WIDTH,
+        head_dim=_HEAD_WIDTH,
+        max_position_embeddings=_LONGEST,
+        initializer_range=_SPREAD,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    model = Qwen3ForCausalLM(config)
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        nn.init.orthogonal_(attention.v_proj.weight)
+        with torch.no_grad():
+            attention.o_proj.weight.copy_(attention.v_proj.weight.T)
+    made: nn.Module = model
+    return made
+
+
+def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Logits [R, T, V] of token ids [R, T]. Padding is on the right, where causal attention never looks: no mask."""
+    logits: Tensor = model(input_ids=tokens).logits
+    return logits

@@ -1,0 +1,144 @@
+"""`python -m prefuse doctor`: what prefuse finds on this machine, and what to do where something is missing.
+
+Works without a GPU, a driver or NVRTC. `--compile` compiles every kernel for every supported architecture (for which
+NVRTC is enough) and prints registers, spilled bytes and shared memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from prefuse import _prefuse
+from prefuse._cuda import ARCHITECTURES, nvrtc_candidates, prepare, programs, resources
+
+
+class Finding(NamedTuple):
+    """One line of the table; `advice` is empty where nothing is to be done."""
+
+    part: str
+    state: str
+    advice: str = ""
+
+
+def findings() -> list[Finding]:
+    """Everything that decides what prefuse can do here."""
+    prepare()
+    return [_processor(), _torch(), _driver(), *_devices(), *_nvrtc(), _cache()]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The `doctor` command; returns the exit status: 1 if a kernel does not compile, else 0."""
+    parser = argparse.ArgumentParser(prog="python -m prefuse doctor", description=__doc__.splitlines()[0])
+    parser.add_argument("--compile", action="store_true", help="compile every kernel for every supported architecture")
+    options = parser.parse_args(arguments)
+    found = findings()
+    print(_table([("part", "state"), *((finding.part, finding.state) for finding in found)]))
+    for finding in found:
+        if finding.advice:
+            print(f"\n{finding.part}: {finding.advice}")
+    return compile_all() if options.compile else 0
+
+
+def compile_all() -> int:
+    """Compiles and prints, one line per kernel and architecture; returns 1 if something does not compile, else 0."""
+    prepare()
+    failures = 0
+    print(f"\n{'sm':>4} {'registers':>9} {'spilled':>7} {'shared':>6}  kernel")
+    for architecture in ARCHITECTURES:
+        for kernel, defines in programs():
+            name = f"{kernel} {' '.join(f'{key}={value}' for key, value in defines)}"
+            try:
+                _, log = _prefuse.cuda_compile(kernel, defines, architecture, False)
+            except RuntimeError as error:
+                failures += 1
+                print(f"{architecture:>4} {'failed':>24}  {name}\n{error}")
+                continue
+            used = resources(log)
+            print(f"{architecture:>4} {used.registers:>9} {used.spilled:>7} {used.shared:>6}  {name}")
+    return int(failures > 0)
+
+
+def _processor() -> Finding:
+    threads = torch.get_num_threads()
+    return Finding("CPU", f"{platform.machine()}, {_prefuse.simd_level()}, {threads} threads as PyTorch is set")
+
+
+def _torch() -> Finding:
+    cuda = torch.version.cuda
+    state = f"{torch.__version__}, {f'built for CUDA {cuda}' if cuda else 'built without CUDA'}"
+    advice = "" if cuda else "CUDA tensors need a CUDA build of PyTorch: https://pytorch.org/get-started"
+    return Finding("PyTorch", state, advice)
+
+
+def _driver() -> Finding:
+    return _asked("driver", lambda: f"supports CUDA {_dotted(_prefuse.cuda_driver_version(), 1000, 10)}")
+
+
+def _devices() -> list[Finding]:
+    try:
+        devices = _prefuse.cuda_devices()
+    except RuntimeError:
+        return [Finding("GPU", "none seen: no driver")]
+    if not devices:
+        return [
+            Finding(
+                "GPU", "none", "the driver is there but shows no device: look at nvidia-smi and CUDA_VISIBLE_DEVICES"
+            )
+        ]
+    return [
+        Finding(
+            f"GPU {number}",
+            f"{name}, compute capability {_dotted(capability, 10, 1)}, {count} multiprocessors",
+            _too_old(capability),
+        )
+        for number, (name, capability, count) in enumerate(devices)
+    ]
+
+
+def _too_old(capability: int) -> str:
+    oldest = ARCHITECTURES[0]
+    return (
+        ""
+        if capability >= oldest
+        else f"the kernels need compute capability {_dotted(oldest, 10, 1)} or later; use CPU tensors"
+    )
+
+
+def _nvrtc() -> list[Finding]:
+    try:
+        path, version, architectures = _prefuse.cuda_nvrtc()
+    except RuntimeError as error:
+        return [Finding("NVRTC", "not found", f"{error}; searched: {', '.join(nvrtc_candidates())}")]
+    return [Finding("NVRTC", f"{version}, sm_{min(architectures)} to sm_{max(architectures)}, {path}")]
+
+
+def _cache() -> Finding:
+    try:
+        directory = _prefuse.cuda_cache_directory()
+    except RuntimeError as error:
+        return Finding("kernel cache", "not used", f"{error}; each process compiles anew. PREFUSE_CACHE_DIR moves it")
+    files = [entry for entry in os.scandir(directory) if entry.name.endswith(".cubin")]
+    size = sum(entry.stat().st_size for entry in files)
+    return Finding("kernel cache", f"{directory}, {len(files)} kernels, {size / 1e6:.1f} MB")
+
+
+def _asked(part: str, question: Callable[[], str]) -> Finding:
+    try:
+        return Finding(part, question())
+    except RuntimeError as error:
+        return Finding(part, "not found", str(error))
+
+
+def _dotted(number: int, unit: int, minor: int) -> str:
+    return f"{number // unit}.{number % unit // minor}"
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    width = max(len(part) for part, _ in rows)
+    return "\n".join(f"{part:<{width}}  {state}" for part, state in rows)

@@ -1,0 +1,433 @@
+//! Bindings of CUDA: rows and segments on a device, the same as launch plans for the emulator, and what the doctor asks.
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use super::rows::{PyTemperature, PyView, rows, statistics, view};
+use crate::cuda::{self, CudaError, Device, Launch, Program, cache, driver, nvrtc};
+use crate::rows::cuda as rows_cuda;
+use crate::segments::cuda as segments_cuda;
+
+impl From<CudaError> for PyErr {
+    fn from(error: CudaError) -> PyErr {
+        PyRuntimeError::new_err(error.0)
+    }
+}
+
+/// Runs launches on a stream of a device; the GIL is not held, since the first use of a kernel compiles it.
+pub(super) fn run(
+    py: Python<'_>,
+    device: i32,
+    stream: usize,
+    launches: Vec<Launch>,
+) -> PyResult<()> {
+    // SAFETY: the Python half takes the addresses from tensors of this device and launches on the stream that PyTorch's allocator
+    // orders their memory by.
+    py.detach(|| unsafe { cuda::launch(Device::get(device)?, stream, &launches) })?;
+    Ok(())
+}
+
+/// Numbers, of the statistics' dtype, of workspace that a forward call needs on `device`.
+#[pyfunction]
+fn cuda_rows_workspace(
+    logits: PyView,
+    reference: Option<PyView>,
+    stats: Vec<String>,
+    device: i32,
+) -> PyResult<usize> {
+    let reference = reference
+        .map(|reference| view("reference", reference))
+        .transpose()?;
+    let (logits, stats) = (view("logits", logits)?, statistics(&stats)?);
+    Ok(rows_cuda::forward_workspace(
+        &logits,
+        reference.as_ref(),
+        &stats,
+        Device::get(device)?.multiprocessors,
+    ))
+}
+
+/// Queues a forward call on a stream of `device`: as `rows_forward`, with device memory.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+fn cuda_rows_forward(
+    py: Python<'_>,
+    logits: PyView,
+    labels: PyView,
+    mask: Option<PyView>,
+    reference: Option<PyView>,
+    temperature: PyTemperature,
+    scale: f64,
+    softcap: f64,
+    ignore_index: i64,
+    stats: Vec<String>,
+    k: usize,
+    out: PyView,
+    workspace: usize,
+    device: i32,
+    stream: usize,
+) -> PyResult<()> {
+    let rows = rows(
+        logits,
+        labels,
+        mask,
+        reference,
+        temperature,
+        scale,
+        softcap,
+        ignore_index,
+    )?;
+    let multiprocessors = Device::get(device)?.multiprocessors;
+    let launches = rows_cuda::forward(
+        &rows,
+        &statistics(&stats)?,
+        k,
+        &view("out", out)?,
+        workspace,
+        multiprocessors,
+    )?;
+    run(py, device, stream, launches)
+}
+
+/// Queues a backward call on a stream of `device`: as `rows_backward`, with device memory.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+fn cuda_rows_backward(
+    py: Python<'_>,
+    logits: PyView,
+    labels: PyView,
+    mask: Option<PyView>,
+    reference: Option<PyView>,
+    temperature: PyTemperature,
+    scale: f64,
+    softcap: f64,
+    ignore_index: i64,
+    stats: Vec<String>,
+    grads: PyView,
+    saved: PyView,
+    gradient: PyView,
+    device: i32,
+    stream: usize,
+) -> PyResult<()> {
+    let rows = rows(
+        logits,
+        labels,
+        mask,
+        reference,
+        temperature,
+        scale,
+        softcap,
+        ignore_index,
+    )?;
+    let (grads, saved, gradient) = (
+        view("grads", grads)?,
+        view("saved", saved)?,
+        view("gradient", gradient)?,
+    );
+    run(
+        py,
+        device,
+        stream,
+        rows_cuda::backward(&rows, &statistics(&stats)?, &grads, &saved, &gradient)?,
+    )
+}
+
+/// Queues a segment sum on a stream of `device`.
+#[pyfunction]
+fn cuda_segment_sum(
+    py: Python<'_>,
+    values: PyView,
+    offsets: PyView,
+    out: PyView,
+    device: i32,
+    stream: usize,
+) -> PyResult<()> {
+    let launches = segments_cuda::sum(
+        &view("values", values)?,
+        &view("offsets", offsets)?,
+        &view("out", out)?,
+    )?;
+    run(py, device, stream, launches)
+}
+
+/// Queues a segment expansion on a stream of `device`.
+#[pyfunction]
+fn cuda_segment_expand(
+    py: Python<'_>,
+    values: PyView,
+    offsets: PyView,
+    out: PyView,
+    device: i32,
+    stream: usize,
+) -> PyResult<()> {
+    let launches = segments_cuda::expand(
+        &view("values", values)?,
+        &view("offsets", offsets)?,
+        &view("out", out)?,
+    )?;
+    run(py, device, stream, launches)
+}
+
+/// Says where to look for NVRTC: paths or names, the preferred first.
+#[pyfunction]
+fn cuda_search_nvrtc(candidates: Vec<String>) {
+    nvrtc::search(candidates);
+}
+
+/// (path, version "13.2", compute capabilities) of the NVRTC in use; a RuntimeError where there is none.
+#[pyfunction]
+fn cuda_nvrtc() -> PyResult<(&'static str, String, &'static [i32])> {
+    let nvrtc = nvrtc::nvrtc()?;
+    Ok((
+        &nvrtc.path,
+        format!("{}.{}", nvrtc.version.0, nvrtc.version.1),
+        &nvrtc.architectures,
+    ))
+}
+
+/// The driver's CUDA version, 13020 for 13.2; a RuntimeError where there is no driver.
+#[pyfunction]
+fn cuda_driver_version() -> PyResult<i32> {
+    Ok(driver::version()?)
+}
+
+/// (name, compute capability as 90 for 9.0, multiprocessors) of every device.
+#[pyfunction]
+fn cuda_devices() -> PyResult<Vec<(String, i32, usize)>> {
+    let describe =
+        |ordinal| Device::get(ordinal).map(|d| (d.name.clone(), d.capability, d.multiprocessors));
+    Ok((0..driver::count()?)
+        .map(describe)
+        .collect::<cuda::Result<_>>()?)
+}
+
+/// The directory of compiled kernels; a RuntimeError that says why none is used.
+#[pyfunction]
+fn cuda_cache_directory() -> PyResult<String> {
+    cache::directory()
+        .map(|path| path.display().to_string())
+        .map_err(PyRuntimeError::new_err)
+}
+
+/// (machine code, compiler log) of a kernel for sm_`architecture`; with `cached`, code from the cache and an empty log.
+#[pyfunction]
+fn cuda_compile<'py>(
+    py: Python<'py>,
+    kernel: &str,
+    defines: Vec<(String, String)>,
+    architecture: i32,
+    cached: bool,
+) -> PyResult<(Bound<'py, PyBytes>, String)> {
+    let program = program(kernel, &defines)?;
+    let (cubin, log) = py.detach(|| {
+        let nvrtc = nvrtc::nvrtc()?;
+        if cached {
+            return cache::compiled(nvrtc, &program, architecture)
+                .map(|cubin| (cubin, String::new()));
+        }
+        nvrtc
+            .compile(&program, architecture)
+            .map(|compiled| (compiled.cubin, compiled.log))
+    })?;
+    Ok((PyBytes::new(py, &cubin), log))
+}
+
+/// The program of that name with these definitions, which must be among those it knows: a name, a number or a type, nothing else.
+fn program(kernel: &str, defines: &[(String, String)]) -> PyResult<Program> {
+    let refuse = |what: &str| PyRuntimeError::new_err(format!("no kernel {kernel:?} with {what}"));
+    let known = rows_cuda::PROGRAMS.iter().chain(segments_cuda::PROGRAMS);
+    let &(kernel, sources, names) = known
+        .into_iter()
+        .find(|(name, ..)| *name == kernel)
+        .ok_or_else(|| refuse("that name"))?;
+    let defines = defines
+        .iter()
+        .map(|(name, value)| {
+            let name = names
+                .iter()
+                .find(|known| *known == name)
+                .ok_or_else(|| refuse(name))?;
+            let plain = !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric());
+            if plain {
+                Ok((*name, value.clone()))
+            } else {
+                Err(refuse(value))
+            }
+        })
+        .collect::<PyResult<_>>()?;
+    Ok(Program {
+        kernel,
+        sources,
+        defines,
+    })
+}
+
+/// What a launch would run, as a dictionary: kernel, sources [(name, text)], defines [(name, value)], grid, block, argument (bytes).
+pub(super) fn described<'py>(
+    py: Python<'py>,
+    launches: Vec<Launch>,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    launches
+        .into_iter()
+        .map(|launch| {
+            let sources: Vec<_> = launch
+                .program
+                .sources
+                .iter()
+                .map(|source| (source.name, source.text))
+                .collect();
+            let description = PyDict::new(py);
+            description.set_item("kernel", launch.program.kernel)?;
+            description.set_item("sources", sources)?;
+            description.set_item("defines", launch.program.defines)?;
+            description.set_item("grid", launch.grid)?;
+            description.set_item("block", launch.block)?;
+            description.set_item("argument", PyBytes::new(py, &launch.argument))?;
+            Ok(description)
+        })
+        .collect()
+}
+
+/// The numbers of workspace and the launches of a forward call on a device of so many multiprocessors.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+fn cuda_plan_rows_forward<'py>(
+    py: Python<'py>,
+    logits: PyView,
+    labels: PyView,
+    mask: Option<PyView>,
+    reference: Option<PyView>,
+    temperature: PyTemperature,
+    scale: f64,
+    softcap: f64,
+    ignore_index: i64,
+    stats: Vec<String>,
+    k: usize,
+    out: PyView,
+    workspace: usize,
+    multiprocessors: usize,
+) -> PyResult<(usize, Vec<Bound<'py, PyDict>>)> {
+    let rows = rows(
+        logits,
+        labels,
+        mask,
+        reference,
+        temperature,
+        scale,
+        softcap,
+        ignore_index,
+    )?;
+    let stats = statistics(&stats)?;
+    let numbers = rows_cuda::forward_workspace(
+        &rows.logits,
+        rows.reference.as_ref(),
+        &stats,
+        multiprocessors,
+    );
+    let launches = rows_cuda::forward(
+        &rows,
+        &stats,
+        k,
+        &view("out", out)?,
+        workspace,
+        multiprocessors,
+    )?;
+    Ok((numbers, described(py, launches)?))
+}
+
+/// The launches of a backward call.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+fn cuda_plan_rows_backward<'py>(
+    py: Python<'py>,
+    logits: PyView,
+    labels: PyView,
+    mask: Option<PyView>,
+    reference: Option<PyView>,
+    temperature: PyTemperature,
+    scale: f64,
+    softcap: f64,
+    ignore_index: i64,
+    stats: Vec<String>,
+    grads: PyView,
+    saved: PyView,
+    gradient: PyView,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    let rows = rows(
+        logits,
+        labels,
+        mask,
+        reference,
+        temperature,
+        scale,
+        softcap,
+        ignore_index,
+    )?;
+    let stats = statistics(&stats)?;
+    let (grads, saved, gradient) = (
+        view("grads", grads)?,
+        view("saved", saved)?,
+        view("gradient", gradient)?,
+    );
+    described(
+        py,
+        rows_cuda::backward(&rows, &stats, &grads, &saved, &gradient)?,
+    )
+}
+
+/// The launches of a segment sum.
+#[pyfunction]
+fn cuda_plan_segment_sum<'py>(
+    py: Python<'py>,
+    values: PyView,
+    offsets: PyView,
+    out: PyView,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    described(
+        py,
+        segments_cuda::sum(
+            &view("values", values)?,
+            &view("offsets", offsets)?,
+            &view("out", out)?,
+        )?,
+    )
+}
+
+/// The launches of a segment expansion.
+#[pyfunction]
+fn cuda_plan_segment_expand<'py>(
+    py: Python<'py>,
+    values: PyView,
+    offsets: PyView,
+    out: PyView,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    described(
+        py,
+        segments_cuda::expand(
+            &view("values", values)?,
+            &view("offsets", offsets)?,
+            &view("out", out)?,
+        )?,
+    )
+}
+
+/// Registers the functions of this room.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(cuda_rows_workspace, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_rows_forward, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_rows_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_segment_sum, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_segment_expand, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_search_nvrtc, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_nvrtc, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_driver_version, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_devices, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_cache_directory, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_compile, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_plan_rows_forward, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_plan_rows_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_plan_segment_sum, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_plan_segment_expand, module)?)?;
+    Ok(())
+}

@@ -1,0 +1,341 @@
+//! The passes of forward over one chunk.
+
+use super::super::exp::exp;
+use super::super::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch};
+use super::super::topk::TopK;
+use super::{CHUNK, Fold, Scratch, Shift, ShiftVector, UNROLL, fold, largest, total};
+
+/// The largest of `len` elements, NaN passed over.
+///
+/// # Safety
+/// `len` elements can be read at `x`.
+pub unsafe fn maximum<E: Element>(level: Level, x: *const E, len: usize) -> E::Real {
+    dispatch(level, Maximum { x, len })
+}
+
+struct Maximum<E> {
+    x: *const E,
+    len: usize,
+}
+
+struct MaximumFold<V>([V; UNROLL]);
+
+impl<V: Vector> Fold<V> for MaximumFold<V> {
+    #[inline(always)]
+    fn add(&mut self, chain: usize, x: V) {
+        self.0[chain] = x.larger(self.0[chain]);
+    }
+}
+
+impl<E: Element> Kernel for Maximum<E> {
+    type Output = E::Real;
+
+    #[inline(always)]
+    fn run<I: Isa>(self) -> E::Real {
+        let lowest = <E::Vector<I> as Vector>::splat(E::Real::NEG_INFINITY);
+        let mut most = MaximumFold([lowest; UNROLL]);
+        // SAFETY: that of `maximum`.
+        unsafe { fold::<false, E, E::Vector<I>>(self.x, self.len, &mut most) };
+        largest(most.0)
+    }
+}
+
+/// Sums over a chunk, of d = factor·(x − origin).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sums {
+    /// Σ e^d
+    pub mass: f64,
+    /// Σ e^d·d; 0 unless moments were asked for
+    pub weighted: f64,
+    /// Σ e^2d; 0 unless moments were asked for
+    pub squares: f64,
+}
+
+/// The sums of a chunk.
+///
+/// # Safety
+/// `len` elements can be read at `x`.
+pub unsafe fn sums<E: Element>(
+    level: Level,
+    x: *const E,
+    len: usize,
+    shift: Shift<E::Real>,
+    moments: bool,
+) -> Sums {
+    dispatch(
+        level,
+        SumsOf {
+            x,
+            len,
+            shift,
+            moments,
+        },
+    )
+}
+
+struct SumsOf<E: Element> {
+    x: *const E,
+    len: usize,
+    shift: Shift<E::Real>,
+    moments: bool,
+}
+
+struct MassFold<V> {
+    shift: ShiftVector<V>,
+    mass: [V; UNROLL],
+}
+
+impl<V: Vector> Fold<V> for MassFold<V> {
+    #[inline(always)]
+    fn add(&mut self, chain: usize, x: V) {
+        self.mass[chain] = self.mass[chain].add(exp(self.shift.apply(x)));
+    }
+}
+
+struct MomentsFold<V> {
+    shift: ShiftVector<V>,
+    /// e^d is 0 below; d is held at it, so that 0·d is 0.
+    lowest: V,
+    mass: [V; UNROLL],
+    weighted: [V; UNROLL],
+    squares: [V; UNROLL],
+}
+
+impl<V: Vector> Fold<V> for MomentsFold<V> {
+    #[inline(always)]
+    fn add(&mut self, chain: usize, x: V) {
+        let d = self.shift.apply(x);
+        let e = exp(d);
+        self.mass[chain] = self.mass[chain].add(e);
+        self.weighted[chain] = e.mul_add(self.lowest.larger(d), self.weighted[chain]);
+        self.squares[chain] = e.mul_add(e, self.squares[chain]);
+    }
+}
+
+impl<E: Element> Kernel for SumsOf<E> {
+    type Output = Sums;
+
+    #[inline(always)]
+    fn run<I: Isa>(self) -> Sums {
+        let zeros = [<E::Vector<I> as Vector>::splat(E::Real::ZERO); UNROLL];
+        let shift = self.shift.vector::<E::Vector<I>>();
+        if !self.moments {
+            let mut sums = MassFold { shift, mass: zeros };
+            // SAFETY: that of `sums`.
+            unsafe { fold::<true, E, E::Vector<I>>(self.x, self.len, &mut sums) };
+            return Sums {
+                mass: total(sums.mass),
+                weighted: 0.0,
+                squares: 0.0,
+            };
+        }
+        let lowest = <E::Vector<I> as Vector>::splat(E::Real::EXP_UNDERFLOW);
+        let mut sums = MomentsFold {
+            shift,
+            lowest,
+            mass: zeros,
+            weighted: zeros,
+            squares: zeros,
+        };
+        // SAFETY: that of `sums`.
+        unsafe { fold::<true, E, E::Vector<I>>(self.x, self.len, &mut sums) };
+        Sums {
+            mass: total(sums.mass),
+            weighted: total(sums.weighted),
+            squares: total(sums.squares),
+        }
+    }
+}
+
+/// Σ (x − origin).
+///
+/// # Safety
+/// `len` elements can be read at `x`.
+pub unsafe fn offsets<E: Element>(level: Level, x: *const E, len: usize, origin: E::Real) -> f64 {
+    // Few elements at a time: here the terms are as large as they come, and their errors are not damped by e^d.
+    const PART: usize = CHUNK / 8;
+    let mut sum = 0.0;
+    for start in (0..len).step_by(PART) {
+        // SAFETY: the part is below `len`.
+        let (x, len) = (unsafe { x.add(start) }, PART.min(len - start));
+        sum += dispatch(level, Offsets { x, len, origin });
+    }
+    sum
+}
+
+struct Offsets<E: Element> {
+    x: *const E,
+    len: usize,
+    origin: E::Real,
+}
+
+/// Adds up `down·x − down·origin`.
+struct OffsetsFold<V> {
+    down: V,
+    minus_origin: V,
+    sum: [V; UNROLL],
+}
+
+impl<V: Vector> Fold<V> for OffsetsFold<V> {
+    #[inline(always)]
+    fn add(&mut self, chain: usize, x: V) {
+        self.sum[chain] = self.sum[chain].add(x.mul_add(self.down, self.minus_origin));
+    }
+}
+
+impl<E: Element> Kernel for Offsets<E> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<I: Isa>(self) -> f64 {
+        // Scaled down by a power of two, the sum of a chunk cannot overflow.
+        const DOWN: f64 = 1.0 / (2 * CHUNK) as f64;
+        let origin = self.origin.to_f64();
+        let splat = |value| <E::Vector<I> as Vector>::splat(E::Real::from_f64(value));
+        let mut whole_steps = OffsetsFold {
+            down: splat(DOWN),
+            minus_origin: splat(-origin * DOWN),
+            sum: [splat(0.0); UNROLL],
+        };
+        let whole = self.len - self.len % (UNROLL * <E::Vector<I> as Vector>::LANES);
+        let mut rest = 0.0;
+        // SAFETY: that of `offsets`.
+        unsafe {
+            fold::<false, E, E::Vector<I>>(self.x, whole, &mut whole_steps);
+            for index in whole..self.len {
+                rest += self.x.add(index).read_unaligned().to_f64() - origin;
+            }
+        }
+        total(whole_steps.sum) / DOWN + rest
+    }
+}
+
+/// Sums over a chunk of two rows of logits, of d = factor·(z − origin) and d' = factor·(w − origin').
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Crossed {
+    /// Σ e^d, to the bit what [`sums`] gives
+    pub mass: f64,
+    /// Σ e^d', likewise
+    pub reference_mass: f64,
+    /// Σ e^d·(d − d'), +inf where a term is
+    pub forward: f64,
+    /// Σ e^d'·(d' − d), +inf where a term is
+    pub backward: f64,
+}
+
+/// The crossed sums of the first `len` elements.
+pub fn crossed<R: Real>(
+    level: Level,
+    z: (&Scratch<R>, Shift<R>),
+    w: (&Scratch<R>, Shift<R>),
+    len: usize,
+) -> Crossed {
+    dispatch(level, CrossedOf { z, w, len })
+}
+
+struct CrossedOf<'a, R> {
+    z: (&'a Scratch<R>, Shift<R>),
+    w: (&'a Scratch<R>, Shift<R>),
+    len: usize,
+}
+
+impl<R: Real> Kernel for CrossedOf<'_, R> {
+    type Output = Crossed;
+
+    #[inline(always)]
+    fn run<I: Isa>(self) -> Crossed {
+        let zero = <R::Vector<I> as Vector>::splat(R::ZERO);
+        let (shift_z, shift_w) = (
+            self.z.1.vector::<R::Vector<I>>(),
+            self.w.1.vector::<R::Vector<I>>(),
+        );
+        let (mut mass, mut reference_mass) = ([zero; UNROLL], [zero; UNROLL]);
+        let (mut forward, mut backward) = ([zero; UNROLL], [zero; UNROLL]);
+        // The extremes of d − d'. It is infinite where one of two probabilities is 0, and NaN, hence passed over, where both are.
+        let (mut most, mut least) = ([zero; UNROLL], [zero; UNROLL]);
+        let lanes = <R::Vector<I> as Vector>::LANES;
+        for start in (0..self.len.next_multiple_of(UNROLL * lanes)).step_by(UNROLL * lanes) {
+            for i in 0..UNROLL {
+                let at = start + i * lanes;
+                // SAFETY: a scratch is padded to whole steps.
+                let (z, w): (R::Vector<I>, R::Vector<I>) = unsafe {
+                    (
+                        Memory::load(self.z.0.0[at..].as_ptr()),
+                        Memory::load(self.w.0.0[at..].as_ptr()),
+                    )
+                };
+                let (dz, dw) = (shift_z.apply(z), shift_w.apply(w));
+                let (p, q) = (exp(dz), exp(dw));
+                mass[i] = mass[i].add(p);
+                reference_mass[i] = reference_mass[i].add(q);
+                let gap = dz.sub(dw);
+                forward[i] = forward[i].add(p.mul(gap).or_zero(p.not_equal(zero)));
+                backward[i] = backward[i].sub(q.mul(gap).or_zero(q.not_equal(zero)));
+                most[i] = gap.larger(most[i]);
+                least[i] = gap.smaller(least[i]);
+            }
+        }
+        let or_infinite = |sum: f64, extreme: R| {
+            if extreme.to_f64() == f64::INFINITY {
+                f64::INFINITY
+            } else {
+                sum
+            }
+        };
+        Crossed {
+            mass: total(mass),
+            reference_mass: total(reference_mass),
+            forward: or_infinite(total(forward), largest(most)),
+            backward: or_infinite(
+                total(backward),
+                largest([zero.sub(least[0]), zero.sub(least[1])]),
+            ),
+        }
+    }
+}
+
+/// Enters the elements of a chunk into `top`.
+///
+/// # Safety
+/// `len` elements can be read at `x`.
+pub unsafe fn select<E: Element>(level: Level, x: *const E, len: usize, top: &mut TopK<E::Real>) {
+    dispatch(level, Select { x, len, top });
+}
+
+struct Select<'a, E: Element> {
+    x: *const E,
+    len: usize,
+    top: &'a mut TopK<E::Real>,
+}
+
+struct SelectFold<'a, V: Vector> {
+    top: &'a mut TopK<V::Scalar>,
+    threshold: V,
+}
+
+impl<V: Vector> Fold<V> for SelectFold<'_, V> {
+    #[inline(always)]
+    fn add(&mut self, _chain: usize, x: V) {
+        if V::any(self.threshold.less(x)) {
+            let mut lanes = [V::Scalar::ZERO; MAX_LANES];
+            x.write(&mut lanes);
+            self.top.extend(&lanes[..V::LANES]);
+            self.threshold = V::splat(self.top.threshold());
+        }
+    }
+}
+
+impl<E: Element> Kernel for Select<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let threshold = <E::Vector<I> as Vector>::splat(self.top.threshold());
+        let mut selection = SelectFold::<E::Vector<I>> {
+            top: self.top,
+            threshold,
+        };
+        // SAFETY: that of `select`.
+        unsafe { fold::<false, E, E::Vector<I>>(self.x, self.len, &mut selection) };
+    }
+}

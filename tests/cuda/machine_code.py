@@ -1,0 +1,34 @@
+"""Just enough of cubin files to count memory instructions: ELF sections, opcodes of sm_80 and later."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+
+LOAD, STORE, LOAD_LOCAL, STORE_LOCAL = "LDG", "STG", "LDL", "STL"
+_OPCODES = {0x981: LOAD, 0x986: STORE, 0x983: LOAD_LOCAL, 0x387: STORE_LOCAL}
+_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 8, 6: 16}
+
+
+def memory_instructions(cubin: bytes) -> Counter[tuple[str, int]]:
+    """How many loads and stores of each width in bytes the code holds."""
+    counts: Counter[tuple[str, int]] = Counter()
+    for code in _code_sections(cubin):
+        for low, high in struct.iter_unpack("<QQ", code):
+            name = _OPCODES.get(low & 0xFFF)
+            if name:
+                counts[name, _BYTES.get(high >> 9 & 7, 0)] += 1
+    return counts
+
+
+def _code_sections(cubin: bytes) -> list[bytes]:
+    assert cubin[:4] == b"\x7fELF"
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names_index = struct.unpack_from("<HHH", cubin, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, table + size * i) for i in range(count)]
+    names = headers[names_index][4]
+    return [
+        cubin[offset : offset + length]
+        for name, kind, _, _, offset, length in headers
+        if kind == 1 and cubin[names + name :].startswith(b".text.")
+    ]

@@ -1,0 +1,82 @@
+"""Every kernel compiles for every architecture, stays in registers, moves 16 bytes at a time. Needs NVRTC, no GPU."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from prefuse import _prefuse
+from prefuse._cuda import ARCHITECTURES, Program, prepare, programs, resources
+from tests.cuda.machine_code import LOAD, STORE, memory_instructions
+
+REGISTERS = 64 * 1024 // 256
+"""Per thread, when one block of 256 is resident on a multiprocessor; half of it for two, a third for three."""
+
+
+def _resident_blocks(constants: dict[str, str]) -> int:
+    """How many blocks the design asks for: three of the plain kernels, fewer of those with more to remember."""
+    heavy = constants["SOFTCAP"] == "1" or int(constants["STATS"], 16) >> 6
+    if constants["LOGIT"] == "f64":
+        return 1 if int(constants["STATS"], 16) >> 8 else 2
+    return 2 if heavy else 3
+
+
+def _nvrtc_missing() -> str:
+    prepare()
+    try:
+        _prefuse.cuda_nvrtc()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+pytestmark = pytest.mark.skipif(bool(_nvrtc_missing()), reason=f"NVRTC is not installed: {_nvrtc_missing()}")
+
+WIDE, SHORT = (1 << 17,), (1000,)
+COMMON = programs(("bf16",), WIDE)
+OTHERS = [
+    program for program in programs(("f16", "f32", "f64"), WIDE) + programs(("bf16",), SHORT) if program not in COMMON
+]
+CASES = [(architecture, program) for architecture in ARCHITECTURES for program in COMMON] + [
+    (90, other) for other in OTHERS
+]
+"""Every kernel for every architecture; other dtypes and short rows for one (`prefuse doctor --compile`: all)."""
+
+
+def name(value: int | Program) -> str:
+    return f"sm_{value}" if isinstance(value, int) else "-".join([value[0], *(text for _, text in value[1])])
+
+
+@functools.cache
+def _compiled(kernel: str, defines: tuple[tuple[str, str], ...], architecture: int) -> tuple[bytes, str]:
+    return _prefuse.cuda_compile(kernel, list(defines), architecture, False)
+
+
+@pytest.mark.parametrize(("architecture", "program"), CASES, ids=name)
+def test_kernel(architecture: int, program: Program) -> None:
+    kernel, defines = program
+    cubin, log = _compiled(kernel, tuple(defines), architecture)
+    used, constants = resources(log), dict(defines)
+    assert used.spilled == 0, log
+    if kernel not in ("rows_forward", "rows_backward"):
+        return
+    assert used.registers * _resident_blocks(constants) <= REGISTERS
+    moved = memory_instructions(cubin)
+    assert moved[LOAD, 16] >= 4
+    if kernel == "rows_backward":
+        assert moved[STORE, 16] >= 1
+
+
+def test_an_unknown_kernel_or_definition_is_refused() -> None:
+    with pytest.raises(RuntimeError, match='no kernel "rm"'):
+        _prefuse.cuda_compile("rm", [], 90, False)
+    with pytest.raises(RuntimeError, match='no kernel "segment_sum"'):
+        _prefuse.cuda_compile("segment_sum", [("VALUE", "float x; int")], 90, False)
+    with pytest.raises(RuntimeError, match="VALUE2"):
+        _prefuse.cuda_compile("segment_sum", [("VALUE2", "f32")], 90, False)
+
+
+def test_what_does_not_compile_is_told_with_the_compiler_s_words() -> None:
+    with pytest.raises(RuntimeError, match=r"segment_sum \(-DVALUE=f17\) for sm_90:\n.*f17"):
+        _prefuse.cuda_compile("segment_sum", [("VALUE", "f17")], 90, False)

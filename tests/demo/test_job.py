@@ -1,0 +1,108 @@
+import dataclasses
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from prefuse import language, objectives
+from prefuse.__main__ import main
+
+pytest.importorskip("transformers")
+pytest.importorskip("matplotlib")
+
+from prefuse.demo import report
+from prefuse.demo.evaluate import wilson
+from prefuse.demo.job import Settings, run
+from prefuse.demo.progress import Display
+from prefuse.demo.scored import rehearse
+
+CATALOGUE = [name for name in objectives.__all__ if isinstance(getattr(objectives, name), language.Objective)]
+SMALL = Settings(steps=4, sft_steps=3, pairs=8, width=32, layers=1)
+
+
+def small_run(name, sources, **changes):
+    settings = dataclasses.replace(SMALL, sources=sources, **changes)
+    return run(objectives.get(name), settings, Display(Console(file=io.StringIO())))
+
+
+def figures(outcome):
+    """All that training showed: what must be the same for the same seed."""
+    return outcome.sft_losses, outcome.history, outcome.before, outcome.after
+
+
+def test_a_run_has_all_figures(sources):
+    outcome = small_run("dpo", sources)
+    assert [step.step for step in outcome.history] == [1, 2, 3, 4]
+    assert len(outcome.sft_losses) == 3
+    assert outcome.history[0].loss == pytest.approx(0.6931472, abs=1e-6)  # policy and reference are still the same
+    assert outcome.before.accuracy == 0.5  # and every margin a tie
+    assert outcome.before.margin == 0.0
+    assert outcome.before.pairs == outcome.after.pairs >= 10
+    assert outcome.after.interval[0] < outcome.after.accuracy < outcome.after.interval[1]
+    assert list(outcome.on_the_way) == sorted({0, 1, 2, 3, 4})
+    assert set(outcome.seconds) == {"reading", "supervised training", "preference training"}
+    assert outcome.logits[1] == outcome.vocabulary
+
+
+def test_the_seed_decides(sources):
+    assert figures(small_run("dpo", sources)) == figures(small_run("dpo", sources))
+    assert figures(small_run("dpo", sources, seed=1)) != figures(small_run("dpo", sources))
+
+
+@pytest.mark.parametrize("name", ["simpo", "kto", "bpo", "sft", "sppo"])
+def test_other_objectives(name, sources):
+    outcome = small_run(name, sources, steps=2)
+    assert outcome.objective.startswith(name)
+    assert len(outcome.history) == 2
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_the_demo_can_feed_every_objective(name):
+    rehearse(objectives.get(name))
+
+
+def test_wilson_interval():
+    assert wilson(0.5, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
+    assert wilson(1.0, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
+
+
+def arguments(sources, out, *more):
+    return ["demo", "--sources", str(sources), "--out", str(out), "--steps", "2", "--sft-steps", "2", *more]
+
+
+def test_command_writes_its_files(sources, tmp_path, capsys):
+    out = tmp_path / "made" / "by demo"
+    status = main(arguments(sources, out, "--objective", "simpo", "--set", "gamma=0.5", "--no-cost"))
+    assert status == 0
+    assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
+    data = json.loads((out / "demo.json").read_text())
+    assert data["objective"].startswith("simpo(beta=2.0, gamma=0.5")
+    assert len(data["history"]) == 2
+    assert data["machine"]["threads"] >= 1
+    assert data["well_above_chance"]["bound"] == report.WELL_ABOVE_CHANCE
+    assert "Held-out reward accuracy is" in capsys.readouterr().out
+
+
+def test_command_fails_where_accuracy_does_not_rise(sources, tmp_path, capsys):
+    assert main(arguments(sources, tmp_path, "--no-cost")) == 1
+    assert "NOT well above chance" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--objective", "dop"], "names: aot,"),
+        (["--objective", "dpo", "--set", "beta"], "--set: got 'beta', expected NAME=VALUE"),
+        (["--objective", "dpo", "--set", "gamma=1"], "dpo does not read 'gamma'"),
+    ],
+)
+def test_unusable_options(more, message, sources, tmp_path, capsys):
+    assert main(arguments(sources, tmp_path, *more)) == 2
+    assert message in capsys.readouterr().out
+
+
+def test_no_command_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        main([])
+    assert "COMMAND" in capsys.readouterr().err

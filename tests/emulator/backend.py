@@ -1,0 +1,89 @@
+"""The CUDA backend with the emulator in the place of the device: what `prefuse._backends.cuda` does, on CPU tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from prefuse import _prefuse
+from prefuse._buffers import optional_view, view
+from prefuse._rows import Rows
+from tests.emulator import emulator
+
+FEW, MANY = 1, 10**6
+"""Multiprocessors of a device that any number of rows fills, and of one that needs every row split."""
+
+
+@dataclass
+class Emulated:
+    """How to run: the order of threads, the size of the device, the part of the grid."""
+
+    order: int = emulator.ASCENDING
+    multiprocessors: int = FEW
+    blocks: tuple[int, int] | None = None
+    watch_writes: bool = True
+    workspace: torch.Tensor | None = field(default=None, repr=False)
+
+    def rows_forward(self, rows: Rows, out: torch.Tensor) -> None:
+        """As `prefuse._backends.Backend.rows_forward`."""
+        arguments = (*self._arguments(rows), rows.k, _table(out))
+        numbers, _ = _prefuse.cuda_plan_rows_forward(*arguments, 0, self.multiprocessors)
+        self.workspace = out.new_full((numbers,), float("nan"))
+        _, launches = _prefuse.cuda_plan_rows_forward(*arguments, self.workspace.data_ptr(), self.multiprocessors)
+        self._run(launches, rows, out, self.workspace)
+
+    def rows_backward(self, rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient: torch.Tensor) -> None:
+        """As `prefuse._backends.Backend.rows_backward`."""
+        launches = _prefuse.cuda_plan_rows_backward(
+            *self._arguments(rows), _table(grads), _table(saved), view(gradient)
+        )
+        buffers = [emulator.buffer(tensor, False) for tensor in (grads, saved)]
+        self._run(launches, rows, gradient, extra=buffers)
+
+    def segment_sum(self, values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
+        """As `prefuse._backends.Backend.segment_sum`."""
+        self._segments(_prefuse.cuda_plan_segment_sum(view(values), view(offsets), view(out)), values, offsets, out)
+
+    def segment_expand(self, values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
+        """As `prefuse._backends.Backend.segment_expand`."""
+        self._segments(_prefuse.cuda_plan_segment_expand(view(values), view(offsets), view(out)), values, offsets, out)
+
+    @staticmethod
+    def _arguments(rows: Rows) -> tuple[object, ...]:
+        return (
+            view(rows.logits),
+            view(rows.labels),
+            optional_view(rows.mask),
+            optional_view(rows.reference),
+            rows.temperature if rows.temperatures is None else view(rows.temperatures),
+            rows.scale,
+            rows.softcap,
+            rows.ignore_index,
+            rows.statistics,
+        )
+
+    def _run(
+        self,
+        launches: list[emulator.Launch],
+        rows: Rows,
+        *written: torch.Tensor,
+        extra: Sequence[tuple[int, int, bool]] = (),
+    ) -> None:
+        # Writable ranges first: where the gradient lies over the logits, the range that may be written is found.
+        buffers = [emulator.buffer(tensor, True) for tensor in written if tensor.numel()] + [*extra]
+        buffers += [emulator.buffer(tensor, False) for tensor in rows[:5] if tensor is not None and tensor.numel()]
+        emulator.run(launches, buffers, self.order, self.blocks, self.watch_writes)
+
+    def _segments(
+        self, launches: list[emulator.Launch], values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        buffers = [emulator.buffer(tensor, False) for tensor in (values, offsets) if tensor.numel()]
+        emulator.run(launches, [*buffers, *([emulator.buffer(out, True)] if out.numel() else [])], self.order)
+
+
+def _table(stacked: torch.Tensor) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:
+    address, dtype, shape, _ = view(stacked)
+    count = stacked[0].numel() if shape[0] else 0
+    return address, dtype, (shape[0], count), (count, 1)

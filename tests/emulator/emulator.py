@@ -1,0 +1,97 @@
+"""Runs launches on the CPU: the kernel sources compiled as C++ with `shim.h`, the launches those of the runtime."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-w"]
+
+ASCENDING, DESCENDING, SHUFFLED = 0, 1, 2
+"""Orders in which threads (and blocks) take their turns."""
+
+Launch = dict[str, Any]
+
+
+class EmulationError(AssertionError):
+    """The emulator saw an access, a barrier or a race that a kernel must not have."""
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = (("begin", ctypes.c_size_t), ("end", ctypes.c_size_t), ("writable", ctypes.c_int))
+
+
+def buffer(tensor: torch.Tensor, writable: bool) -> tuple[int, int, bool]:
+    """The bytes between the first and the last element of `tensor`, whatever its strides."""
+    reach = [(size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+    low, high = sum(r for r in reach if r < 0), sum(r for r in reach if r > 0)
+    size, address = tensor.element_size(), tensor.data_ptr()
+    return address + low * size, address + (high + 1) * size, writable
+
+
+@functools.cache
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="prefuse-emulator-"))
+
+
+def _build(what: str, *arguments: str) -> None:
+    built = subprocess.run([str(COMPILER), *FLAGS, *arguments], capture_output=True, text=True)
+    if built.returncode:
+        raise RuntimeError(f"{what} does not compile as C++:\n{built.stderr[:4000]}")
+
+
+@functools.cache
+def _runtime() -> str:
+    compiled = str(_folder() / "runtime.o")
+    _build("the emulator", "-c", str(HERE / "runtime.cpp"), "-o", compiled)
+    return compiled
+
+
+@functools.cache
+def _compiled(text: str, defines: tuple[tuple[str, str], ...], kernel: str) -> ctypes.CDLL:
+    name = hashlib.sha256(repr((text, defines, kernel)).encode()).hexdigest()[:24]
+    library = _folder() / f"{name}.so"
+    source = library.with_suffix(".cpp")
+    source.write_text(f'#include "{HERE}/shim.h"\n{text}\n#include "{HERE}/entry.h"\n')
+    options = [f"-D{key}={value}" for key, value in (*defines, ("KERNEL", kernel))]
+    _build(kernel, "-shared", *options, str(source), _runtime(), "-o", str(library))
+    compiled = ctypes.CDLL(str(library))
+    compiled.reported.restype = ctypes.c_char_p
+    return compiled
+
+
+def run(
+    launches: Iterable[Launch],
+    buffers: Sequence[tuple[int, int, bool]],
+    order: int = ASCENDING,
+    blocks: tuple[int, int] | None = None,
+    watch_writes: bool = True,
+) -> None:
+    """Runs `launches` one after the other, raising `EmulationError` at the first report.
+
+    `buffers` are the byte ranges that may be touched, `blocks` the part of the grid to run (all of it by default).
+    """
+    ranges = (_Buffer * len(buffers))(*(_Buffer(*entry) for entry in buffers))
+    for launch in launches:
+        text = "\n".join(text for name, text in launch["sources"] if name != "ptx.cuh")
+        program = _compiled(text, tuple(launch["defines"]), launch["kernel"])
+        first, end = blocks or (0, launch["grid"])
+        program.watch(ranges, len(buffers), watch_writes)
+        program.emulate(
+            ctypes.create_string_buffer(launch["argument"]), launch["grid"], launch["block"], first, end, order
+        )
+        report = program.reported()
+        if report:
+            raise EmulationError(f"{launch['kernel']} {dict(launch['defines'])}:\n{report.decode()}")

@@ -1,0 +1,209 @@
+// Runs a grid on the CPU: one block after the other, every thread of a block a fiber.
+//
+// A fiber runs until a barrier or a warp collective makes it wait; which runnable fiber goes on is `order`'s choice (0 ascending,
+// 1 descending, else shuffled with that seed), so a result that depends on it is a race. Reported besides:
+//   - access outside the registered buffers, or to an address that is no multiple of its size; writing to a read-only buffer
+//   - two threads writing the same byte, or one reading what another wrote, in one launch
+//   - a barrier or warp collective that not all threads reach, or that they reach at different places
+// Shared memory, and the part of each thread's stack where its variables will lie, are filled with NaN bits before each block, so that
+// what is read before it is written shows.
+
+#include <algorithm>
+#include <csetjmp>
+#include <cstdio>
+#include <random>
+#include <string>
+#include <ucontext.h>
+#include <unordered_map>
+#include <vector>
+
+#include "shim.h"
+#undef inline
+
+namespace emulator {
+
+constexpr int WARP = 32;
+constexpr size_t STACK = 64 * 1024, POISONED = 8 * 1024;
+
+struct Buffer {
+    uintptr_t begin, end;
+    int writable;
+};
+
+struct Meeting {  // of the lanes of a warp, or of the threads of a block
+    unsigned generation = 0, arrived = 0;
+    int line = 0;
+    uint64_t values[2][WARP];
+};
+
+struct Fiber {
+    unsigned index;
+    bool started, done;
+    const unsigned* awaited;  // the generation that must change before it goes on
+    unsigned seen;
+    jmp_buf point;
+    ucontext_t context;
+    std::vector<char> stack;
+};
+
+Index block_index, grid_size, block_size;
+static std::vector<Fiber> fibers;
+static std::vector<Meeting> warps;
+static Meeting block;
+static Fiber* volatile current;  // changes behind the back of every call that waits
+static jmp_buf scheduler;
+static ucontext_t home;
+static std::vector<Buffer> buffers;
+static std::unordered_map<uintptr_t, uint64_t> writers;  // by 2-byte cell: which thread wrote it
+static bool watch_writes;                                // off for launches too large to keep a map of
+static std::string report;
+static void (*entry)();
+
+Index thread_index() { return {current->index}; }
+
+static void complain(const char* what, uintptr_t address = 0, unsigned size = 0) {
+    if (report.size() > 400) return;
+    char line[256];
+    int length = snprintf(line, sizeof line, "block %u thread %u: %s", block_index.x, current->index, what);
+    if (size) snprintf(line + length, sizeof line - length, " (%u bytes at %#zx)", size, size_t(address));
+    report += std::string(line) + "\n";
+}
+
+static bool inside(uintptr_t address, unsigned size, bool write) {
+    if (address % size) return complain("misaligned access", address, size), false;
+    bool known = false;
+    for (const Buffer& b : buffers)
+        if (address >= b.begin && address + size <= b.end) {
+            if (b.writable || !write) return true;
+            known = true;
+        }
+    complain(known ? "write to a read-only buffer" : write ? "write outside every buffer" : "read outside every buffer", address, size);
+    return false;
+}
+
+static uint64_t identity() { return uint64_t(block_index.x) * block_size.x + current->index + 1; }
+
+bool may_read(uintptr_t address, unsigned size) {
+    if (!inside(address, size, false)) return false;
+    for (uintptr_t cell = address / 2; !writers.empty() && cell <= (address + size - 1) / 2; cell++) {
+        auto writer = writers.find(cell);
+        if (writer != writers.end() && writer->second != identity()) complain("reads what another thread wrote", address, size);
+    }
+    return true;
+}
+
+bool may_write(uintptr_t address, unsigned size) {
+    if (!inside(address, size, true)) return false;
+    for (uintptr_t cell = address / 2; watch_writes && cell <= (address + size - 1) / 2; cell++) {
+        uint64_t& writer = writers[cell];
+        if (writer && writer != identity()) complain("writes what another thread wrote", address, size);
+        writer = identity();
+    }
+    return true;
+}
+
+static void leave() {
+    if (_setjmp(current->point) == 0) _longjmp(scheduler, 1);
+}
+
+// Waits until `size` threads have come; returns the slot in which this meeting's values stand.
+static int meet(Meeting& m, unsigned size, int line) {
+    int slot = m.generation & 1;
+    if (m.arrived == 0) m.line = line;
+    if (m.line != line) complain("meets other threads at a different barrier or collective");
+    if (++m.arrived == size) {
+        m.arrived = 0;
+        m.generation++;
+    } else {
+        current->awaited = &m.generation;
+        current->seen = m.generation;
+        leave();
+    }
+    return slot;
+}
+
+void barrier(int line) {
+    // Behind a barrier a block sees what its own threads wrote; of other blocks' writes it must know nothing.
+    if (grid_size.x == 1 && block.arrived + 1 == block_size.x) writers.clear();
+    meet(block, block_size.x, line);
+}
+
+const uint64_t* exchange(unsigned mask, uint64_t bits, int line) {
+    if (mask != 0xffffffffu) complain("collective of a part of a warp");
+    Meeting& w = warps[current->index / WARP];
+    w.values[w.generation & 1][current->index % WARP] = bits;
+    int slot = meet(w, WARP, line);
+    return w.values[slot];
+}
+
+static void body() {
+    entry();
+    current->done = true;
+    _longjmp(scheduler, 1);
+}
+
+static void resume(Fiber& f) {
+    current = &f;
+    if (_setjmp(scheduler)) return;
+    if (f.started) _longjmp(f.point, 1);
+    f.started = true;
+    std::fill(f.stack.end() - POISONED, f.stack.end(), char(0xff));
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.data();
+    f.context.uc_stack.ss_size = f.stack.size();
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, body, 0);
+    swapcontext(&home, &f.context);
+}
+
+extern "C" char __start_emulated_shared[] __attribute__((weak));
+extern "C" char __stop_emulated_shared[] __attribute__((weak));
+
+static void run_block(int order, std::mt19937& random) {
+    if (__start_emulated_shared) std::fill(__start_emulated_shared, __stop_emulated_shared, char(0xff));
+    block = Meeting();
+    warps.assign(block_size.x / WARP, Meeting());
+    std::vector<unsigned> turns(block_size.x);
+    for (unsigned t = 0; t < block_size.x; t++) {
+        turns[t] = order == 1 ? block_size.x - 1 - t : t;
+        fibers[t].index = t;
+        fibers[t].started = fibers[t].done = false;
+        fibers[t].awaited = nullptr;
+    }
+    for (bool moved = true, finished = false; !finished;) {
+        if (!moved) return complain("waits for threads that never come (divergent barrier)");
+        moved = false, finished = true;
+        if (order > 1) std::shuffle(turns.begin(), turns.end(), random);
+        for (unsigned t : turns) {
+            Fiber& f = fibers[t];
+            if (f.done) continue;
+            finished = false;
+            if (f.awaited && *f.awaited == f.seen) continue;
+            f.awaited = nullptr;
+            moved = true;
+            resume(f);
+        }
+    }
+}
+
+void run_grid(void (*kernel)(), unsigned grid, unsigned threads, unsigned first, unsigned end, int order) {
+    entry = kernel;
+    grid_size.x = grid, block_size.x = threads;
+    report.clear(), writers.clear();
+    fibers.resize(threads);
+    for (Fiber& f : fibers) f.stack.resize(STACK);
+    std::mt19937 random(order);
+    for (unsigned b = 0; b < end - first && report.empty(); b++) {
+        block_index.x = order == 1 ? end - 1 - b : first + b;
+        run_block(order, random);
+    }
+}
+
+}  // namespace emulator
+
+extern "C" void watch(const emulator::Buffer* buffers, int count, int watch_writes) {
+    emulator::buffers.assign(buffers, buffers + count);
+    emulator::watch_writes = watch_writes;
+}
+
+extern "C" const char* reported() { return emulator::report.c_str(); }

@@ -1,0 +1,98 @@
+// CUDA C++ as plain C++: what kernels/*.cu need to be compiled for the CPU. How their threads run is in runtime.cpp.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+struct uint4 { unsigned x, y, z, w; };
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+template <typename To, typename From> static To bits_as(From x) {
+    To y;
+    static_assert(sizeof x == sizeof y, "same size");
+    memcpy(&y, &x, sizeof y);
+    return y;
+}
+
+namespace emulator {
+
+struct Index { unsigned x; };
+extern Index block_index, grid_size, block_size;
+Index thread_index();
+
+bool may_read(uintptr_t address, unsigned size);   // and complain if not
+bool may_write(uintptr_t address, unsigned size);
+void barrier(int line);
+const uint64_t* exchange(unsigned mask, uint64_t bits, int line);  // what each lane of the warp brought
+void run_grid(void (*kernel)(), unsigned grid, unsigned threads, unsigned first, unsigned end, int order);
+
+template <typename T> T load(const T* p) { return may_read(uintptr_t(p), sizeof(T)) ? *p : T(); }
+template <typename T> void store(T* p, T value) {
+    if (may_write(uintptr_t(p), sizeof(T))) *p = value;
+}
+
+template <typename T> T shuffle(unsigned mask, T value, int from, int line) {
+    uint64_t bits = 0;
+    memcpy(&bits, &value, sizeof value);
+    const uint64_t* lanes = exchange(mask, bits, line);
+    memcpy(&value, &lanes[from < 0 || from > 31 ? thread_index().x % 32 : from], sizeof value);
+    return value;
+}
+
+static unsigned ballot(unsigned mask, bool vote, int line) {
+    const uint64_t* lanes = exchange(mask, vote, line);
+    unsigned votes = 0;
+    for (int lane = 0; lane < 32; lane++) votes |= unsigned(lanes[lane]) << lane;
+    return votes;
+}
+
+}  // namespace emulator
+
+#define __device__
+#define __global__
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __noinline__
+#define __shared__ static __attribute__((section("emulated_shared")))
+#define inline static  // so that shared arrays in functions get a plain section
+
+#define threadIdx emulator::thread_index()
+#define blockIdx emulator::block_index
+#define gridDim emulator::grid_size
+#define blockDim emulator::block_size
+
+#define __ldcs emulator::load
+#define __stcs(p, v) emulator::store(p, v)
+#define __ldcg emulator::load
+#define __stcg(p, v) emulator::store(p, v)
+#define __syncthreads() emulator::barrier(__LINE__)
+#define __shfl_sync(mask, v, from) emulator::shuffle(mask, v, from, __LINE__)
+#define __shfl_xor_sync(mask, v, d) emulator::shuffle(mask, v, int(threadIdx.x % 32) ^ (d), __LINE__)
+#define __shfl_up_sync(mask, v, d) emulator::shuffle(mask, v, int(threadIdx.x % 32) - int(d), __LINE__)
+#define __ballot_sync(mask, vote) emulator::ballot(mask, vote, __LINE__)
+#define __popc __builtin_popcount
+#define __ffs __builtin_ffs
+
+static float __int_as_float(int x) { return bits_as<float>(x); }
+static float __uint_as_float(unsigned x) { return bits_as<float>(x); }
+static unsigned __float_as_uint(float x) { return bits_as<unsigned>(x); }
+static double __hiloint2double(int high, int low) { return bits_as<double>(uint64_t(unsigned(high)) << 32 | unsigned(low)); }
+static int __double2loint(double x) { return int(bits_as<uint64_t>(x)); }
+static int __double2hiint(double x) { return int(bits_as<uint64_t>(x) >> 32); }
+static unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+    return unsigned((uint64_t(high) << 32 | low) >> (shift & 31));
+}
+
+// In the place of kernels/ptx.cuh.
+static float exp2_fast(float x) {
+    float y = exp2f(x);
+    return y < 1.17549435e-38f ? 0.0f : y;
+}
+static float f16_to_f32(unsigned short bits) { return float(bits_as<_Float16>(bits)); }
+static unsigned short f32_to_f16(float x) { return bits_as<unsigned short>(_Float16(x)); }
+static unsigned short f32_to_bf16(float x) {
+    unsigned bits = __float_as_uint(x);
+    return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+static unsigned pack_f16(float low, float high) { return unsigned(f32_to_f16(high)) << 16 | f32_to_f16(low); }
+static unsigned pack_bf16(float low, float high) { return unsigned(f32_to_bf16(high)) << 16 | f32_to_bf16(low); }
