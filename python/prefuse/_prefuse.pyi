@@ -195,16 +195,17 @@ class Program:
 
     def run(
         self,
-        columns: Sequence[View],
+        columns: list[Any],
         parameters: Sequence[float],
-        offsets: Sequence[View | int],
-        outputs: Sequence[View],
+        offsets: list[View | int],
+        outputs: list[Any],
         threads: int,
     ) -> None:
         """Computes the outputs and writes them, after every column has been read.
 
-        Columns: any dtype and stride, one dimension (at "batch": none, or one of length 1); outputs likewise, f32 or
-        f64. `offsets[k]` says how `spaces[k]` is cut by its parent: an i64 view of offsets, one more than the parent
+        Columns: views or unconsumed DLPack capsules, any dtype and stride, one dimension (at "batch": none, or one of
+        length 1). Outputs: likewise, f32 or f64, filled in order: one array may hold several outputs one behind the
+        other. `offsets[k]` says how `spaces[k]` is cut by its parent: an i64 view of offsets, one more than the parent
         has elements; or a number of elements, if the parent is "batch" or has as many (one each).
         Raises ValueError naming the column, output or space that does not fit.
         """

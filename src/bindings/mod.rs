@@ -3,6 +3,7 @@
 mod arrays;
 mod codegen;
 mod cuda;
+mod dlpack;
 mod objective;
 mod rows;
 mod segments;

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyInt};
+use pyo3::types::{PyBytes, PyDict, PyInt, PyList};
 
 use super::arrays::{array_of, arrays_of};
 use super::codegen::{self, DeviceColumn, DeviceOffsets};
@@ -300,18 +300,18 @@ impl Program {
     fn run(
         &self,
         py: Python<'_>,
-        columns: &Bound<'_, PyAny>,
+        columns: &Bound<'_, PyList>,
         parameters: Vec<f64>,
-        offsets: &Bound<'_, PyAny>,
-        outputs: &Bound<'_, PyAny>,
+        offsets: &Bound<'_, PyList>,
+        outputs: &Bound<'_, PyList>,
         threads: usize,
     ) -> PyResult<()> {
         let columns = arrays_of("columns", columns)?;
         let outputs = arrays_of("outputs", outputs)?;
         let cuts = offsets
-            .try_iter()?
+            .iter()
             .enumerate()
-            .map(|(index, cut)| cut_of(index, &cut?))
+            .map(|(index, cut)| cut_of(index, &cut))
             .collect::<PyResult<Vec<Cut>>>()?;
         let run = Run {
             columns: &columns,
@@ -351,7 +351,11 @@ impl Program {
     }
 
     /// Bytes of workspace that a run on CUDA needs.
-    fn cuda_workspace(&self, offsets: Vec<DeviceOffsets>, counts: HashMap<String, usize>) -> PyResult<usize> {
+    fn cuda_workspace(
+        &self,
+        offsets: Vec<DeviceOffsets>,
+        counts: HashMap<String, usize>,
+    ) -> PyResult<usize> {
         codegen::workspace(self, offsets, &counts)
     }
 
@@ -369,7 +373,15 @@ impl Program {
         workspace: usize,
         one_block: Option<bool>,
     ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-        let call = codegen::PyCall { columns, parameters, offsets, counts, outputs, workspace, one_block };
+        let call = codegen::PyCall {
+            columns,
+            parameters,
+            offsets,
+            counts,
+            outputs,
+            workspace,
+            one_block,
+        };
         codegen::plan(py, self, call)
     }
 
@@ -387,7 +399,15 @@ impl Program {
         device: i32,
         stream: usize,
     ) -> PyResult<()> {
-        let call = codegen::PyCall { columns, parameters, offsets, counts, outputs, workspace, one_block: None };
+        let call = codegen::PyCall {
+            columns,
+            parameters,
+            offsets,
+            counts,
+            outputs,
+            workspace,
+            one_block: None,
+        };
         codegen::launch(py, self, call, device, stream)
     }
 

@@ -27,7 +27,10 @@ impl From<ArgumentError> for PyErr {
     }
 }
 
-pub(super) fn view(argument: &str, (address, dtype, shape, strides): PyView) -> Result<View, ArgumentError> {
+pub(super) fn view(
+    argument: &str,
+    (address, dtype, shape, strides): PyView,
+) -> Result<View, ArgumentError> {
     View::new(argument, address, &dtype, shape, strides)
 }
 

@@ -18,6 +18,7 @@ from unittest import mock
 import numpy as np
 
 from prefuse._prefuse import Program
+from prefuse.scoring import plan as plan_room
 from prefuse.scoring.call import Call
 from prefuse.scoring.traced import Step
 from tests.emulator import emulator
@@ -92,13 +93,32 @@ class _Recording:
         kept = [Memory(view) for view in columns]
         cuts = [cut if isinstance(cut, int) else Memory(cut) for cut in offsets]
         self.program.run(columns, parameters, offsets, outputs, threads)
-        made = [Memory(view) for view in outputs]
+        made = [Memory(view) for view in one_by_one(self.program, outputs, cuts)]
         self.log.append(Recorded(self.program, kept, list(parameters), cuts, made, counts_of(self.program, cuts)))
+
+
+def one_by_one(program: Program, arrays: Sequence[View], cuts: Sequence[Memory | int]) -> list[View]:
+    """The outputs of a run whose arrays may hold several each, one behind the other."""
+    sizes = {"batch": 1} | {
+        space: cut if isinstance(cut, int) else int(np.frombuffer(cut.bytes[: cut.end - cut.begin], np.int64)[-1])
+        for space, cut in zip(program.spaces, cuts, strict=True)
+    }
+    outputs: list[View] = []
+    rest, start = [array for array in arrays if 0 not in array[2]], 0
+    for space in program.output_spaces:
+        address, dtype, shape, _ = rest[0]
+        room = shape[0] if shape else 1
+        size = sizes.get(space, room)
+        outputs.append((address + start * SIZES[dtype], dtype, *(((size,), (1,)) if space != "batch" else ((), ()))))
+        start += size
+        if start == room:
+            rest, start = rest[1:], 0
+    return outputs
 
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Recorded]]:
-    """Notes every run of an objective's programs."""
+    """Notes every run of an objective's programs, all of which go the general way."""
     log: list[Recorded] = []
     run = Call._run
 
@@ -107,7 +127,7 @@ def recording() -> Iterator[list[Recorded]]:
         watched.program = _Recording(step.program, log)  # type: ignore[assignment]
         run(self, watched, *arguments)
 
-    with mock.patch.object(Call, "_run", recorded):
+    with mock.patch.object(Call, "_run", recorded), mock.patch.object(plan_room, "bind_plain", lambda *arguments: None):
         yield log
 
 

@@ -11,7 +11,7 @@ Offsets that decrease or leave the array are bent on the device so that nothing 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,8 @@ from .._cuda import prepare
 from ..tracing.kinds import BATCH, Kind, pair_space
 from .arrays import TorchArrays
 from .call import Call
-from .layout import Arranger, Layout
-from .traced import UPSTREAM_LOSS, UPSTREAM_LOSSES, Step, Traced
+from .layout import Arranger, Layout, one_to_one
+from .traced import Step, Traced
 
 # A column or output: its memory, or that and the indices of its elements.
 Taken = View | tuple[View, View]
@@ -48,7 +48,11 @@ class DeviceArrays(TorchArrays):
 
     def empty(self, size: int, dtype: torch.dtype) -> torch.Tensor:
         """Return a tensor of one dimension: zeros where a kernel may leave elements out."""
-        return self._make(size, dtype=dtype, device=self.device)
+        return self.buffer((size,), dtype)
+
+    def buffer(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor of this shape: zeros where a kernel may leave elements out."""
+        return self._make(shape, dtype=dtype, device=self.device)
 
     def scalar(self, dtype: torch.dtype) -> torch.Tensor:
         """Return an uninitialised tensor of no dimension."""
@@ -95,48 +99,60 @@ def run_program(launch: Launch) -> None:
 class DeviceCall(Call):
     """A call whose columns lie on a device."""
 
-    def _run(self, step: Step, columns: Mapping[str, Any], outputs: list[Any]) -> None:
-        arrays: DeviceArrays = self.arrays  # type: ignore[assignment]
-        kept = [arrays.readable(columns[name].to(arrays.device)) for name in step.columns]
-        taken = []
-        for position, name in enumerate(step.columns):
-            space = self._space(name)
-            kept[position] = kept[position].reshape(() if space == BATCH else -1)
-            taken.append(self._taken(view(kept[position]), space))
-        layout = self.layout
-        offsets = [self.count] * len(step.spaces) if layout is None else [self._cut(space) for space in step.spaces]
-        counts = {} if layout is None else layout.counts
-        numbers = [self.numbers[name] for name in step.parameters]
-        run_program(Launch(step.program, taken, numbers, offsets, counts, outputs, arrays.device))
+    arrays: DeviceArrays
 
-    def _space(self, name: str) -> str:
-        return {UPSTREAM_LOSS: BATCH, UPSTREAM_LOSSES: self.traced.kind.item}.get(name) or self.traced.columns[name]
+    def _run(
+        self, step: Step, columns: Mapping[str, Any], results: Sequence[Any], wrt: tuple[str, ...], gradients: list[Any]
+    ) -> None:
+        kept = [self.arrays.readable(columns[name].to(self.arrays.device)) for name in step.columns]
+        outputs = self._one_by_one(results, step.program.output_spaces[: len(step.program.output_spaces) - len(wrt)])
+        outputs += [
+            self._taken(gradient, self.traced.columns[name]) for name, gradient in zip(wrt, gradients, strict=True)
+        ]
+        run_program(
+            Launch(
+                step.program,
+                [self._taken(column, self._space(name)) for name, column in zip(step.columns, kept, strict=True)],
+                [self.numbers[name] for name in step.parameters],
+                [self._cut(space) for space in step.spaces],
+                self.layout.counts,
+                outputs,
+                self.arrays.device,
+            )
+        )
 
-    def _taken(self, memory: View, space: str) -> Taken:
-        take = None if self.layout is None else self.layout.take.get(space)
+    def _taken(self, array: torch.Tensor, space: str) -> Taken:
+        memory = view(array.reshape(() if space == BATCH else -1))
+        take = self.layout.take.get(space)
         if take is not None:
             return memory, view(take)  # type: ignore[arg-type]
-        count = self._size(space)
+        count = self.layout.counts[space]
         address, dtype, shape, strides = memory
         return memory if space == BATCH or shape[0] <= count else (address, dtype, (count,), strides)
 
+    def _one_by_one(self, arrays: Sequence[torch.Tensor], spaces: Sequence[str]) -> list[Taken]:
+        """Return the memory of outputs that fill the arrays in order, one behind the other."""
+        outputs: list[Taken] = []
+        rest, start = [array for array in arrays if array.numel()], 0
+        for space in spaces:
+            size = self.layout.counts[space]
+            if rest and start == rest[0].numel() and size:
+                rest, start = rest[1:], 0
+            array = rest[0] if rest else arrays[0]
+            address, dtype, _, _ = view(array)
+            shape, strides = ((), ()) if space == BATCH else ((size,), (1,))
+            outputs.append((address + start * array.element_size(), dtype, shape, strides))
+            start += size
+        return outputs
+
     def _cut(self, space: str) -> Any:
-        assert self.layout is not None
         offsets = self.layout.offsets.get(space)
         return self.layout.counts[space] if offsets is None else view(offsets)  # type: ignore[arg-type]
 
-    def _add_gradients(self, outputs: list[Any], wrt: tuple[str, ...]) -> list[Any]:
-        """Add gradients in their columns' own order: elements that are not taken are zero."""
-        if self.layout is None:
-            return super()._add_gradients(outputs, wrt)
-        buffers = []
-        for name in wrt:
-            column, space = self.columns[name], self.traced.columns[name]
-            dtype = column.dtype if column.dtype in (torch.float32, torch.float64) else torch.float32
-            buffer = torch.zeros(column.shape, dtype=dtype, device=self.arrays.device)  # type: ignore[attr-defined]
-            outputs.append(self._taken(view(buffer.reshape(() if space == BATCH else -1)), space))
-            buffers.append(buffer)
-        return buffers
+    def _gradient_buffers(self, wrt: tuple[str, ...]) -> list[Any]:
+        """Return gradients in their columns' own order: elements that are not taken are zero."""
+        columns = [self.columns[name] for name in wrt]
+        return [self.arrays.buffer(column.shape, self._gradient_dtype(column)) for column in columns]
 
     def _unpacked(self, wrt: tuple[str, ...], buffers: list[Any]) -> list[Any]:
         return buffers
@@ -169,9 +185,10 @@ def bind_on_device(
     arrays = DeviceArrays(device, zeroed=not plain)
     dtype = arrays.result_dtype(list(columns.values()))
     if plain:
-        return DeviceCall(traced, numbers, columns, arrays, None, shapes.pop()[0], dtype)
-    layout = _arrange(traced.kind, traced.columns, arguments, arrays, grouped)
-    return DeviceCall(traced, numbers, columns, arrays, layout, layout.counts[traced.kind.item], dtype)
+        layout = one_to_one(traced.trace.spaces, shapes.pop()[0])
+    else:
+        layout = _arrange(traced.kind, traced.columns, arguments, arrays, grouped)
+    return DeviceCall(traced, numbers, columns, arrays, layout, dtype)
 
 
 def _arrange(

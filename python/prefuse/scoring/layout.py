@@ -8,7 +8,7 @@ take (None: all, in order).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,12 @@ class Layout:
     offsets: dict[str, Index] = field(default_factory=dict)
     take: dict[str, Index] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=lambda: {BATCH: ()})
+
+
+def one_to_one(spaces: Iterable[str], count: int) -> Layout:
+    """Return the layout of columns that all have one value per item, or one for the batch."""
+    counts, shapes = dict.fromkeys(spaces, count), dict.fromkeys(spaces, (count,))
+    return Layout(counts | {BATCH: 1}, shapes=shapes | {BATCH: ()})
 
 
 def arrange(
