@@ -2,8 +2,8 @@
 
 from unittest import mock
 
-import examples
 import pytest
+import sample_objectives
 import test_operators
 import torch
 import worlds
@@ -26,14 +26,14 @@ def test_tokens(case, padded):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_pairs(dtype):
-    columns = examples.pair_columns(dtype=dtype)
-    expected = examples.dpo(**columns)
+    columns = sample_objectives.pair_columns(dtype=dtype)
+    expected = sample_objectives.dpo(**columns)
     expected.loss.backward()
     other = {name: column.detach().clone().requires_grad_(column.requires_grad) for name, column in columns.items()}
     with emulated.device() as runs:
-        score = examples.dpo(**other)
+        score = sample_objectives.dpo(**other)
         score.loss.backward()
-        both = examples.dpo.value_and_grad(**other)
+        both = sample_objectives.dpo.value_and_grad(**other)
     assert runs == [1, 1]
     assert score.metrics == pytest.approx(expected.metrics)
     torch.testing.assert_close(score.losses, expected.losses)
@@ -45,11 +45,11 @@ def test_pairs(dtype):
 
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_gradients_of_losses(reduction):
-    columns = examples.pair_columns()
+    columns = sample_objectives.pair_columns()
     weights = torch.linspace(0.5, 1.5, 6, dtype=torch.float64)
 
     def gradients():
-        score = examples.plain_dpo(**columns, reduction=reduction)
+        score = sample_objectives.plain_dpo(**columns, reduction=reduction)
         total = (score.losses * weights).sum() + (score.loss if reduction == "sum" else 0.0)
         return torch.autograd.grad(total, [column for column in columns.values() if column.requires_grad])
 
@@ -132,7 +132,7 @@ def test_wrong_shapes_are_refused():
         with pytest.raises(ValueError, match=r"rejected_cu_seqlens: expected integers of shape \[4\]"):
             from_tokens(**{**columns, "rejected_cu_seqlens": torch.tensor([0, 9])})
         with pytest.raises(ValueError, match="rejected_logps"):
-            objectives.dpo(**{**examples.pair_columns(), "rejected_logps": torch.zeros(5)})
+            objectives.dpo(**{**sample_objectives.pair_columns(), "rejected_logps": torch.zeros(5)})
 
 
 def test_debugging_looks_at_offsets(monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from examples import dpo, pair_columns, regression, simpo
+from sample_objectives import dpo, pair_columns, regression, simpo
 
 from prefuse import _prefuse
 from prefuse.language import log_sigmoid, pair_objective
