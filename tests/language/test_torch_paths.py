@@ -38,6 +38,18 @@ def test_compiles_to_one_graph():
     close(torch.autograd.grad(mine, leaves), torch.autograd.grad(theirs, leaves))
 
 
+def test_compiled_objective_without_hyper_parameters():
+    @pair_objective
+    def no_hyper_parameters(pair):
+        return (pair.chosen.logp - pair.rejected.logp) ** 2
+
+    def gradient(step):
+        chosen, rejected = torch.arange(3.0, requires_grad=True), torch.ones(3)
+        return torch.autograd.grad(step(chosen_logps=chosen, rejected_logps=rejected).loss, chosen)[0]
+
+    close(gradient(torch.compile(no_hyper_parameters, fullgraph=True, backend="aot_eager")), gradient(no_hyper_parameters))
+
+
 def test_compiled_score_leaves_the_graph():
     bound = dpo(beta=0.5)
 
