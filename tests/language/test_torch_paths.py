@@ -7,7 +7,7 @@ from examples import dpo, listwise, margins, packed, pair_columns, policy_gradie
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from prefuse.language import from_torch
+from prefuse.language import from_torch, pair_objective
 from prefuse.scoring import operator
 
 close = torch.testing.assert_close
