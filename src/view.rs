@@ -123,7 +123,7 @@ impl View {
                 view.shape, view.strides
             )));
         }
-        if address == 0 && view.len() > 0 {
+        if address == 0 && !view.is_empty() {
             return Err(ArgumentError::Value(format!(
                 "{argument}: null address for shape {:?}",
                 view.shape
@@ -167,6 +167,15 @@ impl View {
             expected *= size as isize;
         }
         true
+    }
+
+    /// Whether elements of equal index stand at equal offsets in both, which are of the same shape.
+    pub fn steps_like(&self, other: &View) -> bool {
+        let strides = self.strides.iter().zip(&other.strides);
+        self.shape
+            .iter()
+            .zip(strides)
+            .all(|(&size, (own, others))| size <= 1 || own == others)
     }
 
     /// Whether no two elements share memory. Sufficient, not necessary: interleaved layouts that happen not to collide are refused.
@@ -287,6 +296,8 @@ mod tests {
         assert!(view(&[2, 3], &[-3, 1]).is_disjoint());
         assert!(!view(&[2, 3], &[0, 1]).is_disjoint());
         assert!(!view(&[2, 3], &[2, 1]).is_disjoint());
+        assert!(view(&[1, 3], &[9, 1]).steps_like(&view(&[1, 3], &[3, 1])));
+        assert!(!view(&[2, 3], &[9, 1]).steps_like(&view(&[2, 3], &[3, 1])));
     }
 
     #[test]

@@ -4,7 +4,7 @@ A `View` is `(address of element 0, dtype, shape, strides in elements)`; whoever
 the call returns. dtypes: "f16" "bf16" "f32" "f64" "i64" "bool".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 __version__: str
@@ -195,19 +195,74 @@ class Program:
 
     def run(
         self,
-        columns: Sequence[View],
+        columns: list[Any],
         parameters: Sequence[float],
-        offsets: Sequence[View | int],
-        outputs: Sequence[View],
+        offsets: list[View | int],
+        outputs: list[Any],
         threads: int,
     ) -> None:
         """Computes the outputs and writes them, after every column has been read.
 
-        Columns: any dtype and stride, one dimension (at "batch": none, or one of length 1); outputs likewise, f32 or
-        f64. `offsets[k]` says how `spaces[k]` is cut by its parent: an i64 view of offsets, one more than the parent
+        Columns: views or unconsumed DLPack capsules, any dtype and stride, one dimension (at "batch": none, or one of
+        length 1). Outputs: likewise, f32 or f64, filled in order: one array may hold several outputs one behind the
+        other. `offsets[k]` says how `spaces[k]` is cut by its parent: an i64 view of offsets, one more than the parent
         has elements; or a number of elements, if the parent is "batch" or has as many (one each).
         Raises ValueError naming the column, output or space that does not fit.
         """
+
+    def cuda_sources(
+        self, columns: Sequence[tuple[str, bool]], outputs: Sequence[tuple[str, bool]], one_block: bool
+    ) -> list[tuple[str, str]]:
+        """The CUDA C++ that follows `kernels/objective.cuh`: (entry point, text) of each kernel.
+
+        Columns and outputs are given as (dtype, whether their elements are taken by index). `one_block`: one kernel
+        that is one launch, else the kernels of a chain of launches.
+        """
+
+    def cuda_compile(
+        self,
+        columns: Sequence[tuple[str, bool]],
+        outputs: Sequence[tuple[str, bool]],
+        one_block: bool,
+        architecture: int,
+    ) -> list[tuple[str, bytes, str]]:
+        """(entry point, machine code, compiler's log) of the same kernels for sm_`architecture`."""
+
+    def cuda_workspace(self, offsets: Sequence[View | int], counts: Mapping[str, int]) -> int:
+        """Bytes of workspace that `cuda_launch` needs."""
+
+    def cuda_launch(
+        self,
+        columns: Sequence[View | tuple[View, View]],
+        parameters: Sequence[float],
+        offsets: Sequence[View | int],
+        counts: Mapping[str, int],
+        outputs: Sequence[View | tuple[View, View]],
+        workspace: int,
+        device: int,
+        stream: int,
+    ) -> None:
+        """Queues what `run` does on a stream of a device, whose memory the views describe. Does not wait.
+
+        Two views: the elements of the first are taken (or written) at the indices in the second, a contiguous i64
+        vector. `offsets[k]` may also be a number of elements that is a multiple of the parent's: equally many each.
+        `counts` has, for each space that is cut by a view of offsets and for each pair space below one, an upper bound
+        of the number of elements: the length that its columns must have; only the device looks at offsets. Outputs
+        overlap neither columns nor each other. Up to some thousands of elements it is one launch.
+        Raises ValueError naming what does not fit; RuntimeError where CUDA is missing or fails.
+        """
+
+    def cuda_plan(
+        self,
+        columns: Sequence[View | tuple[View, View]],
+        parameters: Sequence[float],
+        offsets: Sequence[View | int],
+        counts: Mapping[str, int],
+        outputs: Sequence[View | tuple[View, View]],
+        workspace: int,
+        one_block: bool | None = None,
+    ) -> list[dict[str, Any]]:
+        """The launches of the same call as data (as the other `cuda_plan_*`); `one_block` forces either way."""
 
 # CUDA. Addresses are of device memory; `stream` is the raw handle; work is queued, nothing waits for it.
 
@@ -275,7 +330,7 @@ def cuda_cache_directory() -> str:
     """The directory of compiled kernels; a RuntimeError that says why none is used."""
 
 def cuda_compile(kernel: str, defines: list[tuple[str, str]], architecture: int, cached: bool) -> tuple[bytes, str]:
-    """(machine code, compiler log) of a kernel for sm_`architecture`; with `cached`, from the cache and an empty log."""
+    """(machine code, compiler log) of a kernel for sm_`architecture`; with `cached`, from the cache, the log empty."""
 
 def cuda_plan_rows_forward(
     logits: View,

@@ -28,13 +28,14 @@ STATISTICS = (
 REFERENCE_STATISTICS = frozenset({"ref_logp", "ref_lse", "kl", "rkl"})
 
 BACKWARD_NEEDS = {
-    "logp": ("lse",),
-    "lse": ("lse",),
-    "entropy": ("lse", "entropy"),
-    "kl": ("lse", "ref_lse", "kl"),
-    "rkl": ("lse", "ref_lse"),
+    "logp": ("lse", "logp"),
+    "lse": ("lse", "logp"),
+    "entropy": ("lse", "logp", "entropy"),
+    "kl": ("lse", "logp", "ref_lse", "ref_logp", "kl"),
+    "rkl": ("lse", "logp", "ref_lse", "ref_logp"),
 }
-"""Statistics with a gradient, and what of the forward pass that gradient reads."""
+"""Statistics with a gradient, and what of the forward pass that gradient reads; log-probabilities because the label's
+logit less its log-probability has more digits than a log-sum-exp far from 0."""
 
 MAX_K = 64
 

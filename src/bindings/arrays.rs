@@ -1,16 +1,21 @@
-//! One-dimensional `View` tuples, parsed straight into arrays: a program gets a dozen of them per call.
+//! One-dimensional arrays from Python, as `View` tuples or DLPack capsules: a program gets a dozen of them per call.
 
 use std::fmt::Display;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyString, PyTuple};
+use pyo3::types::{PyCapsule, PyList, PyString, PyTuple};
 
+use super::dlpack::array_in;
 use crate::segments::array::Array;
 use crate::view::Dtype;
 
-/// A `(address, dtype, shape, strides)` tuple with at most one dimension.
+/// An array of at most one dimension: a DLPack capsule, or a `(address, dtype, shape, strides)` tuple.
 pub fn array_of(argument: impl Display, view: &Bound<'_, PyAny>) -> PyResult<Array> {
+    if let Ok(capsule) = view.cast::<PyCapsule>() {
+        return array_in(capsule)
+            .map_err(|problem| PyValueError::new_err(format!("{argument}: {problem}")));
+    }
     let Some((address, dtype, dimension)) = parts_of(view)? else {
         return Err(PyTypeError::new_err(format!(
             "{argument}: expected a view (address, dtype, shape, strides) of at most one dimension, got {view}"
@@ -39,8 +44,8 @@ fn parts_of<'py>(view: &Bound<'py, PyAny>) -> PyResult<Option<Parts<'py>>> {
     }
     let address = parts.get_borrowed_item(0)?.extract();
     let dtype = parts.get_item(1)?.cast_into::<PyString>();
-    let shape = parts.get_item(2)?.cast_into::<PyTuple>();
-    let strides = parts.get_item(3)?.cast_into::<PyTuple>();
+    let (shape, strides) = (parts.get_borrowed_item(2)?, parts.get_borrowed_item(3)?);
+    let (shape, strides) = (shape.cast::<PyTuple>(), strides.cast::<PyTuple>());
     let (Ok(address), Ok(dtype), Ok(shape), Ok(strides)) = (address, dtype, shape, strides) else {
         return Ok(None);
     };
@@ -58,11 +63,11 @@ fn parts_of<'py>(view: &Bound<'py, PyAny>) -> PyResult<Option<Parts<'py>>> {
     }
 }
 
-/// A sequence of views; an error names the position.
-pub fn arrays_of(argument: &str, views: &Bound<'_, PyAny>) -> PyResult<Vec<Array>> {
+/// A list of views; an error names the position.
+pub fn arrays_of(argument: &str, views: &Bound<'_, PyList>) -> PyResult<Vec<Array>> {
     views
-        .try_iter()?
+        .iter()
         .enumerate()
-        .map(|(index, view)| array_of(format_args!("{argument}[{index}]"), &view?))
+        .map(|(index, view)| array_of(format_args!("{argument}[{index}]"), &view))
         .collect()
 }

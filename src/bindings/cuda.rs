@@ -16,7 +16,12 @@ impl From<CudaError> for PyErr {
 }
 
 /// Runs launches on a stream of a device; the GIL is not held, since the first use of a kernel compiles it.
-fn run(py: Python<'_>, device: i32, stream: usize, launches: Vec<Launch>) -> PyResult<()> {
+pub(super) fn run(
+    py: Python<'_>,
+    device: i32,
+    stream: usize,
+    launches: Vec<Launch>,
+) -> PyResult<()> {
     // SAFETY: the Python half takes the addresses from tensors of this device and launches on the stream that PyTorch's allocator
     // orders their memory by.
     py.detach(|| unsafe { cuda::launch(Device::get(device)?, stream, &launches) })?;
@@ -259,7 +264,10 @@ fn program(kernel: &str, defines: &[(String, String)]) -> PyResult<Program> {
 }
 
 /// What a launch would run, as a dictionary: kernel, sources [(name, text)], defines [(name, value)], grid, block, argument (bytes).
-fn described<'py>(py: Python<'py>, launches: Vec<Launch>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+pub(super) fn described<'py>(
+    py: Python<'py>,
+    launches: Vec<Launch>,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
     launches
         .into_iter()
         .map(|launch| {

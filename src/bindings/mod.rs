@@ -1,7 +1,9 @@
 //! What Python sees: arguments checked, buffers borrowed, the GIL released, errors mapped; no arithmetic.
 
 mod arrays;
+mod codegen;
 mod cuda;
+mod dlpack;
 mod objective;
 mod rows;
 mod segments;

@@ -1,13 +1,15 @@
 //! Bindings of the `objective` room.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyInt};
+use pyo3::types::{PyBytes, PyDict, PyInt, PyList};
 
 use super::arrays::{array_of, arrays_of};
+use super::codegen::{self, DeviceColumn, DeviceOffsets};
+use crate::objective::codegen::Generated;
 use crate::objective::eval::{Cut, Run};
 use crate::objective::ops::{BinaryOp, End, ReduceOp, Side, UnaryOp};
 use crate::objective::{self, GraphError, Id};
@@ -229,7 +231,10 @@ impl Graph {
         let graph = self.lock();
         let outputs = check_all(&graph, &outputs)?;
         let inner = graph.compile(&outputs)?;
-        Ok(Program { inner })
+        Ok(Program {
+            inner,
+            generated: OnceLock::new(),
+        })
     }
 
     fn columns_of(&self, outputs: Vec<i64>) -> PyResult<Vec<Id>> {
@@ -246,8 +251,10 @@ impl Graph {
 
 /// A compiled set of outputs.
 #[pyclass(frozen, module = "prefuse._prefuse")]
-struct Program {
-    inner: objective::Program,
+pub(super) struct Program {
+    pub(super) inner: objective::Program,
+    /// The same as CUDA C++, once somebody has asked.
+    pub(super) generated: OnceLock<Generated>,
 }
 
 #[pymethods]
@@ -293,18 +300,18 @@ impl Program {
     fn run(
         &self,
         py: Python<'_>,
-        columns: &Bound<'_, PyAny>,
+        columns: &Bound<'_, PyList>,
         parameters: Vec<f64>,
-        offsets: &Bound<'_, PyAny>,
-        outputs: &Bound<'_, PyAny>,
+        offsets: &Bound<'_, PyList>,
+        outputs: &Bound<'_, PyList>,
         threads: usize,
     ) -> PyResult<()> {
         let columns = arrays_of("columns", columns)?;
         let outputs = arrays_of("outputs", outputs)?;
         let cuts = offsets
-            .try_iter()?
+            .iter()
             .enumerate()
-            .map(|(index, cut)| cut_of(index, &cut?))
+            .map(|(index, cut)| cut_of(index, &cut))
             .collect::<PyResult<Vec<Cut>>>()?;
         let run = Run {
             columns: &columns,
@@ -319,6 +326,89 @@ impl Program {
             py.detach(|| self.inner.run(&run))?;
         }
         Ok(())
+    }
+
+    /// The CUDA C++ generated for columns and outputs of these types: (entry point, text).
+    fn cuda_sources(
+        &self,
+        columns: Vec<(String, bool)>,
+        outputs: Vec<(String, bool)>,
+        one_block: bool,
+    ) -> PyResult<Vec<(String, String)>> {
+        codegen::sources(self, &columns, &outputs, one_block)
+    }
+
+    /// (entry point, machine code, compiler log) of the same for sm_`architecture`.
+    fn cuda_compile<'py>(
+        &self,
+        py: Python<'py>,
+        columns: Vec<(String, bool)>,
+        outputs: Vec<(String, bool)>,
+        one_block: bool,
+        architecture: i32,
+    ) -> PyResult<Vec<(&'static str, Bound<'py, PyBytes>, String)>> {
+        codegen::compile(py, self, &columns, &outputs, one_block, architecture)
+    }
+
+    /// Bytes of workspace that a run on CUDA needs.
+    fn cuda_workspace(
+        &self,
+        offsets: Vec<DeviceOffsets>,
+        counts: HashMap<String, usize>,
+    ) -> PyResult<usize> {
+        codegen::workspace(self, offsets, &counts)
+    }
+
+    /// What a run on CUDA would launch.
+    #[allow(clippy::too_many_arguments)] // A call's arguments, grouped in `codegen` and nowhere else.
+    #[pyo3(signature = (columns, parameters, offsets, counts, outputs, workspace, one_block=None))]
+    fn cuda_plan<'py>(
+        &self,
+        py: Python<'py>,
+        columns: Vec<DeviceColumn>,
+        parameters: Vec<f64>,
+        offsets: Vec<DeviceOffsets>,
+        counts: HashMap<String, usize>,
+        outputs: Vec<DeviceColumn>,
+        workspace: usize,
+        one_block: Option<bool>,
+    ) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let call = codegen::PyCall {
+            columns,
+            parameters,
+            offsets,
+            counts,
+            outputs,
+            workspace,
+            one_block,
+        };
+        codegen::plan(py, self, call)
+    }
+
+    /// Queues a run on a stream of `device`.
+    #[allow(clippy::too_many_arguments)]
+    fn cuda_launch(
+        &self,
+        py: Python<'_>,
+        columns: Vec<DeviceColumn>,
+        parameters: Vec<f64>,
+        offsets: Vec<DeviceOffsets>,
+        counts: HashMap<String, usize>,
+        outputs: Vec<DeviceColumn>,
+        workspace: usize,
+        device: i32,
+        stream: usize,
+    ) -> PyResult<()> {
+        let call = codegen::PyCall {
+            columns,
+            parameters,
+            offsets,
+            counts,
+            outputs,
+            workspace,
+            one_block: None,
+        };
+        codegen::launch(py, self, call, device, stream)
     }
 
     fn __repr__(&self) -> String {

@@ -27,12 +27,24 @@ impl From<ArgumentError> for PyErr {
     }
 }
 
-pub(super) fn view(argument: &str, (address, dtype, shape, strides): PyView) -> Result<View, ArgumentError> {
+pub(super) fn view(
+    argument: &str,
+    (address, dtype, shape, strides): PyView,
+) -> Result<View, ArgumentError> {
     View::new(argument, address, &dtype, shape, strides)
 }
 
 pub(super) fn statistics(names: &[String]) -> Result<Vec<Stat>, ArgumentError> {
     names.iter().map(|name| Stat::from_name(name)).collect()
+}
+
+fn check_threads(threads: usize) -> Result<(), ArgumentError> {
+    if threads == 0 {
+        return Err(ArgumentError::Value(
+            "threads: 0, expected at least 1".into(),
+        ));
+    }
+    Ok(())
 }
 
 #[allow(clippy::too_many_arguments)] // The arguments of a call from Python, grouped here and nowhere else.
@@ -94,6 +106,7 @@ fn rows_forward(
         ignore_index,
     )?;
     let stats = statistics(&stats)?;
+    check_threads(threads)?;
     let out = view("out", out)?;
     // SAFETY: the Python half derives the views from arrays that it keeps alive during the call, `out` being writable.
     py.detach(|| unsafe { cpu::forward(&rows, &stats, k, &out, threads) })?;
@@ -132,6 +145,7 @@ fn rows_backward(
         ignore_index,
     )?;
     let stats = statistics(&stats)?;
+    check_threads(threads)?;
     let (grads, saved, gradient) = (
         view("grads", grads)?,
         view("saved", saved)?,

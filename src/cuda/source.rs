@@ -100,4 +100,5 @@ sources! {
     ROWS_COMBINE = "rows_combine.cu",
     ROWS_BACKWARD = "rows_backward.cu",
     SEGMENTS = "segments.cu",
+    OBJECTIVE = "objective.cuh",
 }

@@ -1,7 +1,7 @@
 //! Running a program on the CPU: the arrays are checked, the spaces measured, the instructions executed in order.
 
 use super::GraphError;
-use super::program::{Extent, Instruction, Program, Slot};
+use super::program::{Extent, Instruction, Operand, Program, Slot};
 use super::space::{BATCH, SpaceId};
 use super::step::{Argument, Block, Step, argument};
 use crate::segments::array::Array;
@@ -30,7 +30,7 @@ pub struct Run<'a> {
     pub parameters: &'a [f64],
     /// One cut per [`Program::spaces`].
     pub cuts: &'a [Cut],
-    /// One array per output.
+    /// Arrays that the outputs fill in order, one behind the other: one array for all, one for each, or between.
     pub outputs: &'a [Array],
     /// How many threads may work.
     pub threads: usize,
@@ -46,6 +46,8 @@ pub struct Scratch {
     cuts: Vec<Option<Segments>>,
     /// As [`Program::segmentations`].
     segmentations: Vec<Segments>,
+    /// Where the outputs that have elements go.
+    places: Vec<(Operand, Array)>,
 }
 
 impl Program {
@@ -75,7 +77,7 @@ impl Program {
         self.check_counts(run)?;
         self.measure(run, scratch)?;
         self.check_columns(run, scratch)?;
-        self.check_outputs(run, scratch)?;
+        self.place_outputs(run, scratch)?;
         scratch.slots.resize_with(self.slots, Vec::new);
         let mut rest = self.instructions.as_slice();
         while let Some(first) = rest.first() {
@@ -88,12 +90,12 @@ impl Program {
             }
             rest = &rest[together.max(1)..];
         }
-        for (&(operand, space), output) in self.outputs.iter().zip(run.outputs) {
+        for &(operand, place) in &scratch.places {
             match argument(operand, run, &scratch.slots) {
-                Argument::Vector(values) => output.write(values),
+                Argument::Vector(values) => place.write(values),
                 Argument::Scalar(value) => {
-                    debug_assert_eq!(scratch.lengths[space], 1);
-                    output.write(&[value]);
+                    debug_assert_eq!(place.len(), 1);
+                    place.write(&[value]);
                 }
             }
         }
@@ -110,7 +112,6 @@ impl Program {
             ("columns", run.columns.len(), self.columns.len()),
             ("parameters", run.parameters.len(), self.parameters.len()),
             ("offsets", run.cuts.len(), self.spaces.len()),
-            ("outputs", run.outputs.len(), self.outputs.len()),
         ];
         for (what, got, expected) in counts {
             if got != expected {
@@ -201,15 +202,41 @@ impl Program {
         Ok(())
     }
 
-    fn check_outputs(&self, run: &Run, scratch: &Scratch) -> Result<(), GraphError> {
-        for (index, (&(_, space), output)) in self.outputs.iter().zip(run.outputs).enumerate() {
-            if !matches!(output.dtype(), Dtype::F32 | Dtype::F64) {
+    /// Finds each output's elements in the arrays given.
+    fn place_outputs(&self, run: &Run, scratch: &mut Scratch) -> Result<(), GraphError> {
+        for (index, array) in run.outputs.iter().enumerate() {
+            if !matches!(array.dtype(), Dtype::F32 | Dtype::F64) {
                 return Err(GraphError(format!(
-                    "output {index}: expected dtype f32 or f64, got {}",
-                    output.dtype().name()
+                    "outputs[{index}]: expected dtype f32 or f64, got {}",
+                    array.dtype().name()
                 )));
             }
-            self.check_length(&format_args!("output {index}"), space, output, scratch)?;
+        }
+        scratch.places.clear();
+        let mut arrays = run.outputs.iter().filter(|array| !array.is_empty());
+        let (mut array, mut start) = (arrays.next(), 0);
+        for (index, &(operand, space)) in self.outputs.iter().enumerate() {
+            let length = scratch.lengths[space];
+            if length == 0 {
+                continue;
+            }
+            if array.is_some_and(|array| array.len() == start) {
+                (array, start) = (arrays.next(), 0);
+            }
+            let room = array.map_or(0, |array| array.len() - start);
+            let Some(array) = array.filter(|_| room >= length) else {
+                return Err(GraphError(format!(
+                    "output {index}: expected room for {length} values (one per element of '{}'), got {room}",
+                    self.space_name(space)
+                )));
+            };
+            scratch.places.push((operand, array.part(start, length)));
+            start += length;
+        }
+        let left =
+            array.map_or(0, |array| array.len() - start) + arrays.map(Array::len).sum::<usize>();
+        if left > 0 {
+            return Err(GraphError(format!("outputs: {left} values are not filled")));
         }
         Ok(())
     }

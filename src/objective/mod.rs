@@ -2,6 +2,7 @@
 //!
 //! The graph knows columns and index spaces; roles such as chosen and rejected are names to it.
 
+pub mod codegen;
 pub mod eval;
 pub mod expr;
 mod grad;

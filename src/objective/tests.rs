@@ -735,7 +735,7 @@ fn arrays_that_do_not_fit_are_refused_by_name() {
     );
     assert_eq!(
         attempt(&six, 4, &RESPONSES, &six).unwrap_err(),
-        "output 0: expected 4 values (one per element of 'group'), got 6"
+        "outputs: 2 values are not filled"
     );
     assert_eq!(
         attempt(&six, 3, &RESPONSES, &four).unwrap_err(),

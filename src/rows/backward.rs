@@ -54,7 +54,7 @@ pub unsafe fn backward(
     let large = gradient.len() * gradient.dtype.size() >= STREAM_FROM;
     let stream = large
         && gradient.address != rows.logits.address
-        && gradient.address % gradient.dtype.size() == 0;
+        && gradient.address.is_multiple_of(gradient.dtype.size());
     if stream {
         pages::prefer_huge(gradient);
     }
@@ -110,14 +110,33 @@ impl Tables<'_> {
         // SAFETY: tables are of shape [stats, rows].
         Some(unsafe { table.read_float(position * self.rows + row) })
     }
+}
 
-    /// The upstream gradient of a statistic, 0 if it has none.
-    ///
-    /// # Safety
-    /// The tables describe live memory; `row` is one of their rows.
-    unsafe fn upstream(&self, stat: Stat, row: usize) -> f64 {
-        // SAFETY: passed on to the caller.
-        unsafe { self.read(self.grads, stat, row) }.unwrap_or(0.0)
+/// The upstream gradients of the statistics of a row.
+struct Upstream {
+    logp: f64,
+    lse: f64,
+    entropy: f64,
+    kl: f64,
+    rkl: f64,
+}
+
+/// A product in which 0 stands for a term that is not there.
+fn times(coefficient: f64, value: f64) -> f64 {
+    if coefficient == 0.0 {
+        0.0
+    } else {
+        coefficient * value
+    }
+}
+
+impl Upstream {
+    /// dvalue/dz at the label, `constant` being that of the module's formula.
+    fn at_label(&self, constant: f64, log_p: f64, log_q: f64) -> f64 {
+        let rest =
+            constant + self.logp - times(self.entropy, log_p) + times(self.kl, log_p - log_q);
+        let own = -times(self.logp, log_p.exp_m1());
+        own + times(log_p.exp(), rest) - times(self.rkl, log_q.exp())
     }
 }
 
@@ -237,79 +256,85 @@ impl Backward<'_> {
         );
     }
 
+    /// The upstream gradients of a row; `None` where the row's gradient is 0 throughout.
+    fn upstream(&self, row: usize) -> Option<Upstream> {
+        let [logp, lse, entropy, kl, rkl] =
+            [Stat::Logp, Stat::Lse, Stat::Entropy, Stat::Kl, Stat::Rkl]
+                .map(|stat| self.read(self.tables.grads, stat, row).unwrap_or(0.0));
+        let is_dead = |lse| self.read(self.tables.saved, lse, row) == Some(f64::NEG_INFINITY);
+        let nothing = [logp, lse, entropy, kl, rkl]
+            .iter()
+            .all(|upstream| *upstream == 0.0);
+        if nothing || is_dead(Stat::Lse) {
+            return None;
+        }
+        // A reference row of nothing but -inf has rkl = 0, whatever the policy.
+        let rkl = if is_dead(Stat::RefLse) { 0.0 } else { rkl };
+        Some(Upstream {
+            logp,
+            lse,
+            entropy,
+            kl,
+            rkl,
+        })
+    }
+
+    /// An entry of one of the two tables.
+    fn read(&self, table: &View, stat: Stat, row: usize) -> Option<f64> {
+        // SAFETY: `row` is one of the rows, and the promise of `backward` covers the tables.
+        unsafe { self.tables.read(table, stat, row) }
+    }
+
     /// The coefficients of a row; `None` where the gradient is 0 throughout.
     ///
     /// # Safety
     /// As for [`Backward::run`].
     unsafe fn row_gradient<R: Real>(&self, row: &LiveRow) -> Option<RowGradient> {
-        // SAFETY: passed on to the caller.
-        let upstream = |stat| unsafe { self.tables.upstream(stat, row.index) };
-        // SAFETY: as above.
-        let saved = |stat| unsafe { self.tables.read(self.tables.saved, stat, row.index) };
-        let [logp, lse, entropy, kl, rkl] =
-            [Stat::Logp, Stat::Lse, Stat::Entropy, Stat::Kl, Stat::Rkl].map(upstream);
-        if [logp, lse, entropy, kl, rkl]
-            .iter()
-            .all(|upstream| *upstream == 0.0)
-            || saved(Stat::Lse) == Some(f64::NEG_INFINITY)
-        {
-            return None;
-        }
-        // A reference row of nothing but -inf has rkl = 0, whatever the policy.
-        let rkl = if saved(Stat::RefLse) == Some(f64::NEG_INFINITY) {
-            0.0
-        } else {
-            rkl
-        };
-        let times = |upstream: f64, stat| {
-            if upstream == 0.0 {
-                0.0
-            } else {
-                upstream * saved(stat).unwrap_or(f64::NAN)
-            }
-        };
-        let constant = lse - logp - times(entropy, Stat::Entropy) - times(kl, Stat::Kl) + rkl;
+        let upstream = self.upstream(row.index)?;
         let transform = Transform::of(self.rows, row);
         let unit = self.rows.scale / row.temperature;
+        let times_saved = |upstream: f64, stat| {
+            times(
+                upstream,
+                self.read(self.tables.saved, stat, row.index)
+                    .unwrap_or(f64::NAN),
+            )
+        };
+        let constant = upstream.lse - upstream.logp + upstream.rkl
+            - times_saved(upstream.entropy, Stat::Entropy)
+            - times_saved(upstream.kl, Stat::Kl);
 
-        // SAFETY: the label is within the row, and the caller vouches for the memory.
-        let label = |view: &View| unsafe { read_element(view, row.index, row.label) };
-        let x = label(&self.rows.logits);
-        let z = transform.apply::<R>(x);
-        let policy = self.log_sum(Stat::Lse, Stat::Logp, row.index, z);
-        let (w, reference) = match &self.rows.reference {
-            Some(view) if kl != 0.0 || rkl != 0.0 => {
-                let w = transform.apply::<R>(label(view));
+        let at_label = |view: &View| {
+            // SAFETY: the label is within the row, and the caller vouches for the memory.
+            transform.apply::<R>(self.level, unsafe {
+                read_element(view, row.index, row.label)
+            })
+        };
+        let (z, slope) = at_label(&self.rows.logits);
+        let lse = self.log_sum(Stat::Lse, Stat::Logp, row.index, z);
+        let (w, ref_lse) = match &self.rows.reference {
+            Some(view) if upstream.kl != 0.0 || upstream.rkl != 0.0 => {
+                let (w, _) = at_label(view);
                 (w, self.log_sum(Stat::RefLse, Stat::RefLogp, row.index, w))
             }
             _ => (0.0, 0.0),
         };
-        let (log_p, log_q) = (z - policy, w - reference);
-        let p = log_p.exp();
-        let mut at_label =
-            -logp * log_p.exp_m1() - if rkl == 0.0 { 0.0 } else { rkl * log_q.exp() };
-        if p != 0.0 {
-            let divergence = if kl == 0.0 { 0.0 } else { kl * (log_p - log_q) };
-            at_label += p * (constant + logp - entropy * log_p + divergence);
-        }
         Some(RowGradient {
             transform,
-            lse: policy,
-            ref_lse: reference,
+            lse,
+            ref_lse,
             constant: unit * constant,
-            slope: -unit * entropy,
-            kl: unit * kl,
-            rkl: unit * rkl,
-            label: unit * at_label * transform.slope::<R>(x),
+            slope: -unit * upstream.entropy,
+            kl: unit * upstream.kl,
+            rkl: unit * upstream.rkl,
+            label: unit * slope * upstream.at_label(constant, z - lse, w - ref_lse),
         })
     }
 
     /// `lse` of a row. Where the label's log-probability has been saved as well, lse = z − logp may be known to more digits
     /// than the saved one has: rounding that to f32 costs 5e-4 at 1e4.
     fn log_sum(&self, lse: Stat, log_p: Stat, row: usize, z: f64) -> f64 {
-        // SAFETY: `row` is one of the rows, and the promise of `backward` covers the tables.
-        let [lse, log_p] =
-            [lse, log_p].map(|stat| unsafe { self.tables.read(self.tables.saved, stat, row) });
+        let [lse, log_p] = [lse, log_p].map(|stat| self.read(self.tables.saved, stat, row));
         match (lse, log_p) {
             (Some(lse), Some(log_p)) if log_p.abs() < lse.abs() => z - log_p,
             (lse, _) => lse.unwrap_or(f64::NAN),

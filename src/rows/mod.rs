@@ -20,7 +20,8 @@
 //!
 //! Special rows. An ignored row (mask false, label = ignore index) is never read; values and gradient are 0. A logit of
 //! −inf has p = 0 and takes no part. In a row of nothing but −inf every p is 0: `lse` and `log_sum_sq` are −inf, `logp` is
-//! −inf, sums of p are 0, the gradient is 0. A NaN or +inf logit makes every value of its row NaN.
+//! −inf, sums of p are 0, the gradient is 0. A NaN or +inf logit makes every value that is computed from its row NaN.
+//! Where `kl` is +inf (q_j = 0 < p_j) it has no gradient: that of its row is NaN, unless the upstream gradient is 0.
 
 pub mod backward;
 mod chunk;
@@ -30,6 +31,8 @@ pub mod cuda;
 mod exp;
 mod pages;
 pub mod simd;
+#[cfg(test)]
+mod tests;
 mod topk;
 
 use crate::view::{ArgumentError, Dtype, View};
@@ -308,9 +311,23 @@ impl Rows {
         Ok(())
     }
 
+    /// Checks that no statistic is named twice: of two upstream gradients one would be lost.
+    fn check_distinct(stats: &[Stat]) -> Result<(), ArgumentError> {
+        for (position, stat) in stats.iter().enumerate() {
+            if stats[..position].contains(stat) {
+                return Err(ArgumentError::Value(format!(
+                    "stats: {:?} twice, expected distinct names",
+                    stat.name()
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks a request for the values of `stats`.
     fn check_forward(&self, stats: &[Stat], k: usize, out: &View) -> Result<(), ArgumentError> {
         self.check()?;
+        Rows::check_distinct(stats)?;
         if let (Some(stat), None) = (
             stats.iter().find(|stat| stat.needs_reference()),
             &self.reference,
@@ -337,6 +354,7 @@ impl Rows {
         gradient: &View,
     ) -> Result<(), ArgumentError> {
         self.check()?;
+        Rows::check_distinct(stats)?;
         for stat in stats.iter().filter(|stat| stat.has_gradient()) {
             if let Some(missing) = stat
                 .gradient_needs()
@@ -370,6 +388,12 @@ impl Rows {
                 "gradient: dtype {}, expected {}, that of logits",
                 gradient.dtype.name(),
                 self.logits.dtype.name()
+            )));
+        }
+        if gradient.address == self.logits.address && !gradient.steps_like(&self.logits) {
+            return Err(ArgumentError::Value(format!(
+                "gradient: strides {:?} over the memory of logits with strides {:?}, expected the same",
+                gradient.strides, self.logits.strides
             )));
         }
         if !gradient.is_disjoint() {

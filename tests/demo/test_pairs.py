@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from prefuse.demo.pairs import Documented, make_pairs, split_by_module, stdlib_functions
+from prefuse.demo.pairs import Documented, make_pairs, split, stdlib_functions
 
 
 def test_functions_are_found_wherever_they_stand(library):
@@ -61,8 +61,10 @@ def test_too_few_functions():
         make_pairs(documented(1), seed=0)
 
 
-def test_no_module_on_both_sides():
-    training, unseen = split_by_module(documented(400), 0.3)
-    assert {one.module for one in training}.isdisjoint(one.module for one in unseen)
-    assert len(training) + len(unseen) == 400
-    assert unseen
+def test_held_out_functions_are_not_trained_on():
+    functions = documented(400)
+    training, unseen, of_unseen_modules = split(functions, 0.3)
+    assert sorted(map(repr, training + unseen + of_unseen_modules)) == sorted(map(repr, functions))
+    assert {one.module for one in of_unseen_modules}.isdisjoint(one.module for one in training + unseen)
+    assert {one.module for one in unseen} <= {one.module for one in training}
+    assert min(len(training), len(unseen), len(of_unseen_modules)) > 40

@@ -122,7 +122,11 @@ static int meet(Meeting& m, unsigned size, int line) {
     return slot;
 }
 
-void barrier(int line) { meet(block, block_size.x, line); }
+void barrier(int line) {
+    // Behind a barrier a block sees what its own threads wrote; of other blocks' writes it must know nothing.
+    if (grid_size.x == 1 && block.arrived + 1 == block_size.x) writers.clear();
+    meet(block, block_size.x, line);
+}
 
 const uint64_t* exchange(unsigned mask, uint64_t bits, int line) {
     if (mask != 0xffffffffu) complain("collective of a part of a warp");

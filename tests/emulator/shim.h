@@ -51,6 +51,8 @@ static unsigned ballot(unsigned mask, bool vote, int line) {
 #define __device__
 #define __global__
 #define __launch_bounds__(...)
+#define __grid_constant__
+#define __noinline__
 #define __shared__ static __attribute__((section("emulated_shared")))
 #define inline static  // so that shared arrays in functions get a plain section
 
@@ -61,6 +63,8 @@ static unsigned ballot(unsigned mask, bool vote, int line) {
 
 #define __ldcs emulator::load
 #define __stcs(p, v) emulator::store(p, v)
+#define __ldcg emulator::load
+#define __stcg(p, v) emulator::store(p, v)
 #define __syncthreads() emulator::barrier(__LINE__)
 #define __shfl_sync(mask, v, from) emulator::shuffle(mask, v, from, __LINE__)
 #define __shfl_xor_sync(mask, v, d) emulator::shuffle(mask, v, int(threadIdx.x % 32) ^ (d), __LINE__)

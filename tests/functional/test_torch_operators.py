@@ -39,7 +39,7 @@ def operator_arguments(requires_grad, temperatures=False, reference=False, mask=
         1.0,
         0.0,
         -100,
-        "logp,lse,entropy" + (",ref_lse,kl" if reference else ""),
+        "logp,lse,entropy" + (",ref_lse,ref_logp,kl" if reference else ""),
         5,
         False,
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from examples import (
+from sample_objectives import (
     dpo,
     listwise,
     margins,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from examples import dpo, listwise, pair_columns, policy_gradient, regression, sft, simpo, tokens
+from sample_objectives import dpo, listwise, pair_columns, policy_gradient, regression, sft, simpo, tokens
 
 from prefuse.language import (
     LanguageError,

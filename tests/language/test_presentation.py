@@ -4,7 +4,7 @@ import inspect
 import pydoc
 
 import pytest
-from examples import dpo, listwise, plain_dpo, policy_gradient, regression, simpo
+from sample_objectives import dpo, listwise, plain_dpo, policy_gradient, regression, simpo
 
 from prefuse.language import ColumnInfo, find, pair_objective, register
 

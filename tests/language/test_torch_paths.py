@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from examples import dpo, listwise, margins, packed, pair_columns, policy_gradient, regression, simpo, tokens
+from sample_objectives import dpo, listwise, margins, packed, pair_columns, policy_gradient, regression, simpo, tokens
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 

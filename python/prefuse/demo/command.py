@@ -78,7 +78,7 @@ def _run(objective: language.Objective, options: argparse.Namespace) -> int:
     minutes = (time.perf_counter() - start) / _MINUTE
     console.print(f"{minutes:.1f} min; figures in {options.out / 'demo.json'}, plot in {options.out / 'demo.png'}")
     judged = options.objective == _DEFAULT_OBJECTIVE
-    return 1 if judged and not report.well_above_chance(outcome.after) else 0
+    return 1 if judged and not report.well_above_chance(outcome) else 0
 
 
 def _hyper(assignments: list[str]) -> dict[str, Any]:

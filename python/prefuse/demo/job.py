@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -15,7 +15,7 @@ from prefuse.language import Objective
 from .batches import Batch, encode, endless, in_order
 from .evaluate import HeldOut, held_out
 from .model import small_model
-from .pairs import Documented, make_pairs, split_by_module, stdlib_functions
+from .pairs import Documented, Split, make_pairs, split, stdlib_functions
 from .progress import Display
 from .scored import roles_of
 from .tokens import Tokenizer
@@ -40,29 +40,32 @@ class Settings:
         sft_rate: highest learning rate of supervised training.
         rate: highest learning rate of preference training.
         renamed: share of training pairs in which words are replaced (see `batches.endless`).
-        held_out: share of modules kept from training.
+        held_out: share of modules kept from training, and of the functions of all others.
         sources: folder of the standard library; None is this interpreter's.
     """
 
     seed: int = 0
-    steps: int = 300
-    sft_steps: int = 150
+    steps: int = 250
+    sft_steps: int = 700
     pairs: int = 32
     width: int = 128
     layers: int = 2
     sft_rate: float = 3e-3
-    rate: float = 2e-3
-    renamed: float = 0.5
-    held_out: float = 0.15
+    rate: float = 1e-3
+    renamed: float = 0.25
+    held_out: float = 0.1
     sources: Path | None = None
+
+
+FUNCTIONS = "functions"
+MODULES = "modules"
 
 
 @dataclass(frozen=True)
 class Data:
-    """The functions, split by module, and what reads them."""
+    """The functions, split, and what reads them."""
 
-    training: list[Documented]
-    unseen: list[Documented]
+    parts: Split
     tokenizer: Tokenizer
 
 
@@ -76,12 +79,11 @@ class Outcome:
         parameters: of the model.
         vocabulary: pieces the tokenizer knows.
         training_pairs: functions trained on.
-        modules: numbers of modules trained on and held out.
-        before: held-out figures after supervised training, before preference training.
-        after: held-out figures at the end.
+        training_modules: modules they are of.
         sft_losses: per step, in nats per token.
         history: per step of preference training.
-        on_the_way: held-out figures by step, the first and the last among them.
+        held_out: by step, from 0 (before preference training) to the last, the figures on pairs of held-out
+            `"functions"` (their modules have others that were trained on) and of held-out `"modules"`.
         seconds: by phase.
     """
 
@@ -90,13 +92,21 @@ class Outcome:
     parameters: int
     vocabulary: int
     training_pairs: int
-    modules: tuple[int, int]
-    before: HeldOut
-    after: HeldOut
-    sft_losses: list[float] = field(default_factory=list)
-    history: list[Step] = field(default_factory=list)
-    on_the_way: dict[int, HeldOut] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    training_modules: int
+    sft_losses: list[float]
+    history: list[Step]
+    held_out: dict[int, dict[str, HeldOut]]
+    seconds: dict[str, float]
+
+    @property
+    def before(self) -> dict[str, HeldOut]:
+        """Held-out figures after supervised training, before preference training."""
+        return self.held_out[0]
+
+    @property
+    def after(self) -> dict[str, HeldOut]:
+        """Held-out figures at the end."""
+        return self.held_out[max(self.held_out)]
 
     @property
     def logits(self) -> tuple[int, int]:
@@ -118,28 +128,26 @@ def run(objective: Objective, settings: Settings, display: Display) -> Outcome:
     sft_losses = _supervise(policy, data, settings, display)
     clock.lap("supervised training")
     reference = copy.deepcopy(policy).requires_grad_(False)
-    history, on_the_way = _prefer(objective, policy, reference, data, settings, display)
+    history, evaluations = _prefer(objective, policy, reference, data, settings, display)
     clock.lap("preference training")
     return Outcome(
         objective=repr(objective),
         settings=settings,
         parameters=sum(parameter.numel() for parameter in policy.parameters()),
         vocabulary=len(data.tokenizer),
-        training_pairs=len(data.training),
-        modules=(_modules(data.training), _modules(data.unseen)),
-        before=on_the_way[0],
-        after=on_the_way[settings.steps],
+        training_pairs=len(data.parts.training),
+        training_modules=len({function.module for function in data.parts.training}),
         sft_losses=sft_losses,
         history=history,
-        on_the_way=on_the_way,
+        held_out=evaluations,
         seconds=clock.laps,
     )
 
 
 def read(settings: Settings) -> Data:
     """The documented functions, split, and a tokenizer made from those to train on."""
-    training, unseen = split_by_module(stdlib_functions(settings.sources), settings.held_out)
-    return Data(training, unseen, Tokenizer(text for one in training for text in (one.prompt, one.summary)))
+    parts = split(stdlib_functions(settings.sources), settings.held_out)
+    return Data(parts, Tokenizer(text for one in parts.training for text in (one.prompt, one.summary)))
 
 
 def _supervise(policy: nn.Module, data: Data, settings: Settings, display: Display) -> list[float]:
@@ -151,7 +159,7 @@ def _supervise(policy: nn.Module, data: Data, settings: Settings, display: Displ
             show(step, f"loss {loss:.3f}")
 
         batches = endless(
-            data.training, data.tokenizer, settings.pairs, settings.seed * 2 * _STREAMS, 2, settings.renamed
+            data.parts.training, data.tokenizer, settings.pairs, settings.seed * 2 * _STREAMS, 2, settings.renamed
         )
         fine_tune(policy, batches, settings.sft_steps, settings.sft_rate, report)
     return losses
@@ -164,38 +172,40 @@ def _prefer(
     data: Data,
     settings: Settings,
     display: Display,
-) -> tuple[list[Step], dict[int, HeldOut]]:
+) -> tuple[list[Step], dict[int, dict[str, HeldOut]]]:
     responses = len(roles_of(objective))
-    unseen = _held_out_batches(data, settings, responses)
+    sets = {
+        name: _batches(functions, data.tokenizer, settings, responses)
+        for name, functions in ((FUNCTIONS, data.parts.unseen), (MODULES, data.parts.of_unseen_modules))
+    }
+
+    def evaluate() -> dict[str, HeldOut]:
+        return {name: held_out(objective, policy, reference, batches) for name, batches in sets.items()}
+
     history: list[Step] = []
-    on_the_way = {0: held_out(objective, policy, reference, unseen)}
+    evaluations = {0: evaluate()}
     stops = {round(settings.steps * part / _EVALUATIONS) for part in range(1, _EVALUATIONS + 1)}
     with display.training(objective.name, settings.steps) as show:
 
         def report(step: Step) -> None:
             history.append(step)
             if step.step in stops:
-                on_the_way[step.step] = held_out(objective, policy, reference, unseen)
-            latest = on_the_way[max(on_the_way)]
+                evaluations[step.step] = evaluate()
+            latest = evaluations[max(evaluations)][FUNCTIONS]
             show(
                 step.step,
                 f"loss {step.loss:.3f}  accuracy {step.accuracy:.2f}  margin {step.margin:.2f}  "
-                f"held-out accuracy {latest.accuracy:.2f}",
+                f"held-out {latest.accuracy:.2f}",
             )
 
         stream = settings.seed * 2 * _STREAMS + _STREAMS
-        batches = endless(data.training, data.tokenizer, settings.pairs, stream, responses, settings.renamed)
+        batches = endless(data.parts.training, data.tokenizer, settings.pairs, stream, responses, settings.renamed)
         prefer(objective, policy, reference, batches, settings.steps, settings.rate, report)
-    return history, on_the_way
+    return history, evaluations
 
 
-def _held_out_batches(data: Data, settings: Settings, responses: int) -> Sequence[Batch]:
-    pairs = make_pairs(data.unseen, settings.seed, responses)
-    return in_order(encode(pairs, data.tokenizer), _EVALUATED_TOGETHER)
-
-
-def _modules(functions: Sequence[Documented]) -> int:
-    return len({function.module for function in functions})
+def _batches(functions: Sequence[Documented], tokenizer: Tokenizer, settings: Settings, responses: int) -> list[Batch]:
+    return in_order(encode(make_pairs(functions, settings.seed, responses), tokenizer), _EVALUATED_TOGETHER)
 
 
 class _Clock:

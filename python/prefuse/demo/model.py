@@ -15,7 +15,7 @@ def small_model(vocabulary: int, width: int, layers: int, seed: int) -> nn.Modul
 
     Every attention layer begins with an output projection that is the transpose of its (orthogonal) value projection:
     what a head attends to it passes on unchanged, so that picking words out of the prompt is where training starts and
-    not what its first thousand steps go into.
+    not what its first thousand steps go into. The feed-forward layers begin as zero.
     """
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -37,6 +37,7 @@ def small_model(vocabulary: int, width: int, layers: int, seed: int) -> nn.Modul
     for layer in model.model.layers:
         attention = layer.self_attn
         nn.init.orthogonal_(attention.v_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
         with torch.no_grad():
             attention.o_proj.weight.copy_(attention.v_proj.weight.T)
     made: nn.Module = model

@@ -10,10 +10,12 @@ import ast
 import random
 import re
 import sysconfig
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 # Third-party code is not the standard library's, and a test's docstring describes no function anyone would call.
 _SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
@@ -39,6 +41,20 @@ class Pair:
     responses: tuple[str, ...]
 
 
+class Split(NamedTuple):
+    """Functions by what they are for.
+
+    Attributes:
+        training: to train on.
+        unseen: not trained on, of modules whose other functions are.
+        of_unseen_modules: of modules no function of which is trained on.
+    """
+
+    training: list[Documented]
+    unseen: list[Documented]
+    of_unseen_modules: list[Documented]
+
+
 def stdlib_functions(root: Path | None = None) -> list[Documented]:
     """Every documented function and method of the standard library, each docstring once, in a fixed order.
 
@@ -57,15 +73,24 @@ def stdlib_functions(root: Path | None = None) -> list[Documented]:
     return list(found.values())
 
 
-def split_by_module(functions: Sequence[Documented], held_out: float) -> tuple[list[Documented], list[Documented]]:
-    """Training and held-out functions, no module on both sides; `held_out` is the wanted share of modules.
+def split(functions: Sequence[Documented], share: float) -> Split:
+    """Keeps about a `share` of all modules from training, and about that share of the other modules' functions.
 
-    A module's side depends on its name alone, so it is the same on every run and every Python version.
+    Where something goes depends on its name alone, so it is the same on every run and all but the same on every Python.
     """
-    sides: tuple[list[Documented], list[Documented]] = ([], [])
+    parts = Split([], [], [])
     for function in functions:
-        sides[zlib.crc32(function.module.encode()) % 1000 < held_out * 1000].append(function)
-    return sides
+        if _falls_below(share, function.module):
+            parts.of_unseen_modules.append(function)
+        elif _falls_below(share, function.prompt):
+            parts.unseen.append(function)
+        else:
+            parts.training.append(function)
+    return parts
+
+
+def _falls_below(share: float, name: str) -> bool:
+    return zlib.crc32(name.encode()) % 1000 < share * 1000
 
 
 def make_pairs(functions: Sequence[Documented], seed: int, responses: int = 2) -> list[Pair]:
@@ -98,7 +123,9 @@ def _blocks(items: Sequence[Documented], size: int) -> Iterator[list[Documented]
 
 def _documented_in(path: Path, module: str) -> Iterator[Documented]:
     try:
-        tree = ast.parse(path.read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # escapes and literals of other people's code are not ours to complain of
+            tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # templates and deliberately broken files are no loss
         return
     for name, node in _functions(tree, ""):

@@ -14,18 +14,18 @@ from prefuse.bench import gather, machine
 
 from .cost import Cost
 from .evaluate import HeldOut
-from .job import Outcome
+from .job import FUNCTIONS, MODULES, Outcome
 
-WELL_ABOVE_CHANCE = 0.65
-"""What the lower end of held-out accuracy's 95 % interval must exceed; chance is 0.5."""
+WELL_ABOVE_CHANCE = 0.7
+"""What the lower end of the 95 % interval of accuracy on held-out functions must exceed; chance is 0.5."""
 
 _SMOOTHING = 0.9
 _MEGABYTE = 1e6
 
 
-def well_above_chance(held_out: HeldOut) -> bool:
-    """Whether accuracy on held-out pairs is well above chance, its uncertainty taken into account."""
-    return held_out.interval[0] > WELL_ABOVE_CHANCE
+def well_above_chance(outcome: Outcome) -> bool:
+    """Whether accuracy on held-out functions came out well above chance, its uncertainty taken into account."""
+    return outcome.after[FUNCTIONS].interval[0] > WELL_ABOVE_CHANCE
 
 
 def write_data(path: Path, outcome: Outcome, costs: Sequence[Cost]) -> None:
@@ -34,7 +34,7 @@ def write_data(path: Path, outcome: Outcome, costs: Sequence[Cost]) -> None:
         "costs": [asdict(cost) for cost in costs],
         "machine": machine.describe(),
         "chance": 0.5,
-        "well_above_chance": {"bound": WELL_ABOVE_CHANCE, "reached": well_above_chance(outcome.after)},
+        "well_above_chance": {"bound": WELL_ABOVE_CHANCE, "reached": well_above_chance(outcome)},
     }
     path.write_text(json.dumps(data, indent=2, default=str) + "\n")
 
@@ -48,30 +48,28 @@ def draw(path: Path, outcome: Outcome) -> None:
     FigureCanvasAgg(figure)
     margins, accuracies, logps = figure.subplots(1, 3)
     steps = [step.step for step in outcome.history]
-    marks = list(outcome.on_the_way)
-    unseen = outcome.on_the_way.values()
+    marks = list(outcome.held_out)
 
     margins.plot(steps, _smooth([step.margin for step in outcome.history]), label="training (smoothed)")
-    margins.plot(marks, [figures.margin for figures in unseen], "o-", label="held out")
-    margins.set_ylabel("reward margin")
-
     accuracies.plot(steps, _smooth([step.accuracy for step in outcome.history]), label="training (smoothed)")
-    errors = [
-        [figures.accuracy - figures.interval[0] for figures in unseen],
-        [figures.interval[1] - figures.accuracy for figures in unseen],
-    ]
-    accuracies.errorbar(
-        marks, [figures.accuracy for figures in unseen], yerr=errors, fmt="o-", capsize=3, label="held out, 95 %"
-    )
+    for name in (FUNCTIONS, MODULES):
+        unseen = [figures[name] for figures in outcome.held_out.values()]
+        margins.plot(marks, [figures.margin for figures in unseen], "o-", label=_SETS[name])
+        values = [figures.accuracy for figures in unseen]
+        below = [figures.accuracy - figures.interval[0] for figures in unseen]
+        above = [figures.interval[1] - figures.accuracy for figures in unseen]
+        accuracies.errorbar(marks, values, yerr=[below, above], fmt="o-", capsize=3, label=f"{_SETS[name]}, 95 %")
+    margins.set_ylabel("reward margin")
     accuracies.axhline(0.5, color="grey", linestyle=":", label="chance")
     accuracies.set_ylim(0.0, 1.0)
     accuracies.set_ylabel("reward accuracy")
 
-    for name, colour in (("chosen", "C2"), ("rejected", "C3")):
-        values = [getattr(step, f"{name}_logp") for step in outcome.history]
-        logps.plot(steps, _smooth(values), color=colour, label=f"{name}, training (smoothed)")
-        held = [getattr(figures, f"{name}_logp") for figures in unseen]
-        logps.plot(marks, held, "o", color=colour, label=f"{name}, held out")
+    for name, colour in (("chosen_logp", "C2"), ("rejected_logp", "C3")):
+        title = name.removesuffix("_logp")
+        trained = _smooth([getattr(step, name) for step in outcome.history])
+        logps.plot(steps, trained, color=colour, label=f"{title}, training (smoothed)")
+        held = [getattr(figures[FUNCTIONS], name) for figures in outcome.held_out.values()]
+        logps.plot(marks, held, "o", color=colour, label=f"{title}, {_SETS[FUNCTIONS]}")
     logps.set_ylabel("log-probability of a response [nats]")
 
     for axes in (margins, accuracies, logps):
@@ -83,48 +81,70 @@ def draw(path: Path, outcome: Outcome) -> None:
 
 def print_summary(console: Console, outcome: Outcome, costs: Sequence[Cost]) -> None:
     """Says in the terminal what came out."""
-    before, after, settings = outcome.before, outcome.after, outcome.settings
-    trained, held = outcome.modules
+    settings = outcome.settings
     console.print(
-        f"\n[bold]{outcome.objective}[/]: {outcome.parameters:,} parameters, vocabulary {outcome.vocabulary:,}, "
-        f"{outcome.training_pairs:,} training functions of {trained} modules, {settings.sft_steps} supervised and "
-        f"{settings.steps} preference steps of {settings.pairs} pairs"
+        f"\n[bold]{outcome.objective}[/]: {outcome.parameters:,} parameters, vocabulary {outcome.vocabulary:,}; "
+        f"{outcome.training_pairs:,} functions of {outcome.training_modules:,} modules to train on; "
+        f"{settings.sft_steps} supervised and {settings.steps} preference steps of {settings.pairs} pairs"
     )
-    table = Table(title=f"{after.pairs} held-out pairs, of {held} modules never trained on")
-    table.add_column("")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    for name, form in (
-        ("accuracy", "{0.accuracy:.1%} [{0.interval[0]:.1%}, {0.interval[1]:.1%}]"),
-        ("margin", "{0.margin:+.3f}"),
-        ("preferred", "{0.preferred:.1%}"),
-        ("chosen_logp", "{0.chosen_logp:.1f}"),
-        ("rejected_logp", "{0.rejected_logp:.1f}"),
-    ):
-        table.add_row(_TITLES[name], form.format(before), form.format(after))
-    console.print(table)
+    console.print(_held_out_table(outcome))
     if costs:
         console.print(_cost_table(costs))
     console.print(", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in outcome.seconds.items()))
-    console.print(verdict(after))
+    console.print(verdict(outcome))
 
 
-def verdict(after: HeldOut) -> str:
-    """One sentence on held-out accuracy, from the data."""
-    relation = "well above" if well_above_chance(after) else "NOT well above"
+def verdict(outcome: Outcome) -> str:
+    """What held-out accuracy came to, in words made from the data."""
+    functions, modules = outcome.after[FUNCTIONS], outcome.after[MODULES]
+    relation = "well above" if well_above_chance(outcome) else "NOT well above"
     return (
-        f"Held-out reward accuracy is {after.accuracy:.1%}, 95 % interval {after.interval[0]:.1%} to "
-        f"{after.interval[1]:.1%}: {relation} chance (50 %; asked for is a lower end above {WELL_ABOVE_CHANCE:.0%})."
+        f"Reward accuracy on {functions.pairs} held-out functions is {_share(functions)}: {relation} chance (50 %; "
+        f"asked for is an interval above {WELL_ABOVE_CHANCE:.0%}). On {modules.pairs} functions of modules no part of "
+        f"which was trained on it is {_share(modules)}."
     )
 
 
+def _share(figures: HeldOut) -> str:
+    low, high = figures.interval
+    return f"{figures.accuracy:.1%} (95 % interval {low:.1%} to {high:.1%})"
+
+
+_SETS = {FUNCTIONS: "held-out functions", MODULES: "held-out modules"}
+
 _TITLES = {
-    "accuracy": "reward accuracy [95 % interval]; ties count half",
+    "pairs": "pairs",
+    "accuracy": "reward accuracy (ties count half)",
+    "interval": "its 95 % interval",
     "margin": "reward margin",
     "preferred": "chosen more probable than rejected",
-    "chosen_logp": "log-probability of chosen, nats",
-    "rejected_logp": "log-probability of rejected, nats",
+    "chosen_logp": "log p(chosen), nats",
+    "rejected_logp": "log p(rejected), nats",
 }
+
+_FORMS = {
+    "pairs": "{0.pairs}",
+    "accuracy": "{0.accuracy:.1%}",
+    "interval": "{0.interval[0]:.0%} to {0.interval[1]:.0%}",
+    "margin": "{0.margin:+.3f}",
+    "preferred": "{0.preferred:.1%}",
+    "chosen_logp": "{0.chosen_logp:.1f}",
+    "rejected_logp": "{0.rejected_logp:.1f}",
+}
+
+
+def _held_out_table(outcome: Outcome) -> Table:
+    table = Table(title="held-out pairs, before and after preference training")
+    table.add_column("")
+    rows = {title: [title] for title in _TITLES.values()}
+    for name, figures in outcome.after.items():
+        for when, values in (("before", outcome.before[name]), ("after", figures)):
+            table.add_column(f"{name}, {when}", justify="right")
+            for field, title in _TITLES.items():
+                rows[title].append(_FORMS[field].format(values))
+    for row in rows.values():
+        table.add_row(*row)
+    return table
 
 
 def _cost_table(costs: Sequence[Cost]) -> Table:

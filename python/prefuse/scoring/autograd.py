@@ -7,15 +7,12 @@ from typing import Any
 import torch
 
 from .call import Call, Scored
+from .plain import PlainCall
 
 
-def score_with_grad(call: Call, reduction: str, wrt: tuple[str, ...]) -> Scored:
+def score_with_grad(call: Call | PlainCall, reduction: str, wrt: tuple[str, ...]) -> Scored:
     """Return a score whose loss and losses carry gradients to the columns in `wrt`."""
-    if call.layout is None:
-        scored = call.score(reduction, () if reduction == "none" else wrt)
-    else:  # packing goes through torch, which must not record it
-        with torch.no_grad():
-            scored = call.score(reduction, () if reduction == "none" else wrt)
+    scored = call.score(reduction, () if reduction == "none" else wrt)
     loss, losses = _Objective.apply(call, scored, reduction, wrt, *[call.columns[name] for name in wrt])
     return Scored(loss, loss if losses is None else losses, scored.extras, [])
 
@@ -29,7 +26,7 @@ class _Objective(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, call: Call, scored: Scored, reduction: str, wrt: tuple[str, ...], *columns: torch.Tensor
+        ctx: Any, call: Call | PlainCall, scored: Scored, reduction: str, wrt: tuple[str, ...], *columns: torch.Tensor
     ) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*columns)
@@ -47,18 +44,13 @@ class _Objective(torch.autograd.Function):
 
 
 def _pull_back(ctx: Any, loss: torch.Tensor | None, losses: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """Return the gradients of the columns; the engine rounds those of f16 and bf16 columns."""
     columns = ctx.saved_tensors
     if losses is None and ctx.gradients:
-        if loss is None:
-            return [None] * len(columns)
-        gradients = [gradient * loss for gradient in ctx.gradients]
-    else:
-        everything = {**ctx.call.columns, **dict(zip(ctx.wrt, columns, strict=True))}
-        gradients = ctx.call.pullback(ctx.reduction, ctx.wrt, everything, loss, losses)
-    return [
-        gradient if gradient.dtype is column.dtype else gradient.to(column.dtype)
-        for gradient, column in zip(gradients, columns, strict=True)
-    ]
+        return [None if loss is None else gradient * loss for gradient in ctx.gradients]
+    everything = {**ctx.call.columns, **dict(zip(ctx.wrt, columns, strict=True))}
+    gradients: list[torch.Tensor | None] = ctx.call.pullback(ctx.reduction, ctx.wrt, everything, loss, losses)
+    return gradients
 
 
 class _FirstOrder(torch.autograd.Function):

@@ -8,7 +8,7 @@ take (None: all, in order).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,12 @@ class Layout:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=lambda: {BATCH: ()})
 
 
+def one_to_one(spaces: Iterable[str], count: int) -> Layout:
+    """Return the layout of columns that all have one value per item, or one for the batch."""
+    counts, shapes = dict.fromkeys(spaces, count), dict.fromkeys(spaces, (count,))
+    return Layout(counts | {BATCH: 1}, shapes=shapes | {BATCH: ()})
+
+
 def arrange(
     kind: Kind, columns: Mapping[str, str], arguments: Mapping[str, Array], arrays: Arrays, grouped: bool
 ) -> Layout:
@@ -45,10 +51,12 @@ def arrange(
     Raises:
         ValueError: a mask, `cu_seqlens` or `groups` is missing, or the lengths of two arguments disagree.
     """
-    return _Arranger(kind, columns, arguments, arrays).arrange(grouped)
+    return Arranger(kind, columns, arguments, arrays).arrange(grouped)
 
 
-class _Arranger:
+class Arranger:
+    """Works a layout out with NumPy."""
+
     def __init__(self, kind: Kind, columns: Mapping[str, str], arguments: Mapping[str, Array], arrays: Arrays) -> None:
         self.kind = kind
         self.columns = columns
@@ -57,6 +65,7 @@ class _Arranger:
         self.layout = Layout()
 
     def arrange(self, grouped: bool) -> Layout:
+        """Return the layout; `grouped` as in the function."""
         response = self.kind.response
         order = None
         if self.kind is PAIR:
@@ -163,15 +172,13 @@ class _Arranger:
                 f"{prefix}cu_seqlens [R + 1] (where each response begins in a packed [N]){both}"
             )
         if mask is not None:
-            self._arrange_padded(space, f"{prefix}mask", self.arrays.numpy(mask), order)
+            self._arrange_padded(space, f"{prefix}mask", mask, order)
         else:
-            self._arrange_packed(space, f"{prefix}cu_seqlens", self.arrays.numpy(lengths), order)
+            self._arrange_packed(space, f"{prefix}cu_seqlens", lengths, order)
 
-    def _arrange_padded(self, space: str, name: str, mask: np.ndarray[Any, Any], order: Index | None) -> None:
-        responses = self.layout.counts[self.kind.response]
-        if mask.ndim != 2 or mask.shape[0] != responses:
-            raise ValueError(f"{name}: expected shape [{responses}, T], got {_shape(mask)}")
-        mask = mask.astype(bool, copy=False)
+    def _arrange_padded(self, space: str, name: str, given: Array, order: Index | None) -> None:
+        self._check_mask(name, given)
+        mask = self.arrays.numpy(given).astype(bool, copy=False)
         rows = mask if order is None else mask[order]
         self.layout.offsets[space] = _offsets(np.count_nonzero(rows, axis=1))
         count = int(self.layout.offsets[space][-1])
@@ -183,13 +190,22 @@ class _Arranger:
             self.layout.take[space] = np.flatnonzero(mask)
         self._check_shapes(space)
 
-    def _arrange_packed(self, space: str, name: str, starts: np.ndarray[Any, Any], order: Index | None) -> None:
+    def _check_mask(self, name: str, mask: Array) -> None:
         responses = self.layout.counts[self.kind.response]
-        if starts.shape != (responses + 1,) or starts.dtype.kind not in "iu":
+        if len(mask.shape) != 2 or mask.shape[0] != responses:
+            raise ValueError(f"{name}: expected shape [{responses}, T], got {_shape(mask)}")
+
+    def _check_starts(self, name: str, starts: Array, integers: bool) -> None:
+        responses = self.layout.counts[self.kind.response]
+        if tuple(starts.shape) != (responses + 1,) or not integers:
             raise ValueError(
                 f"{name}: expected integers of shape [{responses + 1}] (one more than responses), "
                 f"got {starts.dtype} of shape {_shape(starts)}"
             )
+
+    def _arrange_packed(self, space: str, name: str, given: Array, order: Index | None) -> None:
+        starts = self.arrays.numpy(given)
+        self._check_starts(name, starts, starts.dtype.kind in "iu")
         starts = starts.astype(np.int64, copy=False)
         lengths = np.diff(starts)
         if starts[0] != 0 or (lengths < 0).any():

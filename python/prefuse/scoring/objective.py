@@ -120,14 +120,10 @@ class Objective:
         Takes what a call takes, with reduction "mean" or "sum". `score.gradients` has d(loss)/d(column) for the torch
         columns that require grad, or for every float column if none does or they are NumPy arrays.
         """
-        reduction = check_reduction(arguments.pop("reduction", "mean"), ("mean", "sum"))
-        own = {name: arguments.pop(name) for name in self._settings if name in arguments}
-        objective = self._with(own) if own else self
-        if not arguments:
-            raise TypeError(f"{self.name}: value_and_grad needs columns: {', '.join(self.columns)}")
-        return objective._plan(arguments).value_and_grad(
-            {**arguments, **objective._arrays}, objective._numbers, reduction
-        )
+        plan = self._plans.get(tuple(arguments))
+        if plan is None or self._arrays:
+            return self._set_and_differentiate(arguments)
+        return plan.value_and_grad(arguments, self._numbers, "mean")
 
     # Composing
 
@@ -166,6 +162,16 @@ class Objective:
         if not rest:
             return objective
         return objective._plan(rest).score({**rest, **objective._arrays}, objective._numbers, reduction)
+
+    def _set_and_differentiate(self, arguments: dict[str, Any]) -> Score:
+        """Take a call of `value_and_grad` that names hyper-parameters or a reduction."""
+        own = {name: value for name, value in arguments.items() if name in self._settings}
+        rest = {name: value for name, value in arguments.items() if name not in own}
+        reduction = check_reduction(rest.pop("reduction", "mean"), ("mean", "sum"))
+        objective = self._with(own) if own else self
+        if not rest:
+            raise TypeError(f"{self.name}: value_and_grad needs columns: {', '.join(self.columns)}")
+        return objective._plan(rest).value_and_grad({**rest, **objective._arrays}, objective._numbers, reduction)
 
     def _plan(self, arguments: Mapping[str, Any]) -> Plan:
         names = tuple(arguments)

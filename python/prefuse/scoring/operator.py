@@ -16,7 +16,8 @@ from ..tracing.kinds import BATCH, PAIR
 from .arrays import TORCH
 from .call import Call
 from .definition import Definition
-from .plan import Plan, common_device, on_cpu
+from .device import runs_on
+from .plan import Plan, common_device
 from .score import Score
 from .settings import Form, check_reduction, form_of, is_array, is_number
 from .traced import REDUCTIONS
@@ -110,7 +111,7 @@ def _bound(
 ) -> tuple[Call, torch.device]:
     arguments = dict(zip(names.split(","), tensors, strict=True))
     device = common_device(arguments)
-    return _plan(handle, names, settings).bind(on_cpu(arguments), _numbers(settings, numbers), TORCH), device
+    return _plan(handle, names, settings).bind_tensors(arguments, _numbers(settings, numbers)), device
 
 
 @torch.library.custom_op("prefuse::objective", mutates_args=())
@@ -191,9 +192,10 @@ def _objective_backward(
     loss: torch.Tensor | None,
     losses: torch.Tensor | None,
 ) -> list[torch.Tensor]:
-    call, _ = _bound(columns, names, handle, settings, numbers)
+    call, device = _bound(columns, names, handle, settings, numbers)
     order = names.split(",")
-    upstream = [None if gradient is None else gradient.detach().cpu() for gradient in (loss, losses)]
+    home = device if runs_on(device) else torch.device("cpu")
+    upstream = [None if gradient is None else gradient.detach().to(home) for gradient in (loss, losses)]
     gradients = call.pullback(reduction, tuple(order[i] for i in wrt), call.columns, *upstream)
     return [gradient.to(columns[i]) for gradient, i in zip(gradients, wrt, strict=True)]
 

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from ..tracing.kinds import BATCH, PAIR, token_space
+from . import device
 from .arrays import NUMPY, PLAIN_TENSORS, TORCH, Array, Arrays, library_of
 from .autograd import score_with_grad
-from .call import Call, bind, bind_plain
+from .call import Call, bind
 from .definition import Definition
+from .plain import PlainCall, bind_plain
 from .score import Score
 from .settings import Forms, is_number
 from .traced import Traced
@@ -48,11 +50,7 @@ class Plan:
         self.grouped = self.traced.trace.grouped
         layout_names = self._layout_names(spaces)
         self._check_names(names, layout_names, [name for name, _ in forms])
-        self.plain = (
-            not self.grouped
-            and not (names & layout_names)
-            and all(space in (definition.kind.item, BATCH) for space in self.traced.columns.values())
-        )
+        self.plain = self._is_plain(names & layout_names)
 
     def _layout_names(self, spaces: tuple[str, ...]) -> set[str]:
         """Return the arguments beside columns that mean something to this objective."""
@@ -87,27 +85,51 @@ class Plan:
                 return f"{name} (or {masks})"
         return f"{name} (one value per {kind.level(space)})"
 
+    def _is_plain(self, layout_names: frozenset[str]) -> bool:
+        """Return whether every column and result has one value per item or is a number."""
+        traced, item = self.traced, self.definition.kind.item
+        return (
+            not self.grouped
+            and not layout_names
+            and bool(traced.item_columns)
+            and all(space in (item, BATCH) for space in traced.columns.values())
+            and all(space == item for space in traced.reward_spaces)
+        )
+
     # Scoring
 
     def score(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         """Score a batch; with torch, loss and losses carry gradients."""
-        bound = bind_plain(self.traced, numbers, arguments) if self.plain else None
-        if bound is None:
-            return self._score_other(arguments, numbers, reduction)
-        call, columns = bound
-        return _scored(call, reduction, tuple(columns))
+        call = bind_plain(self.traced, numbers, arguments) if self.plain else None
+        if call is not None:
+            try:
+                return _scored(call, reduction, call.trainable)
+            except ValueError:  # the general way copes, or says what is wrong
+                pass
+        return self._score_other(arguments, numbers, reduction)
 
     def value_and_grad(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         """Score a batch with the gradients of its loss."""
-        bound = bind_plain(self.traced, numbers, arguments) if self.plain else None
-        if bound is None:
-            return self._differentiate_other(arguments, numbers, reduction)
-        call, columns = bound
-        return _differentiated(call, reduction, tuple(columns) or _floats(call))
+        call = bind_plain(self.traced, numbers, arguments) if self.plain else None
+        if call is not None:
+            wrt = call.trainable or tuple(self.traced.columns)
+            try:
+                loss, losses, extras, gradients = call.score(reduction, wrt, apart=False)
+            except ValueError:  # as above
+                return self._differentiate_other(arguments, numbers, reduction)
+            return Score(loss, losses, call, extras, dict(zip(wrt, gradients, strict=True)))
+        return self._differentiate_other(arguments, numbers, reduction)
 
     def bind(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], arrays: Arrays) -> Call:
         """Bind arrays on the CPU, whatever their layout."""
         return bind(self.traced, numbers, arguments, arrays, self.grouped)
+
+    def bind_tensors(self, arguments: Mapping[str, torch.Tensor], numbers: Mapping[str, float]) -> Call:
+        """Bind tensors where they are if objectives run there, else on the CPU."""
+        where = common_device(arguments)
+        if device.runs_on(where):
+            return device.bind_on_device(self.traced, numbers, arguments, where, self.grouped, self.plain)
+        return self.bind(on_cpu(arguments), numbers, TORCH)
 
     def _score_other(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         """Score what is not all plain CPU tensors with one value per item."""
@@ -118,10 +140,10 @@ class Plan:
             from .operator import score_traced
 
             return score_traced(self, arguments, numbers, reduction)
-        device = common_device(arguments)
-        call = self.bind(on_cpu(arguments), numbers, TORCH)
+        call = self.bind_tensors(arguments, numbers)
         score = _scored(call, reduction, _requiring_grad(call))
-        return score if device.type == "cpu" else score.to(device)
+        where = common_device(arguments)
+        return score if score.loss.device == where else score.to(where)
 
     def _score_numpy(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         call = self.bind(arguments, numbers, NUMPY)
@@ -136,10 +158,10 @@ class Plan:
         arguments = self._as_arrays(arguments)
         if library_of(arguments) is NUMPY:
             return self._score_numpy(arguments, numbers, reduction)
-        device = common_device(arguments)
-        call = self.bind(on_cpu(arguments), numbers, TORCH)
+        call = self.bind_tensors(arguments, numbers)
         score = _differentiated(call, reduction, _requiring_grad(call) or _floats(call))
-        return score if device.type == "cpu" else score.to(device)
+        where = common_device(arguments)
+        return score if score.loss.device == where else score.to(where)
 
     def _as_arrays(self, arguments: Mapping[str, Any]) -> dict[str, Array]:
         """Let numbers stand for columns of the batch."""
@@ -168,7 +190,7 @@ def describe(traced: Traced) -> dict[str, ColumnInfo]:
     return found
 
 
-def _scored(call: Call, reduction: str, columns: tuple[str, ...]) -> Score:
+def _scored(call: Call | PlainCall, reduction: str, columns: tuple[str, ...]) -> Score:
     """Score, with autograd where a column requires grad."""
     if columns and torch.is_grad_enabled():
         scored = score_with_grad(call, reduction, columns)
@@ -179,10 +201,10 @@ def _scored(call: Call, reduction: str, columns: tuple[str, ...]) -> Score:
 
 def _differentiated(call: Call, reduction: str, wrt: tuple[str, ...]) -> Score:
     scored = call.score(reduction, wrt)
-    gradients = {
-        name: gradient if gradient.dtype == call.columns[name].dtype else call.arrays.cast(gradient, call.columns[name])
-        for name, gradient in zip(wrt, scored.gradients, strict=True)
-    }
+    gradients = {}
+    for name, gradient in zip(wrt, scored.gradients, strict=True):
+        column = call.columns[name]
+        gradients[name] = gradient if gradient.dtype == column.dtype else call.arrays.cast(gradient, column)
     return Score(scored.loss, scored.losses, call, scored.extras, gradients)
 
 

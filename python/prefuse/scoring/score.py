@@ -22,21 +22,27 @@ class Score:
 
     Attributes:
         loss: the reduced loss, a number (nats for log-likelihood losses); with `reduction="none"` the same as `losses`.
-        losses: one value per pair, response or group, in the caller's order (groups by ascending id).
 
-    With torch both carry gradients; rewards and metrics never do.
+    With torch `loss` and `losses` carry gradients; rewards and metrics never do.
     """
 
-    __slots__ = ("_extras", "_gradients", "_source", "loss", "losses")
+    __slots__ = ("_extras", "_gradients", "_losses", "_source", "loss")
 
     def __init__(
         self, loss: Array, losses: Array, source: Source, extras: Array, gradients: dict[str, Array] | None = None
     ) -> None:
         self.loss = loss
-        self.losses = losses
+        self._losses = losses
         self._source = source
         self._extras = extras
         self._gradients = gradients
+
+    @property
+    def losses(self) -> Array:
+        """One value per pair, response or group, in the caller's order (groups by ascending id)."""
+        if isinstance(self._losses, int):  # so many at the head of the extras
+            self._losses = self._extras[: self._losses]
+        return self._losses
 
     @property
     def rewards(self) -> Any:

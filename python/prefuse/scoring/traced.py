@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..tracing.expression import Expression, lift, unary
 from ..tracing.kinds import BATCH, PAIR, POINT
 from ..tracing.trace import Trace
+from .arrays import Array
 
 if TYPE_CHECKING:
     from .._prefuse import Program
@@ -47,6 +48,7 @@ class Traced:
 
     Attributes:
         columns: {argument: space} of every column read.
+        item_columns: those with one value per item.
         batch_loss: whether the loss is one value for the batch already.
         reward_roles, metric_names: what the programs put out besides the loss, in order.
     """
@@ -64,6 +66,7 @@ class Traced:
         self._losses = trace.graph.broadcast(loss.node, trace.kind.item)
         self._extras = [value.node for value in (*rewards.values(), *metrics.values())]
         self.columns = self._columns_read()
+        self.item_columns = tuple(name for name, space in self.columns.items() if space == trace.kind.item)
         self.missing = tuple(name for name in self.columns if not trace.has(name)) if trace.given is not None else ()
         self._steps: dict[tuple[object, ...], Step] = {}
         self._lock = threading.Lock()
@@ -122,6 +125,11 @@ class Traced:
         graph = self.trace.graph
         nodes = [self.trace.columns[name].node for name in wrt]
         return list(graph.gradient(total.node, graph.constant(1.0), nodes))
+
+    def metrics(self, extras: Array) -> dict[str, float]:
+        """Cut the metrics out of what a score program puts out after the losses: rewards, then metrics."""
+        names = self.metric_names
+        return dict(zip(names, extras[len(extras) - len(names) :].tolist(), strict=True)) if names else {}
 
     # Formulas
 

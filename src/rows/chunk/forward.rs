@@ -22,10 +22,8 @@ struct MaximumFold<V>([V; UNROLL]);
 
 impl<V: Vector> Fold<V> for MaximumFold<V> {
     #[inline(always)]
-    fn step(&mut self, x: [V; UNROLL]) {
-        for i in 0..UNROLL {
-            self.0[i] = x[i].larger(self.0[i]);
-        }
+    fn add(&mut self, chain: usize, x: V) {
+        self.0[chain] = x.larger(self.0[chain]);
     }
 }
 
@@ -89,10 +87,8 @@ struct MassFold<V> {
 
 impl<V: Vector> Fold<V> for MassFold<V> {
     #[inline(always)]
-    fn step(&mut self, x: [V; UNROLL]) {
-        for i in 0..UNROLL {
-            self.mass[i] = self.mass[i].add(exp(self.shift.apply(x[i])));
-        }
+    fn add(&mut self, chain: usize, x: V) {
+        self.mass[chain] = self.mass[chain].add(exp(self.shift.apply(x)));
     }
 }
 
@@ -107,14 +103,12 @@ struct MomentsFold<V> {
 
 impl<V: Vector> Fold<V> for MomentsFold<V> {
     #[inline(always)]
-    fn step(&mut self, x: [V; UNROLL]) {
-        for i in 0..UNROLL {
-            let d = self.shift.apply(x[i]);
-            let e = exp(d);
-            self.mass[i] = self.mass[i].add(e);
-            self.weighted[i] = e.mul_add(self.lowest.larger(d), self.weighted[i]);
-            self.squares[i] = e.mul_add(e, self.squares[i]);
-        }
+    fn add(&mut self, chain: usize, x: V) {
+        let d = self.shift.apply(x);
+        let e = exp(d);
+        self.mass[chain] = self.mass[chain].add(e);
+        self.weighted[chain] = e.mul_add(self.lowest.larger(d), self.weighted[chain]);
+        self.squares[chain] = e.mul_add(e, self.squares[chain]);
     }
 }
 
@@ -184,10 +178,8 @@ struct OffsetsFold<V> {
 
 impl<V: Vector> Fold<V> for OffsetsFold<V> {
     #[inline(always)]
-    fn step(&mut self, x: [V; UNROLL]) {
-        for i in 0..UNROLL {
-            self.sum[i] = self.sum[i].add(x[i].mul_add(self.down, self.minus_origin));
-        }
+    fn add(&mut self, chain: usize, x: V) {
+        self.sum[chain] = self.sum[chain].add(x.mul_add(self.down, self.minus_origin));
     }
 }
 
@@ -323,17 +315,11 @@ struct SelectFold<'a, V: Vector> {
 
 impl<V: Vector> Fold<V> for SelectFold<'_, V> {
     #[inline(always)]
-    fn step(&mut self, x: [V; UNROLL]) {
-        let [first, second] = x;
-        if V::any(V::or(
-            self.threshold.less(first),
-            self.threshold.less(second),
-        )) {
-            for vector in x {
-                let mut lanes = [V::Scalar::ZERO; MAX_LANES];
-                vector.write(&mut lanes);
-                self.top.extend(&lanes[..V::LANES]);
-            }
+    fn add(&mut self, _chain: usize, x: V) {
+        if V::any(self.threshold.less(x)) {
+            let mut lanes = [V::Scalar::ZERO; MAX_LANES];
+            x.write(&mut lanes);
+            self.top.extend(&lanes[..V::LANES]);
             self.threshold = V::splat(self.top.threshold());
         }
     }

@@ -23,9 +23,9 @@ const MAX_STEP: usize = UNROLL * MAX_LANES;
 
 const CACHE_LINE: usize = 64;
 
-/// What a pass does with the vectors of one step.
+/// What a pass does with each vector; vectors of the same chain come one after the other.
 trait Fold<V> {
-    fn step(&mut self, x: [V; UNROLL]);
+    fn add(&mut self, chain: usize, x: V);
 }
 
 /// Feeds `len` elements to `fold`, the last step filled up with −inf. With `AHEAD`, asks for the next chunk meanwhile.
@@ -51,13 +51,17 @@ unsafe fn fold<const AHEAD: bool, E: Element, V: Memory<E> + Vector>(
                     );
                 }
             }
-            fold.step([V::load(x.add(start)), V::load(x.add(start + V::LANES))]);
+            for chain in 0..UNROLL {
+                fold.add(chain, V::load(x.add(start + chain * V::LANES)));
+            }
         }
         if whole < len {
             let mut rest = [E::NEG_INFINITY; MAX_STEP];
             x.add(whole)
                 .copy_to_nonoverlapping(rest.as_mut_ptr(), len - whole);
-            fold.step([V::load(rest.as_ptr()), V::load(rest.as_ptr().add(V::LANES))]);
+            for chain in 0..UNROLL {
+                fold.add(chain, V::load(rest.as_ptr().add(chain * V::LANES)));
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Room for a chunk, in which it is converted and soft-capped.
 
 use super::super::exp::tanh;
-use super::super::simd::{Element, Isa, Kernel, Level, Memory, Real, Vector, dispatch};
+use super::super::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch};
 use super::{CHUNK, Identity, MAX_STEP, map};
 
 /// A chunk's worth of elements, padded with −inf to whole steps.
@@ -64,6 +64,32 @@ impl<R: Real> Scratch<R> {
 pub struct Cap<R> {
     pub inner: R,
     pub outer: R,
+}
+
+impl<R: Real> Cap<R> {
+    /// The capped logit and tanh'(inner·x), to the bit what [`Scratch::cap`] makes of it.
+    pub fn apply(self, level: Level, x: R) -> (R, R) {
+        dispatch(level, CapOne { cap: self, x })
+    }
+}
+
+struct CapOne<R> {
+    cap: Cap<R>,
+    x: R,
+}
+
+impl<R: Real> Kernel for CapOne<R> {
+    type Output = (R, R);
+
+    #[inline(always)]
+    fn run<I: Isa>(self) -> (R, R) {
+        let splat = <R::Vector<I> as Vector>::splat;
+        let (value, slope) = tanh(splat(self.x).mul(splat(self.cap.inner)));
+        let (mut values, mut slopes) = ([R::ZERO; MAX_LANES], [R::ZERO; MAX_LANES]);
+        value.mul(splat(self.cap.outer)).write(&mut values);
+        slope.write(&mut slopes);
+        (values[0], slopes[0])
+    }
 }
 
 struct Convert<E: Element> {

@@ -119,11 +119,6 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
-    fn or(one: __m256, other: __m256) -> __m256 {
-        x86!(_mm256_or_ps(one, other))
-    }
-
-    #[inline(always)]
     fn any(mask: __m256) -> bool {
         x86!(_mm256_movemask_ps(mask) != 0)
     }
@@ -302,11 +297,6 @@ impl Vector for F64x4 {
     #[inline(always)]
     fn not_equal(self, other: Self) -> __m256d {
         x86!(_mm256_cmp_pd::<_CMP_NEQ_UQ>(self.0, other.0))
-    }
-
-    #[inline(always)]
-    fn or(one: __m256d, other: __m256d) -> __m256d {
-        x86!(_mm256_or_pd(one, other))
     }
 
     #[inline(always)]

@@ -115,11 +115,6 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
-    fn or(one: __mmask16, other: __mmask16) -> __mmask16 {
-        one | other
-    }
-
-    #[inline(always)]
     fn any(mask: __mmask16) -> bool {
         mask != 0
     }
@@ -290,11 +285,6 @@ impl Vector for F64x8 {
     #[inline(always)]
     fn not_equal(self, other: Self) -> __mmask8 {
         x86!(_mm512_cmp_pd_mask::<_CMP_NEQ_UQ>(self.0, other.0))
-    }
-
-    #[inline(always)]
-    fn or(one: __mmask8, other: __mmask8) -> __mmask8 {
-        one | other
     }
 
     #[inline(always)]

@@ -160,11 +160,6 @@ macro_rules! vector {
             }
 
             #[inline(always)]
-            fn or(one: [$word; $lanes], other: [$word; $lanes]) -> [$word; $lanes] {
-                lanes!($lanes, i, one[i] | other[i])
-            }
-
-            #[inline(always)]
             fn any(mask: [$word; $lanes]) -> bool {
                 let mut all = 0;
                 for word in mask {

@@ -1,0 +1,132 @@
+"""The short way for small batches: CPU tensors of one dtype, one value per item.
+
+Scoring 64 pairs is a few microseconds of arithmetic; the rest is Python. So nothing is laid out or converted here, and
+tensors go to the extension as DLPack capsules, the cheapest description torch gives. Whatever does not fit is left to
+the general way, errors included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
+
+from .arrays import PLAIN_TENSORS, TORCH
+from .call import PARALLEL, Call, Scored
+from .layout import one_to_one
+from .traced import Traced
+
+# Results are made from these: cheaper than asking torch for a dtype and a device, and blind to its defaults.
+PROTOTYPES = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
+
+
+class PlainCall:
+    """One call of an objective on CPU tensors [items] and numbers, all float32 or all float64; does what `Call` does.
+
+    Args:
+        traced: the traced objective.
+        numbers: its numeric hyper-parameters.
+        columns: {argument: tensor}, the columns it reads.
+        trainable: those that require grad.
+    """
+
+    __slots__ = ("columns", "count", "numbers", "prototype", "traced", "trainable")
+
+    arrays = TORCH
+
+    def __init__(
+        self,
+        traced: Traced,
+        numbers: Mapping[str, float],
+        columns: Mapping[str, torch.Tensor],
+        trainable: tuple[str, ...],
+    ) -> None:
+        self.traced = traced
+        self.numbers = numbers
+        self.columns = columns
+        self.trainable = trainable
+        item = columns[traced.item_columns[0]]
+        self.count = item.numel()
+        self.prototype = PROTOTYPES[item.dtype]
+
+    def score(self, reduction: str, wrt: tuple[str, ...], apart: bool = True) -> Scored:
+        """Return what `Call.score` returns.
+
+        Args:
+            reduction: "mean", "sum" or "none".
+            wrt: the columns to differentiate by.
+            apart: whether the losses have memory of their own, as what autograd records must: a view could not be
+                changed in place. Otherwise they head the extras, which saves an allocation.
+
+        Raises:
+            ValueError: the columns do not have one value per item each; nothing is said about which.
+        """
+        traced, count, prototype = self.traced, self.count, self.prototype
+        step = traced.score_step(reduction, wrt)
+        column, number = self.columns.__getitem__, self.numbers.__getitem__  # `map` over these is C throughout
+        size = count * len(traced.reward_roles) + len(traced.metric_names)
+        gradients = list(map(torch.empty_like, map(column, wrt)))
+        losses: torch.Tensor | int
+        if reduction == "none":
+            loss = losses = prototype.new_empty(count)
+            outputs = [losses, extras := prototype.new_empty(size), *gradients]
+        elif apart:
+            loss, losses = torch.empty_like(prototype), prototype.new_empty(count)
+            outputs = [loss, losses, extras := prototype.new_empty(size), *gradients]
+        else:
+            loss, losses = torch.empty_like(prototype), count
+            outputs = [loss, extras := prototype.new_empty(count + size), *gradients]
+        step.program.run(
+            list(map(to_dlpack, map(column, step.columns))),
+            list(map(number, step.parameters)),
+            [count] * len(step.spaces),
+            list(map(to_dlpack, outputs)),
+            1 if count < PARALLEL else torch.get_num_threads(),
+        )
+        return Scored(loss, losses, extras, gradients)
+
+    def pullback(
+        self,
+        reduction: str,
+        wrt: tuple[str, ...],
+        columns: dict[str, torch.Tensor],
+        loss_gradient: torch.Tensor | None,
+        losses_gradient: torch.Tensor | None,
+    ) -> list[torch.Tensor]:
+        """Return what `Call.pullback` returns."""
+        layout = one_to_one(self.traced.trace.spaces, self.count)
+        call = Call(self.traced, self.numbers, columns, TORCH, layout, self.prototype.dtype)
+        return call.pullback(reduction, wrt, columns, loss_gradient, losses_gradient)
+
+    def rewards(self, extras: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Cut the rewards out of the extras: what lies before the metrics."""
+        roles, count = self.traced.reward_roles, self.count
+        start = len(extras) - len(self.traced.metric_names) - count * len(roles)
+        return {role: extras[start + i * count : start + (i + 1) * count] for i, role in enumerate(roles)}
+
+    def metrics(self, extras: torch.Tensor) -> dict[str, float]:
+        """Cut the metrics out of the extras."""
+        return self.traced.metrics(extras)
+
+
+def bind_plain(traced: Traced, numbers: Mapping[str, float], arguments: Mapping[str, torch.Tensor]) -> PlainCall | None:
+    """Bind CPU tensors of one dtype, float32 or float64; None where something needs a closer look.
+
+    Args:
+        traced: the traced objective.
+        numbers: its numeric hyper-parameters.
+        arguments: its columns, and nothing else; shapes are left for the program to check.
+    """
+    trainable, dtype = [], None
+    for name in traced.columns:
+        column = arguments[name]
+        if type(column) not in PLAIN_TENSORS or not column.is_cpu:
+            return None
+        if column.dtype is not dtype:
+            if dtype is not None or column.dtype not in PROTOTYPES:
+                return None
+            dtype = column.dtype
+        if column.requires_grad:
+            trainable.append(name)
+    return PlainCall(traced, numbers, arguments, tuple(trainable))

@@ -1,0 +1,49 @@
+"""What is generated compiles with NVRTC for every architecture. Needs NVRTC, no GPU."""
+
+import pytest
+
+from prefuse import _prefuse, objectives
+from prefuse._cuda import ARCHITECTURES, prepare
+from prefuse.scoring.device import compiled
+from tests.codegen.graphs import RandomGraph
+
+
+def _nvrtc_missing():
+    prepare()
+    try:
+        _prefuse.cuda_nvrtc()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+pytestmark = pytest.mark.skipif(bool(_nvrtc_missing()), reason=f"NVRTC is not installed: {_nvrtc_missing()}")
+
+
+def _is_code(kernels):
+    return all(code.startswith(b"\x7fELF") and "Used" in log for _, code, log in kernels)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", objectives.names())
+def test_objective(name, architecture):
+    traced = objectives.get(name)._traced(None)
+    kernels = compiled(traced, architecture, one_block=True)
+    assert [entry for entry, _, _ in kernels] == ["objective_one_block"]
+    assert _is_code(kernels)
+
+
+@pytest.mark.parametrize("name", objectives.names())
+def test_objective_in_parts(name):
+    assert _is_code(compiled(objectives.get(name)._traced(None), 90, one_block=False))
+
+
+@pytest.mark.parametrize(
+    "dtypes", [("f16", "f32"), ("bf16", "f64"), ("f64", "f64"), ("i64", "f32"), ("bool", "f32")], ids=str
+)
+@pytest.mark.parametrize("take", [False, True], ids=["plain", "taken"])
+def test_random_graph(dtypes, take):
+    program = RandomGraph(len(dtypes[0]) + 7 * take).program()
+    columns = [(dtypes[0], take)] * len(program.columns)
+    outputs = [(dtypes[1], take)] * len(program.output_spaces)
+    assert _is_code(program.cuda_compile(columns, outputs, True, 80))

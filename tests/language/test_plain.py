@@ -1,0 +1,204 @@
+"""Small batches of plain CPU tensors: the short way gives what the general way gives."""
+
+import numpy as np
+import pytest
+import torch
+from sample_objectives import dpo, pair_columns, regression, simpo
+
+from prefuse import _prefuse
+from prefuse.language import log_sigmoid, pair_objective
+from prefuse.scoring.plain import PlainCall, bind_plain
+
+equal = torch.testing.assert_close
+
+
+@pair_objective
+def moved(pair):
+    return -log_sigmoid(pair.chosen.logp - pair.rejected.logp - pair.batch["delta"])
+
+
+def numpy_of(columns):
+    """The same columns as NumPy arrays, which go the general way."""
+    return {name: value.detach().numpy() for name, value in columns.items()}
+
+
+def check_against_numpy(objective, columns):
+    score, wanted = objective.value_and_grad(**columns), objective.value_and_grad(**numpy_of(columns))
+    exactly = {"rtol": 0, "atol": 0, "equal_nan": True}
+    equal(score.loss, torch.from_numpy(wanted.loss), **exactly)
+    equal(score.losses, torch.from_numpy(wanted.losses), **exactly)
+    for name, gradient in score.gradients.items():
+        equal(gradient, torch.from_numpy(wanted.gradients[name]), **exactly)
+    for role, reward in score.rewards.items():
+        equal(reward, torch.from_numpy(wanted.rewards[role]), **exactly)
+    assert str(score.metrics) == str(wanted.metrics)
+    return score
+
+
+def bound(columns):
+    return bind_plain(dpo._plan(columns).traced, dpo._numbers, columns)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0, 1, 2, 64])
+def test_the_short_way_gives_the_same_bits(size, dtype):
+    columns = pair_columns(size, dtype=dtype)
+    assert isinstance(bound(columns), PlainCall)
+    score = check_against_numpy(dpo, columns)
+    assert list(score.gradients) == ["chosen_logps", "rejected_logps"]
+    check_against_numpy(dpo, pair_columns(size, dtype=dtype, grad=False))
+    recorded = dpo(**columns)
+    equal(recorded.loss.detach(), score.loss, rtol=0, atol=0, equal_nan=True)
+    equal(recorded.losses.detach(), score.losses, rtol=0, atol=0)
+
+
+def test_strided_and_expanded_columns():
+    columns = pair_columns(dtype=torch.float32, grad=False)
+    wide = {name: torch.stack([value, value + 1], 1)[:, 0] for name, value in columns.items()}
+    wide["ref_chosen_logps"] = torch.tensor([-3.0]).expand(6)
+    assert isinstance(bound(wide), PlainCall)
+    score = check_against_numpy(dpo, wide)
+    assert all(gradient.is_contiguous() for gradient in score.gradients.values())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda column: column.double(),
+        lambda column: column.bfloat16(),
+        lambda column: column.long(),
+        lambda column: column.as_subclass(type("Mine", (torch.Tensor,), {})),
+    ],
+)
+def test_mixed_dtypes_and_subclasses_go_the_general_way(other):
+    columns = pair_columns(dtype=torch.float32, grad=False)
+    columns["ref_chosen_logps"] = other(columns["ref_chosen_logps"])
+    assert bound(columns) is None
+    same = {name: torch.Tensor(value).double() for name, value in columns.items()}
+    equal(dpo(**columns).loss.double(), dpo(**same).loss, rtol=1e-6, atol=0)
+
+
+def test_shapes_that_do_not_fit_are_named():
+    columns = pair_columns(dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"rejected_logps: expected one value per pair, shape \[6\], got shape \[5\]"):
+        dpo(**{**columns, "rejected_logps": columns["rejected_logps"][:5]})
+    with pytest.raises(ValueError, match=r"chosen_logps: expected one value per pair.*\[6, 1\]"):
+        dpo.value_and_grad(**{**columns, "chosen_logps": columns["chosen_logps"][:, None]})
+    with pytest.raises(ValueError, match="ref_chosen_logps"):
+        dpo.value_and_grad(**{**columns, "ref_chosen_logps": torch.tensor(-1.0)})
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_numbers_of_the_batch(shape):
+    columns = {name: value for name, value in pair_columns(grad=False).items() if not name.startswith("ref")}
+    columns["delta"] = torch.full(shape, 0.5, dtype=torch.float64, requires_grad=True)
+    gradient = check_against_numpy(moved, columns).gradients["delta"]
+    assert gradient.shape == shape
+    moved(**columns).loss.backward()
+    equal(columns["delta"].grad, gradient)
+
+
+def test_points_and_lengths():
+    generator = torch.Generator().manual_seed(1)
+    logps, ref_logps, score = (torch.randn(7, generator=generator) for _ in range(3))
+    value = regression.value_and_grad(logps=logps, ref_logps=ref_logps, score=score)
+    wanted = regression.value_and_grad(logps=logps.numpy(), ref_logps=ref_logps.numpy(), score=score.numpy())
+    equal(value.loss, torch.from_numpy(wanted.loss), rtol=0, atol=0)
+    equal(value.rewards, torch.from_numpy(wanted.rewards), rtol=0, atol=0)
+    columns = {name: column for name, column in pair_columns(dtype=torch.float32).items() if "ref" not in name}
+    check_against_numpy(simpo, columns | {f"{role}_lengths": logps[:6].abs() * 9 for role in ("chosen", "rejected")})
+
+
+def test_results_do_not_share_memory():
+    columns = pair_columns(dtype=torch.float32)
+    score, again = dpo.value_and_grad(**columns), dpo.value_and_grad(**columns)
+    results = [score.loss, score.losses, *score.rewards.values(), *score.gradients.values()]
+    wanted = [again.loss, again.losses, *again.rewards.values(), *again.gradients.values()]
+    for changed in range(len(results)):
+        kept = results[changed].clone()
+        results[changed].fill_(-7)
+        for position, (result, value) in enumerate(zip(results, wanted, strict=True)):
+            if position != changed:
+                equal(result, value, rtol=0, atol=0)
+        results[changed].copy_(kept)
+    assert score.metrics == again.metrics
+    assert not any(gradient.requires_grad for gradient in score.gradients.values())
+
+
+def test_recorded_results_can_be_changed_in_place():
+    columns = pair_columns(dtype=torch.float32)
+    leaf = columns["chosen_logps"]
+    wanted = torch.autograd.grad(dpo(**columns).loss, leaf)[0]
+    score = dpo(**columns)
+    losses = score.losses.detach().clone()
+    score.loss.div_(4)
+    equal(score.losses.detach(), losses)
+    score.losses.mul_(2)
+    equal(torch.autograd.grad(score.loss, leaf, retain_graph=True)[0], wanted / 4)
+    equal(torch.autograd.grad(score.losses.mean(), leaf)[0], wanted * 2)
+
+
+def test_columns_changed_before_backward_are_noticed():
+    columns = pair_columns(dtype=torch.float32)
+    columns["chosen_logps"] = columns["chosen_logps"] * 1
+    losses = dpo(**columns).losses
+    columns["chosen_logps"].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        losses.sum().backward()
+
+
+def test_defaults_of_torch_do_not_matter():
+    columns = pair_columns(dtype=torch.float32)
+    wanted = dpo.value_and_grad(**columns)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            score = dpo.value_and_grad(**columns)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    equal(score.loss, wanted.loss, rtol=0, atol=0)
+    equal(score.losses, wanted.losses, rtol=0, atol=0)
+
+
+def doubling():
+    graph = _prefuse.Graph("double", {"item": "batch"})
+    x = graph.column("x", "item")
+    double = graph.binary("mul", x, graph.constant(2.0))
+    return graph.compile([double, graph.reduce("sum", x, "batch"), x])
+
+
+def capsule(array):
+    return array.__dlpack__()
+
+
+def test_capsules_of_any_exporter():
+    program = doubling()
+    x, out = np.arange(3.0), np.empty(7)
+    program.run([capsule(x)], [], [3], [capsule(out)], 1)
+    assert out.tolist() == [0, 2, 4, 3, 0, 1, 2]
+    program.run([capsule(x[::-1])], [], [3], [capsule(out[:3]), capsule(out[3:])], 1)
+    assert out.tolist() == [4, 2, 0, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "outputs", "message"),
+    [
+        ([np.zeros((3, 1))], [np.empty(7)], r"columns\[0\]: expected at most one dimension, got 2"),
+        ([np.zeros(3, np.int8)], [np.empty(7)], r"columns\[0\]: expected f16, bf16, .* type 0 of 8 bits"),
+        ([np.zeros(3)], [np.empty(6)], "output 2: expected room for 3 values .* got 2"),
+        ([np.zeros(3)], [np.empty(2), np.empty(5)], "output 0: expected room for 3 values .* got 2"),
+        ([np.zeros(3)], [np.empty(7), np.empty(2)], "outputs: 2 values are not filled"),
+        ([np.zeros(3)], [np.empty(7, np.int64)], r"outputs\[0\]: expected dtype f32 or f64, got i64"),
+        ([np.zeros(3)], [], "output 0: expected room for 3 values .* got 0"),
+    ],
+)
+def test_capsules_that_do_not_fit_are_refused(columns, outputs, message):
+    with pytest.raises(ValueError, match=message):
+        doubling().run(list(map(capsule, columns)), [], [3], list(map(capsule, outputs)), 1)
+
+
+def test_consumed_capsules_are_refused():
+    used = torch.zeros(3).__dlpack__()
+    torch.from_dlpack(used)
+    with pytest.raises(ValueError, match=r"columns\[0\]: expected a DLPack capsule that nobody has consumed"):
+        doubling().run([used], [], [3], [capsule(np.empty(7))], 1)
