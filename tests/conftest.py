@@ -37,7 +37,6 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if chosen.type == "cpu":
         yield chosen
         return
-    before = torch.get_default_device()
     torch.set_default_device(chosen)
-    yield torch.get_default_device()
-    torch.set_default_device(before)
+    yield chosen
+    torch.set_default_device(None)

@@ -17,9 +17,14 @@ from torch.utils._pytree import tree_map_only
 DEVICES = ("cpu", "cuda")
 
 
+def under_test() -> torch.device:
+    """The device that tensors are made on now."""
+    return torch.empty(0).device
+
+
 def here(value: Any) -> Any:
     """`value`, a tensor or tensors in dicts, lists and tuples, on the device under test."""
-    device = torch.get_default_device()
+    device = under_test()
     return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), value)
 
 
@@ -28,7 +33,7 @@ def on_the_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def computed(*arguments: Any, **options: Any) -> Any:
-        if torch.get_default_device().type == "cpu":
+        if under_test().type == "cpu":
             return function(*arguments, **options)
         arguments, options = tree_map_only(torch.Tensor, torch.Tensor.cpu, (arguments, options))
         with torch.device("cpu"):

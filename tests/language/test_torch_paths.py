@@ -7,7 +7,7 @@ from sample_objectives import dpo, listwise, margins, packed, pair_columns, poli
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from prefuse.language import from_torch
+from prefuse.language import from_torch, pair_objective
 from prefuse.scoring import operator
 
 close = torch.testing.assert_close
@@ -36,6 +36,18 @@ def test_compiles_to_one_graph():
     upstream = torch.arange(6.0).double()
     mine, theirs = ((loss * 2 + (losses * upstream).sum()) for loss, losses, *_ in (got, wanted))
     close(torch.autograd.grad(mine, leaves), torch.autograd.grad(theirs, leaves))
+
+
+def test_compiled_objective_without_hyper_parameters():
+    @pair_objective
+    def no_hyper_parameters(pair):
+        return (pair.chosen.logp - pair.rejected.logp) ** 2
+
+    def gradient(step):
+        chosen, rejected = torch.arange(3.0, requires_grad=True), torch.ones(3)
+        return torch.autograd.grad(step(chosen_logps=chosen, rejected_logps=rejected).loss, chosen)[0]
+
+    close(gradient(torch.compile(no_hyper_parameters, fullgraph=True, backend="aot_eager")), gradient(no_hyper_parameters))
 
 
 def test_compiled_score_leaves_the_graph():

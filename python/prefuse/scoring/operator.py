@@ -227,7 +227,8 @@ def _backward(ctx: Any, gradients: Sequence[torch.Tensor | None]) -> Any:
     made = _objective_backward(list(ctx.saved_tensors), *ctx.rest, ctx.wrt, gradients[0], gradients[1])
     for i, gradient in zip(ctx.wrt, made, strict=True):
         columns[i] = gradient
-    return columns, None, None, None, None, None
+    numbers: list[float] = ctx.rest[3]
+    return columns, None, None, None, None if numbers else [], None  # torch takes an empty list for one of tensors
 
 
 torch.library.register_autograd("prefuse::objective", _backward, setup_context=_setup_context)
