@@ -47,7 +47,9 @@ def test_compiled_objective_without_hyper_parameters():
         chosen, rejected = torch.arange(3.0, requires_grad=True), torch.ones(3)
         return torch.autograd.grad(step(chosen_logps=chosen, rejected_logps=rejected).loss, chosen)[0]
 
-    close(gradient(torch.compile(no_hyper_parameters, fullgraph=True, backend="aot_eager")), gradient(no_hyper_parameters))
+    close(
+        gradient(torch.compile(no_hyper_parameters, fullgraph=True, backend="aot_eager")), gradient(no_hyper_parameters)
+    )
 
 
 def test_compiled_score_leaves_the_graph():
