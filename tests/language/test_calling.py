@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from worlds import as_numpy
+
 from examples import (
     dpo,
     listwise,
@@ -19,8 +21,6 @@ from examples import (
     simpo,
     tokens,
 )
-from worlds import as_numpy
-
 from prefuse.language import exp, group_objective, pair_objective, point_objective, record, where
 
 close = torch.testing.assert_close

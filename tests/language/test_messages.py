@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from examples import dpo, listwise, pair_columns, policy_gradient, regression, sft, simpo, tokens
 
+from examples import dpo, listwise, pair_columns, policy_gradient, regression, sft, simpo, tokens
 from prefuse.language import (
     LanguageError,
     group_objective,

@@ -4,8 +4,8 @@ import inspect
 import pydoc
 
 import pytest
-from examples import dpo, listwise, plain_dpo, policy_gradient, regression, simpo
 
+from examples import dpo, listwise, plain_dpo, policy_gradient, regression, simpo
 from prefuse.language import ColumnInfo, find, pair_objective, register
 
 PI = r"\log\pi_\theta(y_{})"

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from examples import dpo, listwise, margins, packed, pair_columns, policy_gradient, regression, simpo, tokens
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from examples import dpo, listwise, margins, packed, pair_columns, policy_gradient, regression, simpo, tokens
 from prefuse.language import from_torch
 from prefuse.scoring import operator
 
