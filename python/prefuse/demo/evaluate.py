@@ -14,7 +14,7 @@ from prefuse.language import Objective
 
 from .batches import Batch
 from .model import logits_of
-from .scored import needs_reference, rewards, score
+from .scored import needs_reference, rewards, score, share_above
 
 _NORMAL_95 = 1.959963984540054
 
@@ -61,13 +61,13 @@ def held_out(objective: Objective, policy: nn.Module, reference: nn.Module, batc
         torch.cat(parts)
         for parts in zip(*(_figures(objective, policy, reference, batch) for batch in batches), strict=True)
     )
-    accuracy = _share_above(margins)
+    accuracy = share_above(margins)
     return HeldOut(
         pairs=len(margins),
         accuracy=accuracy,
         interval=wilson(accuracy, len(margins)),
         margin=margins.mean().item(),
-        preferred=_share_above(chosen_logps - rejected_logps),
+        preferred=share_above(chosen_logps - rejected_logps),
         chosen_logp=chosen_logps.mean().item(),
         rejected_logp=rejected_logps.mean().item(),
     )
@@ -86,7 +86,3 @@ def _figures(
         ratios = logps - sequence_logps(reference_logits, batch.labels, shift=True)
         both = ratios[: batch.pairs], ratios[batch.pairs : 2 * batch.pairs]
     return both[0] - both[1], logps[: batch.pairs], logps[batch.pairs : 2 * batch.pairs]
-
-
-def _share_above(differences: Tensor) -> float:
-    return ((differences > 0).double() + (differences == 0).double() / 2).mean().item()

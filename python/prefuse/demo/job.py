@@ -45,8 +45,8 @@ class Settings:
     """
 
     seed: int = 0
-    steps: int = 250
-    sft_steps: int = 700
+    steps: int = 150
+    sft_steps: int = 600
     pairs: int = 32
     width: int = 128
     layers: int = 2

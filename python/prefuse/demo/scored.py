@@ -75,6 +75,11 @@ def rewards(objective: Objective, scored: Score, batch: Batch) -> tuple[Tensor, 
     return found[: batch.pairs], found[batch.pairs : 2 * batch.pairs]
 
 
+def share_above(differences: Tensor) -> float:
+    """Share of differences above 0, a tie counting one half."""
+    return ((differences > 0).double() + (differences == 0).double() / 2).mean().item()
+
+
 def _known(objective: Objective, batch: Batch) -> dict[str, Any]:
     """Columns that follow from which docstring is the function's own."""
     columns = {}

@@ -13,7 +13,7 @@ from prefuse.language import Objective
 
 from .batches import Batch
 from .model import logits_of
-from .scored import needs_reference, rewards, score
+from .scored import needs_reference, rewards, score, share_above
 
 _WARM_UP_STEPS = 20
 _LAST_RATE = 0.1  # of the highest learning rate
@@ -89,7 +89,7 @@ def prefer(
                 step=step,
                 tokens=batch.tokens.numel(),
                 loss=scored.loss.item(),
-                accuracy=(margins > 0).double().mean().item(),
+                accuracy=share_above(margins),
                 margin=margins.mean().item(),
                 chosen_logp=chosen.mean().item(),
                 rejected_logp=rejected.mean().item(),
