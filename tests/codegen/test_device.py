@@ -9,7 +9,6 @@ import torch
 import worlds
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import examples
 from prefuse import objectives
 from prefuse.language import group_objective, pair_objective, softplus, square
 from tests.codegen import emulated
