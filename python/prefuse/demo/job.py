@@ -117,7 +117,9 @@ class Outcome:
 
 
 def run(objective: Objective, settings: Settings, display: Display) -> Outcome:
-    """Reads, trains and measures, on one thread. `scored.rehearse` says beforehand whether the demo can feed the objective.
+    """Reads, trains and measures, on one thread.
+
+    `scored.rehearse` says beforehand whether the demo can feed the objective.
 
     Raises:
         ValueError: there is no documented function to train on.
