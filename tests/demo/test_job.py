@@ -3,6 +3,7 @@ import io
 import json
 
 import pytest
+import torch
 from rich.console import Console
 
 from prefuse import language, objectives
@@ -45,6 +46,12 @@ def test_a_run_has_all_figures(sources):
         assert after.interval[0] < after.accuracy < after.interval[1]
     assert set(outcome.seconds) == {"reading", "supervised training", "preference training"}
     assert outcome.logits[1] == outcome.vocabulary
+
+
+def test_threads_are_as_before(sources):
+    threads = torch.get_num_threads()
+    small_run("dpo", sources, steps=1, sft_steps=1)
+    assert torch.get_num_threads() == threads
 
 
 def test_the_seed_decides(sources):

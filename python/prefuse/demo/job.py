@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from prefuse.language import Objective
@@ -22,7 +24,7 @@ from .tokens import Tokenizer
 from .train import Step, fine_tune, prefer
 
 _EVALUATED_TOGETHER = 64
-_EVALUATIONS = 5  # on the way
+_EVALUATIONS = 4  # on the way
 _STREAMS = 1000  # seeds of the two trainings lie further apart than either has epochs
 
 
@@ -115,11 +117,18 @@ class Outcome:
 
 
 def run(objective: Objective, settings: Settings, display: Display) -> Outcome:
-    """Reads, trains and measures. `scored.rehearse` says beforehand whether the demo can feed the objective.
+    """Reads, trains and measures, on one thread.
+
+    `scored.rehearse` says beforehand whether the demo can feed the objective.
 
     Raises:
         ValueError: there is no documented function to train on.
     """
+    with _one_thread():
+        return _run(objective, settings, display)
+
+
+def _run(objective: Objective, settings: Settings, display: Display) -> Outcome:
     clock = _Clock()
     with display.waiting("reading the standard library"):
         data = read(settings)
@@ -206,6 +215,21 @@ def _prefer(
 
 def _batches(functions: Sequence[Documented], tokenizer: Tokenizer, settings: Settings, responses: int) -> list[Batch]:
     return in_order(encode(make_pairs(functions, settings.seed, responses), tokenizer), _EVALUATED_TOGETHER)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps torch to one thread meanwhile.
+
+    The model's operations are too small to gain much from a second one, and where other programs keep the cores busy,
+    OpenMP threads that spin for each other make every step many times slower.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Clock:

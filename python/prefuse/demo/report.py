@@ -114,10 +114,10 @@ _SETS = {FUNCTIONS: "held-out functions", MODULES: "held-out modules"}
 
 _TITLES = {
     "pairs": "pairs",
-    "accuracy": "reward accuracy (ties count half)",
+    "accuracy": "reward accuracy, ties half",
     "interval": "its 95 % interval",
     "margin": "reward margin",
-    "preferred": "chosen more probable than rejected",
+    "preferred": "p(chosen) > p(rejected)",
     "chosen_logp": "log p(chosen), nats",
     "rejected_logp": "log p(rejected), nats",
 }
@@ -134,12 +134,12 @@ _FORMS = {
 
 
 def _held_out_table(outcome: Outcome) -> Table:
-    table = Table(title="held-out pairs, before and after preference training")
+    table = Table(title="before and after preference training")
     table.add_column("")
     rows = {title: [title] for title in _TITLES.values()}
     for name, figures in outcome.after.items():
-        for when, values in (("before", outcome.before[name]), ("after", figures)):
-            table.add_column(f"{name}, {when}", justify="right")
+        for when, values in ((_SETS[name], outcome.before[name]), ("after", figures)):
+            table.add_column(when, justify="right", max_width=9)
             for field, title in _TITLES.items():
                 rows[title].append(_FORMS[field].format(values))
     for row in rows.values():
