@@ -61,12 +61,21 @@ def test_strided_and_expanded_columns():
     assert all(gradient.is_contiguous() for gradient in score.gradients.values())
 
 
+def test_lengths_and_labels_go_the_short_way():
+    columns = pair_columns(dtype=torch.float32, grad=False)
+    columns["ref_chosen_logps"] = columns["ref_chosen_logps"].long()
+    assert bound(columns) is not None
+    same = {name: value.double() for name, value in columns.items()}
+    equal(dpo(**columns).loss.double(), dpo(**same).loss, rtol=1e-6, atol=0)
+    assert bound({name: value.long() for name, value in columns.items()}) is None
+
+
 @pytest.mark.parametrize(
     "other",
     [
         lambda column: column.double(),
         lambda column: column.bfloat16(),
-        lambda column: column.long(),
+        lambda column: column.int(),
         lambda column: column.as_subclass(type("Mine", (torch.Tensor,), {})),
     ],
 )

@@ -1,4 +1,4 @@
-"""The short way for small batches: CPU tensors of one dtype, one value per item.
+"""The short way for small batches: CPU tensors, those of floats of one dtype, one value per item.
 
 Scoring 64 pairs is a few microseconds of arithmetic; the rest is Python. So nothing is laid out or converted here, and
 tensors go to the extension as DLPack capsules, the cheapest description torch gives. Whatever does not fit is left to
@@ -19,16 +19,18 @@ from .traced import Traced
 
 # Results are made from these: cheaper than asking torch for a dtype and a device, and blind to its defaults.
 PROTOTYPES = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
+EXACT = (torch.int64, torch.bool)  # lengths and labels, which the extension reads as they are
 
 
 class PlainCall:
-    """One call of an objective on CPU tensors [items] and numbers, all float32 or all float64; does what `Call` does.
+    """One call of an objective on CPU tensors [items] and numbers; does what `Call` does.
 
     Args:
         traced: the traced objective.
         numbers: its numeric hyper-parameters.
         columns: {argument: tensor}, the columns it reads.
         trainable: those that require grad.
+        dtype: that of all columns of floats, and of the results.
     """
 
     __slots__ = ("columns", "count", "numbers", "prototype", "traced", "trainable")
@@ -41,14 +43,14 @@ class PlainCall:
         numbers: Mapping[str, float],
         columns: Mapping[str, torch.Tensor],
         trainable: tuple[str, ...],
+        dtype: torch.dtype,
     ) -> None:
         self.traced = traced
         self.numbers = numbers
         self.columns = columns
         self.trainable = trainable
-        item = columns[traced.item_columns[0]]
-        self.count = item.numel()
-        self.prototype = PROTOTYPES[item.dtype]
+        self.count = columns[traced.item_columns[0]].numel()
+        self.prototype = PROTOTYPES[dtype]
 
     def score(self, reduction: str, wrt: tuple[str, ...], apart: bool = True) -> Scored:
         """Return what `Call.score` returns.
@@ -111,7 +113,7 @@ class PlainCall:
 
 
 def bind_plain(traced: Traced, numbers: Mapping[str, float], arguments: Mapping[str, torch.Tensor]) -> PlainCall | None:
-    """Bind CPU tensors of one dtype, float32 or float64; None where something needs a closer look.
+    """Bind CPU tensors whose floats are all float32 or all float64; None where something needs a closer look.
 
     Args:
         traced: the traced objective.
@@ -123,10 +125,10 @@ def bind_plain(traced: Traced, numbers: Mapping[str, float], arguments: Mapping[
         column = arguments[name]
         if type(column) not in PLAIN_TENSORS or not column.is_cpu:
             return None
-        if column.dtype is not dtype:
+        if column.dtype is not dtype and column.dtype not in EXACT:
             if dtype is not None or column.dtype not in PROTOTYPES:
                 return None
             dtype = column.dtype
         if column.requires_grad:
             trainable.append(name)
-    return PlainCall(traced, numbers, arguments, tuple(trainable))
+    return None if dtype is None else PlainCall(traced, numbers, arguments, tuple(trainable), dtype)
