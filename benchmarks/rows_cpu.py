@@ -1,6 +1,6 @@
 """Token log-probabilities on the CPU: prefuse beside what else is in use, and the machine's own memory bandwidth.
 
-    python benchmarks/rows_cpu.py [--rows 512] [--vocabulary 128256] [--rounds 15] [--results DIR]
+    python benchmarks/rows_cpu.py [--rows 512] [--vocabulary 128256] [--rounds 5] [--results DIR]
 
 Per dtype, forward without autograd and forward+backward are timed in interleaved rounds, the machine's own reading and
 copying among them. The least traffic a forward pass can do is one read of the logits; forward+backward reads them twice
@@ -37,7 +37,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--vocabulary", type=int, default=128256)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     return parser.parse_args()
 
