@@ -125,7 +125,7 @@ _TITLES = {
 _FORMS = {
     "pairs": "{0.pairs}",
     "accuracy": "{0.accuracy:.1%}",
-    "interval": "{0.interval[0]:.0%} to {0.interval[1]:.0%}",
+    "interval": "{0.interval[0]:.0%}-{0.interval[1]:.0%}",
     "margin": "{0.margin:+.3f}",
     "preferred": "{0.preferred:.1%}",
     "chosen_logp": "{0.chosen_logp:.1f}",
