@@ -24,7 +24,7 @@ from prefuse.language import (
     token_objective,
 )
 from prefuse.linear.functions import linear_sequence_logps, linear_token_logps, linear_token_stats
-from prefuse.preference import dpo_loss, pair_loss, preference_loss
+from prefuse.preference import dpo_loss, explain, pair_loss, preference_loss
 
 __all__ = [
     "LanguageError",
@@ -33,6 +33,7 @@ __all__ = [
     "TokenStats",
     "__version__",
     "dpo_loss",
+    "explain",
     "from_torch",
     "group_objective",
     "language",

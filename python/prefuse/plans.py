@@ -47,8 +47,8 @@ class Job:
         weight: whether weight, bias or an adapter's second matrix want one.
         reference: whether the logits of a reference model are made beside.
         groups: rows of each group that an objective scores as one; None where the loss is not known here.
-        whole: whether groups may be scored apart: False where the objective looks at the whole batch.
-        accumulator: bytes of a number that products are added up in.
+        apart: whether groups may be scored one by one: False where the objective looks at the whole batch.
+        kept_itemsize: bytes of a number of the hidden states' gradient while it waits.
     """
 
     rows: int
@@ -60,8 +60,8 @@ class Job:
     weight: bool = False
     reference: bool = False
     groups: tuple[int, ...] | None = None
-    whole: bool = True
-    accumulator: int = 4
+    apart: bool = True
+    kept_itemsize: int = 4
 
     @property
     def row_bytes(self) -> int:
@@ -184,7 +184,7 @@ def _obstacle(name: str, job: Job, workspace_bytes: int) -> str:
 def _obstacle_to_grouped(job: Job, workspace_bytes: int) -> str:
     if job.groups is None:
         return "the loss is not known here; preference_loss knows it, with reduction 'mean' or 'sum'"
-    if not job.whole:
+    if not job.apart:
         return "the objective couples all groups of the batch"
     largest = max(job.groups, default=0)
     if largest * job.row_bytes > workspace_bytes:
@@ -269,8 +269,8 @@ def _backward_tile(job: Job, workspace_bytes: int) -> tuple[int, int]:
 
 
 def _kept_bytes(name: str, job: Job) -> int:
-    hidden = job.rows * job.features * job.accumulator
-    weight = job.classes * job.features * job.accumulator
+    hidden = job.rows * job.features * job.kept_itemsize
+    weight = job.classes * job.features * job.itemsize
     return {
         "forward": 0,
         "single-pass": job.directions * hidden,

@@ -67,28 +67,38 @@ class Operands(NamedTuple):
         tensors = [*self.inputs, *self.weights, self.bias]
         return [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
 
-    def index(self) -> Tensor | None:
+    def scored_index(self) -> Tensor | None:
         """The flat positions of the scored rows; None while they cannot be looked at."""
         if torch.compiler.is_compiling() or self.labels.is_meta or operators.is_capturing(self.labels.device):
             return None
         return scored_tokens(self.labels, self.mask, self.ignore_index).reshape(-1).nonzero().reshape(-1)
 
-    def job(self, rows: int, differentiated: Sequence[str], compared: bool, wide: bool) -> Job:
+    def job(self, index: Tensor | None, statistics: Statistics) -> Job:
         """The call in numbers."""
         wants, inputs = self.wants, len(self.inputs)
         dtype = self.inputs[0].dtype
-        kept = sum_dtype(dtype) if wide else dtype
         return Job(
-            rows=rows,
+            rows=self.labels.numel() if index is None else index.shape[0],
             features=sum(factor.shape[-1] for factor in self.inputs),
             classes=self.weights[0].shape[0],
             itemsize=dtype.itemsize,
-            statistics=tuple(differentiated),
-            hidden=any(wants[:inputs]) and bool(differentiated),
-            weight=any(wants[inputs:]) and bool(differentiated),
-            reference=compared,
-            accumulator=kept.itemsize,
+            statistics=statistics.differentiated,
+            hidden=any(wants[:inputs]) and bool(statistics.differentiated),
+            weight=any(wants[inputs:]) and bool(statistics.differentiated),
+            reference=bool(self.reference),
+            kept_itemsize=(sum_dtype(dtype) if statistics.wide else dtype).itemsize,
         )
+
+
+class Statistics(NamedTuple):
+    """What is asked for: which statistics, gradients through which of them, and how."""
+
+    names: tuple[str, ...]
+    differentiated: tuple[str, ...]
+    k: int
+    smoothing: float
+    wide: bool
+    group: ProcessGroup | None
 
 
 def linear_token_stats(
@@ -161,6 +171,9 @@ def linear_token_stats(
         ValueError: a wrong shape, device, layout or range, or a plan that is not possible here.
     """
     names = check_names(stats, reference_hidden)
+    smoothing = check_smoothing(label_smoothing)
+    asked = tuple(SMOOTHED if name == "logp" and smoothing else name for name in names)
+    wanted = _differentiable(names, differentiable)
     operands = check_operands(
         hidden,
         weight,
@@ -174,53 +187,50 @@ def linear_token_stats(
         softcap=softcap,
         scale=scale,
     )
-    smoothing = check_smoothing(label_smoothing)
-    asked = tuple(SMOOTHED if name == "logp" and smoothing else name for name in names)
-    wanted = _differentiable(names, differentiable)
-    differentiated = tuple(name for name, plain in zip(asked, names, strict=True) if plain in wanted)
-    wide = keeps_wide(gradient_dtype, operands.inputs[0])
-    index = operands.index()
-    rows = operands.labels.numel() if index is None else index.shape[0]
-    chosen = choose(
-        operands.job(rows, differentiated, bool(operands.reference), wide), check_workspace(workspace_bytes), plan
+    statistics = Statistics(
+        asked,
+        tuple(name for name, plain in zip(asked, names, strict=True) if plain in wanted),
+        check_k(k),
+        smoothing,
+        keeps_wide(gradient_dtype, operands.inputs[0]),
+        check_group(group, names),
     )
-    if group is not None and not UNSUPPORTED.isdisjoint(names):
-        raise ValueError(
-            f"stats: {', '.join(sorted(UNSUPPORTED.intersection(names)))} cannot be put together from the parts of a "
-            "vocabulary over a group; leave them out"
-        )
-    with gathered(operands.weights, [operands.bias], operands.reference):
-        shard = shard_of(group, operands.weights[0])
-        _check_labels(operands, shard.classes or operands.weights[0].shape[0])
-        values, *_ = operators.linear_token_stats(
-            operands.inputs,
-            operands.weights,
-            operands.bias,
-            operands.reference,
-            operands.labels,
-            operands.mask,
-            index,
-            operands.temperatures,
-            operands.temperature,
-            operands.scale,
-            operands.softcap,
-            operands.ignore_index,
-            ",".join(asked),
-            ",".join(differentiated),
-            check_k(k),
-            smoothing,
-            chosen.name,
-            chosen.tile[0],
-            *chosen.backward_tile,
-            operands.wants if differentiated else [False] * len(operands.wants),
-            wide,
-            shard.name,
-            shard.first_class,
-            shard.classes or 0,
-        )
-    found = dict(zip(names, values.unbind(0), strict=True))
+    index = operands.scored_index()
+    chosen = choose(operands.job(index, statistics), check_workspace(workspace_bytes), plan)
+    found = dict(zip(names, run(operands, statistics, index, chosen).unbind(0), strict=True))
     return LinearTokenStats(
         {name: value if name in wanted else value.detach() for name, value in found.items()}, chosen
+    )
+
+
+def run(operands: Operands, statistics: Statistics, index: Tensor | None, plan: Plan) -> Tensor:
+    """The statistics of all tokens, [S, *lead], by a plan other than "grouped"."""
+    with gathered(operands.weights, [operands.bias], operands.reference):
+        values: Tensor = operators.linear_token_stats(*request(operands, statistics, index, plan))[0]
+    return values
+
+
+def request(operands: Operands, statistics: Statistics, index: Tensor | None, plan: Plan) -> operators.Request:
+    """The call in the form that operators take. ZeRO-3's parameters are gathered by now, and labels looked at here."""
+    classes = operands.weights[0].shape[0]
+    shard = shard_of(statistics.group, operands.weights[0])
+    _check_labels(operands, shard.classes or classes)
+    return operators.Request(
+        *operands,
+        stats=",".join(statistics.names),
+        differentiated=",".join(statistics.differentiated),
+        k=statistics.k,
+        smoothing=statistics.smoothing,
+        plan=plan.name,
+        tile_rows=plan.tile[0],
+        backward_rows=plan.backward_tile[0],
+        backward_classes=plan.backward_tile[1],
+        wants=operands.wants if statistics.differentiated else [False] * len(operands.wants),
+        wide=statistics.wide,
+        group=shard.name,
+        first_class=shard.first_class,
+        classes=shard.classes or classes,
+        live=index,
     )
 
 
@@ -348,6 +358,16 @@ def check_workspace(workspace_bytes: int) -> int:
     if workspace_bytes < 1:
         raise ValueError(f"workspace_bytes: expected at least 1, got {workspace_bytes}")
     return workspace_bytes
+
+
+def check_group(group: ProcessGroup | None, names: Sequence[str]) -> ProcessGroup | None:
+    """Refuses statistics that parts of a vocabulary do not tell."""
+    if group is not None and not UNSUPPORTED.isdisjoint(names):
+        raise ValueError(
+            f"stats: {', '.join(sorted(UNSUPPORTED.intersection(names)))} cannot be put together from the parts of a "
+            "vocabulary over a group; leave them out"
+        )
+    return group
 
 
 def keeps_wide(gradient_dtype: torch.dtype | None, hidden: Tensor) -> bool:

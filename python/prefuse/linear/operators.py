@@ -30,7 +30,8 @@ ONCE_DIFFERENTIABLE = (
 class Request(NamedTuple):
     """The arguments of the operators, which take no objects: tensors, the transform, what is asked, the plan.
 
-    `stats` and `differentiated` are comma-separated; `wants` has an entry per input, per weight, and for the bias.
+    `stats` and `differentiated` are comma-separated; `wants` has an entry per input, per weight, and for the bias;
+    `live` has the flat positions of the scored rows, None where they are found when it runs.
     """
 
     inputs: list[Tensor]
@@ -39,7 +40,6 @@ class Request(NamedTuple):
     reference: list[Tensor]
     labels: Tensor
     mask: Tensor | None
-    index: Tensor | None
     temperatures: Tensor | None
     temperature: float
     scale: float
@@ -50,7 +50,7 @@ class Request(NamedTuple):
     k: int
     smoothing: float
     plan: str
-    rows: int
+    tile_rows: int
     backward_rows: int
     backward_classes: int
     wants: list[bool]
@@ -58,6 +58,7 @@ class Request(NamedTuple):
     group: str
     first_class: int
     classes: int
+    live: Tensor | None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,7 +77,7 @@ class Request(NamedTuple):
 
     def call(self) -> Call:
         """The call in flat tensors; rows that are not scored are left out where that can be seen without waiting."""
-        index, mask = self.index, None
+        index, mask = self.live, None
         if index is None:
             scored = scored_tokens(self.labels, self.mask, self.ignore_index).reshape(-1)
             if is_capturing(scored.device):
@@ -125,7 +126,6 @@ def linear_token_stats(
     reference: list[Tensor],
     labels: Tensor,
     mask: Tensor | None,
-    index: Tensor | None,
     temperatures: Tensor | None,
     temperature: float,
     scale: float,
@@ -136,7 +136,7 @@ def linear_token_stats(
     k: int,
     smoothing: float,
     plan: str,
-    rows: int,
+    tile_rows: int,
     backward_rows: int,
     backward_classes: int,
     wants: list[bool],
@@ -144,6 +144,7 @@ def linear_token_stats(
     group: str,
     first_class: int,
     classes: int,
+    live: Tensor | None,
 ) -> list[Tensor]:
     """[statistics [S, *lead], kernel statistics [K, N], what the plan keeps …]."""
     request = Request(*_named(locals()))
@@ -151,13 +152,13 @@ def linear_token_stats(
     kept: list[Tensor] = []
     if plan == "single-pass":
         named = directions(request.with_gradient)
-        table, kept = passes.single_pass(call, rows, named, request.wanted().inputs, wide)
+        table, kept = passes.single_pass(call, tile_rows, named, request.wanted().inputs, wide)
     elif plan == "keep":
-        room = call.tokens if index is None else index.shape[0]
+        room = call.tokens if live is None else live.shape[0]
         table, one = passes.keep(call, request.with_gradient[0], room)
         kept = [one]
     else:
-        table = passes.forward(call, rows)
+        table = passes.forward(call, tile_rows)
     return [call.values(table).reshape(-1, *request.shape), table, *kept]
 
 
@@ -178,7 +179,7 @@ def _(*arguments: Any) -> list[Tensor]:
             if wanted
         ]
     elif request.plan == "keep":
-        room = tokens if request.index is None else request.index.shape[0]
+        room = tokens if request.live is None else request.live.shape[0]
         kept = [make((room, request.weights[0].shape[0]), dtype=logits_dtype)]
     return [make((len(request.names), *request.shape), dtype=dtype), table, *kept]
 
@@ -194,7 +195,6 @@ def linear_token_stats_backward(
     reference: list[Tensor],
     labels: Tensor,
     mask: Tensor | None,
-    index: Tensor | None,
     temperatures: Tensor | None,
     temperature: float,
     scale: float,
@@ -205,7 +205,7 @@ def linear_token_stats_backward(
     k: int,
     smoothing: float,
     plan: str,
-    rows: int,
+    tile_rows: int,
     backward_rows: int,
     backward_classes: int,
     wants: list[bool],
@@ -213,6 +213,7 @@ def linear_token_stats_backward(
     group: str,
     first_class: int,
     classes: int,
+    live: Tensor | None,
 ) -> list[Tensor]:
     """The gradients that are wanted, in the order of inputs, weights, bias; `grads` is that of the statistics."""
     request = Request(*_named({k: v for k, v in locals().items() if k not in ("grads", "table", "kept")}))
@@ -257,10 +258,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     request = Request(*inputs)
     _, table, *kept = output
     ctx.set_materialize_grads(False)
-    tensors = [*request.inputs, *request.weights, *request.reference, *request[4:8], request.bias, table, *kept]
+    tensors = [*request.inputs, *request.weights, *request.reference, request.labels, request.mask, request.temperatures, request.live, request.bias, table, *kept]
     ctx.save_for_backward(*tensors)
     ctx.counts = (len(request.inputs), len(request.weights), len(request.reference))
-    ctx.options = request[8:]
+    ctx.options = request[7:-1]
 
 
 def _restore(ctx: Any) -> tuple[Request, Tensor, list[Tensor]]:
@@ -269,10 +270,9 @@ def _restore(ctx: Any) -> tuple[Request, Tensor, list[Tensor]]:
     for count in ctx.counts:
         lists.append(saved[:count])
         saved = saved[count:]
-    labels, mask, index, temperatures, bias, table, *kept = saved
+    labels, mask, temperatures, live, bias, table, *kept = saved
     inputs, weights, reference = lists
-    tensors = (inputs, weights, bias, reference, labels, mask, index, temperatures)
-    return Request(*tensors, *ctx.options), table, kept
+    return Request(inputs, weights, bias, reference, labels, mask, temperatures, *ctx.options, live), table, kept
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
