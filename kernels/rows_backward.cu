@@ -13,7 +13,8 @@
 // writes them and nobody else does either, which is why the gradient may lie over the logits.
 //
 // Invariants: a row that is ignored, has no upstream gradient or holds nothing but −inf is written as zeros and not read.
-// A label outside [0, V) makes its row NaN. Where p = 0 its whole product is 0: no 0·inf. An upstream gradient of 0 adds
+// A label outside [0, classes) makes its row NaN; one that is a class of another block has no element here. The saved values are
+// those of the whole vocabulary. Where p = 0 its whole product is 0: no 0·inf. An upstream gradient of 0 adds
 // nothing, whatever it multiplies.
 
 struct Coefficients {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+
+from prefuse._buffers import View, optional_view, view
 
 STATISTICS = (
     "logp",
@@ -46,11 +48,19 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torc
 """What labels, masks and offsets may come in; all become int64 or bool, which costs one number per token."""
 
 
+RowsView: TypeAlias = tuple[View, View, View | None, View | None, float | View, float, float, int, int, int]
+
+
 class Rows(NamedTuple):
     """Checked rows: the tensors, then the transform and the names. `softcap` 0 is off; `stats` is comma-separated.
 
-    Torch's operator schemas know no lists of strings and no tuples of mixed kinds, so the fields are the operator's
-    arguments.
+    Torch's operator schemas know no lists of strings and no tuples of mixed kinds, so the fields are the operators'
+    arguments: `operands`, since operators take whole vocabularies.
+
+    The V logits of a row are those of the classes ``[first_class, first_class + V)`` out of `classes` (None: V, all of
+    them). Labels are numbers of classes, of whichever block; a label of another block has log-probability −inf in this
+    one. Statistics are those of the block; for the backward pass the caller puts those of the whole vocabulary in
+    their place.
     """
 
     logits: torch.Tensor
@@ -71,6 +81,31 @@ class Rows(NamedTuple):
     def statistics(self) -> list[str]:
         """The names in `stats`, in the order of the output's first dimension."""
         return self.stats.split(",")
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of classes that labels are numbers of."""
+        return self.logits.shape[-1] if self.classes is None else self.classes
+
+    @property
+    def operands(self) -> tuple[Any, ...]:
+        """The arguments of the operators: everything but the block."""
+        return self[:-2]
+
+    def arguments(self) -> RowsView:
+        """What the extension takes. It borrows: the caller keeps the tensors alive while it is in use."""
+        return (
+            view(self.logits),
+            view(self.labels),
+            optional_view(self.mask),
+            optional_view(self.reference),
+            self.temperature if self.temperatures is None else view(self.temperatures),
+            self.scale,
+            self.softcap,
+            self.ignore_index,
+            self.first_class,
+            self.vocabulary,
+        )
 
 
 def check_rows(

@@ -195,7 +195,7 @@ def token_stats(
         rows = rows._replace(stats=",".join(with_backward_needs(asked)))
         if inplace:
             _check_overwritable(logits)
-    stacked = _ops.token_stats(*rows, inplace and differentiates)
+    stacked = _ops.token_stats(*rows.operands, inplace and differentiates)
     values = stacked.unbind(0)
     return TokenStats(
         {

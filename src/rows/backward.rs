@@ -149,8 +149,8 @@ struct RowGradient {
     slope: f64,
     kl: f64,
     rkl: f64,
-    /// The gradient of the label's logit.
-    label: f64,
+    /// The label's place in the row and the gradient of its logit; `None` where it belongs to another block.
+    label: Option<(usize, f64)>,
 }
 
 struct Backward<'a> {
@@ -305,20 +305,26 @@ impl Backward<'_> {
             - times_saved(upstream.kl, Stat::Kl);
 
         let at_label = |view: &View| {
-            // SAFETY: the label is within the row, and the caller vouches for the memory.
-            transform.apply::<R>(self.level, unsafe {
-                read_element(view, row.index, row.label)
+            row.label.map(|place| {
+                // SAFETY: the label is within the row, and the caller vouches for the memory.
+                transform.apply::<R>(self.level, unsafe { read_element(view, row.index, place) })
             })
         };
-        let (z, slope) = at_label(&self.rows.logits);
-        let lse = self.log_sum(Stat::Lse, Stat::Logp, row.index, z);
-        let (w, ref_lse) = match &self.rows.reference {
+        let own = at_label(&self.rows.logits);
+        let lse = self.log_sum(Stat::Lse, Stat::Logp, row.index, own);
+        let (reference, ref_lse) = match &self.rows.reference {
             Some(view) if upstream.kl != 0.0 || upstream.rkl != 0.0 => {
-                let (w, _) = at_label(view);
-                (w, self.log_sum(Stat::RefLse, Stat::RefLogp, row.index, w))
+                let reference = at_label(view);
+                let ref_lse = self.log_sum(Stat::RefLse, Stat::RefLogp, row.index, reference);
+                (reference, ref_lse)
             }
-            _ => (0.0, 0.0),
+            _ => (None, 0.0),
         };
+        let label = row.label.zip(own).map(|(place, (z, slope))| {
+            let log_q = reference.map_or(0.0, |(w, _)| w - ref_lse);
+            let gradient = upstream.at_label(constant, z - lse, log_q);
+            (place, unit * slope * gradient)
+        });
         Some(RowGradient {
             transform,
             lse,
@@ -327,17 +333,17 @@ impl Backward<'_> {
             slope: -unit * upstream.entropy,
             kl: unit * upstream.kl,
             rkl: unit * upstream.rkl,
-            label: unit * slope * upstream.at_label(constant, z - lse, w - ref_lse),
+            label,
         })
     }
 
-    /// `lse` of a row. Where the label's log-probability has been saved as well, lse = z − logp may be known to more digits
-    /// than the saved one has: rounding that to f32 costs 5e-4 at 1e4.
-    fn log_sum(&self, lse: Stat, log_p: Stat, row: usize, z: f64) -> f64 {
+    /// `lse` of a row. Where the label's logit z is here and its log-probability has been saved as well, lse = z − logp may be
+    /// known to more digits than the saved one has: rounding that to f32 costs 5e-4 at 1e4.
+    fn log_sum(&self, lse: Stat, log_p: Stat, row: usize, label: Option<(f64, f64)>) -> f64 {
         let [lse, log_p] = [lse, log_p].map(|stat| self.read(self.tables.saved, stat, row));
-        match (lse, log_p) {
-            (Some(lse), Some(log_p)) if log_p.abs() < lse.abs() => z - log_p,
-            (lse, _) => lse.unwrap_or(f64::NAN),
+        match (lse, log_p, label) {
+            (Some(lse), Some(log_p), Some((z, _))) if log_p.abs() < lse.abs() => z - log_p,
+            (lse, ..) => lse.unwrap_or(f64::NAN),
         }
     }
 
@@ -362,8 +368,9 @@ impl Backward<'_> {
             let x = row_pointer::<E>(&self.rows.logits, row.index)
                 .add(part.start)
                 .cast_const();
+            let label = gradient.label.filter(|(place, _)| part.contains(place));
             // The label's element is written again, which must not overtake a streamed store.
-            let stream = self.stream && !part.contains(&row.label);
+            let stream = self.stream && label.is_none();
             if gradient.transform.cap.is_none() && gradient.kl == 0.0 && gradient.rkl == 0.0 {
                 pass::pull(self.level, x, target, part.len(), gradient.pull(), stream);
             } else {
@@ -371,10 +378,10 @@ impl Backward<'_> {
                 self.fill::<E>(row, gradient, x, &part, room);
                 pass::store(self.level, &room.policy, target, part.len(), stream);
             }
-            if part.contains(&row.label) {
+            if let Some((place, value)) = label {
                 target
-                    .add(row.label - part.start)
-                    .write_unaligned(E::from_f64(gradient.label));
+                    .add(place - part.start)
+                    .write_unaligned(E::from_f64(value));
             }
         }
     }
