@@ -128,7 +128,7 @@ def reading(objective: Objective, given: tuple[str, ...]) -> Reading:
 def reference_form(
     reference: Tensor | None, rows: str, shape: tuple[int, ...], labels: Tensor, offsets: Tensor | None
 ) -> str | None:
-    """Which of the three forms `reference` has, by its shape: `rows` (the name of what has `shape`), tokens, responses."""
+    """Which of the three forms `reference` has, by its shape: `rows` (what is of `shape`), tokens, or responses."""
     if reference is None:
         return None
     check_tensor("reference", reference, FLOATS, "a floating-point", like=labels)
@@ -239,7 +239,8 @@ class Scoring:
         """Which group each response belongs to, counted from 0: [R]."""
         device = self.scored.device
         if "groups" in self.options:
-            return torch.unique(self.options["groups"], return_inverse=True)[1]
+            inverse: Tensor = torch.unique(self.options["groups"], return_inverse=True)[1]
+            return inverse
         unit = torch.arange(self.responses, device=device)
         return unit % (self.responses // len(self.read.roles)) if self.read.roles else unit
 

@@ -257,6 +257,7 @@ def check_values(
     temperatures: torch.Tensor | None,
     ignore_index: int,
     classes: int,
+    meaning: str = "the number of classes",
 ) -> None:
     """Raises `ValueError` for the first label or temperature out of range in a scored row; waits for a device."""
     live = labels != ignore_index
@@ -267,7 +268,7 @@ def check_values(
         at = [int(i) for i in bad_labels.nonzero()[0]]
         raise ValueError(
             f"labels: {int(labels[tuple(at)])} at {at}, expected 0 <= label < {classes} "
-            f"(the number of classes) or ignore_index = {ignore_index}"
+            f"({meaning}) or ignore_index = {ignore_index}"
         )
     if temperatures is None:
         return

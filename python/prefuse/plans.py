@@ -19,6 +19,7 @@ recompute    the backward pass makes the logits again                           
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 PLANS = ("forward", "single-pass", "grouped", "keep", "recompute")
@@ -208,7 +209,7 @@ def _plan(name: str, reason: str, job: Job, workspace_bytes: int) -> Plan:
     if name == "grouped":
         chunks = _pack(job, workspace_bytes)
         tiles = len(chunks) - 1
-        rows = max((sum(job.groups[a:b]) for a, b in zip(chunks, chunks[1:], strict=False)), default=0)  # type: ignore[index]
+        rows = max((sum(job.groups[a:b]) for a, b in itertools.pairwise(chunks)), default=0)  # type: ignore[index]
     elif name == "keep":
         rows, tiles = job.rows, 1
     return Plan(

@@ -1,8 +1,8 @@
 """Preference losses: gather the log-probabilities an objective reads, score it, pull its gradient back.
 
 `preference_loss` is the whole flow in one call, from logits or from hidden states and the LM-head weight; `explain`
-tells how the latter would run. `pair_loss` and `dpo_loss` are for scripts that have log-probabilities already and expect
-three tensors back.
+tells how the latter would run. `pair_loss` and `dpo_loss` are for scripts that have log-probabilities already and
+expect three tensors back.
 """
 
 from __future__ import annotations

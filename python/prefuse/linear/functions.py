@@ -47,7 +47,8 @@ class LinearTokenStats(TokenStats[Tensor]):
 
 
 class Operands(NamedTuple):
-    """Checked arguments of the head, before they are flattened."""
+    """Checked arguments of the head, before they are flattened; `wants` says whether each of inputs, weights and bias
+    wants a gradient."""
 
     inputs: list[Tensor]
     weights: list[Tensor]
@@ -60,12 +61,7 @@ class Operands(NamedTuple):
     scale: float
     softcap: float
     ignore_index: int
-
-    @property
-    def wants(self) -> list[bool]:
-        """Which inputs, which weights and whether the bias want a gradient."""
-        tensors = [*self.inputs, *self.weights, self.bias]
-        return [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
+    wants: list[bool]
 
     def scored_index(self) -> Tensor | None:
         """The flat positions of the scored rows; None while they cannot be looked at."""
@@ -151,16 +147,16 @@ def linear_token_stats(
         softcap: the cap of ``softcap·tanh(scale·x/softcap)``; None is no cap.
         scale: multiplies the logits.
         k: of ``topk_mass`` and ``topk_entropy``, 1 to 64.
-        label_smoothing: ε in [0, 1): ``logp`` becomes ``(1 − ε)·logp + ε·(mean_logit − lse)``, the mean of log p over all
-            classes weighed in, at no further product.
+        label_smoothing: ε in [0, 1): ``logp`` becomes ``(1 − ε)·logp + ε·(mean_logit − lse)``, the mean of log p over
+            all classes weighed in, at no further product.
         differentiable: of the statistics, those a gradient will come to; the others are constants. None: all that have
             one. Every product saved is a GEMM.
         gradient_dtype: float32 has the plan "single-pass" keep d(statistic)/d(hidden) in float32. None: float32 where
             PyTorch's GEMM writes it at full speed (CUDA), otherwise the dtype of `hidden`.
-        plan: one of `prefuse.plans.PLANS` but "grouped"; None has it chosen. Without a gradient it is always "forward".
+        plan: one of `prefuse.plans.PLANS` but "grouped"; None has it chosen. Without a gradient it is "forward".
         workspace_bytes: how much memory tiles of logits, and logits that are kept, may take.
-        group: a process group whose ranks hold the vocabulary's classes in parts, in order of rank: `weight`, `bias` and
-            B are this rank's, everything else is the same on all ranks. ``top1`` and the top-k statistics are not
+        group: a process group whose ranks hold the vocabulary's classes in parts, in order of rank: `weight`, `bias`
+            and B are this rank's, everything else is the same on all ranks. ``top1`` and the top-k statistics are not
             given then.
 
     Returns:
@@ -216,7 +212,7 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
     shard = shard_of(statistics.group, operands.weights[0])
     _check_labels(operands, shard.classes or classes)
     return operators.Request(
-        *operands,
+        *operands[:-1],
         stats=",".join(statistics.names),
         differentiated=",".join(statistics.differentiated),
         k=statistics.k,
@@ -235,10 +231,10 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
 
 
 def linear_token_logps(hidden: Tensor, weight: Tensor, labels: Tensor, **options: Any) -> Tensor:
-    """log p(label) of every label token in nats, from hidden states: ``log_softmax(hidden @ weight.T + bias)`` gathered.
+    """log p(label) of every label token in nats: ``log_softmax(hidden @ weight.T + bias)`` gathered, none of it whole.
 
-    The arguments are those of `linear_token_stats`; with the weight frozen, forward and backward take two GEMMs, whatever
-    is computed of the log-probabilities.
+    The arguments are those of `linear_token_stats`; with the weight frozen, forward and backward take two GEMMs,
+    whatever is computed of the log-probabilities.
 
     Returns:
         [*lead], float32 (float64 for float64 hidden states); 0 where a row is ignored.
@@ -327,6 +323,7 @@ def check_operands(
         positive_number("scale", scale),
         0.0 if softcap is None else positive_number("softcap", softcap),
         check_integer("ignore_index", ignore_index),
+        [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (*inputs, *weights, bias)],
     )
 
 
@@ -407,8 +404,9 @@ def _reference_operands(
 ) -> list[Tensor]:
     """Hidden states of the reference, then weight and bias if it has its own."""
     states, own_weight, own_bias = reference
-    states = _cast(states.detach(), hidden) if isinstance(states, Tensor) else states
+    states = _cast(states, hidden)
     check_tensor("reference_hidden", states, FLOATS, "a floating-point", like=hidden)
+    states = states.detach()
     if states.shape[:-1] != hidden.shape[:-1]:
         raise ValueError(f"reference_hidden: expected shape {(*hidden.shape[:-1], 'H')}, got {tuple(states.shape)}")
     if own_weight is None:
@@ -436,21 +434,20 @@ def whole_parameter(name: str, parameter: Any) -> Any:
 
 def _in_one_dtype(hidden: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
     """Under autocast all three in its dtype, as `torch.nn.functional.linear` takes them."""
-    if not isinstance(hidden, Tensor) or not torch.is_autocast_enabled(hidden.device.type):
+    if not isinstance(hidden, Tensor) or not _autocasts(hidden.device) or hidden.dtype == torch.float64:
         return hidden, weight, bias
-    dtype = torch.get_autocast_dtype(hidden.device.type)
-    cast = [
-        value.to(dtype)
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-        else value
-        for value in (hidden, weight, bias)
-    ]
-    return cast[0], cast[1], cast[2]
+    like = hidden.new_empty(0, dtype=torch.get_autocast_dtype(hidden.device.type))
+    return _cast(hidden, like), _cast(weight, like), _cast(bias, like)
 
 
-def _cast(tensor: Tensor, hidden: Tensor) -> Tensor:
-    """`tensor` in the dtype that autocast has given `hidden`."""
-    return tensor.to(hidden.dtype) if torch.is_autocast_enabled(hidden.device.type) else tensor
+def _cast(value: Any, like: Tensor) -> Any:
+    """A float tensor in the dtype that autocast has given `like`; float64 stays, as autocast has it."""
+    castable = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+    return value.to(like.dtype) if castable and _autocasts(like.device) else value
+
+
+def _autocasts(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def _adapter(lora: Lora, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The head's matrix products. PyTorch computes them; what it takes to have float32 sums stands here and nowhere else."""
+"""The head's matrix products. PyTorch computes them; what it takes to have float32 sums stands here alone."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def scale_rows(rows: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
-    """factors[:, None] · rows as a new tensor of `dtype`, multiplied in the wider of the two dtypes and rounded once."""
+    """factors[:, None] · rows as a new tensor of `dtype`, multiplied in the wider of the two dtypes, rounded once."""
     result = torch.empty_like(rows, dtype=dtype)
     for start, stop in _blocks(rows.shape[0], rows.shape[1] * 8):
         torch.mul(rows[start:stop], factors[start:stop, None], out=result[start:stop])
@@ -72,4 +72,4 @@ def _blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
 @functools.cache
 def _writes_float32(device_type: str) -> bool:
     """Whether PyTorch multiplies 16-bit matrices into a float32 one on such a device."""
-    return device_type == "cuda" and "dtype" in torch.ops.aten.mm.overloads()
+    return device_type == "cuda" and hasattr(torch.ops.aten.mm, "dtype_out")

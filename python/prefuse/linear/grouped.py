@@ -1,9 +1,9 @@
-"""The plan "grouped": groups of responses are scored while their logits are there, and the gradient is made at once.
+"""The plan "grouped": groups of responses are scored while their logits are there, the gradient is made at once.
 
-For each tile of whole groups: logits, statistics, the objective on all groups seen so far, the gradient over the logits,
-and the two products. The objective is called on the whole batch every time; what it says of groups whose statistics are
-not there yet is not looked at, and it says nothing of one group that depends on another, which the planner has made
-sure of. The last call sees everything: its loss, rewards and metrics are the result.
+For each tile of whole groups: logits, statistics, the objective on all groups seen so far, the gradient over the
+logits, and the two products. The objective is called on the whole batch every time; what it says of groups whose
+statistics are not there yet is not looked at, and it says nothing of one group that depends on another, which the
+planner has made sure of. The last call sees everything: its loss, rewards and metrics are the result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prefuse.linear.passes import Gradients, Wants
 from prefuse.scoring.score import Score
 
 FLOAT16_SCALE = 1024.0
-"""What gradients are multiplied by before they become float16, whose range ends where that of a mean's gradient begins."""
+"""What gradients are multiplied by before they become float16: its range ends where that of a mean's begins."""
 
 ScoreOf = Callable[[dict[str, Tensor]], Score]
 
@@ -34,7 +34,7 @@ def scored(
     wants: Wants,
     columns: Sequence[Tensor],
 ) -> tuple[Score, Gradients, list[Tensor | None]]:
-    """The score of a batch, the gradients of the head's tensors, and those of `columns`, all for an upstream gradient of 1.
+    """The score of a batch, the gradients of the head's tensors, and those of `columns`, for an upstream gradient of 1.
 
     Args:
         call: its rows ordered by group.
@@ -47,7 +47,8 @@ def scored(
     """
     table = call.new_table(call.tokens).zero_()
     sums = _Sums(call, wants, many=len(chunks) > 1)
-    score, of_columns = None, []
+    score: Score | None = None
+    of_columns: list[Tensor | None] = []
     buffer = call.buffer(max((last - first for first, last in chunks), default=1))
     for first, last in chunks:
         part = call.part(first, last)

@@ -1,7 +1,7 @@
 """The fused head as `torch.library` operators: what autograd, `torch.compile` and the dispatcher see of it.
 
-`prefuse::linear_token_stats` returns, in a list, the statistics asked for [S, *lead], those of the rows room behind them
-[K, N], and what its plan keeps for `prefuse::linear_token_stats_backward`.
+`prefuse::linear_token_stats` returns, in a list, the statistics asked for [S, *lead], those of the rows room behind
+them [K, N], and what its plan keeps for `prefuse::linear_token_stats_backward`.
 """
 
 from __future__ import annotations
@@ -258,28 +258,52 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     request = Request(*inputs)
     _, table, *kept = output
     ctx.set_materialize_grads(False)
-    tensors = [*request.inputs, *request.weights, *request.reference, request.labels, request.mask, request.temperatures, request.live, request.bias, table, *kept]
-    ctx.save_for_backward(*tensors)
-    ctx.counts = (len(request.inputs), len(request.weights), len(request.reference))
-    ctx.options = request[7:-1]
+    # What the backward pass will not read is let go: with the weight frozen, the hidden states and (but for the
+    # gradient of `lse`) the weight, which may have been gathered for this call.
+    ctx.lists = (
+        [_unread(tensor, request.plan == "single-pass") for tensor in request.inputs],
+        [
+            _unread(tensor, request.plan == "single-pass" and "lse" not in request.with_gradient)
+            for tensor in request.weights
+        ],
+        [_unread(tensor, request.plan != "recompute") for tensor in request.reference],
+    )
+    read = [
+        tensor
+        for group, shapes in zip((request.inputs, request.weights, request.reference), ctx.lists, strict=True)
+        for tensor, shape in zip(group, shapes, strict=True)
+        if shape is None
+    ]
+    per_token = (request.labels, request.mask, request.temperatures, request.live)
+    ctx.save_for_backward(*read, *per_token, request.bias, table, *kept)
+    ctx.dtype, ctx.options = request.inputs[0].dtype, request[7:-1]
+
+
+def _unread(tensor: Tensor, unread: bool) -> torch.Size | None:
+    """All that is kept of a tensor that will not be read: its shape."""
+    return tensor.shape if unread else None
 
 
 def _restore(ctx: Any) -> tuple[Request, Tensor, list[Tensor]]:
-    saved = list(ctx.saved_tensors)
-    lists = []
-    for count in ctx.counts:
-        lists.append(saved[:count])
-        saved = saved[count:]
+    saved = iter(ctx.saved_tensors)
+    read = [[next(saved) if shape is None else shape for shape in shapes] for shapes in ctx.lists]
     labels, mask, temperatures, live, bias, table, *kept = saved
-    inputs, weights, reference = lists
-    return Request(inputs, weights, bias, reference, labels, mask, temperatures, *ctx.options, live), table, kept
+    inputs, weights, reference = (
+        [
+            tensor if isinstance(tensor, Tensor) else labels.new_empty(1, dtype=ctx.dtype).expand(tensor)
+            for tensor in group
+        ]
+        for group in read
+    )
+    arguments = [inputs, weights, bias, reference, labels, mask, temperatures, *ctx.options, live]
+    return Request(*arguments), table, kept
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    request, table, kept = _restore(ctx)
-    nothing = _nothing(request)
-    if grads[0] is None or not any(request.wants):
+    nothing = _nothing(*map(len, ctx.lists))
+    if grads[0] is None:
         return nothing
+    request, table, kept = _restore(ctx)
     with gathered(request.weights, [request.bias]):
         made = iter(linear_token_stats_backward(grads[0], table, kept, *request))
     order = [next(made) if wanted else None for wanted in request.wants]
@@ -287,10 +311,10 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     return order[:inputs], order[inputs:-1], order[-1], *nothing[3:]
 
 
-def _nothing(request: Request) -> tuple[Any, ...]:
+def _nothing(inputs: int, weights: int, reference: int) -> tuple[Any, ...]:
     """No gradient for anything: for lists of tensors a list."""
-    lists = (request.inputs, request.weights, request.reference)
-    return tuple([None] * len(value) if any(value is one for one in lists) else None for value in request)
+    others = len(Request._fields) - 4
+    return [None] * inputs, [None] * weights, None, [None] * reference, *(None,) * others
 
 
 def _flat(tensor: Tensor) -> Tensor:

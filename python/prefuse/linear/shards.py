@@ -4,7 +4,7 @@ With s the processes, statistics over their own classes combine as
 
     lse = log Σ_s e^{lse_s},   share_s = e^{lse_s − lse},   logp = log Σ_s e^{logp_s + lse_s − lse}
 
-(the label is one process's class; for the others logp_s = −inf), and expectations under p are the shares' weighted sums.
+(the label is one process's class; for the others logp_s = −inf), and expectations under p are weighted by the shares.
 The exchange is one all-gather of a few numbers per token; the hidden states' gradient is a sum over the processes.
 """
 
@@ -37,7 +37,8 @@ class Shard:
     @property
     def group(self) -> ProcessGroup | None:
         """The process group; None where the vocabulary is not cut."""
-        return dist.distributed_c10d._resolve_process_group(self.name) if self.name else None  # type: ignore[no-any-return]
+        found: ProcessGroup | None = _resolve(self.name) if self.name else None
+        return found
 
     def combine(self, names: Sequence[str], table: Tensor, width: int) -> Tensor:
         """Statistics over the whole vocabulary from `table` [S, N], those over this process's `width` classes."""
@@ -65,7 +66,7 @@ def shard_of(group: ProcessGroup | None, weight: Tensor) -> Shard:
 
 
 def combine(parts: dict[str, Tensor], widths: Tensor) -> dict[str, Tensor]:
-    """Statistics of the whole vocabulary from those of its parts, each [P, N]; `widths` [P, 1] are numbers of classes."""
+    """Statistics of the whole vocabulary from those of its P parts, each [P, N]; `widths` [P, 1]: how many classes."""
     lse, log_share = _normalise(parts["lse"])
     ref_lse, ref_log_share = _normalise(parts["ref_lse"]) if "ref_lse" in parts else (lse, log_share)
     rules: dict[str, Callable[[Tensor], Tensor]] = {
@@ -91,6 +92,10 @@ def _normalise(lse: Tensor) -> tuple[Tensor, Tensor]:
 def _expected(log_share: Tensor, values: Tensor) -> Tensor:
     """Σ share·value, where a share of 0 takes no part."""
     return torch.where(log_share == -math.inf, 0.0, log_share.exp() * values).sum(0)
+
+
+def _resolve(name: str) -> Any:
+    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
 
 
 def _gather(mine: Tensor, group: Any) -> Tensor:
