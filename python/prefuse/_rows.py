@@ -34,11 +34,13 @@ BACKWARD_NEEDS = {
     "lse": ("lse", "logp"),
     "mean_logit": ("lse", "logp"),
     "entropy": ("lse", "logp", "entropy"),
+    "mean_logit": ("lse", "logp"),
     "kl": ("lse", "logp", "ref_lse", "ref_logp", "kl"),
     "rkl": ("lse", "logp", "ref_lse", "ref_logp"),
 }
 """Statistics with a gradient, and what of the forward pass that gradient reads; log-probabilities because the label's
-logit less its log-probability has more digits than a log-sum-exp far from 0."""
+logit less its log-probability has more digits than a log-sum-exp far from 0. That of `mean_logit` is a constant, but 0
+in a row of nothing but −inf, which the log-sum-exp (whose own gradient reads both) tells."""
 
 MAX_K = 64
 

@@ -12,7 +12,7 @@ name                      value (nats where it is a logarithm)                  
 ``lse``                   lse                                                     yes
 ``entropy``               lse − Σ p z                                             yes
 ``log_sum_sq``            log Σ p²                                                none
-``mean_logit``            mean of z                                               none
+``mean_logit``            mean of z                                               yes
 ``top1``                  1 where y is the first argmax, otherwise 0              none
 ``topk_mass``             sum of the k largest p                                  none
 ``topk_entropy``          entropy of those k, renormalised                        none

@@ -3,8 +3,9 @@
 //! With c the upstream gradient of a statistic, per element
 //!
 //! ```text
-//! dz_j = p_j·(constant + slope·log p_j + kl·(log p_j − log q_j)) − rkl·q_j + 1[j=y]·c_logp
+//! dz_j = p_j·(constant + slope·log p_j + kl·(log p_j − log q_j)) − rkl·q_j + each + 1[j=y]·c_logp
 //! constant = −c_logp + c_lse − c_entropy·H − c_kl·KL + c_rkl,   slope = −c_entropy,   kl = c_kl,   rkl = c_rkl
+//! each = c_mean/V
 //! ```
 //!
 //! times dz/dx = scale/T·(1 − tanh²). The coefficients are computed once per row in f64; a term whose coefficient is 0 is
@@ -117,6 +118,7 @@ struct Upstream {
     logp: f64,
     lse: f64,
     entropy: f64,
+    mean: f64,
     kl: f64,
     rkl: f64,
 }
@@ -147,6 +149,7 @@ struct RowGradient {
     ref_lse: f64,
     constant: f64,
     slope: f64,
+    each: f64,
     kl: f64,
     rkl: f64,
     /// The label's place in the row and the gradient of its logit; `None` where it belongs to another block.
@@ -258,11 +261,11 @@ impl Backward<'_> {
 
     /// The upstream gradients of a row; `None` where the row's gradient is 0 throughout.
     fn upstream(&self, row: usize) -> Option<Upstream> {
-        let [logp, lse, entropy, kl, rkl] =
-            [Stat::Logp, Stat::Lse, Stat::Entropy, Stat::Kl, Stat::Rkl]
-                .map(|stat| self.read(self.tables.grads, stat, row).unwrap_or(0.0));
+        let read = |stat| self.read(self.tables.grads, stat, row).unwrap_or(0.0);
+        let [logp, lse, entropy] = [Stat::Logp, Stat::Lse, Stat::Entropy].map(read);
+        let [mean, kl, rkl] = [Stat::MeanLogit, Stat::Kl, Stat::Rkl].map(read);
         let is_dead = |lse| self.read(self.tables.saved, lse, row) == Some(f64::NEG_INFINITY);
-        let nothing = [logp, lse, entropy, kl, rkl]
+        let nothing = [logp, lse, entropy, mean, kl, rkl]
             .iter()
             .all(|upstream| *upstream == 0.0);
         if nothing || is_dead(Stat::Lse) {
@@ -274,6 +277,7 @@ impl Backward<'_> {
             logp,
             lse,
             entropy,
+            mean,
             kl,
             rkl,
         })
@@ -310,6 +314,7 @@ impl Backward<'_> {
                 transform.apply::<R>(self.level, unsafe { read_element(view, row.index, place) })
             })
         };
+        let each = upstream.mean / self.rows.classes as f64;
         let own = at_label(&self.rows.logits);
         let lse = self.log_sum(Stat::Lse, Stat::Logp, row.index, own);
         let (reference, ref_lse) = match &self.rows.reference {
@@ -322,7 +327,7 @@ impl Backward<'_> {
         };
         let label = row.label.zip(own).map(|(place, (z, slope))| {
             let log_q = reference.map_or(0.0, |(w, _)| w - ref_lse);
-            let gradient = upstream.at_label(constant, z - lse, log_q);
+            let gradient = upstream.at_label(constant, z - lse, log_q) + each;
             (place, unit * slope * gradient)
         });
         Some(RowGradient {
@@ -331,6 +336,7 @@ impl Backward<'_> {
             ref_lse,
             constant: unit * constant,
             slope: -unit * upstream.entropy,
+            each: unit * each,
             kl: unit * upstream.kl,
             rkl: unit * upstream.rkl,
             label,
@@ -452,6 +458,7 @@ impl RowGradient {
             log_p: self.log_probability(self.lse),
             constant: R::from_f64(self.constant),
             slope: R::from_f64(self.slope),
+            each: R::from_f64(self.each),
         }
     }
 

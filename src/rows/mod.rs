@@ -10,7 +10,7 @@
 //! | `lse` | lse | p_j |
 //! | `entropy` H | lse − Σ p z | −p_j (log p_j + H) |
 //! | `log_sum_sq` | log Σ p² | none |
-//! | `mean_logit` | mean z | none |
+//! | `mean_logit` | mean z | 1/V |
 //! | `top1` | 1 if y is the first argmax of x, else 0 | none |
 //! | `topk_mass` | Σ of the k largest p | none |
 //! | `topk_entropy` | entropy of the k largest p, renormalised | none |
@@ -19,11 +19,12 @@
 //! | `rkl` | KL(ref‖π) = Σ q (log q − log p) | p_j − q_j |
 //!
 //! Special rows. An ignored row (mask false, label = ignore index) is never read; values and gradient are 0. A logit of
-//! −inf has p = 0 and takes no part. In a row of nothing but −inf every p is 0: `lse` and `log_sum_sq` are −inf, `logp` is
-//! −inf, sums of p are 0, the gradient is 0. A NaN or +inf logit makes every value that is computed from its row NaN.
+//! −inf has p = 0 and takes no part but in the mean, whose gradient it gets like any other (0 under a soft cap, where dz/dx
+//! is). In a row of nothing but −inf every p is 0: `lse` and `log_sum_sq` are −inf, `logp` is −inf, sums of p are 0, the
+//! gradient is 0. A NaN or +inf logit makes every value that is computed from its row NaN.
 //! Where the logits are a block of a larger vocabulary, values are those of the block: a label of another block has no mass
 //! in it, so `logp` is −inf and `top1` 0. Gradients are computed from the values of the whole vocabulary, which the caller
-//! puts in the block's place.
+//! puts in the block's place, and V is that of the whole.
 //! Where `kl` is +inf (q_j = 0 < p_j) it has no gradient: that of its row is NaN, unless the upstream gradient is 0.
 
 pub mod backward;
@@ -102,14 +103,14 @@ impl Stat {
     pub fn has_gradient(self) -> bool {
         matches!(
             self,
-            Stat::Logp | Stat::Lse | Stat::Entropy | Stat::Kl | Stat::Rkl
+            Stat::Logp | Stat::Lse | Stat::Entropy | Stat::MeanLogit | Stat::Kl | Stat::Rkl
         )
     }
 
     /// The saved values that the gradient of this statistic is computed from.
     fn gradient_needs(self) -> &'static [Stat] {
         match self {
-            Stat::Logp | Stat::Lse => &[Stat::Lse],
+            Stat::Logp | Stat::Lse | Stat::MeanLogit => &[Stat::Lse],
             Stat::Entropy => &[Stat::Lse, Stat::Entropy],
             Stat::Kl => &[Stat::Lse, Stat::RefLse, Stat::Kl],
             Stat::Rkl => &[Stat::Lse, Stat::RefLse],

@@ -14,7 +14,7 @@ from prefuse._buffers import view
 from prefuse.functional import STATISTICS, token_stats
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-SAVED = ("lse", "entropy", "ref_lse", "kl", "logp", "rkl")
+SAVED = ("lse", "entropy", "mean_logit", "ref_lse", "kl", "logp", "rkl")
 
 
 def run(x, labels, reference, threads):
