@@ -34,7 +34,6 @@ BACKWARD_NEEDS = {
     "lse": ("lse", "logp"),
     "mean_logit": ("lse", "logp"),
     "entropy": ("lse", "logp", "entropy"),
-    "mean_logit": ("lse", "logp"),
     "kl": ("lse", "logp", "ref_lse", "ref_logp", "kl"),
     "rkl": ("lse", "logp", "ref_lse", "ref_logp"),
 }

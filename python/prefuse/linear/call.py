@@ -122,7 +122,7 @@ class Call:
 
     def buffer(self, rows: int, classes: int | None = None) -> Tensor:
         """Room for a tile: its logits and, below them, the reference's where they are needed."""
-        rows = min(rows, self.count) * (1 if self.reference is None else 2)
+        rows *= 1 if self.reference is None else 2
         return self.labels.new_empty((rows, classes or self.head.classes), dtype=self.dtype)
 
     def tile(self, part: Tensor | slice, buffer: Tensor, block: tuple[int, int] | None = None) -> Rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 _HALVES = (torch.float16, torch.bfloat16)
 _BLOCK_BYTES = 32 << 20
+_HAS_OUT_DTYPE = hasattr(torch.ops.aten.mm, "dtype_out")
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -69,7 +69,6 @@ def _blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
     return [(start, min(rows, start + step)) for start in range(0, rows, step)]
 
 
-@functools.cache
 def _writes_float32(device_type: str) -> bool:
     """Whether PyTorch multiplies 16-bit matrices into a float32 one on such a device."""
-    return device_type == "cuda" and hasattr(torch.ops.aten.mm, "dtype_out")
+    return device_type == "cuda" and _HAS_OUT_DTYPE

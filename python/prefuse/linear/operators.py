@@ -159,7 +159,7 @@ def linear_token_stats(
         kept = [one]
     else:
         table = passes.forward(call, tile_rows)
-    return [call.values(table).reshape(-1, *request.shape), table, *kept]
+    return [call.values(table).reshape(len(request.names), *request.shape), table, *kept]
 
 
 @linear_token_stats.register_fake
@@ -219,7 +219,7 @@ def linear_token_stats_backward(
     request = Request(*_named({k: v for k, v in locals().items() if k not in ("grads", "table", "kept")}))
     call = request.call()
     scored = scored_tokens(labels, mask, ignore_index).reshape(-1)
-    upstream = torch.where(scored, grads.reshape(grads.shape[0], -1), 0)
+    upstream = torch.where(scored, grads.reshape(grads.shape[0], labels.numel()), 0)
     own = {name: upstream[i] for i, name in enumerate(request.names) if name in request.with_gradient}
     made = _pull_back(request, call, table, kept, own)
     found = [*made.inputs, *made.weights, made.bias]

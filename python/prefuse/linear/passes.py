@@ -42,7 +42,7 @@ class Gradients(NamedTuple):
 def forward(call: Call, rows: int) -> Tensor:
     """The kernel statistics of all tokens, [S, N]; 0 for rows that are not scored."""
     table = call.new_table(call.tokens).zero_()
-    buffer = call.buffer(rows)
+    buffer = call.buffer(min(rows, call.count))
     for part in call.tiles(rows):
         table[:, part] = call.statistics(call.tile(part, buffer))
     return table
@@ -63,7 +63,7 @@ def single_pass(
     table = call.new_table(call.tokens).zero_()
     wanted = [f for f, wants in enumerate(inputs) if wants]
     kept = [[_kept(call, f, wide) for f in wanted] for _ in names]
-    buffer = call.buffer(rows)
+    buffer = call.buffer(min(rows, call.count))
     for part in call.tiles(rows):
         for i, name in enumerate(names):
             tile, table[:, part] = _unscaled(call, part, buffer, name)
@@ -141,7 +141,7 @@ def recompute(call: Call, tile: Tile, table: Tensor, grads: dict[str, Tensor], w
         for weight, wanted in zip(call.head.weights, wants.weights, strict=True)
     ]
     bias = torch.zeros_like(call.head.bias) if wants.bias and call.head.bias is not None else None
-    buffer = call.buffer(rows, classes)
+    buffer = call.buffer(min(rows, call.count), classes)
     for start in range(0, call.head.classes, classes):
         block = (start, min(call.head.classes, start + classes))
         sums = _Block(weights, bias, block, many=call.count > rows)

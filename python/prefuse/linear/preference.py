@@ -13,7 +13,6 @@ from prefuse._columns import Scoring
 from prefuse._rows import BACKWARD_NEEDS, check_k
 from prefuse.linear.functions import (
     Lora,
-    Operands,
     Statistics,
     check_group,
     check_operands,
@@ -123,8 +122,8 @@ class Head:
         )
         index = self.operands.scored_index()
         job = self.operands.job(index, self.statistics)
-        if known and index is not None and (job.hidden or job.weight):
-            index, groups = _by_group(self.operands, scoring, index)
+        if known and (job.hidden or job.weight):
+            index, groups = _by_group(self.operands.labels, scoring, index)
             job = dataclasses.replace(job, groups=groups, apart=not scoring.couples_groups())
         self.index = index
         self.plan: Plan = choose(job, check_workspace(source.workspace_bytes), source.plan)
@@ -165,14 +164,23 @@ class Head:
         return score.with_loss(Attached.apply(score.loss.detach(), known, scales, *attached))
 
 
-def _by_group(operands: Operands, scoring: Scoring, index: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The scored rows ordered by group, and how many each group has."""
-    units = scoring.units()
-    labels, offsets = operands.labels, scoring.offsets
+def _by_group(labels: Tensor, scoring: Scoring, index: Tensor | None) -> tuple[Tensor | None, tuple[int, ...] | None]:
+    """The scored rows ordered by group, and how many each group has; None where that cannot be seen."""
+    units, offsets = scoring.units(), scoring.offsets
+    if index is None:
+        return None, _as_if_all_were_scored(labels, scoring)
     counts = labels.new_full((units.shape[0],), labels.shape[-1]) if offsets is None else offsets.diff()
     of_rows = units.repeat_interleave(counts)[index]
     groups = torch.bincount(of_rows, minlength=int(units.max()) + 1 if units.numel() else 0)
     return index[of_rows.argsort(stable=True)], tuple(groups.tolist())
+
+
+def _as_if_all_were_scored(labels: Tensor, scoring: Scoring) -> tuple[int, ...] | None:
+    """The rows of each group of a padded batch that only has shapes."""
+    if not labels.is_meta or scoring.offsets is not None or "groups" in scoring.options:
+        return None
+    roles = max(1, len(scoring.read.roles))
+    return (labels.shape[-1] * roles,) * (scoring.responses // roles)
 
 
 def _rows_of(plan: Plan) -> list[tuple[int, int]]:
