@@ -259,14 +259,20 @@ def _prepare(
     **head: Any,
 ) -> _Logits | Head:
     """The checked call of `preference_loss`, whose arguments these are."""
-    source = check_source(logits, inplace, hidden=hidden, **head)
-    rows, tensor = ("logits", logits) if source is None else ("hidden states", hidden)
     objective = _objective(objective)
+    if hidden is None:  # then an argument that the head would take may be a column
+        mine = [name for name in head if name in objective.columns and head[name] is not None]
+        columns = columns | {name: head.pop(name) for name in mine}
+        head |= dict.fromkeys(mine)
+    source = check_source(logits, inplace, objective.columns, hidden=hidden, **head)
+    rows, shape = ("logits", _shape(logits)) if source is None else ("hidden states", _shape(hidden))
+    if source is not None and isinstance(source.reference_weight, Tensor):
+        shape = (*shape[:-1], source.reference_weight.shape[-1])
     read = reading(objective, tuple(columns))
     offsets = check_layout(labels, mask, cu_seqlens)
     check_integer("ignore_index", ignore_index)
     at_logits = shift_left(labels, mask, ignore_index, offsets) if shift else (labels, mask)
-    form = reference_form(reference, rows, tuple(getattr(tensor, "shape", ())), labels, offsets)
+    form = reference_form(reference, rows, shape, labels, offsets)
     check_reference(objective.name, read.needs, form, rows)
     scoring = Scoring(
         _with_settings(objective, columns),
@@ -285,3 +291,8 @@ def _prepare(
         return Head(source, scoring, names, *at_logits, made_here, transform, k, known=reduction != "none")
     arguments = {"logits": logits, "labels": at_logits[0], "mask": at_logits[1], "reference_logits": made_here, "k": k}
     return _Logits(scoring, names, arguments | transform | {"inplace": inplace})
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    """The shape of what should be a tensor, and is looked at more closely later."""
+    return tuple(getattr(tensor, "shape", ()))

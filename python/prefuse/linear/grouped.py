@@ -16,7 +16,9 @@ from torch import Tensor
 
 from prefuse.linear.call import Call
 from prefuse.linear.gemm import add_product, multiply, sum_dtype
+from prefuse.linear.operators import ONCE_DIFFERENTIABLE
 from prefuse.linear.passes import Gradients, Wants
+from prefuse.scoring.autograd import first_order_only
 from prefuse.scoring.score import Score
 
 FLOAT16_SCALE = 1024.0
@@ -145,14 +147,16 @@ class Attached(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Any:
         """Each gradient times the upstream one, in its tensor's dtype."""
-        plain = upstream.device.type == "cpu" and float(upstream) == 1.0
-        gradients = [
-            None if gradient is None else _times(gradient, upstream, scale, dtype, plain)
-            for gradient, scale, dtype in zip(ctx.saved_tensors, ctx.scales, ctx.dtypes, strict=True)
-        ]
+        with torch.no_grad():
+            plain = upstream.device.type == "cpu" and float(upstream) == 1.0
+            gradients = [
+                None if gradient is None else _times(gradient, upstream, scale, dtype, plain)
+                for gradient, scale, dtype in zip(ctx.saved_tensors, ctx.scales, ctx.dtypes, strict=True)
+            ]
+        if torch.is_grad_enabled():
+            gradients = first_order_only(gradients, ONCE_DIFFERENTIABLE)
         return None, None, None, *gradients
 
 

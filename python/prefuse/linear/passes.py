@@ -79,6 +79,7 @@ def keep(call: Call, name: str, room: int) -> tuple[Tensor, Tensor]:
     part = call.part(0, call.count)
     if call.count:
         _, table[:, part] = _unscaled(call, part, kept, name)
+    kept[call.count : room].zero_()
     return table, kept[:room]
 
 

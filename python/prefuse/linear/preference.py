@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -45,13 +46,18 @@ class Source(NamedTuple):
     group: ProcessGroup | None
 
 
-def check_source(logits: Any, inplace: bool, **given: Any) -> Source | None:
-    """The hidden states' arguments together; None where logits came instead.
+def check_source(logits: Any, inplace: bool, columns: Collection[str], **given: Any) -> Source | None:
+    """The hidden states' arguments together; None where logits came instead. `columns`: what the objective reads.
 
     Raises:
         TypeError: both came, or neither, or an argument of the one beside the other.
     """
     source = Source(**given)
+    taken = [name for name in given if name in columns]
+    if taken and source.hidden is not None:
+        raise TypeError(
+            f"{taken[0]}: an argument beside hidden and a column that the objective reads; give the column another name"
+        )
     if source.hidden is None:
         unread = [name for name, value in given.items() if value is not None and name != "workspace_bytes"]
         if source.workspace_bytes != WORKSPACE_BYTES:
