@@ -33,6 +33,17 @@ def rows_backward(
 ) -> None:
     """Writes the derivative of `sum(grads * statistics)` with respect to the logits into `gradient`."""
 
+def rows_both(
+    rows: RowsView,
+    stats: Sequence[str],
+    k: int,
+    grads: View,
+    out: View,
+    gradient: View,
+    threads: int,
+) -> None:
+    """`rows_forward` into `out`, then `rows_backward` with these values into `gradient`, in one visit to the logits."""
+
 def simd_level() -> str:
     """The instruction set in use: "avx512", "avx2", "neon" or "portable"."""
 

@@ -48,18 +48,9 @@ pub unsafe fn forward(
     let level = Level::current()?;
     // SAFETY: the caller's promise, and the check above.
     let live = unsafe { rows.live()? };
-    let wants = Wants::new(stats, k);
-    let forward = Forward {
-        rows,
-        stats,
-        out,
-        live: &live,
-        wants,
-        level,
-    };
+    let forward = Forward::new(rows, (stats, k), out, &live, level);
     // SAFETY: as above; the dtype is that of the logits.
     unsafe {
-        forward.clear();
         match rows.logits.dtype {
             Dtype::F16 => forward.run::<f16>(threads),
             Dtype::Bf16 => forward.run::<bf16>(threads),
@@ -242,7 +233,8 @@ pub(super) fn chunk_part(index: usize, width: usize) -> Range<usize> {
     index * CHUNK..width.min((index + 1) * CHUNK)
 }
 
-struct Forward<'a> {
+/// A forward call whose arguments have been checked.
+pub(super) struct Forward<'a> {
     rows: &'a Rows,
     stats: &'a [Stat],
     out: &'a View,
@@ -255,7 +247,7 @@ struct Forward<'a> {
 type Task<R> = (ChunkResult, Option<TopK<R>>);
 
 /// Room for a chunk of policy logits and one of reference logits.
-struct Room<R> {
+pub(super) struct Room<R> {
     policy: Scratch<R>,
     reference: Scratch<R>,
 }
@@ -269,12 +261,30 @@ impl<R: Real> Room<R> {
     }
 }
 
-impl Forward<'_> {
+impl<'a> Forward<'a> {
+    /// Of the statistics with that k; `live` are all rows that are not ignored.
+    pub fn new(
+        rows: &'a Rows,
+        (stats, k): (&'a [Stat], usize),
+        out: &'a View,
+        live: &'a [LiveRow],
+        level: Level,
+    ) -> Forward<'a> {
+        Forward {
+            rows,
+            stats,
+            out,
+            live,
+            wants: Wants::new(stats, k),
+            level,
+        }
+    }
+
     /// Writes 0 everywhere, which is the value of ignored rows.
     ///
     /// # Safety
     /// `out` describes writable memory.
-    unsafe fn clear(&self) {
+    pub unsafe fn clear(&self) {
         // SAFETY: `out` is contiguous, as was checked; all dtypes of floats write 0 as zero bytes.
         unsafe {
             (self.out.address as *mut u8).write_bytes(0, self.out.len() * self.out.dtype.size())
@@ -283,9 +293,11 @@ impl Forward<'_> {
 
     /// # Safety
     /// The promise of [`forward`]; the logits are `E`s.
-    unsafe fn run<E: Element>(&self, threads: usize) {
-        let chunks = self.rows.width().div_ceil(CHUNK);
+    pub unsafe fn run<E: Element>(&self, threads: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.clear() };
         if shares_rows(self.live.len(), threads) {
+            let chunks = self.rows.width().div_ceil(CHUNK);
             // SAFETY: passed on to the caller.
             unsafe { self.run_sharing_rows::<E>(chunks, threads) };
             return;
@@ -297,17 +309,26 @@ impl Forward<'_> {
             |range| {
                 let mut room = None;
                 for row in &self.live[range] {
-                    let mut state = Row::new();
-                    let mut top = self.wants.top.map(TopK::new);
-                    for index in 0..chunks {
-                        // SAFETY: passed on to the caller.
-                        state.add(&unsafe { self.chunk::<E>(row, index, &mut room, top.as_mut()) });
-                    }
                     // SAFETY: passed on to the caller.
-                    unsafe { self.write::<E>(row, &state, top.as_ref()) };
+                    unsafe { self.row::<E>(row, &mut room) };
                 }
             },
         );
+    }
+
+    /// Reads a row and writes its statistics.
+    ///
+    /// # Safety
+    /// As for [`Forward::run`].
+    pub unsafe fn row<E: Element>(&self, row: &LiveRow, room: &mut Option<Room<E::Real>>) {
+        let mut state = Row::new();
+        let mut top = self.wants.top.map(TopK::new);
+        for index in 0..self.rows.width().div_ceil(CHUNK) {
+            // SAFETY: passed on to the caller.
+            state.add(&unsafe { self.chunk::<E>(row, index, room, top.as_mut()) });
+        }
+        // SAFETY: passed on to the caller.
+        unsafe { self.write::<E>(row, &state, top.as_ref()) };
     }
 
     /// As [`Forward::run`], each chunk a task of its own.

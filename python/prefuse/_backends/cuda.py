@@ -44,6 +44,12 @@ def rows_backward(rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient
     )
 
 
+def rows_both(rows: Rows, grads: torch.Tensor, out: torch.Tensor, gradient: torch.Tensor) -> None:
+    """`rows_forward` into `out` and `rows_backward` from it into `gradient`."""
+    rows_forward(rows, out)
+    rows_backward(rows, grads, out, gradient)
+
+
 def segment_sum(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
     """Write Σ values[offsets[r]:offsets[r+1]] into `out[r]`."""
     prepare()

@@ -1,0 +1,106 @@
+"""Statistics and gradient in one visit have the bits of the two calls: the CPU backend, the CUDA kernels emulated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from prefuse._backends import cpu
+from prefuse._rows import Rows
+from tests.emulator.test_agreement import hostile
+from tests.emulator.test_rows import BF16, F16, F32, F64, ONE, TWO, misaligned, peaked, rows, upstream
+
+BACKENDS = [pytest.param(cpu, id="cpu")]
+
+
+def one_after_the_other(backend: Any, case: Rows, grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    out, gradient = torch.full_like(grads, 777.0), torch.full_like(case.logits, 777.0)
+    backend.rows_forward(case, out)
+    backend.rows_backward(case, grads, out, gradient)
+    return out, gradient
+
+
+def in_one_visit(
+    backend: Any, case: Rows, grads: torch.Tensor, gradient: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out = torch.full_like(grads, 777.0)
+    gradient = torch.full_like(case.logits, 777.0) if gradient is None else gradient
+    backend.rows_both(case, grads, out, gradient)
+    return out, gradient
+
+
+def assert_same_bits(backend: Any, case: Rows) -> None:
+    """Into a gradient of its own, then over the logits."""
+    grads = upstream(case)
+    expected = one_after_the_other(backend, case, grads)
+    # Strides are part of the case.
+    logits = torch.empty_strided(case.logits.shape, case.logits.stride(), dtype=case.logits.dtype).copy_(case.logits)
+    for got in (
+        in_one_visit(backend, case, grads),
+        in_one_visit(backend, case._replace(logits=logits), grads, gradient=logits),
+    ):
+        for mine, theirs in zip(got, expected, strict=True):
+            assert torch.equal(mine.nan_to_num(nan=777.0), theirs.nan_to_num(nan=777.0))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+@pytest.mark.parametrize("stats", [ONE, TWO, None])
+def test_hostile_rows(backend: Any, dtype: torch.dtype, stats: str | None) -> None:
+    case = hostile(dtype)
+    case = case if stats is None else case._replace(stats=stats, reference=case.reference if stats == TWO else None)
+    assert_same_bits(backend, case)
+    assert_same_bits(backend, case._replace(softcap=5.0))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+@pytest.mark.parametrize("width", [1, 7, 8, 40, 4096, 4099, 40000])
+def test_widths(backend: Any, dtype: torch.dtype, width: int) -> None:
+    case = rows(peaked(3, width, dtype=dtype), labels=torch.tensor([width - 1, -100, width // 2]))
+    assert_same_bits(backend, case)
+    assert_same_bits(backend, case._replace(stats="logp,lse"))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("count", [3, 50])
+def test_few_rows_and_many_on_the_cpu(count: int, threads: int) -> None:
+    """Three rows are shared among threads, fifty are dealt out whole."""
+    case = rows(peaked(count, 9001, dtype=BF16), mask=torch.arange(count) % 7 != 3)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert_same_bits(cpu, case)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_layouts(backend: Any, dtype: torch.dtype) -> None:
+    labels = torch.arange(6).view(2, 3)
+    padded = peaked(2, 3, 344, dtype=dtype)[..., :333]
+    assert_same_bits(backend, rows(padded, labels=labels))
+    assert_same_bits(backend, rows(padded.transpose(0, 1), labels=labels.t()))
+    for offset in (1, 3, 8):
+        assert_same_bits(backend, rows(misaligned(padded[0], offset), labels=labels[0]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_options(backend: Any) -> None:
+    x = peaked(4, 1000, dtype=F32)
+    temperatures = torch.tensor([0.5, 1.0, 2.0, 3.0])
+    assert_same_bits(backend, rows(x, temperatures=temperatures, scale=0.7))
+    assert_same_bits(backend, rows(x, first_class=300, classes=2000, labels=torch.tensor([0, 300, 1299, 1999])))
+    case = rows(x, "logp,lse")
+    _, gradient = in_one_visit(backend, case, torch.zeros(2, 4))
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_the_gradients_need_must_be_among_the_statistics(backend: Any) -> None:
+    case = rows(torch.zeros(2, 5), "logp")
+    with pytest.raises(ValueError, match=r'^stats: the gradient of "logp" needs "lse" among the saved values$'):
+        in_one_visit(backend, case, torch.ones(1, 2))
