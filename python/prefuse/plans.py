@@ -67,8 +67,13 @@ class Job:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row in a tile: its logits, its inputs, and the product that becomes its gradient."""
-        logits = self.classes * (2 if self.reference else 1)
-        return (logits + 3 * self.features) * self.itemsize
+        return (self.classes * self.copies + 3 * self.features) * self.itemsize
+
+    @property
+    def copies(self) -> int:
+        """How often a tile has room for logits: for the reference's too, and for a gradient where another follows."""
+        several = self.hidden and not self.weight and 1 < self.directions <= MAX_DIRECTIONS
+        return 1 + int(self.reference) + int(several)
 
     @property
     def directions(self) -> int:

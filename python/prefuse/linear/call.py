@@ -175,9 +175,9 @@ class Call:
         """An empty table of the kernel statistics."""
         return self.labels.new_empty((len(self.kernel_names), rows), dtype=self.table_dtype)
 
-    def pull(self, rows: Rows, grads: Tensor, table: Tensor) -> None:
-        """Writes d(Σ grads·statistics)/dlogits over the logits of a tile whose statistics are `table`."""
-        backend(rows.logits.device).rows_backward(rows, grads, table, rows.logits)
+    def pull(self, rows: Rows, grads: Tensor, table: Tensor, target: Tensor) -> None:
+        """Writes d(Σ grads·statistics)/dlogits of a tile whose statistics are `table`; `target` may be the logits."""
+        backend(rows.logits.device).rows_backward(rows, grads, table, target)
 
     def values(self, table: Tensor) -> Tensor:
         """What the caller sees, of the kernel statistics: [len(names), …]."""
