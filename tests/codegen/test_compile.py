@@ -3,7 +3,7 @@
 import pytest
 
 from prefuse import _prefuse, objectives
-from prefuse._cuda import ARCHITECTURES, prepare
+from prefuse._cuda import ARCHITECTURES, prepare, resources
 from prefuse.scoring.device import compiled
 from tests.codegen.graphs import RandomGraph
 
@@ -24,18 +24,20 @@ def _is_code(kernels):
     return all(code.startswith(b"\x7fELF") and "Used" in log for _, code, log in kernels)
 
 
+def _spilled(kernels):
+    return {entry: log for entry, _, log in kernels if resources(log).spilled}
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", objectives.names())
 def test_objective(name, architecture):
     traced = objectives.get(name)._traced(None)
     kernels = compiled(traced, architecture, one_block=True)
     assert [entry for entry, _, _ in kernels] == ["objective_one_block"]
-    assert _is_code(kernels)
-
-
-@pytest.mark.parametrize("name", objectives.names())
-def test_objective_in_parts(name):
-    assert _is_code(compiled(objectives.get(name)._traced(None), 90, one_block=False))
+    parts = compiled(traced, architecture, one_block=False)
+    assert [entry for entry, _, _ in parts] == [f"objective_part_{number}" for number in range(len(parts))]
+    assert _is_code([*kernels, *parts])
+    assert not _spilled([*kernels, *parts])
 
 
 @pytest.mark.parametrize(

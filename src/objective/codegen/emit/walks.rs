@@ -183,7 +183,8 @@ impl Emitter<'_> {
     fn by_teams(&self, head: &str, first: &str) -> String {
         format!(
             "    {head}[&](i64 s, Range r, Team team) {{\n{}#pragma unroll 1\n        \
-             for (i64 {index} = r.begin + team.rank; {index} < r.end; {index} += team.size) {{\n{first}{}        }}\n{}    }});\n",
+             for (i64 at = r.begin + team.rank; at < r.end; at += team.size) {{\n            \
+             const i64 {index} = opaque(at);\n{first}{}        }}\n{}    }});\n",
             indented(&self.lines[Level::Segment as usize], 2),
             indented(&self.lines[Level::Element as usize], 3),
             indented(&self.after, 2),
