@@ -2,22 +2,12 @@
 
 import pytest
 
-from prefuse import _prefuse, objectives
-from prefuse._cuda import ARCHITECTURES, prepare, resources
+from prefuse import objectives
+from prefuse._cuda import ARCHITECTURES, resources
 from prefuse.scoring.device import compiled
 from tests.codegen.graphs import RandomGraph
 
-
-def _nvrtc_missing():
-    prepare()
-    try:
-        _prefuse.cuda_nvrtc()
-    except RuntimeError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(_nvrtc_missing()), reason=f"NVRTC is not installed: {_nvrtc_missing()}")
+pytestmark = pytest.mark.needs("nvrtc")
 
 
 def _is_code(kernels):
@@ -48,4 +38,6 @@ def test_random_graph(dtypes, take):
     program = RandomGraph(len(dtypes[0]) + 7 * take).program()
     columns = [(dtypes[0], take)] * len(program.columns)
     outputs = [(dtypes[1], take)] * len(program.output_spaces)
-    assert _is_code(program.cuda_compile(columns, outputs, True, 80))
+    kernels = program.cuda_compile(columns, outputs, True, 80)
+    assert _is_code(kernels)
+    assert not _spilled(kernels)
