@@ -19,7 +19,7 @@ impl Emitter<'_> {
             }
             Sink::Output(output) => {
                 let value = self.source(self.plan.values.outputs[output].0, place);
-                format!("write<O{output}, O{output}_TAKE>(a.outputs[{output}], {index}, {value});")
+                write(output, &index, &value)
             }
             Sink::Scatter(id) => {
                 let (value, order) = (self.argument(id, 0, place), self.argument(id, 1, place));
@@ -102,9 +102,15 @@ impl Emitter<'_> {
         } else {
             String::new()
         };
+        let outputs = (0..self.plan.values.outputs.len())
+            .filter(|&output| self.plan.values.reduction_behind(output) == Some(id));
+        let writes = outputs.fold(String::new(), |text, output| {
+            format!("{text}    {}\n", write(output, "0", &format!("v{id}")))
+        });
         format!(
             "const {kind} s{id} = whole<{kind}>({warp}, {count}, [&](i64 c) {{ {kind} s; {reads}return s; }});\n\
-             if (leads({warp})) put(a.slots[{}], 0, s{id}.value(){divisor});\n",
+             if (leads({warp})) {{\n    const f64 v{id} = s{id}.value(){divisor};\n    \
+             put(a.slots[{}], 0, v{id});\n{writes}}}\n",
             self.slot(id)
         )
     }
@@ -268,6 +274,11 @@ impl Emitter<'_> {
             self.slot(id)
         )
     }
+}
+
+/// A line that writes an output.
+fn write(output: usize, index: &str, value: &str) -> String {
+    format!("write<O{output}, O{output}_TAKE>(a.outputs[{output}], {index}, {value});")
 }
 
 fn reduction(task: &Task) -> ReduceOp {
