@@ -260,6 +260,15 @@ def test_a_reference_of_equal_hidden_states_has_equal_bits():
         assert torch.equal(stats.logp, stats.ref_logp) and (stats.kl.abs() < 1e-6).all()
 
 
+def test_an_adapter_that_adds_nothing_leaves_the_bits_of_the_reference():
+    given = problem(dtype=torch.bfloat16)
+    lora = (normal(3, 8, seed=7).bfloat16(), torch.zeros(53, 3, dtype=torch.bfloat16), 0.5)
+    stats = prefuse.linear_token_stats(
+        **given, stats=("logp", "ref_logp"), lora=lora, reference_hidden=given["hidden"].clone()
+    )
+    assert torch.equal(stats.logp, stats.ref_logp)
+
+
 def test_a_weight_tied_to_an_embedding():
     weight = normal(53, 8, seed=2, dtype=torch.float64).requires_grad_()
     tokens = torch.arange(37) % 53

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefuse._backends import backend
 from prefuse._rows import BACKWARD_NEEDS, REFERENCE_STATISTICS, Rows
-from prefuse.linear.gemm import project
+from prefuse.linear.gemm import add_factors, project
 from prefuse.linear.shards import Shard
 
 SMOOTHED = "smoothed_logp"
@@ -159,11 +159,20 @@ class Call:
         """The logits of both models: one product where they share the weight, so equal inputs have equal logits."""
         count = out.shape[0] // 2
         policy, others = head.rows(part), reference.rows(part)
-        if len(policy) == 1 and head.weights[0] is reference.weights[0] and head.bias is reference.bias:
-            project([torch.cat([policy[0], others[0]])], head.weights, head.bias, out)
+        if self.shares_weight:
+            project([torch.cat([policy[0], others[0]])], head.weights[:1], head.bias, out)
+            add_factors(policy[1:], head.weights[1:], out[:count])
         else:
             project(policy, head.weights, head.bias, out[:count])
             project(others, reference.weights, reference.bias, out[count:])
+
+    @property
+    def shares_weight(self) -> bool:
+        """Whether the reference's head is the policy's without its adapter."""
+        reference = self.reference
+        return (
+            reference is not None and reference.weights[0] is self.head.weights[0] and reference.bias is self.head.bias
+        )
 
     def statistics(self, rows: Rows) -> Tensor:
         """The kernel statistics of a tile, over the whole vocabulary: [S, rows]."""
