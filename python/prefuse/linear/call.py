@@ -18,6 +18,10 @@ SMOOTHED = "smoothed_logp"
 """(1 − ε)·logp + ε·(mean_logit − lse): the log-probability with label smoothing. The head's own, not the rows'."""
 
 
+ALIGNED_ROWS = 64
+"""Rows after which a GEMM's blocks begin anew: a multiple of those of PyTorch's libraries."""
+
+
 class Head(NamedTuple):
     """logits = Σ inputs[f] @ weights[f].T + bias: hidden states and weight, then an adapter's two factors if any."""
 
@@ -156,10 +160,14 @@ class Call:
         )
 
     def _project_both(self, part: Tensor | slice, head: Head, reference: Head, out: Tensor) -> None:
-        """The logits of both models: one product where they share the weight, so equal inputs have equal logits."""
+        """The logits of both models, equal to the bit where their inputs are.
+
+        One product where they share the weight, if both halves lie alike in the blocks that it is computed in; two of
+        the same shape otherwise, as a GEMM adds up a row differently at its ragged end.
+        """
         count = out.shape[0] // 2
         policy, others = head.rows(part), reference.rows(part)
-        if self.shares_weight:
+        if self.shares_weight and count % ALIGNED_ROWS == 0:
             project([torch.cat([policy[0], others[0]])], head.weights[:1], head.bias, out)
             add_factors(policy[1:], head.weights[1:], out[:count])
         else:
