@@ -25,7 +25,7 @@ use std::sync::OnceLock;
 use half::{bf16, f16};
 
 use super::chunk::forward::{self as pass, Sums};
-use super::chunk::{CHUNK, Cap, Scratch, Shift};
+use super::chunk::{CHUNK, Cap, Scratch, Shift, maximum};
 use super::combine::{ChunkResult, Partial, ReferencePartial, Row};
 use super::simd::{Element, Level, Real};
 use super::topk::TopK;
@@ -362,7 +362,7 @@ impl Forward<'_> {
             let x = row_pointer::<E>(&self.rows.logits, row.index)
                 .add(part.start)
                 .cast_const();
-            let logit = pass::maximum(self.level, x, part.len());
+            let logit = maximum(self.level, x, part.len());
             if let Some(top) = top
                 && logit > top.threshold()
             {
@@ -407,7 +407,7 @@ impl Forward<'_> {
         }
         let factor = R::from_f64(transform.factor);
         // SAFETY: a scratch has `len` elements.
-        let logit = unsafe { pass::maximum(self.level, scratch.as_ptr(), len) };
+        let logit = unsafe { maximum(self.level, scratch.as_ptr(), len) };
         Highest { logit, factor }
     }
 

@@ -6,8 +6,10 @@
 
 pub mod backward;
 pub mod forward;
+mod maximum;
 mod scratch;
 
+pub use maximum::maximum;
 pub use scratch::{Cap, Scratch};
 
 use super::simd::{Element, MAX_LANES, Memory, Real, Vector, prefetch};
@@ -66,19 +68,25 @@ unsafe fn fold<const AHEAD: bool, E: Element, V: Memory<E> + Vector>(
     }
 }
 
-/// The sum of all lanes, in f64 and in order.
+/// The sum of all lanes, in f64 and in an order of its own: halves are added until one lane is left.
 #[inline(always)]
 fn total<V: Vector>(vectors: [V; UNROLL]) -> f64 {
-    let mut sum = 0.0;
+    let mut sums = [0.0; MAX_LANES];
     for vector in vectors {
         let mut lanes = [V::Scalar::ZERO; MAX_LANES];
         vector.write(&mut lanes);
-        sum += lanes[..V::LANES]
-            .iter()
-            .map(|lane| lane.to_f64())
-            .sum::<f64>();
+        for lane in 0..V::LANES {
+            sums[lane] += lanes[lane].to_f64();
+        }
     }
-    sum
+    let mut half = MAX_LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            sums[lane] += sums[lane + half];
+        }
+        half /= 2;
+    }
+    sums[0]
 }
 
 /// The largest of all lanes that are not NaN, −inf if there is none.

@@ -4,11 +4,12 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Isa, MAX_LANES, Memory, Vector};
+use super::{Isa, MAX_LANES, MAX_WORDS, Memory, Vector, Words, octave};
 
 pub struct Avx2;
 
 impl Isa for Avx2 {
+    type I16 = I16x16;
     type F32 = F32x8;
     type F64 = F64x4;
 }
@@ -18,6 +19,12 @@ pub struct F32x8(__m256);
 
 #[derive(Clone, Copy)]
 pub struct F64x4(__m256d);
+
+#[derive(Clone, Copy)]
+pub struct I16x16(__m256i);
+
+const STEPS: usize = 8;
+const OCTAVE: [i32; STEPS] = octave(1.090_507_732_665_257_7);
 
 /// An expression of intrinsics.
 macro_rules! x86 {
@@ -31,6 +38,9 @@ impl Vector for F32x8 {
     type Scalar = f32;
     type Mask = __m256;
     const LANES: usize = 8;
+    const STEPS: f32 = STEPS as f32;
+    // Minimax error 2.5e-8 of e^r.
+    const EXP_POLYNOMIAL: &'static [f32] = &[1.0, 0.500_064_85, 0.166_642_96];
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -94,12 +104,22 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
-    fn times_two_to(self, _n: Self, shifted: Self) -> Self {
+    fn two_to(shifted: Self) -> Self {
         x86!({
             let exponents = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted.0));
-            let scaled = _mm256_add_epi32(_mm256_castps_si256(self.0), exponents);
-            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0);
-            Self(_mm256_blendv_ps(_mm256_castsi256_ps(scaled), self.0, nan))
+            let one = _mm256_castps_si256(_mm256_set1_ps(1.0));
+            Self(_mm256_castsi256_ps(_mm256_add_epi32(one, exponents)))
+        })
+    }
+
+    #[inline(always)]
+    fn two_to_steps(shifted: Self) -> Self {
+        x86!({
+            let steps = _mm256_castps_si256(shifted.0);
+            let octave = _mm256_loadu_si256(OCTAVE.as_ptr().cast());
+            let power = _mm256_permutevar8x32_epi32(octave, steps);
+            let octaves = _mm256_slli_epi32::<{ 23 - STEPS.trailing_zeros() as i32 }>(steps);
+            Self(_mm256_castsi256_ps(_mm256_add_epi32(power, octaves)))
         })
     }
 
@@ -126,6 +146,12 @@ impl Vector for F32x8 {
     #[inline(always)]
     fn or_zero(self, mask: __m256) -> Self {
         Self(x86!(_mm256_and_ps(mask, self.0)))
+    }
+
+    #[inline(always)]
+    fn add_product_where(self, mask: __m256, one: Self, other: Self) -> Self {
+        let sum = one.mul_add(other, self);
+        Self(x86!(_mm256_blendv_ps(self.0, sum.0, mask)))
     }
 }
 
@@ -275,12 +301,11 @@ impl Vector for F64x4 {
     }
 
     #[inline(always)]
-    fn times_two_to(self, _n: Self, shifted: Self) -> Self {
+    fn two_to(shifted: Self) -> Self {
         x86!({
             let exponents = _mm256_slli_epi64::<52>(_mm256_castpd_si256(shifted.0));
-            let scaled = _mm256_add_epi64(_mm256_castpd_si256(self.0), exponents);
-            let nan = _mm256_cmp_pd::<_CMP_UNORD_Q>(self.0, self.0);
-            Self(_mm256_blendv_pd(_mm256_castsi256_pd(scaled), self.0, nan))
+            let one = _mm256_castpd_si256(_mm256_set1_pd(1.0));
+            Self(_mm256_castsi256_pd(_mm256_add_epi64(one, exponents)))
         })
     }
 
@@ -308,6 +333,12 @@ impl Vector for F64x4 {
     fn or_zero(self, mask: __m256d) -> Self {
         Self(x86!(_mm256_and_pd(mask, self.0)))
     }
+
+    #[inline(always)]
+    fn add_product_where(self, mask: __m256d, one: Self, other: Self) -> Self {
+        let sum = one.mul_add(other, self);
+        Self(x86!(_mm256_blendv_pd(self.0, sum.0, mask)))
+    }
 }
 
 impl Memory<f64> for F64x4 {
@@ -324,5 +355,34 @@ impl Memory<f64> for F64x4 {
     #[inline(always)]
     unsafe fn stream(self, target: *mut f64) {
         x86!(_mm256_stream_pd(target, self.0))
+    }
+}
+
+impl Words for I16x16 {
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    fn splat(value: i16) -> Self {
+        Self(x86!(_mm256_set1_epi16(value)))
+    }
+
+    #[inline(always)]
+    unsafe fn load(source: *const i16) -> Self {
+        Self(x86!(_mm256_loadu_si256(source.cast())))
+    }
+
+    #[inline(always)]
+    fn write(self, lanes: &mut [i16; MAX_WORDS]) {
+        x86!(_mm256_storeu_si256(lanes.as_mut_ptr().cast(), self.0))
+    }
+
+    #[inline(always)]
+    fn larger(self, other: Self) -> Self {
+        Self(x86!(_mm256_max_epi16(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn smaller(self, other: Self) -> Self {
+        Self(x86!(_mm256_min_epi16(self.0, other.0)))
     }
 }

@@ -3,11 +3,12 @@
 
 use half::{bf16, f16};
 
-use super::{Isa, MAX_LANES, Memory, Vector};
+use super::{Isa, MAX_LANES, MAX_WORDS, Memory, Vector, Words};
 
 pub struct Portable;
 
 impl Isa for Portable {
+    type I16 = Array<i16, 16>;
     type F32 = Array<f32, 8>;
     type F64 = Array<f64, 4>;
 }
@@ -34,6 +35,7 @@ macro_rules! vector {
             type Scalar = $real;
             type Mask = [$word; $lanes];
             const LANES: usize = $lanes;
+            const FUSES: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
 
             #[inline(always)]
             fn splat(value: $real) -> Self {
@@ -68,7 +70,7 @@ macro_rules! vector {
             #[inline(always)]
             fn mul_add(self, factor: Self, addend: Self) -> Self {
                 // Where the machine has no such instruction, `f32::mul_add` is a slow library function.
-                if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
+                if Self::FUSES {
                     Self(lanes!(
                         $lanes,
                         i,
@@ -116,19 +118,13 @@ macro_rules! vector {
             }
 
             #[inline(always)]
-            fn times_two_to(self, _n: Self, shifted: Self) -> Self {
+            fn two_to(shifted: Self) -> Self {
                 const MANTISSA: u32 = <$real>::MANTISSA_DIGITS - 1;
-                let bits = lanes!($lanes, i, self.0[i].to_bits());
-                let scaled = lanes!(
-                    $lanes,
-                    i,
-                    bits[i].wrapping_add(shifted.0[i].to_bits() << MANTISSA)
-                );
-                let nan = lanes!($lanes, i, <$word>::from(self.0[i].is_nan()).wrapping_neg());
+                const ONE: $word = (1.0 as $real).to_bits();
                 Self(lanes!(
                     $lanes,
                     i,
-                    <$real>::from_bits(scaled[i] & !nan[i] | bits[i] & nan[i])
+                    <$real>::from_bits(ONE.wrapping_add(shifted.0[i].to_bits() << MANTISSA))
                 ))
             }
 
@@ -175,6 +171,11 @@ macro_rules! vector {
                     i,
                     <$real>::from_bits(self.0[i].to_bits() & mask[i])
                 ))
+            }
+
+            #[inline(always)]
+            fn add_product_where(self, mask: [$word; $lanes], one: Self, other: Self) -> Self {
+                self.add(one.mul(other).or_zero(mask))
             }
         }
 
@@ -262,3 +263,33 @@ macro_rules! half_memory {
 
 half_memory!(bf16, widen_bf16, narrow_bf16);
 half_memory!(f16, widen_f16, narrow_f16);
+
+impl Words for Array<i16, 16> {
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    fn splat(value: i16) -> Self {
+        Self([value; 16])
+    }
+
+    #[inline(always)]
+    unsafe fn load(source: *const i16) -> Self {
+        // SAFETY: the caller vouches for the words.
+        Self(unsafe { source.cast::<[i16; 16]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn write(self, lanes: &mut [i16; MAX_WORDS]) {
+        lanes[..16].copy_from_slice(&self.0);
+    }
+
+    #[inline(always)]
+    fn larger(self, other: Self) -> Self {
+        Self(lanes!(16, i, self.0[i].max(other.0[i])))
+    }
+
+    #[inline(always)]
+    fn smaller(self, other: Self) -> Self {
+        Self(lanes!(16, i, self.0[i].min(other.0[i])))
+    }
+}
