@@ -1,4 +1,5 @@
 // One row = one label token with its V logits: where it lies, how raw logits become z, what a traversal remembers.
+// The logits may be a block of a larger vocabulary: the classes [first_class, first_class + V) of `classes`.
 //
 //   z = softcap·tanh(scale·x/softcap)/T  (softcap off: scale·x/T);   z·log2(e) = c·t,  t = tanh(bend·x) or x,  c > 0
 //
@@ -37,7 +38,7 @@ struct RowsArgs {
     A* table;                   // forward: statistics out [S, N]; backward: grads [S, N]
     const A* saved;             // backward: statistics [S, N] from forward
     void* partials;             // [N, parts] where a row is split over blocks
-    i64 rows, width, parts, k, ignore_index, temperature_type, rank;
+    i64 rows, width, parts, k, ignore_index, first_class, classes, temperature_type, rank;
     i64 shape[MAX_RANK], logits_stride[MAX_RANK], reference_stride[MAX_RANK], gradient_stride[MAX_RANK];
     i64 labels_stride[MAX_RANK], mask_stride[MAX_RANK], temperature_stride[MAX_RANK];
     i64 slot[STAT_COUNT];       // which row of the tables holds a statistic
@@ -56,8 +57,8 @@ __device__ inline i64 offset(const RowsArgs& a, i64 row, const i64* stride) {
 
 // What is known of a row before its logits are read.
 struct Header {
-    i64 label;
-    bool ignored, broken;  // broken: label outside [0, V) or temperature not a positive number; the row becomes NaN
+    i64 label;             // its place in the row; V, behind the last, where it belongs to another block
+    bool ignored, broken;  // broken: label outside [0, classes) or temperature not a positive number; the row becomes NaN
     A temperature;
 };
 
@@ -77,8 +78,15 @@ __device__ inline Header header(const RowsArgs& a, i64 row) {
     h.temperature = A(a.temperature);
     if (a.temperatures && !h.ignored) h.temperature = row_temperature(a, offset(a, row, a.temperature_stride));
     bool temperate = h.temperature > 0 && h.temperature < infinity<A>();
-    h.broken = !h.ignored && (h.label < 0 || h.label >= a.width || !temperate);
+    h.broken = !h.ignored && (h.label < 0 || h.label >= a.classes || !temperate);
+    h.label -= a.first_class;
+    if (h.label < 0 || h.label > a.width) h.label = a.width;
     return h;
+}
+
+// The label's logit; of one in another block −inf, the logit of a class that has no mass here.
+template <typename T> __device__ inline A label_logit(const T* row, i64 width, const Header& h) {
+    return h.label < width ? load(row + h.label) : -infinity<A>();
 }
 
 __device__ inline A bend(const RowsArgs& a) { return A(a.scale) / A(a.softcap); }

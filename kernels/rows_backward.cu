@@ -1,8 +1,8 @@
 // Gradient of Σ_s grads[s]·statistic[s] with respect to the raw logits of N rows.
 //
 //   dx_j = dz_j/dx_j · ( g_logp·(1[j = y] − p_j) − g_rkl·q_j
-//                        + p_j·(w − g_H·(log p_j + H) + g_kl·(log p_j − log q_j − kl)) )
-//   w = g_lse + g_rkl,  log p_j = z_j − lse,  log q_j = ref_z_j − ref_lse
+//                        + p_j·(w − g_H·(log p_j + H) + g_kl·(log p_j − log q_j − kl)) + each )
+//   w = g_lse + g_rkl,  each = g_mean/V, V that of the whole vocabulary,  log p_j = z_j − lse,  log q_j = ref_z_j − ref_lse
 //
 // Traffic: each logit is read once and its gradient written once, over the logits themselves if asked.
 // 1 − p_y is taken before rounding to the logits' type, and from the saved logp: of a confident token, z_y − lse has lost
@@ -13,13 +13,15 @@
 // writes them and nobody else does either, which is why the gradient may lie over the logits.
 //
 // Invariants: a row that is ignored, has no upstream gradient or holds nothing but −inf is written as zeros and not read.
-// A label outside [0, V) makes its row NaN. Where p = 0 its whole product is 0: no 0·inf. An upstream gradient of 0 adds
+// A label outside [0, classes) makes its row NaN; one that is a class of another block has no element here. The saved values are
+// those of the whole vocabulary. Where p = 0 its whole product is 0: no 0·inf. An upstream gradient of 0 adds
 // nothing, whatever it multiplies.
 
 struct Coefficients {
     A w, g_logp, g_entropy, g_kl, g_rkl;   // upstream gradients
     A logp, lse, entropy, ref_lse, kl;     // saved by forward
     A own;                                 // g_logp·(p_y − 1)
+    A each;                                // the gradient of the mean
     A slope, bend;                         // z = slope·t,  t = tanh(bend·x) or x
     A dz;                                  // dz/dx, but for the factor 1 − t² of the soft cap
     i64 label;
@@ -36,16 +38,17 @@ __device__ inline Coefficients coefficients(const RowsArgs& a, i64 row, const He
     if (h.ignored) return s.filled = true, s;
     s.g_logp = entry(a, a.table, row, LOGP), s.g_entropy = entry(a, a.table, row, ENTROPY);
     s.g_kl = entry(a, a.table, row, KL), s.g_rkl = entry(a, a.table, row, RKL);
-    A g_lse = entry(a, a.table, row, LSE);
+    A g_lse = entry(a, a.table, row, LSE), g_mean = entry(a, a.table, row, MEAN_LOGIT);
     s.w = g_lse + s.g_rkl;
     s.logp = entry(a, a.saved, row, LOGP), s.own = s.g_logp * expm1_of(s.logp);
     s.lse = entry(a, a.saved, row, LSE), s.entropy = entry(a, a.saved, row, ENTROPY);
     s.ref_lse = entry(a, a.saved, row, REF_LSE), s.kl = entry(a, a.saved, row, KL);
+    s.each = g_mean / A(a.classes);
     s.slope = slope(a, h.temperature), s.bend = bend(a), s.label = h.label;
     s.dz = A(a.scale) / h.temperature;
     s.fill = not_a_number<A>();
     s.filled = h.broken;
-    A upstream[] = {s.g_logp, g_lse, s.g_entropy, s.g_kl, s.g_rkl};
+    A upstream[] = {s.g_logp, g_lse, s.g_entropy, g_mean, s.g_kl, s.g_rkl};
     bool none = true;
     for (A g : upstream) none = none && g == 0;
     if (!h.broken && (none || s.lse == -infinity<A>())) s.filled = true, s.fill = 0;
@@ -56,9 +59,11 @@ __device__ inline Coefficients coefficients(const RowsArgs& a, i64 row, const He
 // Elements [first, first + UNIT), gradient over x.
 __device__ inline void differentiate(A (&x)[UNIT], const A (&ref)[UNIT], i64 first, const Coefficients& s) {
     const A log2e = A(LOG2E);
+    const u64 label = u64(s.label - first);
+    const int at = label < UNIT ? int(label) : UNIT;  // the label's place in the unit
 #pragma unroll
     for (int i = 0; i < UNIT; i++) {
-        bool is_label = wants(LOGP) && first + i == s.label;
+        bool is_label = wants(LOGP) && i == at;
         A t = bent(x[i], s.bend), log_p = is_label ? s.logp : fma_of(s.slope, t, -s.lse), p = exp2_of(log2e * log_p);
         A g = s.w, rest = is_label ? s.own : s.g_logp * p;
         if (wants(ENTROPY) && s.g_entropy != 0) g -= s.g_entropy * (log_p + s.entropy);
@@ -68,6 +73,7 @@ __device__ inline void differentiate(A (&x)[UNIT], const A (&ref)[UNIT], i64 fir
             if (wants(RKL) && s.g_rkl != 0) rest += s.g_rkl * exp2_of(log2e * log_q);
         }
         A gradient = (p == 0 ? A(0) : p * g) - rest;
+        if (wants(MEAN_LOGIT)) gradient += s.each;
         x[i] = gradient * (SOFTCAP ? s.dz * (1 - t * t) : s.dz);
     }
 }

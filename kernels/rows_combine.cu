@@ -10,8 +10,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows_combine(const RowsArg
         Partial total = nothing();
 #pragma unroll 1
         for (i64 part = 0; part < a.parts; part++) merge(total, kept(a, row * a.parts + part));
-        A t = bent(load(a.logits + offset(a, row, a.logits_stride) + h.label), bend(a));
-        A u = WANTS_REFERENCE ? bent(load(a.reference + offset(a, row, a.reference_stride) + h.label), bend(a)) : A(0);
-        finish(a, row, total, slope(a, h.temperature) * A(LOG2E), t, u);
+        A logit = label_logit(a.logits + offset(a, row, a.logits_stride), a.width, h);
+        A ref = WANTS_REFERENCE ? label_logit(a.reference + offset(a, row, a.reference_stride), a.width, h) : A(0);
+        finish(a, row, h, total, logit, ref);
     }
 }

@@ -11,7 +11,8 @@
 // whether one block walks through its chunks (many rows) or each chunk has a block of its own and rows_combine merges
 // them (few rows).
 //
-// Invariants: an ignored row is not read; its values are 0. A label outside [0, V) makes the values of its row NaN.
+// Invariants: an ignored row is not read; its values are 0. A label outside [0, classes) makes the values of its row NaN; one
+// that is a class of another block has no mass in this one: logp −inf, top1 0.
 // −inf logits have p = 0 and take no part; NaN and +inf make every value of these logits NaN.
 
 // What the threads of a group know of their row.
@@ -117,8 +118,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rows_forward(const
         }
         X x(a.logits + offset(a, row, a.logits_stride), a.width, 0);
         Ref ref(WANTS_REFERENCE ? a.reference + offset(a, row, a.reference_stride) : 0, a.width, 0);
-        A label_logit = load(x.data + h.label), label_ref = WANTS_REFERENCE ? load(ref.data + h.label) : A(0);
-        Context s = {slope(a, h.temperature) * A(LOG2E), bend(a), a.width, h.label, label_logit, int(a.k)};
+        A logit = label_logit(x.data, a.width, h), ref_logit = WANTS_REFERENCE ? label_logit(ref.data, a.width, h) : A(0);
+        Context s = {slope(a, h.temperature) * A(LOG2E), bend(a), a.width, h.label, logit, int(a.k)};
         Top top = empty_top();
         Partial total = nothing();
         i64 end = a.parts == 1 ? a.width : (part + 1) * CHUNK;
@@ -131,6 +132,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rows_forward(const
         if (a.parts > 1 && lane == 0) keep(a, item, total);
         if (a.parts > 1 || lane >= 32) continue;
         if (WANTS_TOPK) finish_topk(a, row, total, s.c, top);
-        if (lane == 0) finish(a, row, total, s.c, bent(label_logit, s.bend), bent(label_ref, s.bend));
+        if (lane == 0) finish(a, row, h, total, logit, ref_logit);
     }
 }

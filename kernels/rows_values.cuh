@@ -7,10 +7,16 @@ __device__ inline void put_all(const RowsArgs& a, i64 row, A value) {
     for (int stat = 0; stat < STAT_COUNT; stat++) put(a, row, stat, value);
 }
 
+// t of the label's logit; of a label in another block −inf, whatever the soft cap would make of that.
+__device__ inline A label_t(const RowsArgs& a, const Header& h, A logit) {
+    return h.label < a.width ? bent(logit, bend(a)) : -infinity<A>();
+}
+
 // Every statistic but the top-k ones, by one thread. `empty`: nothing but −inf, all p are 0. NaN and +inf logits have made
-// `sum` NaN.
-__device__ inline void finish(const RowsArgs& a, i64 row, const Partial& p, A c, A t, A u) {
+// `sum` NaN. `logit`, `ref_logit`: the label's.
+__device__ inline void finish(const RowsArgs& a, i64 row, const Header& h, const Partial& p, A logit, A ref_logit) {
     const Softmax &x = p.policy, &ref = p.reference;
+    A c = slope(a, h.temperature) * A(LOG2E), t = label_t(a, h, logit), u = label_t(a, h, ref_logit);
     const A ln2 = A(LN2), log_sum = log2_of(x.sum), ref_log_sum = log2_of(ref.sum);
     const A nan = x.sum - x.sum, ref_nan = ref.sum - ref.sum;  // or 0: added to what could come out finite
     bool empty = x.sum == 0, ref_empty = ref.sum == 0;

@@ -111,7 +111,7 @@ def _rows_programs(dtype: str, width: int, stats: list[str], softcap: float) -> 
     labels = (_ADDRESS, "i64", (rows,), (1,))
     table = (_ADDRESS, "f64" if dtype == "f64" else "f32", (len(stats), rows), (rows, 1))
     reference = logits if "kl" in stats else None
-    call = (logits, labels, None, reference, 1.0, 1.0, softcap, -100, stats)
+    call = ((logits, labels, None, reference, 1.0, 1.0, softcap, -100, 0, width), stats)
     _, forward = _prefuse.cuda_plan_rows_forward(*call, 10, table, _ADDRESS, multiprocessors)
     return _of(forward) + _of(_prefuse.cuda_plan_rows_backward(*call, table, table, logits))
 

@@ -174,7 +174,7 @@ def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         )
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*rows[:5], output)
-    ctx.options, ctx.inplace = rows[5:], inplace
+    ctx.options, ctx.inplace = rows.operands[5:], inplace
 
 
 def _token_stats_gradient(ctx: Any, grads: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -11,31 +11,20 @@ __version__: str
 
 View: TypeAlias = tuple[int, str, tuple[int, ...], tuple[int, ...]]
 
+RowsView: TypeAlias = tuple[View, View, View | None, View | None, float | View, float, float, int, int, int]
+"""A call's rows: logits, labels, mask, reference, temperature, scale, softcap, ignore_index, first_class, classes."""
+
 def rows_forward(
-    logits: View,
-    labels: View,
-    mask: View | None,
-    reference: View | None,
-    temperature: float | View,
-    scale: float,
-    softcap: float,
-    ignore_index: int,
+    rows: RowsView,
     stats: Sequence[str],
     k: int,
     out: View,
     threads: int,
 ) -> None:
-    """Writes the statistics `stats` of every row of `logits` into `out`, shape `[len(stats), rows]`."""
+    """Writes the statistics `stats` of every row into `out`, shape `[len(stats), rows]`."""
 
 def rows_backward(
-    logits: View,
-    labels: View,
-    mask: View | None,
-    reference: View | None,
-    temperature: float | View,
-    scale: float,
-    softcap: float,
-    ignore_index: int,
+    rows: RowsView,
     stats: Sequence[str],
     grads: View,
     saved: View,
@@ -163,6 +152,9 @@ class Graph:
     def compile(self, outputs: Sequence[int]) -> Program:
         """A program that computes the outputs."""
 
+    def crosses_batch(self, outputs: Sequence[int], columns: Sequence[int]) -> bool:
+        """Whether what the outputs are for one group depends on what the column nodes are for another."""
+
     def columns_of(self, outputs: Sequence[int]) -> list[int]:
         """The column and parameter nodes that the outputs depend on, in order of creation."""
 
@@ -273,14 +265,7 @@ def cuda_rows_workspace(logits: View, reference: View | None, stats: Sequence[st
     """Bytes of scratch memory that `cuda_rows_forward` needs."""
 
 def cuda_rows_forward(
-    logits: View,
-    labels: View,
-    mask: View | None,
-    reference: View | None,
-    temperature: float | View,
-    scale: float,
-    softcap: float,
-    ignore_index: int,
+    rows: RowsView,
     stats: Sequence[str],
     k: int,
     out: View,
@@ -291,14 +276,7 @@ def cuda_rows_forward(
     """Queues a forward call; `workspace` is the address of the scratch memory."""
 
 def cuda_rows_backward(
-    logits: View,
-    labels: View,
-    mask: View | None,
-    reference: View | None,
-    temperature: float | View,
-    scale: float,
-    softcap: float,
-    ignore_index: int,
+    rows: RowsView,
     stats: Sequence[str],
     grads: View,
     saved: View,
@@ -333,14 +311,7 @@ def cuda_compile(kernel: str, defines: list[tuple[str, str]], architecture: int,
     """(machine code, compiler log) of a kernel for sm_`architecture`; with `cached`, from the cache, the log empty."""
 
 def cuda_plan_rows_forward(
-    logits: View,
-    labels: View,
-    mask: View | None,
-    reference: View | None,
-    temperature: float | View,
-    scale: float,
-    softcap: float,
-    ignore_index: int,
+    rows: RowsView,
     stats: Sequence[str],
     k: int,
     out: View,
@@ -350,14 +321,7 @@ def cuda_plan_rows_forward(
     """(bytes of scratch memory, launches) of a forward call."""
 
 def cuda_plan_rows_backward(
-    logits: View,
-    labels: View,
-    mask: View | None,
-    reference: View | None,
-    temperature: float | View,
-    scale: float,
-    softcap: float,
-    ignore_index: int,
+    rows: RowsView,
     stats: Sequence[str],
     grads: View,
     saved: View,

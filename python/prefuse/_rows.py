@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+
+from prefuse._buffers import View, optional_view, view
 
 STATISTICS = (
     "logp",
@@ -30,12 +32,14 @@ REFERENCE_STATISTICS = frozenset({"ref_logp", "ref_lse", "kl", "rkl"})
 BACKWARD_NEEDS = {
     "logp": ("lse", "logp"),
     "lse": ("lse", "logp"),
+    "mean_logit": ("lse", "logp"),
     "entropy": ("lse", "logp", "entropy"),
     "kl": ("lse", "logp", "ref_lse", "ref_logp", "kl"),
     "rkl": ("lse", "logp", "ref_lse", "ref_logp"),
 }
 """Statistics with a gradient, and what of the forward pass that gradient reads; log-probabilities because the label's
-logit less its log-probability has more digits than a log-sum-exp far from 0."""
+logit less its log-probability has more digits than a log-sum-exp far from 0. That of `mean_logit` is a constant, but 0
+in a row of nothing but −inf, which the log-sum-exp (whose own gradient reads both) tells."""
 
 MAX_K = 64
 
@@ -45,11 +49,19 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torc
 """What labels, masks and offsets may come in; all become int64 or bool, which costs one number per token."""
 
 
+RowsView: TypeAlias = tuple[View, View, View | None, View | None, float | View, float, float, int, int, int]
+
+
 class Rows(NamedTuple):
     """Checked rows: the tensors, then the transform and the names. `softcap` 0 is off; `stats` is comma-separated.
 
-    Torch's operator schemas know no lists of strings and no tuples of mixed kinds, so the fields are the operator's
-    arguments.
+    Torch's operator schemas know no lists of strings and no tuples of mixed kinds, so the fields are the operators'
+    arguments: `operands`, since operators take whole vocabularies.
+
+    The V logits of a row are those of the classes ``[first_class, first_class + V)`` out of `classes` (None: V, all of
+    them). Labels are numbers of classes, of whichever block; a label of another block has log-probability −inf in this
+    one. Statistics are those of the block; for the backward pass the caller puts those of the whole vocabulary in
+    their place.
     """
 
     logits: torch.Tensor
@@ -63,11 +75,38 @@ class Rows(NamedTuple):
     ignore_index: int
     stats: str
     k: int
+    first_class: int = 0
+    classes: int | None = None
 
     @property
     def statistics(self) -> list[str]:
         """The names in `stats`, in the order of the output's first dimension."""
         return self.stats.split(",")
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of classes that labels are numbers of."""
+        return self.logits.shape[-1] if self.classes is None else self.classes
+
+    @property
+    def operands(self) -> tuple[Any, ...]:
+        """The arguments of the operators: everything but the block."""
+        return self[:-2]
+
+    def arguments(self) -> RowsView:
+        """What the extension takes. It borrows: the caller keeps the tensors alive while it is in use."""
+        return (
+            view(self.logits),
+            view(self.labels),
+            optional_view(self.mask),
+            optional_view(self.reference),
+            self.temperature if self.temperatures is None else view(self.temperatures),
+            self.scale,
+            self.softcap,
+            self.ignore_index,
+            self.first_class,
+            self.vocabulary,
+        )
 
 
 def check_rows(
@@ -116,7 +155,7 @@ def check_rows(
         reference_logits = rows_contiguous(reference_logits.detach())
     temperatures = None
     if isinstance(temperature, torch.Tensor):
-        temperatures = _check_temperatures(temperature, logits)
+        temperatures = check_temperatures(temperature, lead, logits)
     return Rows(
         rows_contiguous(logits),
         labels.to(torch.int64),
@@ -128,7 +167,7 @@ def check_rows(
         0.0 if softcap is None else positive_number("softcap", softcap),
         check_integer("ignore_index", ignore_index),
         ",".join(names),
-        _check_k(k),
+        check_k(k),
     )
 
 
@@ -201,16 +240,44 @@ def _check_statistics(stats: str | Sequence[str], reference: torch.Tensor | None
     return names
 
 
-def _check_temperatures(temperature: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    check_tensor("temperature", temperature, FLOATS, "a floating-point", like=logits)
+def check_temperatures(temperature: torch.Tensor, lead: torch.Size, like: torch.Tensor) -> torch.Tensor:
+    """Checks temperatures per row; returns them expanded to `lead`, in float32 or float64."""
+    check_tensor("temperature", temperature, FLOATS, "a floating-point", like=like)
     if temperature.requires_grad:
         raise ValueError("temperature: requires grad, but no gradient is given to it; pass temperature.detach()")
-    lead = logits.shape[:-1]
     if not _expands_to(temperature.shape, lead):
         raise ValueError(f"temperature: expected a shape that expands to {tuple(lead)}, got {_shape(temperature)}")
     if temperature.dtype not in (torch.float32, torch.float64):
         temperature = temperature.float()
     return temperature.expand(lead)
+
+
+def check_values(
+    labels: torch.Tensor,
+    mask: torch.Tensor | None,
+    temperatures: torch.Tensor | None,
+    ignore_index: int,
+    classes: int,
+    meaning: str = "the number of classes",
+) -> None:
+    """Raises `ValueError` for the first label or temperature out of range in a scored row; waits for a device."""
+    live = labels != ignore_index
+    if mask is not None:
+        live = live & mask
+    bad_labels = live & ((labels < 0) | (labels >= classes))
+    if bad_labels.any():
+        at = [int(i) for i in bad_labels.nonzero()[0]]
+        raise ValueError(
+            f"labels: {int(labels[tuple(at)])} at {at}, expected 0 <= label < {classes} "
+            f"({meaning}) or ignore_index = {ignore_index}"
+        )
+    if temperatures is None:
+        return
+    temperatures = temperatures.expand(labels.shape)
+    bad_temperatures = live & ~((temperatures > 0) & temperatures.isfinite())
+    if bad_temperatures.any():
+        at = [int(i) for i in bad_temperatures.nonzero()[0]]
+        raise ValueError(f"temperature: {float(temperatures[tuple(at)])} at {at}, expected a finite number > 0")
 
 
 def _expands_to(shape: torch.Size, target: torch.Size) -> bool:
@@ -219,7 +286,8 @@ def _expands_to(shape: torch.Size, target: torch.Size) -> bool:
     )
 
 
-def _check_k(k: int) -> int:
+def check_k(k: int) -> int:
+    """`k` of the top-k statistics as an int in range."""
     k = check_integer("k", k)
     if not 1 <= k <= MAX_K:
         raise ValueError(f"k: expected 1 to {MAX_K}, got {k}")

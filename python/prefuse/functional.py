@@ -12,7 +12,7 @@ name                      value (nats where it is a logarithm)                  
 ``lse``                   lse                                                     yes
 ``entropy``               lse − Σ p z                                             yes
 ``log_sum_sq``            log Σ p²                                                none
-``mean_logit``            mean of z                                               none
+``mean_logit``            mean of z                                               yes
 ``top1``                  1 where y is the first argmax, otherwise 0              none
 ``topk_mass``             sum of the k largest p                                  none
 ``topk_entropy``          entropy of those k, renormalised                        none
@@ -195,7 +195,7 @@ def token_stats(
         rows = rows._replace(stats=",".join(with_backward_needs(asked)))
         if inplace:
             _check_overwritable(logits)
-    stacked = _ops.token_stats(*rows, inplace and differentiates)
+    stacked = _ops.token_stats(*rows.operands, inplace and differentiates)
     values = stacked.unbind(0)
     return TokenStats(
         {

@@ -4,9 +4,9 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::rows::{PyTemperature, PyView, rows, statistics, view};
+use super::rows::{PyRows, PyView, statistics, view};
 use crate::cuda::{self, CudaError, Device, Launch, Program, cache, driver, nvrtc};
-use crate::rows::cuda as rows_cuda;
+use crate::rows::{Rows, cuda as rows_cuda};
 use crate::segments::cuda as segments_cuda;
 
 impl From<CudaError> for PyErr {
@@ -53,14 +53,7 @@ fn cuda_rows_workspace(
 #[allow(clippy::too_many_arguments)]
 fn cuda_rows_forward(
     py: Python<'_>,
-    logits: PyView,
-    labels: PyView,
-    mask: Option<PyView>,
-    reference: Option<PyView>,
-    temperature: PyTemperature,
-    scale: f64,
-    softcap: f64,
-    ignore_index: i64,
+    rows: PyRows,
     stats: Vec<String>,
     k: usize,
     out: PyView,
@@ -68,16 +61,7 @@ fn cuda_rows_forward(
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let rows = rows(
-        logits,
-        labels,
-        mask,
-        reference,
-        temperature,
-        scale,
-        softcap,
-        ignore_index,
-    )?;
+    let rows = Rows::try_from(rows)?;
     let multiprocessors = Device::get(device)?.multiprocessors;
     let launches = rows_cuda::forward(
         &rows,
@@ -95,14 +79,7 @@ fn cuda_rows_forward(
 #[allow(clippy::too_many_arguments)]
 fn cuda_rows_backward(
     py: Python<'_>,
-    logits: PyView,
-    labels: PyView,
-    mask: Option<PyView>,
-    reference: Option<PyView>,
-    temperature: PyTemperature,
-    scale: f64,
-    softcap: f64,
-    ignore_index: i64,
+    rows: PyRows,
     stats: Vec<String>,
     grads: PyView,
     saved: PyView,
@@ -110,16 +87,7 @@ fn cuda_rows_backward(
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let rows = rows(
-        logits,
-        labels,
-        mask,
-        reference,
-        temperature,
-        scale,
-        softcap,
-        ignore_index,
-    )?;
+    let rows = Rows::try_from(rows)?;
     let (grads, saved, gradient) = (
         view("grads", grads)?,
         view("saved", saved)?,
@@ -294,30 +262,14 @@ pub(super) fn described<'py>(
 #[allow(clippy::too_many_arguments)]
 fn cuda_plan_rows_forward<'py>(
     py: Python<'py>,
-    logits: PyView,
-    labels: PyView,
-    mask: Option<PyView>,
-    reference: Option<PyView>,
-    temperature: PyTemperature,
-    scale: f64,
-    softcap: f64,
-    ignore_index: i64,
+    rows: PyRows,
     stats: Vec<String>,
     k: usize,
     out: PyView,
     workspace: usize,
     multiprocessors: usize,
 ) -> PyResult<(usize, Vec<Bound<'py, PyDict>>)> {
-    let rows = rows(
-        logits,
-        labels,
-        mask,
-        reference,
-        temperature,
-        scale,
-        softcap,
-        ignore_index,
-    )?;
+    let rows = Rows::try_from(rows)?;
     let stats = statistics(&stats)?;
     let numbers = rows_cuda::forward_workspace(
         &rows.logits,
@@ -341,29 +293,13 @@ fn cuda_plan_rows_forward<'py>(
 #[allow(clippy::too_many_arguments)]
 fn cuda_plan_rows_backward<'py>(
     py: Python<'py>,
-    logits: PyView,
-    labels: PyView,
-    mask: Option<PyView>,
-    reference: Option<PyView>,
-    temperature: PyTemperature,
-    scale: f64,
-    softcap: f64,
-    ignore_index: i64,
+    rows: PyRows,
     stats: Vec<String>,
     grads: PyView,
     saved: PyView,
     gradient: PyView,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    let rows = rows(
-        logits,
-        labels,
-        mask,
-        reference,
-        temperature,
-        scale,
-        softcap,
-        ignore_index,
-    )?;
+    let rows = Rows::try_from(rows)?;
     let stats = statistics(&stats)?;
     let (grads, saved, gradient) = (
         view("grads", grads)?,

@@ -47,64 +47,63 @@ fn check_threads(threads: usize) -> Result<(), ArgumentError> {
     Ok(())
 }
 
-#[allow(clippy::too_many_arguments)] // The arguments of a call from Python, grouped here and nowhere else.
-pub(super) fn rows(
-    logits: PyView,
-    labels: PyView,
-    mask: Option<PyView>,
-    reference: Option<PyView>,
-    temperature: PyTemperature,
-    scale: f64,
-    softcap: f64,
-    ignore_index: i64,
-) -> Result<Rows, ArgumentError> {
-    Ok(Rows {
-        logits: view("logits", logits)?,
-        labels: view("labels", labels)?,
-        mask: mask.map(|mask| view("mask", mask)).transpose()?,
-        reference: reference
-            .map(|reference| view("reference", reference))
-            .transpose()?,
-        temperature: match temperature {
-            PyTemperature::Same(value) => Temperature::Same(value),
-            PyTemperature::PerRow(per_row) => Temperature::PerRow(view("temperature", per_row)?),
-        },
-        scale,
-        softcap,
-        ignore_index,
-    })
+/// The rows of a call, as `Rows.arguments` makes them in Python: logits, labels, mask, reference, temperature, scale, softcap,
+/// ignore_index, first_class, classes.
+#[derive(FromPyObject)]
+pub(super) struct PyRows(
+    PyView,
+    PyView,
+    Option<PyView>,
+    Option<PyView>,
+    PyTemperature,
+    f64,
+    f64,
+    i64,
+    i64,
+    i64,
+);
+
+impl TryFrom<PyRows> for Rows {
+    type Error = ArgumentError;
+
+    fn try_from(rows: PyRows) -> Result<Rows, ArgumentError> {
+        let PyRows(logits, labels, mask, reference, temperature, ..) = rows;
+        let PyRows(.., scale, softcap, ignore_index, first_class, classes) = rows;
+        let optional =
+            |argument, given: Option<PyView>| given.map(|given| view(argument, given)).transpose();
+        Ok(Rows {
+            logits: view("logits", logits)?,
+            labels: view("labels", labels)?,
+            mask: optional("mask", mask)?,
+            reference: optional("reference", reference)?,
+            temperature: match temperature {
+                PyTemperature::Same(value) => Temperature::Same(value),
+                PyTemperature::PerRow(per_row) => {
+                    Temperature::PerRow(view("temperature", per_row)?)
+                }
+            },
+            scale,
+            softcap,
+            ignore_index,
+            first_class,
+            classes,
+        })
+    }
 }
 
-/// Writes the statistics `stats` of every row of `logits` into `out`, shape `[len(stats), rows]`.
+/// Writes the statistics `stats` of every row into `out`, shape `[len(stats), rows]`.
 ///
 /// Views must describe memory that stays alive and unchanged for the call.
 #[pyfunction]
-#[allow(clippy::too_many_arguments)]
 fn rows_forward(
     py: Python<'_>,
-    logits: PyView,
-    labels: PyView,
-    mask: Option<PyView>,
-    reference: Option<PyView>,
-    temperature: PyTemperature,
-    scale: f64,
-    softcap: f64,
-    ignore_index: i64,
+    rows: PyRows,
     stats: Vec<String>,
     k: usize,
     out: PyView,
     threads: usize,
 ) -> PyResult<()> {
-    let rows = rows(
-        logits,
-        labels,
-        mask,
-        reference,
-        temperature,
-        scale,
-        softcap,
-        ignore_index,
-    )?;
+    let rows = Rows::try_from(rows)?;
     let stats = statistics(&stats)?;
     check_threads(threads)?;
     let out = view("out", out)?;
@@ -113,37 +112,21 @@ fn rows_forward(
     Ok(())
 }
 
-/// Writes d(Σ grads·stats)/dlogits into `gradient`, which may be the memory of `logits` itself.
+/// Writes d(Σ grads·stats)/dlogits into `gradient`, which may be the memory of the logits itself.
 ///
 /// Views must describe memory that stays alive and unchanged for the call.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
 fn rows_backward(
     py: Python<'_>,
-    logits: PyView,
-    labels: PyView,
-    mask: Option<PyView>,
-    reference: Option<PyView>,
-    temperature: PyTemperature,
-    scale: f64,
-    softcap: f64,
-    ignore_index: i64,
+    rows: PyRows,
     stats: Vec<String>,
     grads: PyView,
     saved: PyView,
     gradient: PyView,
     threads: usize,
 ) -> PyResult<()> {
-    let rows = rows(
-        logits,
-        labels,
-        mask,
-        reference,
-        temperature,
-        scale,
-        softcap,
-        ignore_index,
-    )?;
+    let rows = Rows::try_from(rows)?;
     let stats = statistics(&stats)?;
     check_threads(threads)?;
     let (grads, saved, gradient) = (

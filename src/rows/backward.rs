@@ -3,8 +3,9 @@
 //! With c the upstream gradient of a statistic, per element
 //!
 //! ```text
-//! dz_j = p_j·(constant + slope·log p_j + kl·(log p_j − log q_j)) − rkl·q_j + 1[j=y]·c_logp
+//! dz_j = p_j·(constant + slope·log p_j + kl·(log p_j − log q_j)) − rkl·q_j + each + 1[j=y]·c_logp
 //! constant = −c_logp + c_lse − c_entropy·H − c_kl·KL + c_rkl,   slope = −c_entropy,   kl = c_kl,   rkl = c_rkl
+//! each = c_mean/V
 //! ```
 //!
 //! times dz/dx = scale/T·(1 − tanh²). The coefficients are computed once per row in f64; a term whose coefficient is 0 is
@@ -117,6 +118,7 @@ struct Upstream {
     logp: f64,
     lse: f64,
     entropy: f64,
+    mean: f64,
     kl: f64,
     rkl: f64,
 }
@@ -147,10 +149,11 @@ struct RowGradient {
     ref_lse: f64,
     constant: f64,
     slope: f64,
+    each: f64,
     kl: f64,
     rkl: f64,
-    /// The gradient of the label's logit.
-    label: f64,
+    /// The label's place in the row and the gradient of its logit; `None` where it belongs to another block.
+    label: Option<(usize, f64)>,
 }
 
 struct Backward<'a> {
@@ -258,11 +261,11 @@ impl Backward<'_> {
 
     /// The upstream gradients of a row; `None` where the row's gradient is 0 throughout.
     fn upstream(&self, row: usize) -> Option<Upstream> {
-        let [logp, lse, entropy, kl, rkl] =
-            [Stat::Logp, Stat::Lse, Stat::Entropy, Stat::Kl, Stat::Rkl]
-                .map(|stat| self.read(self.tables.grads, stat, row).unwrap_or(0.0));
+        let read = |stat| self.read(self.tables.grads, stat, row).unwrap_or(0.0);
+        let [logp, lse, entropy] = [Stat::Logp, Stat::Lse, Stat::Entropy].map(read);
+        let [mean, kl, rkl] = [Stat::MeanLogit, Stat::Kl, Stat::Rkl].map(read);
         let is_dead = |lse| self.read(self.tables.saved, lse, row) == Some(f64::NEG_INFINITY);
-        let nothing = [logp, lse, entropy, kl, rkl]
+        let nothing = [logp, lse, entropy, mean, kl, rkl]
             .iter()
             .all(|upstream| *upstream == 0.0);
         if nothing || is_dead(Stat::Lse) {
@@ -274,6 +277,7 @@ impl Backward<'_> {
             logp,
             lse,
             entropy,
+            mean,
             kl,
             rkl,
         })
@@ -305,39 +309,47 @@ impl Backward<'_> {
             - times_saved(upstream.kl, Stat::Kl);
 
         let at_label = |view: &View| {
-            // SAFETY: the label is within the row, and the caller vouches for the memory.
-            transform.apply::<R>(self.level, unsafe {
-                read_element(view, row.index, row.label)
+            row.label.map(|place| {
+                // SAFETY: the label is within the row, and the caller vouches for the memory.
+                transform.apply::<R>(self.level, unsafe { read_element(view, row.index, place) })
             })
         };
-        let (z, slope) = at_label(&self.rows.logits);
-        let lse = self.log_sum(Stat::Lse, Stat::Logp, row.index, z);
-        let (w, ref_lse) = match &self.rows.reference {
+        let each = upstream.mean / self.rows.classes as f64;
+        let own = at_label(&self.rows.logits);
+        let lse = self.log_sum(Stat::Lse, Stat::Logp, row.index, own);
+        let (reference, ref_lse) = match &self.rows.reference {
             Some(view) if upstream.kl != 0.0 || upstream.rkl != 0.0 => {
-                let (w, _) = at_label(view);
-                (w, self.log_sum(Stat::RefLse, Stat::RefLogp, row.index, w))
+                let reference = at_label(view);
+                let ref_lse = self.log_sum(Stat::RefLse, Stat::RefLogp, row.index, reference);
+                (reference, ref_lse)
             }
-            _ => (0.0, 0.0),
+            _ => (None, 0.0),
         };
+        let label = row.label.zip(own).map(|(place, (z, slope))| {
+            let log_q = reference.map_or(0.0, |(w, _)| w - ref_lse);
+            let gradient = upstream.at_label(constant, z - lse, log_q) + each;
+            (place, unit * slope * gradient)
+        });
         Some(RowGradient {
             transform,
             lse,
             ref_lse,
             constant: unit * constant,
             slope: -unit * upstream.entropy,
+            each: unit * each,
             kl: unit * upstream.kl,
             rkl: unit * upstream.rkl,
-            label: unit * slope * upstream.at_label(constant, z - lse, w - ref_lse),
+            label,
         })
     }
 
-    /// `lse` of a row. Where the label's log-probability has been saved as well, lse = z − logp may be known to more digits
-    /// than the saved one has: rounding that to f32 costs 5e-4 at 1e4.
-    fn log_sum(&self, lse: Stat, log_p: Stat, row: usize, z: f64) -> f64 {
+    /// `lse` of a row. Where the label's logit z is here and its log-probability has been saved as well, lse = z − logp may be
+    /// known to more digits than the saved one has: rounding that to f32 costs 5e-4 at 1e4.
+    fn log_sum(&self, lse: Stat, log_p: Stat, row: usize, label: Option<(f64, f64)>) -> f64 {
         let [lse, log_p] = [lse, log_p].map(|stat| self.read(self.tables.saved, stat, row));
-        match (lse, log_p) {
-            (Some(lse), Some(log_p)) if log_p.abs() < lse.abs() => z - log_p,
-            (lse, _) => lse.unwrap_or(f64::NAN),
+        match (lse, log_p, label) {
+            (Some(lse), Some(log_p), Some((z, _))) if log_p.abs() < lse.abs() => z - log_p,
+            (lse, ..) => lse.unwrap_or(f64::NAN),
         }
     }
 
@@ -362,8 +374,9 @@ impl Backward<'_> {
             let x = row_pointer::<E>(&self.rows.logits, row.index)
                 .add(part.start)
                 .cast_const();
+            let label = gradient.label.filter(|(place, _)| part.contains(place));
             // The label's element is written again, which must not overtake a streamed store.
-            let stream = self.stream && !part.contains(&row.label);
+            let stream = self.stream && label.is_none();
             if gradient.transform.cap.is_none() && gradient.kl == 0.0 && gradient.rkl == 0.0 {
                 pass::pull(self.level, x, target, part.len(), gradient.pull(), stream);
             } else {
@@ -371,10 +384,10 @@ impl Backward<'_> {
                 self.fill::<E>(row, gradient, x, &part, room);
                 pass::store(self.level, &room.policy, target, part.len(), stream);
             }
-            if part.contains(&row.label) {
+            if let Some((place, value)) = label {
                 target
-                    .add(row.label - part.start)
-                    .write_unaligned(E::from_f64(gradient.label));
+                    .add(place - part.start)
+                    .write_unaligned(E::from_f64(value));
             }
         }
     }
@@ -445,6 +458,7 @@ impl RowGradient {
             log_p: self.log_probability(self.lse),
             constant: R::from_f64(self.constant),
             slope: R::from_f64(self.slope),
+            each: R::from_f64(self.each),
         }
     }
 

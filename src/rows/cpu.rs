@@ -497,7 +497,8 @@ impl Forward<'_> {
         })
     }
 
-    /// Whether the chunk has a logit larger than the label's, or an equal one before it.
+    /// Whether the chunk has a logit larger than the label's, or an equal one before it; a label of another block is taken
+    /// for outranked.
     ///
     /// # Safety
     /// As for [`Forward::chunk`]; `x` points to the elements of `part`, whose largest is `highest`.
@@ -508,14 +509,17 @@ impl Forward<'_> {
         x: *const E,
         highest: E::Real,
     ) -> bool {
+        let Some(place) = row.label else {
+            return true;
+        };
         // SAFETY: the label is within the row, what comes before it in the chunk within the chunk.
         let label = unsafe {
             row_pointer::<E>(&self.rows.logits, row.index)
-                .add(row.label)
+                .add(place)
                 .read_unaligned()
         }
         .to_real();
-        let before = row.label.clamp(part.start, part.end) - part.start;
+        let before = place.clamp(part.start, part.end) - part.start;
         // SAFETY: as above.
         let equals = |index: usize| unsafe { x.add(index).read_unaligned() }.to_real() == label;
         highest > label || highest == label && (0..before).any(equals)
@@ -528,9 +532,11 @@ impl Forward<'_> {
     unsafe fn write<E: Element>(&self, row: &LiveRow, state: &Row, top: Option<&TopK<E::Real>>) {
         let transform = Transform::of(self.rows, row);
         let z = |view: &View| {
-            // SAFETY: the label is within the row, and the caller vouches for the memory.
-            let label = unsafe { read_element(view, row.index, row.label) };
-            transform.apply::<E::Real>(self.level, label).0
+            row.label.map_or(f64::NEG_INFINITY, |place| {
+                // SAFETY: the label is within the row, and the caller vouches for the memory.
+                let label = unsafe { read_element(view, row.index, place) };
+                transform.apply::<E::Real>(self.level, label).0
+            })
         };
         let (mass, entropy) = top.map_or((0.0, 0.0), |top| {
             let largest: Vec<f64> = top

@@ -10,7 +10,7 @@
 //! | `lse` | lse | p_j |
 //! | `entropy` H | lse − Σ p z | −p_j (log p_j + H) |
 //! | `log_sum_sq` | log Σ p² | none |
-//! | `mean_logit` | mean z | none |
+//! | `mean_logit` | mean z | 1/V |
 //! | `top1` | 1 if y is the first argmax of x, else 0 | none |
 //! | `topk_mass` | Σ of the k largest p | none |
 //! | `topk_entropy` | entropy of the k largest p, renormalised | none |
@@ -19,8 +19,12 @@
 //! | `rkl` | KL(ref‖π) = Σ q (log q − log p) | p_j − q_j |
 //!
 //! Special rows. An ignored row (mask false, label = ignore index) is never read; values and gradient are 0. A logit of
-//! −inf has p = 0 and takes no part. In a row of nothing but −inf every p is 0: `lse` and `log_sum_sq` are −inf, `logp` is
-//! −inf, sums of p are 0, the gradient is 0. A NaN or +inf logit makes every value that is computed from its row NaN.
+//! −inf has p = 0 and takes no part but in the mean, whose gradient it gets like any other (0 under a soft cap, where dz/dx
+//! is). In a row of nothing but −inf every p is 0: `lse` and `log_sum_sq` are −inf, `logp` is −inf, sums of p are 0, the
+//! gradient is 0. A NaN or +inf logit makes every value that is computed from its row NaN.
+//! Where the logits are a block of a larger vocabulary, values are those of the block: a label of another block has no mass
+//! in it, so `logp` is −inf and `top1` 0. Gradients are computed from the values of the whole vocabulary, which the caller
+//! puts in the block's place, and V is that of the whole.
 //! Where `kl` is +inf (q_j = 0 < p_j) it has no gradient: that of its row is NaN, unless the upstream gradient is 0.
 
 pub mod backward;
@@ -99,14 +103,14 @@ impl Stat {
     pub fn has_gradient(self) -> bool {
         matches!(
             self,
-            Stat::Logp | Stat::Lse | Stat::Entropy | Stat::Kl | Stat::Rkl
+            Stat::Logp | Stat::Lse | Stat::Entropy | Stat::MeanLogit | Stat::Kl | Stat::Rkl
         )
     }
 
     /// The saved values that the gradient of this statistic is computed from.
     fn gradient_needs(self) -> &'static [Stat] {
         match self {
-            Stat::Logp | Stat::Lse => &[Stat::Lse],
+            Stat::Logp | Stat::Lse | Stat::MeanLogit => &[Stat::Lse],
             Stat::Entropy => &[Stat::Lse, Stat::Entropy],
             Stat::Kl => &[Stat::Lse, Stat::RefLse, Stat::Kl],
             Stat::Rkl => &[Stat::Lse, Stat::RefLse],
@@ -122,8 +126,11 @@ pub enum Temperature {
 }
 
 /// The rows of a call: logits `(*lead, V)` with what belongs to each row, of shape `lead`.
+///
+/// The V logits are those of the classes from `first_class` on, out of `classes`: all of them, or a block.
 pub struct Rows {
     pub logits: View,
+    /// Numbers of classes, whichever block the logits are.
     pub labels: View,
     pub mask: Option<View>,
     /// Logits of the reference model, same shape.
@@ -133,6 +140,8 @@ pub struct Rows {
     /// 0 switches it off.
     pub softcap: f64,
     pub ignore_index: i64,
+    pub first_class: i64,
+    pub classes: i64,
 }
 
 /// A row that is not ignored.
@@ -140,7 +149,8 @@ pub struct Rows {
 pub struct LiveRow {
     /// Row-major number of the row.
     pub index: usize,
-    pub label: usize,
+    /// The label's place in the row; `None` where it belongs to another block.
+    pub label: Option<usize>,
     pub temperature: f64,
 }
 
@@ -200,6 +210,26 @@ impl Rows {
         if self.softcap != 0.0 {
             check_positive("softcap", self.softcap)?;
         }
+        self.check_block()
+    }
+
+    /// Checks that the block lies within the classes.
+    fn check_block(&self) -> Result<(), ArgumentError> {
+        let width = self.width() as i64;
+        if self.classes < width {
+            return Err(ArgumentError::Value(format!(
+                "classes: {}, expected at least {width}, the last dimension of logits",
+                self.classes
+            )));
+        }
+        if !(0..=self.classes - width).contains(&self.first_class) {
+            return Err(ArgumentError::Value(format!(
+                "first_class: {}, expected 0 <= first_class <= {}, which leaves the {width} classes of logits among {}",
+                self.first_class,
+                self.classes - width,
+                self.classes
+            )));
+        }
         Ok(())
     }
 
@@ -243,14 +273,7 @@ impl Rows {
             if masked || label == self.ignore_index {
                 continue;
             }
-            let label = usize::try_from(label).ok().filter(|label| *label < self.width()).ok_or_else(|| {
-                ArgumentError::Value(format!(
-                    "labels: {label} at {:?}, expected 0 <= label < {} (the last dimension of logits) or ignore_index = {}",
-                    self.logits.coordinates(index, self.rank()),
-                    self.width(),
-                    self.ignore_index
-                ))
-            })?;
+            let label = self.place_of(label, index)?;
             // SAFETY: as above.
             let temperature = unsafe { self.temperature_of(index)? };
             live.push(LiveRow {
@@ -260,6 +283,26 @@ impl Rows {
             });
         }
         Ok(live)
+    }
+
+    /// Where in the row the class `label` of row `index` stands, if its block is this one.
+    fn place_of(&self, label: i64, index: usize) -> Result<Option<usize>, ArgumentError> {
+        if !(0..self.classes).contains(&label) {
+            let meaning = if self.classes == self.width() as i64 {
+                "the last dimension of logits"
+            } else {
+                "the number of classes"
+            };
+            return Err(ArgumentError::Value(format!(
+                "labels: {label} at {:?}, expected 0 <= label < {} ({meaning}) or ignore_index = {}",
+                self.logits.coordinates(index, self.rank()),
+                self.classes,
+                self.ignore_index
+            )));
+        }
+        Ok(usize::try_from(label - self.first_class)
+            .ok()
+            .filter(|place| *place < self.width()))
     }
 
     /// # Safety

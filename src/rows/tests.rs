@@ -50,6 +50,8 @@ impl Case {
             scale: 1.0,
             softcap,
             ignore_index: -100,
+            first_class: 0,
+            classes: self.width as i64,
         }
     }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from prefuse import _prefuse
-from prefuse._buffers import optional_view, view
+from prefuse._buffers import view
 from prefuse._rows import Rows
 from tests.emulator import emulator
 
@@ -28,7 +28,7 @@ class Emulated:
 
     def rows_forward(self, rows: Rows, out: torch.Tensor) -> None:
         """As `prefuse._backends.Backend.rows_forward`."""
-        arguments = (*self._arguments(rows), rows.k, _table(out))
+        arguments = (rows.arguments(), rows.statistics, rows.k, _table(out))
         numbers, _ = _prefuse.cuda_plan_rows_forward(*arguments, 0, self.multiprocessors)
         self.workspace = out.new_full((numbers,), float("nan"))
         _, launches = _prefuse.cuda_plan_rows_forward(*arguments, self.workspace.data_ptr(), self.multiprocessors)
@@ -37,7 +37,7 @@ class Emulated:
     def rows_backward(self, rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient: torch.Tensor) -> None:
         """As `prefuse._backends.Backend.rows_backward`."""
         launches = _prefuse.cuda_plan_rows_backward(
-            *self._arguments(rows), _table(grads), _table(saved), view(gradient)
+            rows.arguments(), rows.statistics, _table(grads), _table(saved), view(gradient)
         )
         buffers = [emulator.buffer(tensor, False) for tensor in (grads, saved)]
         self._run(launches, rows, gradient, extra=buffers)
@@ -49,20 +49,6 @@ class Emulated:
     def segment_expand(self, values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
         """As `prefuse._backends.Backend.segment_expand`."""
         self._segments(_prefuse.cuda_plan_segment_expand(view(values), view(offsets), view(out)), values, offsets, out)
-
-    @staticmethod
-    def _arguments(rows: Rows) -> tuple[object, ...]:
-        return (
-            view(rows.logits),
-            view(rows.labels),
-            optional_view(rows.mask),
-            optional_view(rows.reference),
-            rows.temperature if rows.temperatures is None else view(rows.temperatures),
-            rows.scale,
-            rows.softcap,
-            rows.ignore_index,
-            rows.statistics,
-        )
 
     def _run(
         self,

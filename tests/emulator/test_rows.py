@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compil
 ONE = "logp,lse,entropy,log_sum_sq,mean_logit,top1"
 TOP = "logp,topk_mass,topk_entropy"
 TWO = "logp,lse,entropy,ref_logp,ref_lse,kl,rkl"
-WITH_GRADIENT = ("logp", "lse", "entropy", "kl", "rkl")
+WITH_GRADIENT = ("logp", "lse", "entropy", "mean_logit", "kl", "rkl")
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 WARP_ROW = {F16: 4096, BF16: 4096, F32: 2048, F64: 1024}
 """The longest row that a warp takes; its chunk. A block's is eight times as long."""

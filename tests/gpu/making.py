@@ -13,7 +13,7 @@ from torch import Tensor
 from prefuse.functional import STATISTICS, token_stats
 from tests.devices import integers, normal, uniform
 
-GRADIENTS = ("logp", "lse", "entropy", "kl", "rkl")
+GRADIENTS = ("logp", "lse", "entropy", "mean_logit", "kl", "rkl")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

@@ -10,7 +10,7 @@ from tests.devices import integers, on_the_cpu
 EPS = torch.finfo(torch.float32).eps
 """Spacing of float32 at 1."""
 
-GRADIENTS = ("logp", "lse", "entropy", "kl", "rkl")
+GRADIENTS = ("logp", "lse", "entropy", "mean_logit", "kl", "rkl")
 
 
 def transform(x: Tensor, temperature: float | Tensor = 1.0, scale: float = 1.0, softcap: float | None = None) -> Tensor:
@@ -82,6 +82,8 @@ def gradient(
             local = torch.nn.functional.one_hot(labels, x.shape[-1]) - p
         elif name == "lse":
             local = p
+        elif name == "mean_logit":
+            local = torch.full_like(p, 1 / x.shape[-1])
         elif name == "entropy":
             local = -_times_log(p, log_p + values["entropy"][..., None])
         else:

@@ -14,20 +14,20 @@ from prefuse._buffers import view
 from prefuse.functional import STATISTICS, token_stats
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-SAVED = ("lse", "entropy", "ref_lse", "kl", "logp", "rkl")
+SAVED = ("lse", "entropy", "mean_logit", "ref_lse", "kl", "logp", "rkl")
 
 
 def run(x, labels, reference, threads):
     """All statistics and the gradient of all that have one, through the extension itself."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    options = (view(labels), None, view(reference), 0.9, 1.0, 0.0, -100)
+    rows = (view(x), view(labels), None, view(reference), 0.9, 1.0, 0.0, -100, 0, x.shape[-1])
     out = torch.empty(len(STATISTICS), labels.numel(), dtype=dtype)
-    _prefuse.rows_forward(view(x), *options, STATISTICS, 10, view(out), threads)
+    _prefuse.rows_forward(rows, STATISTICS, 10, view(out), threads)
     saved = torch.stack([out[STATISTICS.index(name)] for name in SAVED])
     grads = torch.tensor([0.3 * (name in GRADIENTS) * (i + 1) for i, name in enumerate(SAVED)], dtype=dtype)
     grads = grads[:, None].expand(len(SAVED), labels.numel()).contiguous()
     gradient = torch.full(x.shape, 7.0, dtype=x.dtype)
-    _prefuse.rows_backward(view(x), *options, SAVED, view(grads), view(saved), view(gradient), threads)
+    _prefuse.rows_backward(rows, SAVED, view(grads), view(saved), view(gradient), threads)
     return out, gradient
 
 
@@ -67,7 +67,8 @@ def test_rows_with_any_stride(step):
     label_view = (strided.__array_interface__["data"][0], "i64", strided.shape, (strided.strides[0] // 8,))
     out = np.empty((2, count), dtype=np.float32)
     out_view = (out.__array_interface__["data"][0], "f32", out.shape, (count, 1))
-    _prefuse.rows_forward(logits, label_view, None, None, 1.0, 1.0, 0.0, -100, ["logp", "entropy"], 1, out_view, 2)
+    views = (logits, label_view, None, None, 1.0, 1.0, 0.0, -100, 0, 260)
+    _prefuse.rows_forward(views, ["logp", "entropy"], 1, out_view, 2)
     expected = token_stats(
         torch.from_numpy(np.ascontiguousarray(rows)),
         torch.from_numpy(np.ascontiguousarray(strided)),

@@ -19,7 +19,7 @@ TRANSFORMS = [
     {"softcap": 2.0},
     {"temperature": 0.7, "scale": 0.5, "softcap": 30.0},
 ]
-SUBSETS = [subset for size in (1, 2, 3, 5) for subset in itertools.combinations(GRADIENTS, size)]
+SUBSETS = [subset for size in (1, 2, 3, 6) for subset in itertools.combinations(GRADIENTS, size)]
 
 
 def pull_back(x, labels, upstream, reference=None, **options):
@@ -131,14 +131,44 @@ def test_ignored_rows_are_not_read_and_get_zeros():
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
-def test_gradient_rows_sum_to_zero_but_for_lse(name):
-    """Adding a constant to all logits changes lse by it and the other statistics not at all."""
+def test_gradient_rows_sum_to_zero_but_for_lse_and_mean(name):
+    """Adding a constant to all logits changes lse and the mean by it and the other statistics not at all."""
     x, reference = peaked((6, 999), 13), peaked((6, 999), 14)
     got = pull_back(x, some_labels((6,), 999, 13), {name: torch.ones(6)}, reference).double()
-    expected = float(name == "lse")
+    expected = float(name in ("lse", "mean_logit"))
     assert torch.allclose(
         got.sum(-1), torch.full((6,), expected, dtype=torch.float64), atol=200 * EPS * got.abs().max()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_label_smoothing(dtype):
+    """(1 − ε)·logp + ε·(mean_logit − lse) is PyTorch's smoothed cross entropy, but for the sign."""
+    x, labels, epsilon = peaked((6, 301), 17, dtype), some_labels((6,), 301, 17), 0.1
+    ours, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+    got = token_stats(ours, labels, ("logp", "lse", "mean_logit"))
+    loss = -((1 - epsilon) * got.logp + epsilon * (got.mean_logit - got.lse))
+    expected = torch.nn.functional.cross_entropy(theirs, labels, label_smoothing=epsilon, reduction="none")
+    torch.testing.assert_close(loss.double(), expected, rtol=64 * EPS, atol=64 * EPS)
+    loss.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=max(torch.finfo(dtype).eps, 64 * EPS), atol=1e-6)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_the_mean_pulls_at_banned_tokens_too(softcap):
+    """Its derivative is the constant 1/V, where the soft cap does not flatten it; a row of nothing else gets zeros."""
+    x = torch.zeros(3, 8)
+    x[0, 2], x[1], x[2, 7] = -torch.inf, -torch.inf, 5.0
+    upstream = {"mean_logit": torch.tensor([2.0, 2.0, 0.0]), "logp": torch.zeros(3)}
+    got = pull_back(x, torch.zeros(3, dtype=torch.int64), upstream, temperature=0.5, softcap=softcap)
+    row = torch.full((8,), 2.0 / 8 / 0.5)
+    if softcap is None:
+        assert torch.equal(got, torch.stack([row, torch.zeros(8), torch.zeros(8)]))
+    else:
+        row[2] = 0.0
+        torch.testing.assert_close(got[0], row)
+        assert got.isfinite().all()
 
 
 @pytest.mark.parametrize("inplace", [False, True])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from prefuse import _prefuse
-from prefuse._buffers import View, optional_view, view
+from prefuse._buffers import View, view
 from prefuse._rows import Rows
 
 
@@ -14,14 +14,7 @@ def rows_forward(rows: Rows, out: torch.Tensor) -> None:
     if not rows.labels.numel():  # torch gives empty tensors any strides
         return
     _prefuse.rows_forward(
-        view(rows.logits),
-        view(rows.labels),
-        optional_view(rows.mask),
-        optional_view(rows.reference),
-        _temperature(rows),
-        rows.scale,
-        rows.softcap,
-        rows.ignore_index,
+        rows.arguments(),
         rows.statistics,
         rows.k,
         _by_statistic(out),
@@ -34,14 +27,7 @@ def rows_backward(rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient
     if not rows.labels.numel():
         return
     _prefuse.rows_backward(
-        view(rows.logits),
-        view(rows.labels),
-        optional_view(rows.mask),
-        optional_view(rows.reference),
-        _temperature(rows),
-        rows.scale,
-        rows.softcap,
-        rows.ignore_index,
+        rows.arguments(),
         rows.statistics,
         _by_statistic(grads),
         _by_statistic(saved),
@@ -64,10 +50,6 @@ def segment_sum(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) 
 def segment_expand(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
     """Write values[r] into `out[offsets[r]:offsets[r+1]]`."""
     _prefuse.segment_expand(view(values), view(offsets), view(out))
-
-
-def _temperature(rows: Rows) -> float | View:
-    return rows.temperature if rows.temperatures is None else view(rows.temperatures)
 
 
 def _by_statistic(stacked: torch.Tensor) -> View:

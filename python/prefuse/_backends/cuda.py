@@ -1,6 +1,6 @@
 """The CUDA backend: queues our kernels on PyTorch's current stream, with PyTorch's memory, and never waits.
 
-What cannot be looked at without waiting is not an error here: a label outside [0, V), or a temperature that is no
+What cannot be looked at without waiting is not an error here: a label outside [0, classes), or a temperature that is no
 positive number, makes its row NaN. With `PREFUSE_DEBUG=1` in the environment both are looked at, and are the same
 `ValueError` as on the CPU.
 """
@@ -15,6 +15,7 @@ from prefuse import _prefuse
 from prefuse._buffers import View, optional_view, view
 from prefuse._cuda import prepare
 from prefuse._rows import Rows
+from prefuse._rows import check_values as refuse_values
 
 
 def rows_forward(rows: Rows, out: torch.Tensor) -> None:
@@ -25,14 +26,21 @@ def rows_forward(rows: Rows, out: torch.Tensor) -> None:
     device, stream = _queue(rows.logits)
     numbers = _prefuse.cuda_rows_workspace(view(rows.logits), optional_view(rows.reference), rows.statistics, device)
     workspace = out.new_empty(numbers)
-    _prefuse.cuda_rows_forward(*_arguments(rows), rows.k, _by_statistic(out), workspace.data_ptr(), device, stream)
+    _prefuse.cuda_rows_forward(
+        rows.arguments(), rows.statistics, rows.k, _by_statistic(out), workspace.data_ptr(), device, stream
+    )
 
 
 def rows_backward(rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient: torch.Tensor) -> None:
     """Write d(Σ grads·statistics)/dlogits into `gradient`, which may be the memory of `rows.logits`."""
     prepare()
     _prefuse.cuda_rows_backward(
-        *_arguments(rows), _by_statistic(grads), _by_statistic(saved), view(gradient), *_queue(rows.logits)
+        rows.arguments(),
+        rows.statistics,
+        _by_statistic(grads),
+        _by_statistic(saved),
+        view(gradient),
+        *_queue(rows.logits),
     )
 
 
@@ -50,43 +58,14 @@ def segment_expand(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tenso
 
 def check_values(rows: Rows) -> None:
     """Raises `ValueError` for the first label or temperature out of range in a live row; waits for the device."""
-    width, lead = rows.logits.shape[-1], rows.labels.shape
-    live = rows.labels != rows.ignore_index
-    if rows.mask is not None:
-        live = live & rows.mask
-    bad_labels = live & ((rows.labels < 0) | (rows.labels >= width))
-    if bad_labels.any():
-        at = [int(i) for i in bad_labels.nonzero()[0]]
-        raise ValueError(
-            f"labels: {int(rows.labels[tuple(at)])} at {at}, expected 0 <= label < {width} "
-            f"(the last dimension of logits) or ignore_index = {rows.ignore_index}"
-        )
-    if rows.temperatures is None:
-        return
-    temperatures = rows.temperatures.expand(lead)
-    bad_temperatures = live & ~((temperatures > 0) & temperatures.isfinite())
-    if bad_temperatures.any():
-        at = [int(i) for i in bad_temperatures.nonzero()[0]]
-        raise ValueError(f"temperature: {float(temperatures[tuple(at)])} at {at}, expected a finite number > 0")
+    classes = rows.vocabulary
+    meaning = "the last dimension of logits" if classes == rows.logits.shape[-1] else "the number of classes"
+    refuse_values(rows.labels, rows.mask, rows.temperatures, rows.ignore_index, classes, meaning)
 
 
 def _queue(tensor: torch.Tensor) -> tuple[int, int]:
     """The device's number and the handle of its current stream, asked for at every call."""
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
-
-
-def _arguments(rows: Rows) -> tuple[View, View, View | None, View | None, float | View, float, float, int, list[str]]:
-    return (
-        view(rows.logits),
-        view(rows.labels),
-        optional_view(rows.mask),
-        optional_view(rows.reference),
-        rows.temperature if rows.temperatures is None else view(rows.temperatures),
-        rows.scale,
-        rows.softcap,
-        rows.ignore_index,
-        rows.statistics,
-    )
 
 
 def _by_statistic(stacked: torch.Tensor) -> View:

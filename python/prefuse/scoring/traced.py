@@ -126,6 +126,19 @@ class Traced:
         nodes = [self.trace.columns[name].node for name in wrt]
         return list(graph.gradient(total.node, graph.constant(1.0), nodes))
 
+    # What is known of the gradient before there are numbers
+
+    def columns_with_gradient(self) -> tuple[str, ...]:
+        """Return the columns on which the loss depends differentiably: the gradient of the others is 0 throughout."""
+        names = tuple(self.columns)
+        gradients = zip(names, self._gradients(self._reduced("sum"), names), strict=True)
+        return tuple(name for name, gradient in gradients if self.trace.graph.is_constant(gradient) != 0.0)
+
+    def couples_groups(self, columns: Sequence[str]) -> bool:
+        """Return whether, for one group, d(loss)/d(columns) depends on what the columns are for another."""
+        nodes = [self.trace.columns[name].node for name in columns]
+        return self.trace.graph.crosses_batch(self._gradients(self._reduced("mean"), columns), nodes)
+
     def metrics(self, extras: Array) -> dict[str, float]:
         """Cut the metrics out of what a score program puts out after the losses: rewards, then metrics."""
         names = self.metric_names

@@ -4,31 +4,34 @@ use super::super::exp::exp;
 use super::super::simd::{Element, Isa, Kernel, Level, Memory, Real, Vector, dispatch};
 use super::{Function, Identity, Scratch, Shift, ShiftVector, map};
 
-/// The gradient that needs the policy's logits only: `p·(constant + slope·log p)`.
+/// The gradient that needs the policy's logits only: `p·(constant + slope·log p) + each`.
 #[derive(Clone, Copy)]
 pub struct Pull<R> {
     /// From a logit to its log p.
     pub log_p: Shift<R>,
     pub constant: R,
     pub slope: R,
+    pub each: R,
 }
 
-/// `p·constant`, or with `SLOPED` `p·(constant + slope·log p)`.
-struct PullFunction<V, const SLOPED: bool> {
+/// `p·constant`, or with `FULL` the whole of [`Pull`].
+struct PullFunction<V, const FULL: bool> {
     log_p: ShiftVector<V>,
     constant: V,
     slope: V,
+    each: V,
     lowest: V,
 }
 
-impl<V: Vector, const SLOPED: bool> Function<V> for PullFunction<V, SLOPED> {
+impl<V: Vector, const FULL: bool> Function<V> for PullFunction<V, FULL> {
     #[inline(always)]
     fn apply(&self, x: V) -> V {
         let log_p = self.log_p.apply(x);
         let p = exp(log_p);
-        if SLOPED {
+        if FULL {
             // Held where p is 0, so that p·log p is 0 there.
-            p.mul(self.slope.mul_add(self.lowest.larger(log_p), self.constant))
+            let factor = self.slope.mul_add(self.lowest.larger(log_p), self.constant);
+            p.mul_add(factor, self.each)
         } else {
             p.mul(self.constant)
         }
@@ -37,11 +40,12 @@ impl<V: Vector, const SLOPED: bool> Function<V> for PullFunction<V, SLOPED> {
 
 impl<R: Real> Pull<R> {
     #[inline(always)]
-    fn function<V: Vector<Scalar = R>, const SLOPED: bool>(self) -> PullFunction<V, SLOPED> {
+    fn function<V: Vector<Scalar = R>, const FULL: bool>(self) -> PullFunction<V, FULL> {
         PullFunction {
             log_p: self.log_p.vector(),
             constant: V::splat(self.constant),
             slope: V::splat(self.slope),
+            each: V::splat(self.each),
             lowest: V::splat(R::EXP_UNDERFLOW),
         }
     }
@@ -93,7 +97,7 @@ impl<E: Element> Kernel for PullOf<E> {
         } = self;
         // SAFETY: that of the function `pull`.
         unsafe {
-            if pull.slope == E::Real::ZERO {
+            if pull.slope == E::Real::ZERO && pull.each == E::Real::ZERO {
                 let function = pull.function::<E::Vector<I>, false>();
                 map::<E::Vector<I>, E, E, true>(x, target, len, stream, &function);
             } else {
