@@ -1,21 +1,23 @@
 //! Forward on the CPU.
 //!
 //! Every live row is read from memory once. It is cut into chunks of [`CHUNK`] elements; of each, one pass finds the
-//! maximum (this pass waits for memory) and another adds up exponentials relative to it (out of the first-level cache,
-//! asking for the next chunk meanwhile). [`combine`] adds the chunks in order. Ignored rows are not touched.
+//! maximum and another adds up exponentials relative to it, asking for the next chunk meanwhile, so that neither waits for
+//! memory. [`combine`] adds the chunks in order. Ignored rows are not touched.
 //!
-//! For `logp`, `lse` and `top1`, per logit:
+//! For `logp`, `lse` and `top1`, operations per vector (16 logits with AVX-512):
 //!
-//! |  | bytes | arithmetic |
-//! | --- | --- | --- |
-//! | f16, bf16 | 2 read | conversion (twice); maximum; difference and FMA; exp: 9 FMA, 1 difference, 1 comparison, 1 scaling; sum |
-//! | f32 | 4 read | the same without conversions |
-//! | f64 | 8 read | the same with 5 FMA more |
+//! |  | bytes per logit | maximum | sum |
+//! | --- | --- | --- | --- |
+//! | bf16 | 2 | 1: of each 32, two extremes of their bits | 12: conversion, and as f32 |
+//! | f16 | 2 | 1: likewise | 13: conversion in 2, and as f32 |
+//! | f32 | 4 | 1 | 11: difference; 2 FMA and a difference for n and r; look-up, shift and addition for the power; 3 FMA; comparison |
 //!
-//! The floor is the larger of bytes over read bandwidth and, with one FMA of 16 lanes per cycle, 10 cycles per 16 logits
-//! and core. On a Zen 4 core the whole takes 16 to 18 cycles per 16 logits, whether they come from cache or memory: 14 GB/s
-//! of f32 or 6.5 GB/s of 16-bit logits per core at 3.7 GHz. Statistics cost on top, per 16 logits: `entropy` and
-//! `log_sum_sq` 5 cycles, a soft cap 30, `kl` and `rkl` 40 with the reference's own exponentials.
+//! A factor other than 1 (temperature, scale) costs one more, f64 7 more without a look-up: it has half the lanes and a
+//! longer polynomial. The floor is the larger of bytes over read bandwidth and, on a Zen 4 core, which completes two
+//! operations of 512 bits per cycle, 6.5 cycles per 16 logits of bf16. It takes 9.6 there (5 FMA of the 12 each use a third
+//! port for their addend and keep it from 8), 10.4 for f16 and 10.2 for f32 out of the second-level cache, and no more out
+//! of memory for 16 bits: 12 GB/s per core at 3.7 GHz. Statistics cost on top, per 16 logits: `entropy` and `log_sum_sq`
+//! 5.5 cycles, a soft cap 30, `kl` and `rkl` 40 with the reference's own exponentials.
 //!
 //! [`combine`]: super::combine
 

@@ -341,13 +341,18 @@ fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<avx2::Avx2>()
 }
 
-/// Asks for the cache line of `address`, which need not exist.
+/// Asks for the cache line of `address`, which need not exist: into the first level, or not `NEAR`, the second.
 #[inline(always)]
-pub fn prefetch<E>(address: *const E) {
+pub fn prefetch<const NEAR: bool, E>(address: *const E) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch of any address whatever does nothing but warm the cache; SSE is there on every x86-64.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        if NEAR {
+            _mm_prefetch::<_MM_HINT_T0>(address.cast());
+        } else {
+            _mm_prefetch::<_MM_HINT_T1>(address.cast());
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
