@@ -12,12 +12,12 @@
 //! | f16 | 2 | 1: likewise | 13: conversion in 2, and as f32 |
 //! | f32 | 4 | 1 | 11: difference; 2 FMA and a difference for n and r; look-up, shift and addition for the power; 3 FMA; comparison |
 //!
-//! A factor other than 1 (temperature, scale) costs one more, f64 7 more without a look-up: it has half the lanes and a
-//! longer polynomial. The floor is the larger of bytes over read bandwidth and, on a Zen 4 core, which completes two
-//! operations of 512 bits per cycle, 6.5 cycles per 16 logits of bf16. It takes 9.6 there (5 FMA of the 12 each use a third
-//! port for their addend and keep it from 8), 10.4 for f16 and 10.2 for f32 out of the second-level cache, and no more out
-//! of memory for 16 bits: 12 GB/s per core at 3.7 GHz. Statistics cost on top, per 16 logits: `entropy` and `log_sum_sq`
-//! 5.5 cycles, a soft cap 30, `kl` and `rkl` 40 with the reference's own exponentials.
+//! A factor other than 1 (temperature, scale) costs one more; f64 costs 8 more, a longer polynomial in place of the look-up,
+//! for half the lanes. The floor is the larger of bytes over read bandwidth and, on a Zen 4 core, which completes two
+//! operations of 512 bits per cycle, 6.5 cycles per 16 logits of bf16. Those take 9.6 there (a loop of the sum alone 7.8:
+//! the third operand of an FMA keeps another port busy), f16 10.4 and f32 10.2, out of the second-level cache. Out of
+//! memory the 16-bit ones take as long: 12 GB/s per core at 3.7 GHz. Statistics cost on top, per 16 logits: `entropy` and
+//! `log_sum_sq` 5.5 cycles, a soft cap 25, `kl` and `rkl` 35 with the reference's own exponentials.
 //!
 //! [`combine`]: super::combine
 

@@ -235,10 +235,8 @@ mod tests {
 
     #[test]
     fn exp_at_special_points() {
-        for (level, function) in Level::available()
-            .into_iter()
-            .flat_map(|level| [(level, Exp), (level, Term)])
-        {
+        let cases = Level::available().flat_map(|level| [(level, Exp), (level, Term)]);
+        for (level, function) in cases {
             let f32s = [
                 0.0,
                 -0.0,
