@@ -1,6 +1,6 @@
 //! The pass that finds the largest logit of a chunk.
 
-use super::super::simd::{Element, Isa, Kernel, Level, MAX_WORDS, Vector, Words, dispatch};
+use super::super::simd::{Element, Isa, Kernel, Level, Vector, dispatch};
 use super::{Fold, UNROLL, fold, largest};
 
 /// The largest of `len` elements, NaN passed over.
@@ -24,7 +24,7 @@ impl<E: Element> Kernel for Maximum<E> {
         // SAFETY: that of `maximum`; all elements of two bytes are floats of 16 bits.
         unsafe {
             if size_of::<E>() == size_of::<i16>()
-                && let Some(largest) = by_bits::<I, E>(self.x, self.len)
+                && let Some(largest) = by_bits(self.x, self.len)
             {
                 return largest;
             }
@@ -60,65 +60,19 @@ impl<V: Vector> Fold<V> for MaximumFold<V> {
 /// # Safety
 /// As for [`by_value`]; an `E` is a float of 16 bits.
 #[inline(always)]
-unsafe fn by_bits<I: Isa, E: Element>(x: *const E, len: usize) -> Option<E::Real> {
-    let mut extremes = Extremes {
-        largest: [I::I16::splat(i16::MIN); UNROLL],
-        smallest: [I::I16::splat(i16::MAX); UNROLL],
-    };
-    let step = UNROLL * I::I16::LANES;
-    let whole = len - len % step;
-    // SAFETY: all reads are of elements below `len`, or of the padded copy of the last ones; the types have the same size.
-    let (largest, smallest) = unsafe {
-        for start in (0..whole).step_by(step) {
-            extremes.add(x.add(start).cast());
-        }
-        if whole < len {
-            let mut rest = [E::NEG_INFINITY; UNROLL * MAX_WORDS];
-            x.add(whole)
-                .copy_to_nonoverlapping(rest.as_mut_ptr(), len - whole);
-            extremes.add(rest.as_ptr().cast());
-        }
-        extremes.total()
-    };
+unsafe fn by_bits<E: Element>(x: *const E, len: usize) -> Option<E::Real> {
+    let (mut largest, mut smallest) = (i16::MIN, i16::MAX);
+    // A plain loop, whose order does not matter: the compiler makes vectors of it.
+    for index in 0..len {
+        // SAFETY: the element is below `len`, and of 16 bits.
+        let bits = unsafe { x.add(index).cast::<i16>().read_unaligned() };
+        largest = largest.max(bits);
+        smallest = smallest.min(bits);
+    }
     let bits = if largest >= 0 { largest } else { smallest };
     // SAFETY: an `E` is a float of 16 bits.
     let value = unsafe { (&raw const bits).cast::<E>().read_unaligned() }.to_real();
     (!value.to_f64().is_nan()).then_some(value)
-}
-
-/// Running extremes of words.
-struct Extremes<W> {
-    largest: [W; UNROLL],
-    smallest: [W; UNROLL],
-}
-
-impl<W: Words> Extremes<W> {
-    /// # Safety
-    /// A step's worth of words can be read at `words`.
-    #[inline(always)]
-    unsafe fn add(&mut self, words: *const i16) {
-        for chain in 0..UNROLL {
-            // SAFETY: passed on to the caller.
-            let words = unsafe { W::load(words.add(chain * W::LANES)) };
-            self.largest[chain] = words.larger(self.largest[chain]);
-            self.smallest[chain] = words.smaller(self.smallest[chain]);
-        }
-    }
-
-    /// The largest and the smallest word.
-    #[inline(always)]
-    fn total(&self) -> (i16, i16) {
-        let ([first, second], [third, fourth]) = (self.largest, self.smallest);
-        let (mut high, mut low) = ([i16::MIN; MAX_WORDS], [i16::MAX; MAX_WORDS]);
-        first.larger(second).write(&mut high);
-        third.smaller(fourth).write(&mut low);
-        let (mut largest, mut smallest) = (i16::MIN, i16::MAX);
-        for lane in 0..MAX_WORDS {
-            largest = largest.max(high[lane]);
-            smallest = smallest.min(low[lane]);
-        }
-        (largest, smallest)
-    }
 }
 
 #[cfg(test)]

@@ -4,12 +4,11 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Isa, MAX_LANES, MAX_WORDS, Memory, Vector, Words, octave};
+use super::{Isa, MAX_LANES, Memory, Vector, octave};
 
 pub struct Avx2;
 
 impl Isa for Avx2 {
-    type I16 = I16x16;
     type F32 = F32x8;
     type F64 = F64x4;
 }
@@ -19,9 +18,6 @@ pub struct F32x8(__m256);
 
 #[derive(Clone, Copy)]
 pub struct F64x4(__m256d);
-
-#[derive(Clone, Copy)]
-pub struct I16x16(__m256i);
 
 const STEPS: usize = 8;
 const OCTAVE: [i32; STEPS] = octave(1.090_507_732_665_257_7);
@@ -355,34 +351,5 @@ impl Memory<f64> for F64x4 {
     #[inline(always)]
     unsafe fn stream(self, target: *mut f64) {
         x86!(_mm256_stream_pd(target, self.0))
-    }
-}
-
-impl Words for I16x16 {
-    const LANES: usize = 16;
-
-    #[inline(always)]
-    fn splat(value: i16) -> Self {
-        Self(x86!(_mm256_set1_epi16(value)))
-    }
-
-    #[inline(always)]
-    unsafe fn load(source: *const i16) -> Self {
-        Self(x86!(_mm256_loadu_si256(source.cast())))
-    }
-
-    #[inline(always)]
-    fn write(self, lanes: &mut [i16; MAX_WORDS]) {
-        x86!(_mm256_storeu_si256(lanes.as_mut_ptr().cast(), self.0))
-    }
-
-    #[inline(always)]
-    fn larger(self, other: Self) -> Self {
-        Self(x86!(_mm256_max_epi16(self.0, other.0)))
-    }
-
-    #[inline(always)]
-    fn smaller(self, other: Self) -> Self {
-        Self(x86!(_mm256_min_epi16(self.0, other.0)))
     }
 }

@@ -4,12 +4,11 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Isa, MAX_LANES, MAX_WORDS, Memory, Vector, Words, octave};
+use super::{Isa, MAX_LANES, Memory, Vector, octave};
 
 pub struct Avx512;
 
 impl Isa for Avx512 {
-    type I16 = I16x32;
     type F32 = F32x16;
     type F64 = F64x8;
 }
@@ -19,9 +18,6 @@ pub struct F32x16(__m512);
 
 #[derive(Clone, Copy)]
 pub struct F64x8(__m512d);
-
-#[derive(Clone, Copy)]
-pub struct I16x32(__m512i);
 
 const STEPS: usize = 32;
 const OCTAVE: [i32; STEPS] = octave(1.021_897_148_654_116_7);
@@ -378,34 +374,5 @@ impl Memory<f64> for F64x8 {
     #[inline(always)]
     unsafe fn stream(self, target: *mut f64) {
         x86!(_mm512_stream_pd(target, self.0))
-    }
-}
-
-impl Words for I16x32 {
-    const LANES: usize = 32;
-
-    #[inline(always)]
-    fn splat(value: i16) -> Self {
-        Self(x86!(_mm512_set1_epi16(value)))
-    }
-
-    #[inline(always)]
-    unsafe fn load(source: *const i16) -> Self {
-        Self(x86!(_mm512_loadu_si512(source.cast())))
-    }
-
-    #[inline(always)]
-    fn write(self, lanes: &mut [i16; MAX_WORDS]) {
-        x86!(_mm512_storeu_si512(lanes.as_mut_ptr().cast(), self.0))
-    }
-
-    #[inline(always)]
-    fn larger(self, other: Self) -> Self {
-        Self(x86!(_mm512_max_epi16(self.0, other.0)))
-    }
-
-    #[inline(always)]
-    fn smaller(self, other: Self) -> Self {
-        Self(x86!(_mm512_min_epi16(self.0, other.0)))
     }
 }

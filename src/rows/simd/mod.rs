@@ -20,9 +20,6 @@ use crate::view::ArgumentError;
 /// No vector has more lanes than this.
 pub const MAX_LANES: usize = 16;
 
-/// No vector has more 16-bit words than this.
-pub const MAX_WORDS: usize = 2 * MAX_LANES;
-
 /// A vector of floats, with the semantics of IEEE 754 unless said otherwise.
 pub trait Vector: Memory<<Self as Vector>::Scalar> {
     type Scalar: Real;
@@ -193,23 +190,6 @@ impl Real for f64 {
     const TANH_SATURATES: f64 = 300.0;
 }
 
-/// A vector of 16-bit integers.
-pub trait Words: Copy {
-    const LANES: usize;
-
-    fn splat(value: i16) -> Self;
-
-    /// # Safety
-    /// As many words can be read at `source`.
-    unsafe fn load(source: *const i16) -> Self;
-
-    /// Writes the lanes to the front of `lanes`.
-    fn write(self, lanes: &mut [i16; MAX_WORDS]);
-
-    fn larger(self, other: Self) -> Self;
-    fn smaller(self, other: Self) -> Self;
-}
-
 /// 2^(j/N) for j = 0, 1, …, given 2^(1/N); as bits, less what the j in a step's number n adds to the mantissa where
 /// n is added in at the place that makes it octaves.
 #[cfg(target_arch = "x86_64")]
@@ -227,7 +207,6 @@ const fn octave<const N: usize>(root: f64) -> [i32; N] {
 
 /// An instruction set.
 pub trait Isa {
-    type I16: Words;
     type F32: Vector<Scalar = f32> + Memory<f16> + Memory<bf16> + Memory<f32>;
     type F64: Vector<Scalar = f64> + Memory<f64>;
 }

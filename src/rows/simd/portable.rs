@@ -3,12 +3,11 @@
 
 use half::{bf16, f16};
 
-use super::{Isa, MAX_LANES, MAX_WORDS, Memory, Vector, Words};
+use super::{Isa, MAX_LANES, Memory, Vector};
 
 pub struct Portable;
 
 impl Isa for Portable {
-    type I16 = Array<i16, 16>;
     type F32 = Array<f32, 8>;
     type F64 = Array<f64, 4>;
 }
@@ -263,33 +262,3 @@ macro_rules! half_memory {
 
 half_memory!(bf16, widen_bf16, narrow_bf16);
 half_memory!(f16, widen_f16, narrow_f16);
-
-impl Words for Array<i16, 16> {
-    const LANES: usize = 16;
-
-    #[inline(always)]
-    fn splat(value: i16) -> Self {
-        Self([value; 16])
-    }
-
-    #[inline(always)]
-    unsafe fn load(source: *const i16) -> Self {
-        // SAFETY: the caller vouches for the words.
-        Self(unsafe { source.cast::<[i16; 16]>().read_unaligned() })
-    }
-
-    #[inline(always)]
-    fn write(self, lanes: &mut [i16; MAX_WORDS]) {
-        lanes[..16].copy_from_slice(&self.0);
-    }
-
-    #[inline(always)]
-    fn larger(self, other: Self) -> Self {
-        Self(lanes!(16, i, self.0[i].max(other.0[i])))
-    }
-
-    #[inline(always)]
-    fn smaller(self, other: Self) -> Self {
-        Self(lanes!(16, i, self.0[i].min(other.0[i])))
-    }
-}
