@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 from prefuse import _prefuse, objectives
@@ -23,10 +24,11 @@ Logs = list[tuple[str, str]]
 
 
 class Item(NamedTuple):
-    """What gets a line: a name, and how its kernels are compiled for one architecture."""
+    """What gets a line: a name, how its kernels are compiled for one architecture, and for which they are."""
 
     name: str
     compile: Callable[[int], Logs]
+    architectures: tuple[int, ...] = ARCHITECTURES
 
 
 class Used(NamedTuple):
@@ -56,7 +58,7 @@ def compile_all(detail: bool) -> int:
     architectures = ", ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
     print(f"\ncompiled for {architectures}; the largest numbers of all")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for title, items in (("kernel", map(_fixed, programs())), ("objective", map(_generated, objectives.names()))):
+        for title, items in (("kernel", _fixed()), ("objective", map(_generated, objectives.names()))):
             print(f"\n{HEAD}  {title}")
             for item in items:
                 _show(item, _everywhere(pool, item), tally, detail)
@@ -67,10 +69,20 @@ def compile_all(detail: bool) -> int:
     return int(tally.failures > 0)
 
 
-def _fixed(program: Program) -> Item:
-    kernel, defines = program
-    name = " ".join([kernel, *(f"{key}={value}" for key, value in defines)])
-    return Item(name, lambda architecture: [(kernel, _prefuse.cuda_compile(kernel, defines, architecture, False)[1])])
+def _fixed() -> Iterator[Item]:
+    """The kernels of `kernels/`, each on the architectures where calls run it."""
+    found: dict[str, tuple[Program, list[int]]] = {}
+    for architecture in ARCHITECTURES:
+        for program in programs(architecture):
+            kernel, defines = program
+            name = " ".join([kernel, *(f"{key}={value}" for key, value in defines)])
+            found.setdefault(name, (program, []))[1].append(architecture)
+    for name, ((kernel, defines), architectures) in found.items():
+        yield Item(name, partial(_compile_fixed, kernel, defines), tuple(architectures))
+
+
+def _compile_fixed(kernel: str, defines: list[tuple[str, str]], architecture: int) -> Logs:
+    return [(kernel, _prefuse.cuda_compile(kernel, defines, architecture, False)[1])]
 
 
 def _generated(name: str) -> Item:
@@ -85,8 +97,8 @@ def _generated(name: str) -> Item:
 
 
 def _everywhere(pool: ThreadPoolExecutor, item: Item) -> Iterator[tuple[int, Future[Logs]]]:
-    waiting = [pool.submit(item.compile, architecture) for architecture in ARCHITECTURES]
-    return zip(ARCHITECTURES, waiting, strict=True)
+    waiting = [pool.submit(item.compile, architecture) for architecture in item.architectures]
+    return zip(item.architectures, waiting, strict=True)
 
 
 def _show(item: Item, results: Iterator[tuple[int, Future[Logs]]], tally: Tally, detail: bool) -> None:
