@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 
-def whole(parameter: Tensor) -> Tensor:
-    """A DTensor that data-parallel training has cut up (FSDP2), gathered once; any other tensor as it is.
+def whole(parameter: Any) -> Any:
+    """A DTensor that data-parallel training has cut up (FSDP2), gathered once; anything else as it is.
 
     The gradient is averaged over the mesh and cut up again, as FSDP2 does with the gradients of its modules.
     """
     if not hasattr(parameter, "full_tensor"):
         return parameter
-    gathered: Tensor = _Whole.apply(parameter)
-    return gathered
+    return _Whole.apply(parameter)
 
 
 class _Whole(torch.autograd.Function):
@@ -39,12 +38,18 @@ class _Whole(torch.autograd.Function):
         return spread.redistribute(placements=ctx.placements)
 
 
+def gathered_head(
+    weight: Any, bias: Any, lora: Any, reference_weight: Any, reference_bias: Any, **others: Any
+) -> contextlib.AbstractContextManager[None]:
+    """`gathered` for what a head's call was given, not checked yet: shapes show only where parameters are whole."""
+    matrices = lora[:2] if isinstance(lora, tuple | list) else ()
+    return gathered([weight, bias, *matrices, reference_weight, reference_bias])
+
+
 @contextlib.contextmanager
-def gathered(*groups: Sequence[Tensor | None]) -> Iterator[None]:
+def gathered(*groups: Sequence[Any]) -> Iterator[None]:
     """Holds parameters that DeepSpeed ZeRO-3 has partitioned whole while the block runs."""
-    parts = {
-        id(tensor): tensor for group in groups for tensor in group if tensor is not None and _is_partitioned(tensor)
-    }
+    parts = {id(tensor): tensor for group in groups for tensor in group if _is_partitioned(tensor)}
     if not parts:
         yield
         return
@@ -52,7 +57,12 @@ def gathered(*groups: Sequence[Tensor | None]) -> Iterator[None]:
         yield
 
 
-def _is_partitioned(tensor: Tensor) -> bool:
+def is_zero3(tensor: Any) -> bool:
+    """Whether it is a parameter that ZeRO-3 partitions, whole at present or not."""
+    return getattr(tensor, "ds_status", None) is not None
+
+
+def _is_partitioned(tensor: Any) -> bool:
     """Whether it is a parameter of ZeRO-3's that is not whole at present (a tied one may be)."""
     status = getattr(tensor, "ds_status", None)
     return status is not None and getattr(status, "name", "") != "AVAILABLE" and "deepspeed" in sys.modules
