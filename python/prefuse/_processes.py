@@ -33,9 +33,10 @@ def check_process_group(name: str, group: Any) -> None:
 
 def all_gather(mine: Tensor, group: Any) -> Tensor:
     """[P, *shape] of every process's tensor, by rank."""
-    everyone = mine.new_empty((dist.get_world_size(group), *mine.shape))
-    dist.all_gather_into_tensor(everyone, mine.contiguous(), group=group)
-    return everyone
+    size = dist.get_world_size(group)
+    everyone = mine.new_empty(size * mine.numel())  # flat: gloo takes no further dimension
+    dist.all_gather_into_tensor(everyone, mine.reshape(-1), group=group)
+    return everyone.view(size, *mine.shape)
 
 
 class WholeBatch:
