@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_LETS_IN = "prefuse lets gradients in"
 
 
 def whole(parameter: Any) -> Any:
@@ -49,6 +52,9 @@ def gathered_head(
 @contextlib.contextmanager
 def gathered(*groups: Sequence[Any]) -> Iterator[None]:
     """Holds parameters that DeepSpeed ZeRO-3 has partitioned whole while the block runs."""
+    for tensor in itertools.chain(*groups):
+        if is_zero3(tensor) and tensor.requires_grad and torch.is_grad_enabled():
+            _let_gradients_in(tensor)
     parts = {id(tensor): tensor for group in groups for tensor in group if _is_partitioned(tensor)}
     if not parts:
         yield
@@ -66,3 +72,27 @@ def _is_partitioned(tensor: Any) -> bool:
     """Whether it is a parameter of ZeRO-3's that is not whole at present (a tied one may be)."""
     status = getattr(tensor, "ds_status", None)
     return status is not None and getattr(status, "name", "") != "AVAILABLE" and "deepspeed" in sys.modules
+
+
+def _let_gradients_in(parameter: Tensor) -> None:
+    """Has autograd take a gradient of a parameter that is partitioned when the gradient arrives.
+
+    It lays the gradient out as the parameter is, which then is empty; so for this moment the gradient stands in for it.
+    """
+    node: Any = parameter.view_as(parameter).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+    if _LETS_IN in node.metadata:
+        return
+    node.metadata[_LETS_IN] = True
+    partitioned: list[Tensor] = []
+
+    def stand_in(gradients: tuple[Tensor | None, ...]) -> None:
+        if gradients[0] is not None and _is_partitioned(parameter):
+            partitioned.append(parameter.data)
+            parameter.data = gradients[0]
+
+    def step_back(*_: Any) -> None:
+        if partitioned:
+            parameter.data = partitioned.pop()
+
+    node.register_prehook(stand_in)
+    node.register_hook(step_back)
