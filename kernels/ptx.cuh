@@ -26,3 +26,9 @@ __device__ inline unsigned pack_bf16(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
     return word;
 }
+
+// x, of which the compiler does not know where it comes from.
+__device__ inline long long opaque(long long x) {
+    asm("" : "+l"(x));
+    return x;
+}

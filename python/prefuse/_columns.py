@@ -272,15 +272,14 @@ class Scoring:
 
     def statistics_with_gradient(self) -> tuple[str, ...]:
         """The statistics that the loss depends on differentiably."""
-        through = self.traced().columns_with_gradient()
+        through = self.traced().columns_with_gradient
         return tuple(dict.fromkeys(need.name for need in self.read.needs if need.argument in through))
 
     def couples_groups(self) -> bool:
         """Whether the gradient of one group's statistics depends on another's."""
         traced = self.traced()
-        known = ("length",)
-        made = [n.argument for n in self.read.needs if n.name not in known and n.argument in traced.columns]
-        return traced.couples_groups(made) or self._spans_processes()
+        made = [need.argument for need in self.read.needs if need.name != "length" and need.argument in traced.columns]
+        return traced.couples_groups(tuple(made)) or self._spans_processes()
 
     def tensors_with_gradient(self) -> list[Tensor]:
         """The caller's columns, and hyper-parameters given as arrays, that require grad."""

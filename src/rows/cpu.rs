@@ -1,21 +1,23 @@
 //! Forward on the CPU.
 //!
 //! Every live row is read from memory once. It is cut into chunks of [`CHUNK`] elements; of each, one pass finds the
-//! maximum (this pass waits for memory) and another adds up exponentials relative to it (out of the first-level cache,
-//! asking for the next chunk meanwhile). [`combine`] adds the chunks in order. Ignored rows are not touched.
+//! maximum and another adds up exponentials relative to it, asking for the next chunk meanwhile, so that neither waits for
+//! memory. [`combine`] adds the chunks in order. Ignored rows are not touched.
 //!
-//! For `logp`, `lse` and `top1`, per logit:
+//! For `logp`, `lse` and `top1`, operations per vector (16 logits with AVX-512):
 //!
-//! |  | bytes | arithmetic |
-//! | --- | --- | --- |
-//! | f16, bf16 | 2 read | conversion (twice); maximum; difference and FMA; exp: 9 FMA, 1 difference, 1 comparison, 1 scaling; sum |
-//! | f32 | 4 read | the same without conversions |
-//! | f64 | 8 read | the same with 5 FMA more |
+//! |  | bytes per logit | maximum | sum |
+//! | --- | --- | --- | --- |
+//! | bf16 | 2 | 1: of each 32, two extremes of their bits | 12: conversion, and as f32 |
+//! | f16 | 2 | 1: likewise | 13: conversion in 2, and as f32 |
+//! | f32 | 4 | 1 | 11: difference; 2 FMA and a difference for n and r; look-up, shift and addition for the power; 3 FMA; comparison |
 //!
-//! The floor is the larger of bytes over read bandwidth and, with one FMA of 16 lanes per cycle, 10 cycles per 16 logits
-//! and core. On a Zen 4 core the whole takes 16 to 18 cycles per 16 logits, whether they come from cache or memory: 14 GB/s
-//! of f32 or 6.5 GB/s of 16-bit logits per core at 3.7 GHz. Statistics cost on top, per 16 logits: `entropy` and
-//! `log_sum_sq` 5 cycles, a soft cap 30, `kl` and `rkl` 40 with the reference's own exponentials.
+//! A factor other than 1 (temperature, scale) costs one more; f64 costs 8 more, a longer polynomial in place of the look-up,
+//! for half the lanes. The floor is the larger of bytes over read bandwidth and, on a Zen 4 core, which completes two
+//! operations of 512 bits per cycle, 6.5 cycles per 16 logits of bf16. Those take 9.6 there (a loop of the sum alone 7.8:
+//! the third operand of an FMA keeps another port busy), f16 10.4 and f32 10.2, out of the second-level cache. Out of
+//! memory the 16-bit ones take as long: 12 GB/s per core at 3.7 GHz. Statistics cost on top, per 16 logits: `entropy` and
+//! `log_sum_sq` 5.5 cycles, a soft cap 25, `kl` and `rkl` 35 with the reference's own exponentials.
 //!
 //! [`combine`]: super::combine
 
@@ -25,7 +27,7 @@ use std::sync::OnceLock;
 use half::{bf16, f16};
 
 use super::chunk::forward::{self as pass, Sums};
-use super::chunk::{CHUNK, Cap, Scratch, Shift};
+use super::chunk::{CHUNK, Cap, Scratch, Shift, maximum};
 use super::combine::{ChunkResult, Partial, ReferencePartial, Row};
 use super::simd::{Element, Level, Real};
 use super::topk::TopK;
@@ -383,7 +385,7 @@ impl<'a> Forward<'a> {
             let x = row_pointer::<E>(&self.rows.logits, row.index)
                 .add(part.start)
                 .cast_const();
-            let logit = pass::maximum(self.level, x, part.len());
+            let logit = maximum(self.level, x, part.len());
             if let Some(top) = top
                 && logit > top.threshold()
             {
@@ -428,7 +430,7 @@ impl<'a> Forward<'a> {
         }
         let factor = R::from_f64(transform.factor);
         // SAFETY: a scratch has `len` elements.
-        let logit = unsafe { pass::maximum(self.level, scratch.as_ptr(), len) };
+        let logit = unsafe { maximum(self.level, scratch.as_ptr(), len) };
         Highest { logit, factor }
     }
 

@@ -96,3 +96,4 @@ static unsigned short f32_to_bf16(float x) {
 }
 static unsigned pack_f16(float low, float high) { return unsigned(f32_to_f16(high)) << 16 | f32_to_f16(low); }
 static unsigned pack_bf16(float low, float high) { return unsigned(f32_to_bf16(high)) << 16 | f32_to_bf16(low); }
+static long long opaque(long long x) { return x; }

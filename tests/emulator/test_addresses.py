@@ -11,10 +11,9 @@ from prefuse._backends import cpu
 from prefuse._buffers import view
 from prefuse._rows import Rows
 from prefuse.plans import Job, choose
-from tests.emulator import emulator
 from tests.emulator.backend import Emulated, _table
 from tests.emulator.test_rows import BF16, peaked, rows, upstream
-from tests.reserved import NEEDS_RESERVING, reserve
+from tests.reserved import reserve
 
 TOKENS, CLASSES = 1 << 20, 1 << 18
 STATISTICS = "logp,lse,entropy"
@@ -44,7 +43,7 @@ def forward(backend, case: Rows) -> torch.Tensor:
     return out
 
 
-@NEEDS_RESERVING
+@pytest.mark.needs("sparse_memory")
 def test_statistics_of_the_last_rows(logits):
     far, near = far_and_near(logits)
     got = forward(cpu, far)
@@ -52,7 +51,7 @@ def test_statistics_of_the_last_rows(logits):
     assert not got[:, :-LAST].any()
 
 
-@NEEDS_RESERVING
+@pytest.mark.needs("sparse_memory")
 def test_gradients_of_rows_that_lie_far_apart(logits):
     """Four rows, the first and the last of all among them: the others would have to be written with zeros."""
     step = (TOKENS - 1) // 3
@@ -68,8 +67,8 @@ def test_gradients_of_rows_that_lie_far_apart(logits):
     assert torch.equal(far, expected)
 
 
-@NEEDS_RESERVING
-@pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler: set CXX or install g++")
+@pytest.mark.needs("sparse_memory")
+@pytest.mark.needs("compiler")
 def test_the_last_row_of_the_kernels(logits):
     far, near = far_and_near(logits)
     last = near._replace(logits=near.logits[-1:], labels=near.labels[-1:])

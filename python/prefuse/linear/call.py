@@ -11,11 +11,15 @@ from torch import Tensor
 
 from prefuse._backends import backend
 from prefuse._rows import BACKWARD_NEEDS, REFERENCE_STATISTICS, Rows
-from prefuse.linear.gemm import project
+from prefuse.linear.gemm import add_factors, project
 from prefuse.linear.shards import Shard, needs
 
 SMOOTHED = "smoothed_logp"
 """(1 − ε)·logp + ε·(mean_logit − lse): the log-probability with label smoothing. The head's own, not the rows'."""
+
+
+ALIGNED_ROWS = 64
+"""Rows after which a GEMM's blocks begin anew: a multiple of those of PyTorch's libraries."""
 
 
 class Head(NamedTuple):
@@ -156,14 +160,27 @@ class Call:
         )
 
     def _project_both(self, part: Tensor | slice, head: Head, reference: Head, out: Tensor) -> None:
-        """The logits of both models: one product where they share the weight, so equal inputs have equal logits."""
+        """The logits of both models, equal to the bit where their inputs are.
+
+        One product where they share the weight, if both halves lie alike in the blocks that it is computed in; two of
+        the same shape otherwise, as a GEMM adds up a row differently at its ragged end.
+        """
         count = out.shape[0] // 2
         policy, others = head.rows(part), reference.rows(part)
-        if len(policy) == 1 and head.weights[0] is reference.weights[0] and head.bias is reference.bias:
-            project([torch.cat([policy[0], others[0]])], head.weights, head.bias, out)
+        if self.shares_weight and count % ALIGNED_ROWS == 0:
+            project([torch.cat([policy[0], others[0]])], head.weights[:1], head.bias, out)
+            add_factors(policy[1:], head.weights[1:], out[:count])
         else:
             project(policy, head.weights, head.bias, out[:count])
             project(others, reference.weights, reference.bias, out[count:])
+
+    @property
+    def shares_weight(self) -> bool:
+        """Whether the reference's head is the policy's without its adapter."""
+        reference = self.reference
+        return (
+            reference is not None and reference.weights[0] is self.head.weights[0] and reference.bias is self.head.bias
+        )
 
     def statistics(self, rows: Rows) -> Tensor:
         """The kernel statistics of a tile, over the whole vocabulary: [S, rows]."""
@@ -177,9 +194,9 @@ class Call:
         """An empty table of the kernel statistics."""
         return self.labels.new_empty((len(self.kernel_names), rows), dtype=self.table_dtype)
 
-    def pull(self, rows: Rows, grads: Tensor, table: Tensor) -> None:
-        """Writes d(Σ grads·statistics)/dlogits over the logits of a tile whose statistics are `table`."""
-        backend(rows.logits.device).rows_backward(rows, grads, table, rows.logits)
+    def pull(self, rows: Rows, grads: Tensor, table: Tensor, target: Tensor) -> None:
+        """Writes d(Σ grads·statistics)/dlogits of a tile whose statistics are `table`; `target` may be the logits."""
+        backend(rows.logits.device).rows_backward(rows, grads, table, target)
 
     def values(self, table: Tensor) -> Tensor:
         """What the caller sees, of the kernel statistics: [len(names), …]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -520,7 +521,9 @@ def _check_bias(name: str, bias: Tensor | None, weight: Tensor) -> None:
 
 
 def _check_labels(operands: Operands, classes: int) -> None:
-    """Looks at labels and temperatures where that makes no device wait; there a bad one makes its row NaN."""
-    if torch.compiler.is_compiling() or operands.labels.device.type != "cpu":
+    """Looks at labels and temperatures where that makes no device wait (or `PREFUSE_DEBUG=1` says to); elsewhere a bad
+    one makes its row NaN."""
+    looks = operands.labels.device.type == "cpu" or os.environ.get("PREFUSE_DEBUG") == "1"
+    if torch.compiler.is_compiling() or not looks:
         return
     check_values(operands.labels, operands.mask, operands.temperatures, operands.ignore_index, classes)

@@ -67,7 +67,7 @@ def scored(
         scorer = functools.partial(score_of, complete=last == chunks[-1][1])
         score, grads, of_columns = _differentiate(call, table, differentiated, scorer, shape, columns)
         upstream = {name: grad[part] * sums.scale for name, grad in grads.items()}
-        call.pull(rows, call.kernel_grads(upstream, last - first), own)
+        call.pull(rows, call.kernel_grads(upstream, last - first), own, rows.logits)
         sums.add(part, rows.logits)
     if score is None:  # nothing is scored
         score, _, of_columns = _differentiate(call, table, differentiated, score_of, shape, columns)
