@@ -193,6 +193,37 @@ def test_groups_that_span_processes(processes):
     processes.run(grouped_only_where_groups_stay_together)
 
 
+def both_groups() -> None:
+    """Two processes to a head, two such heads to a batch: rank r has part r % 2 of the classes."""
+    rank = dist.get_rank()
+    if dist.get_world_size() != 4:
+        return
+    heads = [dist.new_group(ranks) for ranks in ([0, 1], [2, 3])]
+    batches = [dist.new_group(ranks) for ranks in ([0, 2], [1, 3])]
+    columns = whole_batch(2 * ITEMS)
+    del columns["reference"]
+    half, classes = slice(0, 6) if rank < 2 else slice(6, ITEMS), slice(0, 20) if rank % 2 == 0 else slice(20, CLASSES)
+    part = {name: torch.cat([role[half] for role in column.chunk(2)]) for name, column in columns.items()}
+    weight = normal(CLASSES, FEATURES, seed=2, dtype=F64)
+    results = []
+    for batch, own, groups in (
+        (columns, slice(None), {}),
+        (part, classes, {"group": heads[rank // 2], "data_group": batches[rank % 2]}),
+    ):
+        leaf = weight[own].clone().requires_grad_()
+        score = prefuse.preference_loss("orpo", weight=leaf, **batch, **groups)
+        score.loss.backward()
+        results.append((score.loss.detach(), leaf.grad))
+    (expected, whole), (loss, gradient) = results
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+    dist.all_reduce(gradient, group=batches[rank % 2])
+    torch.testing.assert_close(gradient / 2, whole[classes], rtol=0, atol=1e-12)
+
+
+def test_a_head_in_parts_and_the_batch_of_all(processes):
+    processes.run(both_groups)
+
+
 def refused() -> None:
     world = dist.group.WORLD
     pairs = share(whole_batch(2 * ITEMS) | PAIRS["weighted"], "uneven")

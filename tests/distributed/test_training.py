@@ -104,9 +104,12 @@ def test_ddp_with_the_batch_of_all(processes):
     processes.run(with_ddp, True, False, True, "orpo", {})
 
 
-def with_fsdp(tied: bool, frozen: bool, where: str, objective: str, options: dict[str, object]) -> None:
+def with_fsdp(
+    tied: bool, frozen: bool, where: str, objective: str, options: dict[str, object], replicas: bool = False
+) -> None:
     model = Model(tied, frozen)
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    shape = (2, dist.get_world_size() // 2) if replicas else (dist.get_world_size(),)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
     fully_shard(model.layer, mesh=mesh)
     if where == "head of its own":
         fully_shard(model.lm_head, mesh=mesh)
@@ -125,7 +128,7 @@ def with_fsdp(tied: bool, frozen: bool, where: str, objective: str, options: dic
         assert isinstance(weight, DTensor) == (where != "outside")
         with CommDebugMode() as forward:
             loss = loss_of(hidden, weight, tokens, **options)
-        cut_up = int(isinstance(weight, DTensor))
+        cut_up = int(isinstance(weight, DTensor) and shape[-1] > 1)
         assert forward.get_comm_counts()[GATHER] == cut_up
         with CommDebugMode() as backward:  # FSDP's own collectives go by other names
             loss.backward()
@@ -158,3 +161,9 @@ def test_fsdp_with_a_frozen_head(processes, where):
 
 def test_fsdp_with_the_batch_of_all(processes):
     processes.run(with_fsdp, False, False, "head of its own", "orpo", {})
+
+
+@pytest.mark.parametrize("where", ["inside", "head of its own"])
+def test_fsdp_with_replicas(processes, where):
+    """Sharded over some of the processes, replicated over the others."""
+    processes.run(with_fsdp, False, False, where, "simpo", {}, replicas=True)

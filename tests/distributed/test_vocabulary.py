@@ -330,3 +330,33 @@ def scores_alike(*case: Any) -> None:
 )
 def test_preference_loss(processes, plan, trained, reference):
     processes.run(scores_alike, plan, trained, reference)
+
+
+def exchanges() -> None:
+    """One exchange of sizes, one per tile forward, and one sum of the hidden states' gradient."""
+    counts = dict.fromkeys(("all_gather_into_tensor", "all_reduce"), 0)
+
+    def counted(name: str) -> Any:
+        function = getattr(dist, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            counts[name] += 1
+            return function(*arguments, **options)
+
+        return call
+
+    given = problem()
+    hidden, weight = given["hidden"].requires_grad_(), given["weight"][own_classes()].clone().requires_grad_()
+    options = {"plan": "recompute", "workspace_bytes": TIGHT // 2, "group": dist.group.WORLD}
+    with pytest.MonkeyPatch.context() as patched:
+        for name in counts:
+            patched.setattr(dist, name, counted(name))
+        found = linear_token_stats(hidden, weight, given["labels"], ("logp", "entropy"), **options)
+        assert found.plan.tiles > 2
+        assert counts == {"all_gather_into_tensor": 1 + found.plan.tiles, "all_reduce": 0}
+        (found.logp + found.entropy).sum().backward()
+        assert counts == {"all_gather_into_tensor": 1 + found.plan.tiles, "all_reduce": 1}
+
+
+def test_no_more_exchanges_than_needed(processes):
+    processes.run(exchanges)
