@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ class Processes:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._ends: list[Connection] = []
+        self._ends: list[Any] = []
         self._processes: list[Any] = []
 
     def run(self, function: Callable[..., None], *arguments: Any, **options: Any) -> None:
@@ -34,18 +33,12 @@ class Processes:
         for end in self._ends:
             end.send((function, arguments, options))
         failures, missing = {}, dict(zip(self._ends, range(self.size), strict=True))
-        while missing:
-            ready = wait(list(missing), PATIENCE if not failures else 1)
+        while missing and (ready := wait(list(missing), 1 if failures else PATIENCE)):
             for end in ready:
-                with contextlib.suppress(EOFError):
-                    if (report := end.recv()) is not None:
-                        failures[missing[end]] = report
-                    del missing[end]
-                    continue
-                failures[missing.pop(end)] = "the process has ended"
-            if not ready:
-                failures |= dict.fromkeys(missing.values(), "no answer")
-                break
+                rank = missing.pop(end)
+                if (report := _report(end)) is not None:
+                    failures[rank] = report
+        failures |= dict.fromkeys(missing.values(), "no answer")
         if failures:
             self.stop()
             raise AssertionError("\n".join(f"rank {rank}: {report}" for rank, report in sorted(failures.items())))
@@ -54,7 +47,8 @@ class Processes:
         # Forked from a process that has imported everything, once, and has computed nothing.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "prefuse.preference"])
-        store = str(Path(tempfile.mkdtemp(prefix="prefuse-distributed-")) / "store")
+        self._folder = tempfile.TemporaryDirectory(prefix="prefuse-distributed-")
+        store = str(Path(self._folder.name) / "store")
         for rank in range(self.size):
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(there, store, rank, self.size), daemon=True)
@@ -68,10 +62,20 @@ class Processes:
         for process in self._processes:
             process.kill()
             process.join()
+        if self._processes:
+            self._folder.cleanup()
         self._processes, self._ends = [], []
 
 
-def _serve(end: Connection, store: str, rank: int, size: int) -> None:
+def _report(end: Any) -> str | None:
+    """What a process says of its run: None where all went well."""
+    try:
+        return end.recv()
+    except EOFError:
+        return "the process has ended"
+
+
+def _serve(end: Any, store: str, rank: int, size: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
