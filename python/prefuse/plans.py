@@ -194,7 +194,7 @@ def _obstacle_to_grouped(job: Job, workspace_bytes: int) -> str:
     if job.groups is None:
         return "the loss is not known here; preference_loss knows it, with reduction 'mean' or 'sum'"
     if not job.apart:
-        return "the objective couples all groups of the batch"
+        return "the objective couples all groups of the batch, or data_group has parts of one on several processes"
     largest = max(job.groups, default=0)
     if largest * job.row_bytes > workspace_bytes:
         return (

@@ -16,9 +16,11 @@ from torch import Tensor
 from prefuse import language
 from prefuse._columns import Scoring, check_reference, reading, reference_form, statistics
 from prefuse._layout import check_layout, scored_tokens, shift_left
+from prefuse._processes import check_process_group
 from prefuse._rows import REFERENCE_STATISTICS, check_integer
 from prefuse.functional import token_stats
 from prefuse.language import Objective, Score, TorchObjective
+from prefuse.linear.gathering import gathered_head
 from prefuse.linear.preference import Head, check_source
 from prefuse.plans import WORKSPACE_BYTES, Plan
 
@@ -55,6 +57,7 @@ def preference_loss(
     plan: str | None = None,
     workspace_bytes: int = WORKSPACE_BYTES,
     group: ProcessGroup | None = None,
+    data_group: ProcessGroup | None = None,
     **columns: Any,
 ) -> Score:
     """The loss of `objective` on a batch of responses, with its gradient: gather, score and pull back.
@@ -103,6 +106,13 @@ def preference_loss(
         plan: see `weight`.
         workspace_bytes: see `weight`.
         group: see `weight`.
+        data_group: the processes of data-parallel training whose batches are scored as one, for objectives that look at
+            the whole batch (``kto``, ``bco``, ``aot``, ``orpo``, …): responses, the columns that belong to them and
+            `groups`, whose ids then mean the same everywhere, follow each other in order of rank, as many as each
+            process has. What comes back is that of the whole batch on every process, and the gradient is the number of
+            processes times that of the process's part, so that DDP and FSDP, which average, arrive at the gradient of
+            ``score.loss``. Every process calls, with the same objective. Objectives that read token columns are
+            refused.
         columns: hyper-parameters of the objective, and the columns it reads beside the gathered ones.
 
     Returns:
@@ -113,7 +123,9 @@ def preference_loss(
         ValueError: a wrong shape, device, layout or range, a reference that is missing, not read, or too coarse, or a
             plan that is not possible.
     """
-    return _prepare(**locals()).score()
+    arguments = locals()
+    with gathered_head(**arguments):
+        return _prepare(**arguments).score()
 
 
 def explain(objective: str | Objective, **arguments: Any) -> Plan:
@@ -132,7 +144,8 @@ def explain(objective: str | Objective, **arguments: Any) -> Plan:
     """
     bound = inspect.signature(preference_loss).bind(objective, **arguments)
     bound.apply_defaults()
-    batch = _prepare(**bound.arguments)
+    with gathered_head(**bound.arguments):
+        batch = _prepare(**bound.arguments)
     if not isinstance(batch, Head):
         raise TypeError("hidden: missing; there is a plan only for hidden states and a weight, not for logits")
     print(batch.plan)
@@ -251,6 +264,7 @@ def _prepare(
     ignore_index: int,
     inplace: bool,
     reduction: str,
+    data_group: ProcessGroup | None,
     columns: dict[str, Any],
     temperature: float | Tensor,
     softcap: float | None,
@@ -271,6 +285,9 @@ def _prepare(
     read = reading(objective, tuple(columns))
     offsets = check_layout(labels, mask, cu_seqlens)
     check_integer("ignore_index", ignore_index)
+    check_process_group("data_group", data_group)
+    if data_group is not None and data_group is head["group"]:
+        raise ValueError("data_group: expected other processes than those of group, which share one batch")
     at_logits = shift_left(labels, mask, ignore_index, offsets) if shift else (labels, mask)
     form = reference_form(reference, rows, shape, labels, offsets)
     check_reference(objective.name, read.needs, form, rows)
@@ -283,6 +300,7 @@ def _prepare(
         {form: reference.detach()} if reference is not None and form in ("tokens", "responses") else {},
         groups,
         reduction,
+        data_group,
     )
     names = statistics(read.needs, made=form == rows)
     made_here = reference if form == rows and REFERENCE_STATISTICS.intersection(names) else None

@@ -54,6 +54,7 @@ BAD = {
     "temperatures of another shape": lambda: {"temperature": torch.ones(36)},
     "a softcap below 0": lambda: {"softcap": -1.0},
     "k of 65": lambda: {"stats": "topk_mass", "k": 65},
+    "a group that is none": lambda: {"group": "world"},
 }
 
 
@@ -64,6 +65,11 @@ BAD_LOSS = {
     "a weight beside logits": lambda: {"logits": torch.zeros(4, 3, 53), "weight": torch.zeros(53, 8)},
     "a plan beside logits": lambda: {"logits": torch.zeros(4, 3, 53), "plan": "keep"},
     "inplace": lambda: {"hidden": torch.zeros(4, 3, 8), "weight": torch.zeros(53, 8), "inplace": True},
+    "a data group that is none": lambda: {
+        "hidden": torch.zeros(4, 3, 8),
+        "weight": torch.zeros(53, 8),
+        "data_group": 3,
+    },
     "a reference weight for log-probabilities": lambda: {
         "hidden": torch.zeros(4, 3, 8),
         "weight": torch.zeros(53, 8),

@@ -12,7 +12,7 @@ from torch import Tensor
 from prefuse._backends import backend
 from prefuse._rows import BACKWARD_NEEDS, REFERENCE_STATISTICS, Rows
 from prefuse.linear.gemm import add_factors, project
-from prefuse.linear.shards import Shard
+from prefuse.linear.shards import Shard, needs
 
 SMOOTHED = "smoothed_logp"
 """(1 − ε)·logp + ε·(mean_logit − lse): the log-probability with label smoothing. The head's own, not the rows'."""
@@ -111,7 +111,7 @@ class Call:
     @property
     def kernel_names(self) -> tuple[str, ...]:
         """The rows' statistics behind `names`, and what their gradients read."""
-        return kernel_names(self.names)
+        return kernel_names(self.names, sharded=bool(self.shard.name))
 
     def part(self, start: int, stop: int) -> Tensor | slice:
         """Which tokens the scored rows from `start` up to `stop` are."""
@@ -186,7 +186,9 @@ class Call:
         """The kernel statistics of a tile, over the whole vocabulary: [S, rows]."""
         table = self.new_table(rows.labels.shape[0])
         backend(rows.logits.device).rows_forward(rows, table)
-        return self.shard.combine(self.kernel_names, table, rows.logits.shape[-1])
+        combined = self.shard.combine(self.kernel_names, table, rows.logits.shape[-1])
+        # The parts of a row that is left out are zeros, which combine to something else.
+        return combined if rows.mask is None else torch.where(rows.mask, combined, 0)
 
     def new_table(self, rows: int) -> Tensor:
         """An empty table of the kernel statistics."""
@@ -223,11 +225,11 @@ def expansion(name: str, smoothing: float) -> dict[str, float]:
     return {"logp": 1 - smoothing, "lse": -smoothing, "mean_logit": smoothing}
 
 
-def kernel_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The rows' statistics behind `names`, and what their gradients read."""
+def kernel_names(names: Sequence[str], sharded: bool) -> tuple[str, ...]:
+    """The rows' statistics behind `names`, and what their gradients, and parts of a vocabulary (`sharded`), read."""
     own = [kernel for name in names for kernel in expansion(name, 0.5)]
-    needs = [need for kernel in own for need in BACKWARD_NEEDS.get(kernel, ())]
-    return tuple(dict.fromkeys((*own, *needs)))
+    read = [need for kernel in own for need in BACKWARD_NEEDS.get(kernel, ())]
+    return tuple(dict.fromkeys((*own, *read, *(needs(own) if sharded else ()))))
 
 
 def compares(names: Sequence[str]) -> bool:

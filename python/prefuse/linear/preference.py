@@ -22,8 +22,8 @@ from prefuse.linear.functions import (
     request,
     run,
 )
-from prefuse.linear.gathering import gathered
 from prefuse.linear.grouped import FLOAT16_SCALE, Attached, scored
+from prefuse.linear.shards import shard_of
 from prefuse.plans import WORKSPACE_BYTES, Plan, choose
 from prefuse.scoring.score import Score
 
@@ -106,6 +106,7 @@ class Head:
         own = (source.reference_weight, source.reference_bias)
         if reference is None and own != (None, None):
             raise ValueError("reference_weight: given without hidden states of the reference model")
+        check_group(source.group, names)
         self.scoring = scoring
         self.operands = check_operands(
             source.hidden,
@@ -124,7 +125,7 @@ class Head:
             check_k(k),
             0.0,
             keeps_wide(source.gradient_dtype, self.operands.inputs[0]),
-            check_group(source.group, names),
+            shard_of(source.group, self.operands.weights[0]),
         )
         index = self.operands.scored_index()
         job = self.operands.job(index, self.statistics)
@@ -148,7 +149,7 @@ class Head:
         operands = self.operands
         tensors = [*operands.inputs, *operands.weights, operands.bias]
         columns = self.scoring.tensors_with_gradient()
-        with torch.no_grad(), gathered(operands.weights, [operands.bias], operands.reference):
+        with torch.no_grad():
             asked = request(operands, self.statistics, self.index, self.plan)
             score, gradients, of_columns = scored(
                 asked.call(),
