@@ -53,7 +53,7 @@ def compile_all() -> int:
     failures = 0
     print(f"\n{'sm':>4} {'registers':>9} {'spilled':>7} {'shared':>6}  kernel")
     for architecture in ARCHITECTURES:
-        for kernel, defines in programs():
+        for kernel, defines in programs(architecture):
             name = f"{kernel} {' '.join(f'{key}={value}' for key, value in defines)}"
             try:
                 _, log = _prefuse.cuda_compile(kernel, defines, architecture, False)
