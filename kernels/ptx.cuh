@@ -27,6 +27,12 @@ __device__ inline unsigned pack_bf16(float low, float high) {
     return word;
 }
 
+// x, of which the compiler does not know where it comes from.
+__device__ inline long long opaque(long long x) {
+    asm("" : "+l"(x));
+    return x;
+}
+
 // The block's dynamic shared memory; the launch gives its size.
 __device__ inline uint4* dynamic_shared() {
     extern __shared__ uint4 memory[];

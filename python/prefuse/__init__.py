@@ -2,7 +2,8 @@
 
 Three steps, each a drop-in function and together `preference_loss`:
 
-1. gather: `token_stats`, `token_logps`, `sequence_logps`, from logits;
+1. gather: `token_stats`, `token_logps`, `sequence_logps`, from logits; the same with `linear_` before the name from
+   hidden states and the LM-head weight, without the logits;
 2. score: an objective of `prefuse.objectives`, or one of your own written in `prefuse.language`;
 3. pull back: the exact gradient, through autograd for torch tensors.
 
@@ -22,7 +23,8 @@ from prefuse.language import (
     point_objective,
     token_objective,
 )
-from prefuse.preference import dpo_loss, pair_loss, preference_loss
+from prefuse.linear.functions import linear_sequence_logps, linear_token_logps, linear_token_stats
+from prefuse.preference import dpo_loss, explain, pair_loss, preference_loss
 
 __all__ = [
     "LanguageError",
@@ -31,9 +33,13 @@ __all__ = [
     "TokenStats",
     "__version__",
     "dpo_loss",
+    "explain",
     "from_torch",
     "group_objective",
     "language",
+    "linear_sequence_logps",
+    "linear_token_logps",
+    "linear_token_stats",
     "objectives",
     "pair_loss",
     "pair_objective",

@@ -163,6 +163,9 @@ class Graph:
     def compile(self, outputs: Sequence[int]) -> Program:
         """A program that computes the outputs."""
 
+    def crosses_batch(self, outputs: Sequence[int], columns: Sequence[int]) -> bool:
+        """Whether what the outputs are for one group depends on what the column nodes are for another."""
+
     def columns_of(self, outputs: Sequence[int]) -> list[int]:
         """The column and parameter nodes that the outputs depend on, in order of creation."""
 

@@ -32,8 +32,8 @@ REFERENCE_STATISTICS = frozenset({"ref_logp", "ref_lse", "kl", "rkl"})
 BACKWARD_NEEDS = {
     "logp": ("lse", "logp"),
     "lse": ("lse", "logp"),
-    "entropy": ("lse", "logp", "entropy"),
     "mean_logit": ("lse", "logp"),
+    "entropy": ("lse", "logp", "entropy"),
     "kl": ("lse", "logp", "ref_lse", "ref_logp", "kl"),
     "rkl": ("lse", "logp", "ref_lse", "ref_logp"),
 }
@@ -155,7 +155,7 @@ def check_rows(
         reference_logits = rows_contiguous(reference_logits.detach())
     temperatures = None
     if isinstance(temperature, torch.Tensor):
-        temperatures = _check_temperatures(temperature, logits)
+        temperatures = check_temperatures(temperature, lead, logits)
     return Rows(
         rows_contiguous(logits),
         labels.to(torch.int64),
@@ -167,7 +167,7 @@ def check_rows(
         0.0 if softcap is None else positive_number("softcap", softcap),
         check_integer("ignore_index", ignore_index),
         ",".join(names),
-        _check_k(k),
+        check_k(k),
     )
 
 
@@ -240,16 +240,44 @@ def _check_statistics(stats: str | Sequence[str], reference: torch.Tensor | None
     return names
 
 
-def _check_temperatures(temperature: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    check_tensor("temperature", temperature, FLOATS, "a floating-point", like=logits)
+def check_temperatures(temperature: torch.Tensor, lead: torch.Size, like: torch.Tensor) -> torch.Tensor:
+    """Checks temperatures per row; returns them expanded to `lead`, in float32 or float64."""
+    check_tensor("temperature", temperature, FLOATS, "a floating-point", like=like)
     if temperature.requires_grad:
         raise ValueError("temperature: requires grad, but no gradient is given to it; pass temperature.detach()")
-    lead = logits.shape[:-1]
     if not _expands_to(temperature.shape, lead):
         raise ValueError(f"temperature: expected a shape that expands to {tuple(lead)}, got {_shape(temperature)}")
     if temperature.dtype not in (torch.float32, torch.float64):
         temperature = temperature.float()
     return temperature.expand(lead)
+
+
+def check_values(
+    labels: torch.Tensor,
+    mask: torch.Tensor | None,
+    temperatures: torch.Tensor | None,
+    ignore_index: int,
+    classes: int,
+    meaning: str = "the number of classes",
+) -> None:
+    """Raises `ValueError` for the first label or temperature out of range in a scored row; waits for a device."""
+    live = labels != ignore_index
+    if mask is not None:
+        live = live & mask
+    bad_labels = live & ((labels < 0) | (labels >= classes))
+    if bad_labels.any():
+        at = [int(i) for i in bad_labels.nonzero()[0]]
+        raise ValueError(
+            f"labels: {int(labels[tuple(at)])} at {at}, expected 0 <= label < {classes} "
+            f"({meaning}) or ignore_index = {ignore_index}"
+        )
+    if temperatures is None:
+        return
+    temperatures = temperatures.expand(labels.shape)
+    bad_temperatures = live & ~((temperatures > 0) & temperatures.isfinite())
+    if bad_temperatures.any():
+        at = [int(i) for i in bad_temperatures.nonzero()[0]]
+        raise ValueError(f"temperature: {float(temperatures[tuple(at)])} at {at}, expected a finite number > 0")
 
 
 def _expands_to(shape: torch.Size, target: torch.Size) -> bool:
@@ -258,7 +286,8 @@ def _expands_to(shape: torch.Size, target: torch.Size) -> bool:
     )
 
 
-def _check_k(k: int) -> int:
+def check_k(k: int) -> int:
+    """`k` of the top-k statistics as an int in range."""
     k = check_integer("k", k)
     if not 1 <= k <= MAX_K:
         raise ValueError(f"k: expected 1 to {MAX_K}, got {k}")

@@ -1,37 +1,45 @@
-"""Preference losses from logits: gather the log-probabilities an objective reads, score it, pull its gradient back.
+"""Preference losses: gather the log-probabilities an objective reads, score it, pull its gradient back.
 
-`preference_loss` is the whole flow in one call. `pair_loss` and `dpo_loss` are for scripts that have log-probabilities
-already and expect three tensors back.
+`preference_loss` is the whole flow in one call, from logits or from hidden states and the LM-head weight; `explain`
+tells how the latter would run. `pair_loss` and `dpo_loss` are for scripts that have log-probabilities already and
+expect three tensors back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from prefuse import language
-from prefuse._layout import check_layout, scored_tokens, shift_left, sum_responses
-from prefuse._rows import FLOATS, REFERENCE_STATISTICS, STATISTICS, check_integer, check_tensor
+from prefuse._columns import Scoring, check_reference, reading, reference_form, statistics
+from prefuse._layout import check_layout, scored_tokens, shift_left
+from prefuse._rows import REFERENCE_STATISTICS, check_integer
 from prefuse.functional import token_stats
 from prefuse.language import Objective, Score, TorchObjective
-from prefuse.tracing.kinds import GROUP, PAIR, POINT, TOKEN
+from prefuse.linear.preference import Head, check_source
+from prefuse.plans import WORKSPACE_BYTES, Plan
 
-__all__ = ["dpo_loss", "pair_loss", "preference_loss"]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
-_KINDS = {kind.name: kind for kind in (PAIR, POINT, GROUP, TOKEN)}
-_PER_RESPONSE = ("logp", "ref_logp", "length")
+__all__ = ["dpo_loss", "explain", "pair_loss", "preference_loss"]
 
 
 def preference_loss(
     objective: str | Objective,
     *,
-    logits: Tensor,
     labels: Tensor,
+    logits: Tensor | None = None,
+    hidden: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    lora: tuple[Tensor, Tensor, float] | None = None,
     reference: Tensor | None = None,
+    reference_weight: Tensor | None = None,
+    reference_bias: Tensor | None = None,
     mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     groups: Tensor | None = None,
@@ -43,92 +51,92 @@ def preference_loss(
     k: int = 10,
     inplace: bool = False,
     reduction: str = "mean",
+    gradient_dtype: torch.dtype | None = None,
+    plan: str | None = None,
+    workspace_bytes: int = WORKSPACE_BYTES,
+    group: ProcessGroup | None = None,
     **columns: Any,
 ) -> Score:
-    """The loss of `objective` on a batch of responses, with its gradient to the logits: gather, score and pull back.
+    """The loss of `objective` on a batch of responses, with its gradient: gather, score and pull back.
 
     What the objective reads is gathered, and nothing else: sums of log-probabilities and lengths per response, token
     columns where it reads such (``logp``, ``entropy``, ``kl`` and the other statistics of `prefuse.functional`). A
     column given by the caller is taken as it is.
 
+    From hidden states the N x V logits are never whole in memory, and with a frozen weight, or an objective that scores
+    groups one by one, no GEMM is computed twice: see `prefuse.plans`. Under the plan "grouped" the gradient is made
+    together with the loss; ``score.losses`` carries none then, and ``score.loss.backward()`` only hands it out.
+
     Under ``torch.compile`` it breaks the graph, as it asks the objective what it reads; with ``fullgraph=True`` gather
-    with `prefuse.functional` and call the objective, both of which compile whole.
+    with `prefuse.token_stats` or `prefuse.linear_token_stats` and call the objective, which compile whole.
 
     Args:
         objective: an `Objective` or the name of one, e.g. ``"simpo"``.
+        labels: [R, T], or [N] or [1, N]: the token each row of logits is scored on (see `shift`).
         logits: padded [R, T, V], or packed [N, V] or [1, N, V] together with `cu_seqlens`. For pairs the responses come
             role by role, chosen first: with B pairs, rows 0 to B − 1 are chosen and B to 2B − 1 rejected (further
             roles follow in the order in which the objective names them).
-        labels: [R, T], or [N] or [1, N]: the token each row of logits is scored on (see `shift`).
-        reference: of the reference model, constants for the gradient: its logits, in the shape of `logits`; or its
-            log-probability per token, in the shape of `labels`; or per response, [R].
+        hidden: instead of `logits`, the hidden states that the head makes them of: [R, T, H], [N, H] or [1, N, H].
+        weight: beside `hidden`, [V, H]; and so are `bias`, `lora`, `gradient_dtype`, `plan`, `workspace_bytes` and
+            `group`: as in `linear_token_stats`. `plan` may be "grouped" here.
+        bias: see `weight`.
+        lora: see `weight`.
+        reference: of the reference model, constants for the gradient: its logits, in the shape of `logits` (or its
+            hidden states, beside `hidden`); or its log-probability per token, in the shape of `labels`; or per
+            response, [R].
+        reference_weight: [V, H'], beside hidden states of the reference; None: it shares `weight` and `bias`.
+        reference_bias: [V], beside `reference_weight`.
         mask: the shape of `labels`; 0 marks tokens to ignore.
         cu_seqlens: [R + 1] integers, where each packed response begins and the last ends.
         groups: [R] integers, for objectives over groups of responses: which prompt each answers.
         shift: `labels`, and with them `mask` and token columns, are aligned with the input tokens, as Hugging Face
-            models take
-            them: token t is scored with the logits of t − 1.
+            models take them: token t is scored with the logits of t − 1.
         ignore_index: the label that marks tokens to ignore.
         temperature: as in `prefuse.functional.token_stats`, and so are `softcap`, `scale`, `k` and `inplace`; they
-            apply to reference logits too.
+            apply to the reference's logits too.
         softcap: see `temperature`.
         scale: see `temperature`.
         k: see `temperature`.
         inplace: let the backward pass write its gradient over `logits`.
         reduction: of the loss over pairs, responses or groups: "mean", "sum" or "none".
+        gradient_dtype: see `weight`.
+        plan: see `weight`.
+        workspace_bytes: see `weight`.
+        group: see `weight`.
         columns: hyper-parameters of the objective, and the columns it reads beside the gathered ones.
 
     Returns:
-        A `Score`: `.loss` to call ``backward()`` on, `.losses`, `.rewards`, `.metrics`.
+        A `Score`: `.loss` to call ``backward()`` on, `.losses`, `.rewards`, `.metrics`, and from hidden states `.plan`.
 
     Raises:
         TypeError: an argument of the wrong type or dtype, one that the objective does not read, or one that it misses.
-        ValueError: a wrong shape, device, layout or range, or a reference that is missing, not read, or too coarse.
+        ValueError: a wrong shape, device, layout or range, a reference that is missing, not read, or too coarse, or a
+            plan that is not possible.
     """
-    objective = _objective(objective)
-    reading = _reading(objective, tuple(columns))
-    offsets = check_layout(labels, mask, cu_seqlens)
-    check_integer("ignore_index", ignore_index)
-    at_logits = shift_left(labels, mask, ignore_index, offsets) if shift else (labels, mask)
-    scored = scored_tokens(*at_logits, ignore_index)
-    form = _reference_form(reference, logits, labels, offsets)
-    _check_reference(objective.name, reading.needs, form, reference)
-    names = _statistics(reading.needs, form)
-    tokens = {}
-    if names:
-        tokens = dict(
-            token_stats(
-                logits,
-                at_logits[0],
-                names,
-                reference_logits=reference if form == "logits" and REFERENCE_STATISTICS.intersection(names) else None,
-                mask=at_logits[1],
-                ignore_index=ignore_index,
-                temperature=temperature,
-                softcap=softcap,
-                scale=scale,
-                k=k,
-                inplace=inplace,
-            )
-        )
-    if shift:  # back to where the labels are, in whose alignment the caller's columns come
-        tokens = {name: value.roll(1, -1) for name, value in tokens.items()}
-        scored = scored.roll(1, -1)
-    if reference is not None and form == "tokens":
-        tokens["ref_logp"] = torch.where(scored, reference.detach(), 0.0)
-    sums = {"ref_logp": reference.detach()} if reference is not None and form == "responses" else {}
-    batch = _Batch(tokens, sums, scored, offsets, reading.roles)
-    arguments: dict[str, Any] = {need.argument: batch.column(need) for need in reading.needs}
-    for role in reading.laid_out:
-        arguments.update([batch.token_layout(role)])
-    if offsets is not None:
-        columns |= {name: batch.packed(columns[name], role) for name, role in reading.given_tokens}
-    if groups is not None:
-        arguments["groups"] = groups
-    if reduction != "mean":
-        arguments["reduction"] = reduction
-    score: Score = objective(**columns, **arguments)
-    return score
+    return _prepare(**locals()).score()
+
+
+def explain(objective: str | Objective, **arguments: Any) -> Plan:
+    """Print how `preference_loss` would run from hidden states, without running it: plan, GEMMs, tiles, memory.
+
+    Args:
+        objective: see `preference_loss`.
+        arguments: those of `preference_loss`, `hidden`, `weight` and `labels` among them; on the device "meta" nothing
+            is allocated, and every token is taken to be scored.
+
+    Returns:
+        The plan that was printed.
+
+    Raises:
+        TypeError, ValueError: as `preference_loss`.
+    """
+    bound = inspect.signature(preference_loss).bind(objective, **arguments)
+    bound.apply_defaults()
+    batch = _prepare(**bound.arguments)
+    if not isinstance(batch, Head):
+        raise TypeError("hidden: missing; there is a plan only for hidden states and a weight, not for logits")
+    print(batch.plan)
+    return batch.plan
 
 
 def pair_loss(
@@ -196,89 +204,6 @@ def dpo_loss(
     )
 
 
-class _Need(NamedTuple):
-    """A column that the objective reads and the rows give."""
-
-    argument: str
-    role: str | None
-    level: str  # "token" or "response"
-    name: str  # a statistic, or "length"
-
-
-class _Reading(NamedTuple):
-    """What an objective reads of a batch."""
-
-    needs: tuple[_Need, ...]
-    roles: tuple[str, ...]
-    laid_out: tuple[str | None, ...]  # roles whose token columns want a mask or offsets
-    given_tokens: tuple[tuple[str, str | None], ...]  # token columns of the caller's, and their roles
-
-
-class _Batch:
-    """Token statistics in the labels' alignment, cut into what each column of the objective wants."""
-
-    def __init__(
-        self,
-        tokens: Mapping[str, Tensor],
-        sums: Mapping[str, Tensor],
-        scored: Tensor,
-        offsets: Tensor | None,
-        roles: Sequence[str],
-    ) -> None:
-        self.tokens = tokens
-        self.sums = dict(sums)
-        self.scored = scored
-        self.offsets = offsets
-        self.roles = roles
-        self.responses = scored.shape[0] if offsets is None else offsets.shape[0] - 1
-        if roles and self.responses % len(roles):
-            raise ValueError(
-                f"labels: expected as many responses of each role, {', then '.join(roles)}, got {self.responses} in all"
-            )
-
-    def column(self, need: _Need) -> Tensor:
-        """The values of one column, in the objective's shape."""
-        if need.level == "token":
-            values = self.tokens[need.name]
-            if self.offsets is None:
-                return values[self._responses_of(need.role)]
-            return self.packed(values.reshape(-1)[self._tokens_of(need.role)], need.role)
-        if need.name not in self.sums:
-            self.sums[need.name] = self._per_response(need.name)
-        return self.sums[need.name][self._responses_of(need.role)]
-
-    def token_layout(self, role: str | None) -> tuple[str, Tensor]:
-        """Which tokens of a role are scored: its mask, or where the batch is packed its offsets among the scored."""
-        prefix = f"{role}_" if role else ""
-        if self.offsets is None:
-            return f"{prefix}mask", self.scored[self._responses_of(role)]
-        lengths = self._per_response("length")[self._responses_of(role)]
-        return f"{prefix}cu_seqlens", torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-
-    def packed(self, values: Tensor, role: str | None) -> Tensor:
-        """The scored ones of a role's packed tokens."""
-        return values.reshape(-1)[self.scored.reshape(-1)[self._tokens_of(role)]]
-
-    def _per_response(self, name: str) -> Tensor:
-        if name == "length":
-            counted = self.scored.to(torch.float64)
-            return sum_responses(counted, self.offsets).to(torch.int64)
-        return sum_responses(self.tokens[name], self.offsets)
-
-    def _responses_of(self, role: str | None) -> slice:
-        if role is None:
-            return slice(None)
-        count = self.responses // len(self.roles)
-        first = self.roles.index(role) * count
-        return slice(first, first + count)
-
-    def _tokens_of(self, role: str | None) -> slice:
-        if role is None or self.offsets is None:
-            return slice(None)
-        responses = self._responses_of(role)
-        return slice(int(self.offsets[responses.start]), int(self.offsets[responses.stop]))
-
-
 def _objective(objective: str | Objective) -> Objective:
     if isinstance(objective, Objective):
         return objective
@@ -294,56 +219,80 @@ def _objective(objective: str | Objective) -> Objective:
     return language.find(objective) if objective in language.names() else objectives.get(objective)
 
 
-@lru_cache(maxsize=256)
-def _reading(objective: Objective, given: tuple[str, ...]) -> _Reading:
-    """What `objective` reads, where the caller gives the columns `given`."""
-    kind, reads = _KINDS[objective.kind], objective.columns
-    pairs = objective.kind == "pair"  # whose rows always hold both roles
-    roles = tuple(dict.fromkeys(("chosen", "rejected", *objective.roles))) if pairs else ()
-    needs, laid_out, given_tokens = [], [], []
-    for role in roles or (None,):
-        for level, names in (("token", STATISTICS), ("response", _PER_RESPONSE)):
-            for name in names:
-                argument = kind.argument(role, level, name)
-                if argument in given or argument not in reads:
-                    continue
-                if reads[argument].level.startswith("token") == (level == "token"):
-                    needs.append(_Need(argument, role, level, name))
-        prefix, level = (f"{role}_", f"token of {role}") if role else ("", "token")
-        if f"{prefix}mask" in reads and f"{prefix}mask" not in given:
-            laid_out.append(role)
-        given_tokens += [(name, role) for name in given if name in reads and reads[name].level == level]
-    return _Reading(tuple(needs), roles, tuple(laid_out), tuple(given_tokens))
+def _with_settings(objective: Objective, columns: dict[str, Any]) -> Objective:
+    """The objective with those of the arguments that are hyper-parameters of it."""
+    own = {name: value for name, value in columns.items() if name in objective.parameters}
+    result: Objective = objective(**own) if own else objective
+    return result
 
 
-def _reference_form(reference: Tensor | None, logits: Tensor, labels: Tensor, offsets: Tensor | None) -> str | None:
-    """Which of the three forms `reference` has, by its shape."""
-    if reference is None:
-        return None
-    check_tensor("reference", reference, FLOATS, "a floating-point", like=labels)
-    responses = labels.shape[0] if offsets is None else offsets.shape[0] - 1
-    for form, shape in (("logits", logits.shape), ("tokens", labels.shape), ("responses", (responses,))):
-        if tuple(reference.shape) == tuple(shape):
-            return form
-    raise ValueError(
-        f"reference: expected the shape of logits, {tuple(logits.shape)}, of labels, {tuple(labels.shape)}, "
-        f"or one value per response, ({responses},), got {tuple(reference.shape)}"
+class _Logits(NamedTuple):
+    """A batch from logits: statistics in one sweep, then the objective."""
+
+    scoring: Scoring
+    names: tuple[str, ...]
+    arguments: dict[str, Any]
+
+    def score(self) -> Score:
+        """Run it."""
+        return self.scoring.score(token_stats(stats=self.names, **self.arguments) if self.names else {})
+
+
+def _prepare(
+    objective: str | Objective,
+    labels: Tensor,
+    logits: Tensor | None,
+    hidden: Tensor | None,
+    reference: Tensor | None,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    groups: Tensor | None,
+    shift: bool,
+    ignore_index: int,
+    inplace: bool,
+    reduction: str,
+    columns: dict[str, Any],
+    temperature: float | Tensor,
+    softcap: float | None,
+    scale: float,
+    k: int,
+    **head: Any,
+) -> _Logits | Head:
+    """The checked call of `preference_loss`, whose arguments these are."""
+    objective = _objective(objective)
+    if hidden is None:  # then an argument that the head would take may be a column
+        mine = [name for name in head if name in objective.columns and head[name] is not None]
+        columns = columns | {name: head.pop(name) for name in mine}
+        head |= dict.fromkeys(mine)
+    source = check_source(logits, inplace, objective.columns, hidden=hidden, **head)
+    rows, shape = ("logits", _shape(logits)) if source is None else ("hidden states", _shape(hidden))
+    if source is not None and isinstance(source.reference_weight, Tensor):
+        shape = (*shape[:-1], source.reference_weight.shape[-1])
+    read = reading(objective, tuple(columns))
+    offsets = check_layout(labels, mask, cu_seqlens)
+    check_integer("ignore_index", ignore_index)
+    at_logits = shift_left(labels, mask, ignore_index, offsets) if shift else (labels, mask)
+    form = reference_form(reference, rows, shape, labels, offsets)
+    check_reference(objective.name, read.needs, form, rows)
+    scoring = Scoring(
+        _with_settings(objective, columns),
+        read,
+        {name: value for name, value in columns.items() if name not in objective.parameters},
+        (scored_tokens(*at_logits, ignore_index), offsets),
+        shift,
+        {form: reference.detach()} if reference is not None and form in ("tokens", "responses") else {},
+        groups,
+        reduction,
     )
+    names = statistics(read.needs, made=form == rows)
+    made_here = reference if form == rows and REFERENCE_STATISTICS.intersection(names) else None
+    transform = {"ignore_index": ignore_index, "temperature": temperature, "softcap": softcap, "scale": scale}
+    if source is not None and names:
+        return Head(source, scoring, names, *at_logits, made_here, transform, k, known=reduction != "none")
+    arguments = {"logits": logits, "labels": at_logits[0], "mask": at_logits[1], "reference_logits": made_here, "k": k}
+    return _Logits(scoring, names, arguments | transform | {"inplace": inplace})
 
 
-def _check_reference(objective: str, needs: Sequence[_Need], form: str | None, reference: Tensor | None) -> None:
-    wanting = [need for need in needs if need.name in REFERENCE_STATISTICS]
-    if reference is not None and not wanting:
-        raise ValueError(f"reference: given, but {objective} reads nothing of a reference model; leave it out")
-    for need in wanting:
-        if form is None:
-            raise ValueError(f"reference: missing, and {objective} reads {need.argument}")
-        if form != "logits" and need.name != "ref_logp":
-            raise ValueError(f"reference: expected reference logits, from which {need.argument} is made, got {form}")
-        if form == "responses" and need.level == "token":
-            raise ValueError(f"reference: expected a value per token, as {need.argument} has, got one per response")
-
-
-def _statistics(needs: Sequence[_Need], form: str | None) -> tuple[str, ...]:
-    names = dict.fromkeys(need.name for need in needs if need.name != "length")
-    return tuple(name for name in names if name != "ref_logp" or form == "logits")
+def _shape(tensor: Any) -> tuple[int, ...]:
+    """The shape of what should be a tensor, and is looked at more closely later."""
+    return tuple(getattr(tensor, "shape", ()))

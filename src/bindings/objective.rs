@@ -237,6 +237,12 @@ impl Graph {
         })
     }
 
+    fn crosses_batch(&self, outputs: Vec<i64>, columns: Vec<i64>) -> PyResult<bool> {
+        let graph = self.lock();
+        let (outputs, columns) = (check_all(&graph, &outputs)?, check_all(&graph, &columns)?);
+        Ok(graph.crosses_batch(&outputs, &columns))
+    }
+
     fn columns_of(&self, outputs: Vec<i64>) -> PyResult<Vec<Id>> {
         let graph = self.lock();
         let outputs = check_all(&graph, &outputs)?;

@@ -508,6 +508,26 @@ impl Graph {
             .collect()
     }
 
+    /// Whether what an output is for one top-level element (a group) depends on what `columns` are for another.
+    pub fn crosses_batch(&self, outputs: &[Id], columns: &[Id]) -> bool {
+        self.reachable(outputs).into_iter().any(|id| {
+            let reads = |leaf: &Id| columns.contains(leaf);
+            self.mixes_groups(self.node(id)) && self.leaves_of(&[id]).iter().any(reads)
+        })
+    }
+
+    /// Whether a node brings elements together that have nothing but the batch above them.
+    fn mixes_groups(&self, node: Node) -> bool {
+        match node.op {
+            Op::Reduce(_) | Op::Select(_) => node.space == BATCH,
+            Op::Rank { within, .. } | Op::Order { within, .. } => within == BATCH,
+            Op::Scan { .. } | Op::Shift { .. } | Op::Project(_) | Op::Collapse(_) => {
+                self.spaces.parent(node.space) == Some(BATCH)
+            }
+            _ => false,
+        }
+    }
+
     /// Every node that the outputs depend on, arguments first.
     pub(super) fn reachable(&self, outputs: &[Id]) -> Vec<Id> {
         let mut needed = vec![false; self.nodes.len()];

@@ -7,7 +7,7 @@ import functools
 import pytest
 
 from prefuse import _prefuse
-from prefuse._cuda import ARCHITECTURES, Program, prepare, programs, resources
+from prefuse._cuda import ARCHITECTURES, Program, programs, resources
 from tests.cuda.machine_code import LOAD, LOAD_SHARED, STORE, STORE_SHARED, memory_instructions
 
 REGISTERS = 64 * 1024 // 256
@@ -22,16 +22,7 @@ def _resident_blocks(constants: dict[str, str]) -> int:
     return 2 if heavy else 3
 
 
-def _nvrtc_missing() -> str:
-    prepare()
-    try:
-        _prefuse.cuda_nvrtc()
-    except RuntimeError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(_nvrtc_missing()), reason=f"NVRTC is not installed: {_nvrtc_missing()}")
+pytestmark = pytest.mark.needs("nvrtc")
 
 WIDE, SHORT = (1 << 17,), (1000,)
 COMMON = {architecture: programs(architecture, ("bf16",), WIDE) for architecture in ARCHITECTURES}

@@ -103,6 +103,7 @@ static unsigned short f32_to_bf16(float x) {
 }
 static unsigned pack_f16(float low, float high) { return unsigned(f32_to_f16(high)) << 16 | f32_to_f16(low); }
 static unsigned pack_bf16(float low, float high) { return unsigned(f32_to_bf16(high)) << 16 | f32_to_bf16(low); }
+static long long opaque(long long x) { return x; }
 static uint4* dynamic_shared() { return static_cast<uint4*>(emulator::dynamic_shared()); }
 static void cluster_arrive() { emulator::arrive_in_cluster(); }
 static void cluster_wait() { emulator::wait_in_cluster(); }

@@ -9,7 +9,7 @@ import torch
 
 from tests.emulator import emulator
 
-pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler: set CXX or install g++")
+pytestmark = pytest.mark.needs("compiler")
 
 SOURCE = """
 struct Args { float* out; const float* in; };

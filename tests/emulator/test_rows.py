@@ -12,7 +12,7 @@ from prefuse._rows import Rows
 from tests.emulator import emulator, reference
 from tests.emulator.backend import MANY, Emulated
 
-pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler: set CXX or install g++")
+pytestmark = pytest.mark.needs("compiler")
 
 ONE = "logp,lse,entropy,log_sum_sq,mean_logit,top1"
 TOP = "logp,topk_mass,topk_entropy"
@@ -302,7 +302,7 @@ def test_a_temperature_that_is_no_positive_number_makes_its_row_nan() -> None:
     assert gradient[0].isfinite().all() and gradient[1:].isnan().all()
 
 
-@pytest.mark.skipif(not hasattr(mmap, "MAP_NORESERVE"), reason="needs memory that is reserved without being there")
+@pytest.mark.needs("sparse_memory")
 class TestBeyond32Bits:
     """Element offsets above 2³¹ and 2³², in memory of which only the pages that are touched exist."""
 

@@ -15,6 +15,7 @@ from prefuse import _prefuse
 from prefuse._buffers import View, optional_view, view
 from prefuse._cuda import prepare
 from prefuse._rows import Rows
+from prefuse._rows import check_values as refuse_values
 
 
 def rows_forward(rows: Rows, out: torch.Tensor) -> None:
@@ -73,25 +74,9 @@ def segment_expand(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tenso
 
 def check_values(rows: Rows) -> None:
     """Raises `ValueError` for the first label or temperature out of range in a live row; waits for the device."""
-    lead, classes = rows.labels.shape, rows.vocabulary
-    live = rows.labels != rows.ignore_index
-    if rows.mask is not None:
-        live = live & rows.mask
-    bad_labels = live & ((rows.labels < 0) | (rows.labels >= classes))
-    if bad_labels.any():
-        at = [int(i) for i in bad_labels.nonzero()[0]]
-        meaning = "the last dimension of logits" if classes == rows.logits.shape[-1] else "the number of classes"
-        raise ValueError(
-            f"labels: {int(rows.labels[tuple(at)])} at {at}, expected 0 <= label < {classes} "
-            f"({meaning}) or ignore_index = {rows.ignore_index}"
-        )
-    if rows.temperatures is None:
-        return
-    temperatures = rows.temperatures.expand(lead)
-    bad_temperatures = live & ~((temperatures > 0) & temperatures.isfinite())
-    if bad_temperatures.any():
-        at = [int(i) for i in bad_temperatures.nonzero()[0]]
-        raise ValueError(f"temperature: {float(temperatures[tuple(at)])} at {at}, expected a finite number > 0")
+    classes = rows.vocabulary
+    meaning = "the last dimension of logits" if classes == rows.logits.shape[-1] else "the number of classes"
+    refuse_values(rows.labels, rows.mask, rows.temperatures, rows.ignore_index, classes, meaning)
 
 
 def _queue(tensor: torch.Tensor) -> tuple[int, int]:

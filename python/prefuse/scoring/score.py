@@ -22,11 +22,12 @@ class Score:
 
     Attributes:
         loss: the reduced loss, a number (nats for log-likelihood losses); with `reduction="none"` the same as `losses`.
+        plan: how the fused head ran, where the score came from hidden states; else None.
 
     With torch `loss` and `losses` carry gradients; rewards and metrics never do.
     """
 
-    __slots__ = ("_extras", "_gradients", "_losses", "_source", "loss")
+    __slots__ = ("_extras", "_gradients", "_losses", "_source", "loss", "plan")
 
     def __init__(
         self, loss: Array, losses: Array, source: Source, extras: Array, gradients: dict[str, Array] | None = None
@@ -36,6 +37,7 @@ class Score:
         self._source = source
         self._extras = extras
         self._gradients = gradients
+        self.plan: Any = None
 
     @property
     def losses(self) -> Array:
@@ -70,6 +72,10 @@ class Score:
                 "gradients: use objective.value_and_grad(...) to have them, or score.loss.backward() for autograd's"
             )
         return self._gradients
+
+    def with_loss(self, loss: Array) -> Score:
+        """Return the score with another loss in its place, which alone carries gradients."""
+        return Score(loss, self.losses.detach(), self._source, self._extras)
 
     def to(self, device: Any) -> Score:
         """Return the score with its tensors on a torch device."""

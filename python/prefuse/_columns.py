@@ -1,0 +1,253 @@
+"""Which columns of an objective the rows give, and how token statistics are cut into them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prefuse._layout import sum_responses
+from prefuse._rows import FLOATS, REFERENCE_STATISTICS, STATISTICS, check_tensor
+from prefuse.scoring.objective import Objective
+from prefuse.scoring.score import Score
+from prefuse.scoring.traced import Traced
+from prefuse.tracing.kinds import GROUP, PAIR, POINT, TOKEN
+
+_KINDS = {kind.name: kind for kind in (PAIR, POINT, GROUP, TOKEN)}
+_PER_RESPONSE = ("logp", "ref_logp", "length")
+
+
+class Need(NamedTuple):
+    """A column that the objective reads and the rows give."""
+
+    argument: str
+    role: str | None
+    level: str  # "token" or "response"
+    name: str  # a statistic, or "length"
+
+
+class Reading(NamedTuple):
+    """What an objective reads of a batch."""
+
+    needs: tuple[Need, ...]
+    roles: tuple[str, ...]
+    laid_out: tuple[str | None, ...]  # roles whose token columns want a mask or offsets
+    given_tokens: tuple[tuple[str, str | None], ...]  # token columns of the caller's, and their roles
+
+
+class Batch:
+    """Token statistics in the labels' alignment, cut into what each column of the objective wants."""
+
+    def __init__(
+        self,
+        tokens: Mapping[str, Tensor],
+        sums: Mapping[str, Tensor],
+        scored: Tensor,
+        offsets: Tensor | None,
+        roles: Sequence[str],
+    ) -> None:
+        self.tokens = tokens
+        self.sums = dict(sums)
+        self.scored = scored
+        self.offsets = offsets
+        self.roles = roles
+        self.responses = scored.shape[0] if offsets is None else offsets.shape[0] - 1
+        if roles and self.responses % len(roles):
+            raise ValueError(
+                f"labels: expected as many responses of each role, {', then '.join(roles)}, got {self.responses} in all"
+            )
+
+    def column(self, need: Need) -> Tensor:
+        """The values of one column, in the objective's shape."""
+        if need.level == "token":
+            values = self.tokens[need.name]
+            if self.offsets is None:
+                return values[self._responses_of(need.role)]
+            return self.packed(values.reshape(-1)[self._tokens_of(need.role)], need.role)
+        if need.name not in self.sums:
+            self.sums[need.name] = self._per_response(need.name)
+        return self.sums[need.name][self._responses_of(need.role)]
+
+    def token_layout(self, role: str | None) -> tuple[str, Tensor]:
+        """Which tokens of a role are scored: its mask, or where the batch is packed its offsets among the scored."""
+        prefix = f"{role}_" if role else ""
+        if self.offsets is None:
+            return f"{prefix}mask", self.scored[self._responses_of(role)]
+        lengths = self._per_response("length")[self._responses_of(role)]
+        return f"{prefix}cu_seqlens", torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+
+    def packed(self, values: Tensor, role: str | None) -> Tensor:
+        """The scored ones of a role's packed tokens."""
+        return values.reshape(-1)[self.scored.reshape(-1)[self._tokens_of(role)]]
+
+    def _per_response(self, name: str) -> Tensor:
+        if name == "length":
+            counted = self.scored.to(torch.float64)
+            return sum_responses(counted, self.offsets).to(torch.int64)
+        return sum_responses(self.tokens[name], self.offsets)
+
+    def _responses_of(self, role: str | None) -> slice:
+        if role is None:
+            return slice(None)
+        count = self.responses // len(self.roles)
+        first = self.roles.index(role) * count
+        return slice(first, first + count)
+
+    def _tokens_of(self, role: str | None) -> slice:
+        if role is None or self.offsets is None:
+            return slice(None)
+        responses = self._responses_of(role)
+        return slice(int(self.offsets[responses.start]), int(self.offsets[responses.stop]))
+
+
+@lru_cache(maxsize=256)
+def reading(objective: Objective, given: tuple[str, ...]) -> Reading:
+    """What `objective` reads, where the caller gives the columns `given`."""
+    kind, reads = _KINDS[objective.kind], objective.columns
+    pairs = objective.kind == "pair"  # whose rows always hold both roles
+    roles = tuple(dict.fromkeys(("chosen", "rejected", *objective.roles))) if pairs else ()
+    needs, laid_out, given_tokens = [], [], []
+    for role in roles or (None,):
+        for level, names in (("token", STATISTICS), ("response", _PER_RESPONSE)):
+            for name in names:
+                argument = kind.argument(role, level, name)
+                if argument in given or argument not in reads:
+                    continue
+                if reads[argument].level.startswith("token") == (level == "token"):
+                    needs.append(Need(argument, role, level, name))
+        prefix, level = (f"{role}_", f"token of {role}") if role else ("", "token")
+        if f"{prefix}mask" in reads and f"{prefix}mask" not in given:
+            laid_out.append(role)
+        given_tokens += [(name, role) for name in given if name in reads and reads[name].level == level]
+    return Reading(tuple(needs), roles, tuple(laid_out), tuple(given_tokens))
+
+
+def reference_form(
+    reference: Tensor | None, rows: str, shape: tuple[int, ...], labels: Tensor, offsets: Tensor | None
+) -> str | None:
+    """Which of the three forms `reference` has, by its shape: `rows` (what is of `shape`), tokens, or responses."""
+    if reference is None:
+        return None
+    check_tensor("reference", reference, FLOATS, "a floating-point", like=labels)
+    responses = labels.shape[0] if offsets is None else offsets.shape[0] - 1
+    for form, expected in ((rows, shape), ("tokens", labels.shape), ("responses", (responses,))):
+        if tuple(reference.shape) == tuple(expected):
+            return form
+    raise ValueError(
+        f"reference: expected the shape of {rows}, {shape}, of labels, {tuple(labels.shape)}, "
+        f"or one value per response, ({responses},), got {tuple(reference.shape)}"
+    )
+
+
+def check_reference(objective: str, needs: Sequence[Need], form: str | None, rows: str) -> None:
+    """Refuses a reference that is not read, or not given, or too coarse for what is made of it."""
+    wanting = [need for need in needs if need.name in REFERENCE_STATISTICS]
+    if form is not None and not wanting:
+        raise ValueError(f"reference: given, but {objective} reads nothing of a reference model; leave it out")
+    for need in wanting:
+        if form is None:
+            raise ValueError(f"reference: missing, and {objective} reads {need.argument}")
+        if form != rows and need.name != "ref_logp":
+            raise ValueError(f"reference: expected reference {rows}, from which {need.argument} is made, got {form}")
+        if form == "responses" and need.level == "token":
+            raise ValueError(f"reference: expected a value per token, as {need.argument} has, got one per response")
+
+
+def statistics(needs: Sequence[Need], made: bool) -> tuple[str, ...]:
+    """The statistics that the rows must give; those of the reference only where it is `made` there."""
+    names = dict.fromkeys(need.name for need in needs if need.name != "length")
+    return tuple(name for name in names if name != "ref_logp" or made)
+
+
+class Scoring:
+    """An objective and all of a batch but what the rows give.
+
+    Args:
+        objective: with its hyper-parameters set.
+        read: what it reads.
+        columns: the caller's columns.
+        layout: which tokens are scored, in the logits' alignment, and where packed responses begin.
+        shift: whether the labels, and so the caller's columns, are one token behind the logits.
+        reference: the reference's log-probabilities per token or per response, if they were given, under "tokens" or
+            "responses".
+        groups: ids of groups.
+        reduction: of the loss.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        read: Reading,
+        columns: dict[str, Any],
+        layout: tuple[Tensor, Tensor | None],
+        shift: bool,
+        reference: dict[str, Tensor],
+        groups: Tensor | None,
+        reduction: str,
+    ) -> None:
+        self.objective = objective
+        self.read = read
+        scored, self.offsets = layout
+        self.scored = scored.roll(1, -1) if shift else scored
+        self.shift = shift
+        self.reference = reference
+        self.options: dict[str, Any] = {} if groups is None else {"groups": groups}
+        if reduction != "mean":
+            self.options["reduction"] = reduction
+        self.columns = columns
+        batch = self._batch({})
+        if self.offsets is not None:
+            self.columns = columns | {name: batch.packed(columns[name], role) for name, role in read.given_tokens}
+        for role in read.laid_out:
+            self.options.update([batch.token_layout(role)])
+        self.responses = batch.responses
+
+    def score(self, values: Mapping[str, Tensor]) -> Score:
+        """Score the statistics of all tokens, in the logits' alignment."""
+        batch = self._batch(values)
+        made = {need.argument: batch.column(need) for need in self.read.needs}
+        score: Score = self.objective(**self.columns, **made, **self.options)
+        return score
+
+    def traced(self) -> Traced:
+        """The graph that a call of `score` runs."""
+        names = dict.fromkeys((*self.columns, *(need.argument for need in self.read.needs), *self.options))
+        names.pop("reduction", None)
+        return self.objective._plan(names).traced
+
+    def statistics_with_gradient(self) -> tuple[str, ...]:
+        """The statistics that the loss depends on differentiably."""
+        through = self.traced().columns_with_gradient
+        return tuple(dict.fromkeys(need.name for need in self.read.needs if need.argument in through))
+
+    def couples_groups(self) -> bool:
+        """Whether the gradient of one group's statistics depends on another's."""
+        traced = self.traced()
+        made = [need.argument for need in self.read.needs if need.name != "length" and need.argument in traced.columns]
+        return traced.couples_groups(tuple(made))
+
+    def tensors_with_gradient(self) -> list[Tensor]:
+        """The caller's columns, and hyper-parameters given as arrays, that require grad."""
+        given = [*self.columns.values(), *self.objective.parameters.values()]
+        return [value for value in given if isinstance(value, Tensor) and value.requires_grad]
+
+    def units(self) -> Tensor:
+        """Which group each response belongs to, counted from 0: [R]."""
+        device = self.scored.device
+        if "groups" in self.options:
+            inverse: Tensor = torch.unique(self.options["groups"], return_inverse=True)[1]
+            return inverse
+        unit = torch.arange(self.responses, device=device)
+        return unit % (self.responses // len(self.read.roles)) if self.read.roles else unit
+
+    def _batch(self, values: Mapping[str, Tensor]) -> Batch:
+        tokens = dict(values)
+        if self.shift:  # back to where the labels are, in whose alignment the caller's columns come
+            tokens = {name: value.roll(1, -1) for name, value in tokens.items()}
+        if "tokens" in self.reference:
+            tokens["ref_logp"] = torch.where(self.scored, self.reference["tokens"], 0.0)
+        sums = {"ref_logp": self.reference["responses"]} if "responses" in self.reference else {}
+        return Batch(tokens, sums, self.scored, self.offsets, self.read.roles)

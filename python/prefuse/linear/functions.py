@@ -1,0 +1,523 @@
+"""The public functions of the fused head; `prefuse.functional` has the same from logits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prefuse._backends import DEVICES
+from prefuse._layout import check_layout, count_scored, scored_tokens, shift_left, sum_responses
+from prefuse._rows import (
+    BACKWARD_NEEDS,
+    FLOATS,
+    INTEGERS,
+    REFERENCE_STATISTICS,
+    STATISTICS,
+    check_integer,
+    check_k,
+    check_mask,
+    check_temperatures,
+    check_tensor,
+    check_values,
+    positive_number,
+)
+from prefuse.functional import TokenStats
+from prefuse.linear import operators
+from prefuse.linear.call import SMOOTHED
+from prefuse.linear.gathering import gathered, whole
+from prefuse.linear.gemm import product_dtype, sum_dtype
+from prefuse.linear.shards import UNSUPPORTED, shard_of
+from prefuse.plans import WORKSPACE_BYTES, Job, Plan, choose
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Lora = tuple[Tensor, Tensor, float]
+
+
+class LinearTokenStats(TokenStats[Tensor]):
+    """Statistics by name, and the plan by which they were made."""
+
+    def __init__(self, values: dict[str, Tensor], plan: Plan) -> None:
+        super().__init__(values)
+        self.plan = plan
+
+
+class Operands(NamedTuple):
+    """Checked arguments of the head, before they are flattened; `wants` says whether each of inputs, weights and bias
+    wants a gradient."""
+
+    inputs: list[Tensor]
+    weights: list[Tensor]
+    bias: Tensor | None
+    reference: list[Tensor]
+    labels: Tensor
+    mask: Tensor | None
+    temperatures: Tensor | None
+    temperature: float
+    scale: float
+    softcap: float
+    ignore_index: int
+    wants: list[bool]
+
+    def scored_index(self) -> Tensor | None:
+        """The flat positions of the scored rows; None while they cannot be looked at."""
+        if torch.compiler.is_compiling() or self.labels.is_meta or operators.is_capturing(self.labels.device):
+            return None
+        return scored_tokens(self.labels, self.mask, self.ignore_index).reshape(-1).nonzero().reshape(-1)
+
+    def job(self, index: Tensor | None, statistics: Statistics) -> Job:
+        """The call in numbers."""
+        wants, inputs = self.wants, len(self.inputs)
+        dtype = self.inputs[0].dtype
+        return Job(
+            rows=self.labels.numel() if index is None else index.shape[0],
+            features=sum(factor.shape[-1] for factor in self.inputs),
+            classes=self.weights[0].shape[0],
+            itemsize=dtype.itemsize,
+            statistics=statistics.differentiated,
+            hidden=any(wants[:inputs]) and bool(statistics.differentiated),
+            weight=any(wants[inputs:]) and bool(statistics.differentiated),
+            reference=bool(self.reference),
+            kept_itemsize=(sum_dtype(dtype) if statistics.wide else dtype).itemsize,
+        )
+
+
+class Statistics(NamedTuple):
+    """What is asked for: which statistics, gradients through which of them, and how."""
+
+    names: tuple[str, ...]
+    differentiated: tuple[str, ...]
+    k: int
+    smoothing: float
+    wide: bool
+    group: ProcessGroup | None
+
+
+def linear_token_stats(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    stats: str | Sequence[str] = ("logp",),
+    *,
+    bias: Tensor | None = None,
+    lora: Lora | None = None,
+    reference_hidden: Tensor | None = None,
+    reference_weight: Tensor | None = None,
+    reference_bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    ignore_index: int = -100,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    k: int = 10,
+    label_smoothing: float = 0.0,
+    differentiable: Sequence[str] | None = None,
+    gradient_dtype: torch.dtype | None = None,
+    plan: str | None = None,
+    workspace_bytes: int = WORKSPACE_BYTES,
+    group: ProcessGroup | None = None,
+) -> LinearTokenStats:
+    """What `token_stats` gives for the logits ``hidden @ weight.T + bias``, which are never whole in memory.
+
+    Rows that are not scored never meet the weight. How it runs, and what the gradient costs, `prefuse.plans` says;
+    `prefuse.explain` tells before anything runs, and ``result.plan`` afterwards.
+
+    Args:
+        hidden: [*lead, H], float16, bfloat16, float32 or float64.
+        weight: [V, H], the dtype of `hidden` (under autocast both are taken in autocast's dtype). An FSDP2 parameter
+            (DTensor) is gathered once, its gradient averaged over the processes and cut up again; a DeepSpeed ZeRO-3
+            parameter is gathered for the call. Embeddings that are tied to the head are passed as they are.
+        labels: [*lead], any integer dtype.
+        stats: names of `prefuse.functional`'s table. ``mean_logit`` has a gradient as well; that of ``lse`` comes free
+            with ``logp``'s.
+        bias: [V].
+        lora: (A [r, H], B [V, r], scaling): the head's weight is ``weight + scaling·B @ A``, which is not made.
+        reference_hidden: the shape of `hidden`: hidden states of the reference model, a constant for the gradient; for
+            ``ref_logp``, ``ref_lse``, ``kl`` and ``rkl``.
+        reference_weight: [V, H'], of the reference model; None: it shares `weight` (and `bias`) without the adapter,
+            and policy and reference rows go through one product.
+        reference_bias: [V], beside `reference_weight`.
+        mask: [*lead], bool or integer; 0 marks rows to ignore.
+        ignore_index: the label that marks rows to ignore.
+        temperature: a number above 0, or a tensor of such that expands to [*lead].
+        softcap: the cap of ``softcap·tanh(scale·x/softcap)``; None is no cap.
+        scale: multiplies the logits.
+        k: of ``topk_mass`` and ``topk_entropy``, 1 to 64.
+        label_smoothing: ε in [0, 1): ``logp`` becomes ``(1 − ε)·logp + ε·(mean_logit − lse)``, the mean of log p over
+            all classes weighed in, at no further product.
+        differentiable: of the statistics, those a gradient will come to; the others are constants. None: all that have
+            one. Every product saved is a GEMM.
+        gradient_dtype: float32 has the plan "single-pass" keep d(statistic)/d(hidden) in float32. None: float32 where
+            PyTorch's GEMM writes it at full speed (CUDA), otherwise the dtype of `hidden`.
+        plan: one of `prefuse.plans.PLANS` but "grouped"; None has it chosen. Without a gradient it is "forward".
+        workspace_bytes: how much memory tiles of logits, and logits that are kept, may take.
+        group: a process group whose ranks hold the vocabulary's classes in parts, in order of rank: `weight`, `bias`
+            and B are this rank's, everything else is the same on all ranks. ``top1`` and the top-k statistics are not
+            given then.
+
+    Returns:
+        A `LinearTokenStats`: one [*lead] tensor per statistic, float32 (float64 for float64 hidden states).
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, device, layout or range, or a plan that is not possible here.
+    """
+    names = check_names(stats, reference_hidden)
+    smoothing = check_smoothing(label_smoothing)
+    asked = tuple(SMOOTHED if name == "logp" and smoothing else name for name in names)
+    wanted = _differentiable(names, differentiable)
+    operands = check_operands(
+        hidden,
+        weight,
+        labels,
+        bias=bias,
+        lora=lora,
+        reference=_reference(names, reference_hidden, reference_weight, reference_bias),
+        mask=mask,
+        ignore_index=ignore_index,
+        temperature=temperature,
+        softcap=softcap,
+        scale=scale,
+    )
+    statistics = Statistics(
+        asked,
+        tuple(name for name, plain in zip(asked, names, strict=True) if plain in wanted),
+        check_k(k),
+        smoothing,
+        keeps_wide(gradient_dtype, operands.inputs[0]),
+        check_group(group, names),
+    )
+    index = operands.scored_index()
+    chosen = choose(operands.job(index, statistics), check_workspace(workspace_bytes), plan)
+    found = dict(zip(names, run(operands, statistics, index, chosen).unbind(0), strict=True))
+    return LinearTokenStats(
+        {name: value if name in wanted else value.detach() for name, value in found.items()}, chosen
+    )
+
+
+def run(operands: Operands, statistics: Statistics, index: Tensor | None, plan: Plan) -> Tensor:
+    """The statistics of all tokens, [S, *lead], by a plan other than "grouped"."""
+    with gathered(operands.weights, [operands.bias], operands.reference):
+        values: Tensor = operators.linear_token_stats(*request(operands, statistics, index, plan))[0]
+    return values
+
+
+def request(operands: Operands, statistics: Statistics, index: Tensor | None, plan: Plan) -> operators.Request:
+    """The call in the form that operators take. ZeRO-3's parameters are gathered by now, and labels looked at here."""
+    classes = operands.weights[0].shape[0]
+    shard = shard_of(statistics.group, operands.weights[0])
+    _check_labels(operands, shard.classes or classes)
+    return operators.Request(
+        *operands[:-1],
+        stats=",".join(statistics.names),
+        differentiated=",".join(statistics.differentiated),
+        k=statistics.k,
+        smoothing=statistics.smoothing,
+        plan=plan.name,
+        tile_rows=plan.tile[0],
+        backward_rows=plan.backward_tile[0],
+        backward_classes=plan.backward_tile[1],
+        wants=operands.wants if statistics.differentiated else [False] * len(operands.wants),
+        wide=statistics.wide,
+        group=shard.name,
+        first_class=shard.first_class,
+        classes=shard.classes or classes,
+        live=index,
+    )
+
+
+def linear_token_logps(hidden: Tensor, weight: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    """log p(label) of every label token in nats: ``log_softmax(hidden @ weight.T + bias)`` gathered, none of it whole.
+
+    The arguments are those of `linear_token_stats`; with the weight frozen, forward and backward take two GEMMs,
+    whatever is computed of the log-probabilities.
+
+    Returns:
+        [*lead], float32 (float64 for float64 hidden states); 0 where a row is ignored.
+    """
+    return linear_token_stats(hidden, weight, labels, "logp", **options).logp
+
+
+def linear_sequence_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    average: bool = False,
+    shift: bool = False,
+    ignore_index: int = -100,
+    **options: Any,
+) -> Tensor:
+    """log p(response), one number per response, in nats: `sequence_logps` from hidden states.
+
+    Args:
+        hidden: padded [B, T, H], or packed [N, H] or [1, N, H] together with `cu_seqlens`.
+        weight: [V, H].
+        labels: [B, T], or [N] or [1, N].
+        mask: the shape of `labels`; 0 marks tokens to ignore.
+        cu_seqlens: [R + 1] integers, where each packed response begins and the last ends.
+        average: divide each sum by the response's number of scored tokens (at least 1).
+        shift: labels and mask are aligned with the input tokens: position t is scored with the hidden state of t − 1.
+        ignore_index: the label that marks tokens to ignore.
+        options: further arguments of `linear_token_stats`.
+
+    Returns:
+        [B] or [R], float32 (float64 for float64 hidden states).
+    """
+    cu_seqlens = check_layout(labels, mask, cu_seqlens)
+    if shift:
+        labels, mask = shift_left(labels, mask, ignore_index, cu_seqlens)
+    logps = linear_token_logps(hidden, weight, labels, mask=mask, ignore_index=ignore_index, **options)
+    sums = sum_responses(logps, cu_seqlens)
+    return sums / count_scored(labels, mask, ignore_index, cu_seqlens).clamp(min=1) if average else sums
+
+
+def check_operands(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None,
+    lora: Lora | None,
+    reference: tuple[Tensor, Tensor | None, Tensor | None] | None,
+    mask: Tensor | None,
+    ignore_index: int,
+    temperature: float | Tensor,
+    softcap: float | None,
+    scale: float,
+) -> Operands:
+    """Checks everything that can be seen without reading the tensors, and brings the arguments into one form."""
+    hidden, weight, bias = _in_one_dtype(hidden, whole_parameter("weight", weight), whole_parameter("bias", bias))
+    _check_hidden("hidden", hidden)
+    _check_weight("weight", weight, hidden)
+    check_tensor("labels", labels, INTEGERS, "an integer", like=hidden)
+    lead = hidden.shape[:-1]
+    if labels.shape != lead:
+        raise ValueError(
+            f"labels: expected shape {tuple(lead)} for hidden of shape {tuple(hidden.shape)}, got {tuple(labels.shape)}"
+        )
+    if mask is not None:
+        check_mask(mask, labels)
+        mask = mask if mask.dtype == torch.bool else mask != 0
+    _check_bias("bias", bias, weight)
+    inputs, weights = [hidden], [weight]
+    if lora is not None:
+        projected, second = _adapter(lora, hidden, weight)
+        inputs, weights = [hidden, projected], [weight, second]
+    per_row = isinstance(temperature, Tensor)
+    return Operands(
+        inputs,
+        weights,
+        bias,
+        [] if reference is None else _reference_operands(reference, hidden, weight),
+        labels.to(torch.int64),
+        mask,
+        check_temperatures(temperature, lead, hidden) if isinstance(temperature, Tensor) else None,
+        1.0 if per_row else positive_number("temperature", temperature),  # type: ignore[arg-type]
+        positive_number("scale", scale),
+        0.0 if softcap is None else positive_number("softcap", softcap),
+        check_integer("ignore_index", ignore_index),
+        [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (*inputs, *weights, bias)],
+    )
+
+
+def check_names(stats: str | Sequence[str], reference: Tensor | None) -> tuple[str, ...]:
+    """The names of the statistics, each once."""
+    names = (stats,) if isinstance(stats, str) else tuple(dict.fromkeys(stats))
+    if not names:
+        raise ValueError("stats: expected at least one statistic, got none")
+    for name in names:
+        if name not in STATISTICS:
+            raise ValueError(f"stats: unknown statistic {name!r}; known are {', '.join(STATISTICS)}")
+        if name in REFERENCE_STATISTICS and reference is None:
+            raise ValueError(f"reference_hidden: missing, and the statistic {name!r} needs it")
+    return names
+
+
+def check_smoothing(label_smoothing: float) -> float:
+    """`label_smoothing` as a float in [0, 1)."""
+    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, int | float):
+        raise TypeError(f"label_smoothing: expected a number, got {type(label_smoothing).__name__}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing: expected 0 <= ε < 1, got {label_smoothing}")
+    return float(label_smoothing)
+
+
+def check_workspace(workspace_bytes: int) -> int:
+    """`workspace_bytes` as an int above 0."""
+    workspace_bytes = check_integer("workspace_bytes", workspace_bytes)
+    if workspace_bytes < 1:
+        raise ValueError(f"workspace_bytes: expected at least 1, got {workspace_bytes}")
+    return workspace_bytes
+
+
+def check_group(group: ProcessGroup | None, names: Sequence[str]) -> ProcessGroup | None:
+    """Refuses statistics that parts of a vocabulary do not tell."""
+    if group is not None and not UNSUPPORTED.isdisjoint(names):
+        raise ValueError(
+            f"stats: {', '.join(sorted(UNSUPPORTED.intersection(names)))} cannot be put together from the parts of a "
+            "vocabulary over a group; leave them out"
+        )
+    return group
+
+
+def keeps_wide(gradient_dtype: torch.dtype | None, hidden: Tensor) -> bool:
+    """Whether gradients that wait for the backward pass are kept in float32 (float64 hidden states: in float64)."""
+    if gradient_dtype not in (None, torch.float32, hidden.dtype):
+        raise ValueError(
+            f"gradient_dtype: expected torch.float32 or that of hidden, {hidden.dtype}, got {gradient_dtype}"
+        )
+    if gradient_dtype is None:
+        return product_dtype(hidden.device, hidden.dtype) != hidden.dtype
+    return gradient_dtype != hidden.dtype and sum_dtype(hidden.dtype) == gradient_dtype
+
+
+def _differentiable(names: Sequence[str], chosen: Sequence[str] | None) -> tuple[str, ...]:
+    able = tuple(name for name in names if name in BACKWARD_NEEDS)
+    if chosen is None:
+        return able
+    for name in (chosen,) if isinstance(chosen, str) else chosen:
+        if name not in able:
+            raise ValueError(f"differentiable: expected some of {', '.join(able) or 'none'}, got {name!r}")
+    return tuple(name for name in able if name in chosen)
+
+
+def _reference(
+    names: Sequence[str], hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    if hidden is None:
+        for name, value in (("reference_weight", weight), ("reference_bias", bias)):
+            if value is not None:
+                raise ValueError(f"{name}: given without reference_hidden")
+        return None
+    return (hidden, weight, bias) if not REFERENCE_STATISTICS.isdisjoint(names) else None
+
+
+def _reference_operands(
+    reference: tuple[Tensor, Tensor | None, Tensor | None], hidden: Tensor, weight: Tensor
+) -> list[Tensor]:
+    """Hidden states of the reference, then weight and bias if it has its own."""
+    states, own_weight, own_bias = reference
+    states = _cast(states, hidden)
+    check_tensor("reference_hidden", states, FLOATS, "a floating-point", like=hidden)
+    states = states.detach()
+    if states.shape[:-1] != hidden.shape[:-1]:
+        raise ValueError(f"reference_hidden: expected shape {(*hidden.shape[:-1], 'H')}, got {tuple(states.shape)}")
+    if own_weight is None:
+        if own_bias is not None:
+            raise ValueError("reference_bias: given without reference_weight, whose bias it would be")
+        _check_features("reference_hidden", states, "weight", weight)
+        return [states]
+    own_weight = _cast(whole_parameter("reference_weight", own_weight).detach(), hidden)
+    _check_weight("reference_weight", own_weight, states)
+    if own_weight.shape[0] != weight.shape[0]:
+        raise ValueError(
+            f"reference_weight: expected {weight.shape[0]} classes as weight has, got {own_weight.shape[0]}"
+        )
+    if own_bias is None:
+        return [states, own_weight]
+    own_bias = _cast(whole_parameter("reference_bias", own_bias).detach(), hidden)
+    _check_bias("reference_bias", own_bias, own_weight)
+    return [states, own_weight, own_bias]
+
+
+def whole_parameter(name: str, parameter: Any) -> Any:
+    """`parameter` gathered if FSDP2 has cut it up."""
+    return whole(parameter) if isinstance(parameter, Tensor) else parameter
+
+
+def _in_one_dtype(hidden: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
+    """Under autocast all three in its dtype, as `torch.nn.functional.linear` takes them."""
+    if not isinstance(hidden, Tensor) or not _autocasts(hidden.device) or hidden.dtype == torch.float64:
+        return hidden, weight, bias
+    like = hidden.new_empty(0, dtype=torch.get_autocast_dtype(hidden.device.type))
+    return _cast(hidden, like), _cast(weight, like), _cast(bias, like)
+
+
+def _cast(value: Any, like: Tensor) -> Any:
+    """A float tensor in the dtype that autocast has given `like`; float64 stays, as autocast has it."""
+    castable = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+    return value.to(like.dtype) if castable and _autocasts(like.device) else value
+
+
+def _autocasts(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def _adapter(lora: Lora, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """scaling·hidden @ A.T, which takes part in autograd by itself, and B."""
+    if not isinstance(lora, tuple | list) or len(lora) != 3:
+        raise TypeError("lora: expected (A [r, H], B [V, r], scaling)")
+    first, second, scaling = lora
+    first, second = whole_parameter("lora", first), whole_parameter("lora", second)
+    for name, matrix in (("lora: A", first), ("lora: B", second)):
+        check_tensor(name, matrix, FLOATS, "a floating-point", like=hidden)
+    first, second = _cast(first, hidden), _cast(second, hidden)
+    rank = first.shape[0]
+    if first.ndim != 2 or first.shape[1] != hidden.shape[-1] or tuple(second.shape) != (weight.shape[0], rank):
+        raise ValueError(
+            f"lora: expected A [r, {hidden.shape[-1]}] and B [{weight.shape[0]}, r], "
+            f"got {tuple(first.shape)} and {tuple(second.shape)}"
+        )
+    for name, matrix in (("A", first), ("B", second)):
+        if matrix.dtype != hidden.dtype:
+            raise TypeError(f"lora: {name} has dtype {matrix.dtype}, expected {hidden.dtype} as hidden has")
+    return torch.nn.functional.linear(hidden, first) * scaling, second
+
+
+def _check_hidden(name: str, hidden: Tensor) -> None:
+    check_tensor(name, hidden, FLOATS, "a float16, bfloat16, float32 or float64")
+    if hidden.device.type not in (*DEVICES, "meta"):
+        raise ValueError(
+            f"{name}: on device {hidden.device}, but this version of prefuse computes on {', '.join(DEVICES)} only"
+        )
+    if hidden.ndim == 0 or hidden.shape[-1] == 0:
+        raise ValueError(f"{name}: expected shape (..., H) with H >= 1, got {tuple(hidden.shape)}")
+
+
+def _check_weight(name: str, weight: Tensor, hidden: Tensor) -> None:
+    check_tensor(name, weight, FLOATS, "a floating-point", like=hidden)
+    if getattr(weight, "ds_shape", None) is not None:  # partitioned: its shape is not to be seen yet
+        return
+    if weight.ndim != 2 or weight.shape[0] == 0:
+        raise ValueError(f"{name}: expected shape (V, H) with V >= 1, got {tuple(weight.shape)}")
+    _check_features("hidden" if name == "weight" else "reference_hidden", hidden, name, weight)
+    if weight.dtype != hidden.dtype:
+        raise TypeError(
+            f"{name}: has dtype {weight.dtype} and the hidden states {hidden.dtype}; "
+            "expected one dtype, or torch.autocast around the call"
+        )
+
+
+def _check_features(name: str, hidden: Tensor, weight_name: str, weight: Tensor) -> None:
+    if hidden.shape[-1] != weight.shape[-1]:
+        raise ValueError(
+            f"{name}: expected {weight.shape[-1]} features, as {weight_name} of shape {tuple(weight.shape)} has, "
+            f"got shape {tuple(hidden.shape)}"
+        )
+
+
+def _check_bias(name: str, bias: Tensor | None, weight: Tensor) -> None:
+    if bias is None:
+        return
+    check_tensor(name, bias, FLOATS, "a floating-point", like=weight)
+    if getattr(bias, "ds_shape", None) is None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(f"{name}: expected shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if bias.dtype != weight.dtype:
+        raise TypeError(f"{name}: has dtype {bias.dtype}, expected {weight.dtype} as the weight has")
+
+
+def _check_labels(operands: Operands, classes: int) -> None:
+    """Looks at labels and temperatures where that makes no device wait (or `PREFUSE_DEBUG=1` says to); elsewhere a bad
+    one makes its row NaN."""
+    looks = operands.labels.device.type == "cpu" or os.environ.get("PREFUSE_DEBUG") == "1"
+    if torch.compiler.is_compiling() or not looks:
+        return
+    check_values(operands.labels, operands.mask, operands.temperatures, operands.ignore_index, classes)

@@ -1,0 +1,79 @@
+"""The head's matrix products. PyTorch computes them; what it takes to have float32 sums stands here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_HALVES = (torch.float16, torch.bfloat16)
+_BLOCK_BYTES = 32 << 20
+_HAS_OUT_DTYPE = hasattr(torch.ops.aten.mm, "dtype_out")
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which products of matrices of `dtype` are added up."""
+    return torch.float32 if dtype in _HALVES else dtype
+
+
+def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype closest to `sum_dtype` that one product can be written in at full speed."""
+    return sum_dtype(dtype) if _writes_float32(device.type) else dtype
+
+
+def project(inputs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None, out: Tensor) -> None:
+    """out [N, V] = Σ inputs[f] [N, H_f] @ weights[f].T + bias."""
+    if bias is None:
+        torch.mm(inputs[0], weights[0].t(), out=out)
+    else:
+        torch.addmm(bias, inputs[0], weights[0].t(), out=out)
+    add_factors(inputs[1:], weights[1:], out)
+
+
+def add_factors(inputs: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor) -> None:
+    """Out += Σ inputs[f] @ weights[f].T."""
+    for factor, weight in zip(inputs, weights, strict=True):
+        out.addmm_(factor, weight.t())
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Out = a @ b, rounded once, to the dtype of `out`: that of `a` or float32."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    elif _writes_float32(a.device.type):
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    else:
+        out.zero_()
+        for start, stop in _blocks(b.shape[0], b.shape[1] * 4):
+            out.addmm_(a[:, start:stop].to(out.dtype), b[start:stop].to(out.dtype))
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Total += a @ b, where `total` has the dtype of `a` or float32."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif _writes_float32(a.device.type):
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:  # each product is rounded to the inputs' dtype, their sum is not
+        for start, stop in _blocks(total.shape[0], total.shape[1] * a.element_size()):
+            total[start:stop].add_(torch.mm(a[start:stop], b))
+
+
+def scale_rows(rows: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """factors[:, None] · rows as a new tensor of `dtype`, multiplied in the wider of the two dtypes, rounded once."""
+    result = torch.empty_like(rows, dtype=dtype)
+    for start, stop in _blocks(rows.shape[0], rows.shape[1] * 8):
+        torch.mul(rows[start:stop], factors[start:stop, None], out=result[start:stop])
+    return result
+
+
+def _blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
+    """[start, stop) of blocks of rows that take little memory each."""
+    step = max(1, _BLOCK_BYTES // max(1, row_bytes))
+    return [(start, min(rows, start + step)) for start in range(0, rows, step)]
+
+
+def _writes_float32(device_type: str) -> bool:
+    """Whether PyTorch multiplies 16-bit matrices into a float32 one on such a device."""
+    return device_type == "cuda" and _HAS_OUT_DTYPE

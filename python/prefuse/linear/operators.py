@@ -1,0 +1,344 @@
+"""The fused head as `torch.library` operators: what autograd, `torch.compile` and the dispatcher see of it.
+
+`prefuse::linear_token_stats` returns, in a list, the statistics asked for [S, *lead], those of the rows room behind
+them [K, N], and what its plan keeps for `prefuse::linear_token_stats_backward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from prefuse._layout import scored_tokens
+from prefuse._ops import NO_TRANSFORMS
+from prefuse.linear import passes
+from prefuse.linear.call import Call, Head, Transform, kernel_names
+from prefuse.linear.gathering import gathered
+from prefuse.linear.gemm import sum_dtype
+from prefuse.linear.passes import Gradients, Wants, directions
+from prefuse.linear.shards import Shard
+
+ONCE_DIFFERENTIABLE = (
+    "the fused head is differentiable once: its gradient has no derivative of its own; take second derivatives of the "
+    "same statistics written in PyTorch (a linear layer, log_softmax and gather)"
+)
+
+
+class Request(NamedTuple):
+    """The arguments of the operators, which take no objects: tensors, the transform, what is asked, the plan.
+
+    `stats` and `differentiated` are comma-separated; `wants` has an entry per input, per weight, and for the bias;
+    `live` has the flat positions of the scored rows, None where they are found when it runs.
+    """
+
+    inputs: list[Tensor]
+    weights: list[Tensor]
+    bias: Tensor | None
+    reference: list[Tensor]
+    labels: Tensor
+    mask: Tensor | None
+    temperatures: Tensor | None
+    temperature: float
+    scale: float
+    softcap: float
+    ignore_index: int
+    stats: str
+    differentiated: str
+    k: int
+    smoothing: float
+    plan: str
+    tile_rows: int
+    backward_rows: int
+    backward_classes: int
+    wants: list[bool]
+    wide: bool
+    group: str
+    first_class: int
+    classes: int
+    live: Tensor | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The statistics asked for."""
+        return tuple(self.stats.split(","))
+
+    @property
+    def with_gradient(self) -> tuple[str, ...]:
+        """Those of them that a gradient may come to."""
+        return tuple(self.differentiated.split(",")) if self.differentiated else ()
+
+    @property
+    def shape(self) -> torch.Size:
+        """The leading dimensions."""
+        return self.labels.shape
+
+    def call(self) -> Call:
+        """The call in flat tensors; rows that are not scored are left out where that can be seen without waiting."""
+        index, mask = self.live, None
+        if index is None:
+            scored = scored_tokens(self.labels, self.mask, self.ignore_index).reshape(-1)
+            if is_capturing(scored.device):
+                mask = scored
+            else:
+                index = scored.nonzero().reshape(-1)
+        if index is not None and index.shape[0] == self.labels.numel():
+            index = None
+        temperatures = self.temperatures
+        return Call(
+            Head([_flat(factor) for factor in self.inputs], self.weights, self.bias),
+            self._reference_head(),
+            self.labels.reshape(-1),
+            index,
+            mask,
+            Transform(
+                None if temperatures is None else temperatures.reshape(-1), self.temperature, self.scale, self.softcap
+            ),
+            self.ignore_index,
+            self.names,
+            self.smoothing,
+            self.k,
+            Shard(self.group, self.first_class, self.classes or None),
+        )
+
+    def _reference_head(self) -> Head | None:
+        """The reference's hidden states, with a weight and a bias of its own or the policy's."""
+        if not self.reference:
+            return None
+        hidden, *own = self.reference
+        if not own:
+            return Head([_flat(hidden)], self.weights[:1], self.bias)
+        return Head([_flat(hidden)], own[:1], own[1] if len(own) > 1 else None)
+
+    def wanted(self) -> Wants:
+        """Whose gradients are wanted."""
+        inputs = len(self.inputs)
+        return Wants(self.wants[:inputs], self.wants[inputs:-1], self.wants[-1])
+
+
+@torch.library.custom_op("prefuse::linear_token_stats", mutates_args=())
+def linear_token_stats(
+    inputs: list[Tensor],
+    weights: list[Tensor],
+    bias: Tensor | None,
+    reference: list[Tensor],
+    labels: Tensor,
+    mask: Tensor | None,
+    temperatures: Tensor | None,
+    temperature: float,
+    scale: float,
+    softcap: float,
+    ignore_index: int,
+    stats: str,
+    differentiated: str,
+    k: int,
+    smoothing: float,
+    plan: str,
+    tile_rows: int,
+    backward_rows: int,
+    backward_classes: int,
+    wants: list[bool],
+    wide: bool,
+    group: str,
+    first_class: int,
+    classes: int,
+    live: Tensor | None,
+) -> list[Tensor]:
+    """[statistics [S, *lead], kernel statistics [K, N], what the plan keeps …]."""
+    request = Request(*_named(locals()))
+    call = request.call()
+    kept: list[Tensor] = []
+    if plan == "single-pass":
+        named = directions(request.with_gradient)
+        table, kept = passes.single_pass(call, tile_rows, named, request.wanted().inputs, wide)
+    elif plan == "keep":
+        room = call.tokens if live is None else live.shape[0]
+        table, one = passes.keep(call, request.with_gradient[0], room)
+        kept = [one]
+    else:
+        table = passes.forward(call, tile_rows)
+    return [call.values(table).reshape(len(request.names), *request.shape), table, *kept]
+
+
+@linear_token_stats.register_fake
+def _(*arguments: Any) -> list[Tensor]:
+    request = Request(*arguments)
+    logits_dtype = request.inputs[0].dtype
+    dtype = torch.float64 if logits_dtype == torch.float64 else torch.float32
+    tokens = request.labels.numel()
+    make = request.labels.new_empty
+    table = make((len(kernel_names(request.names)), tokens), dtype=dtype)
+    kept = []
+    if request.plan == "single-pass":
+        kept = [
+            make((tokens, factor.shape[-1]), dtype=sum_dtype(logits_dtype) if request.wide else logits_dtype)
+            for _ in directions(request.with_gradient)
+            for factor, wanted in zip(request.inputs, request.wanted().inputs, strict=True)
+            if wanted
+        ]
+    elif request.plan == "keep":
+        room = tokens if request.live is None else request.live.shape[0]
+        kept = [make((room, request.weights[0].shape[0]), dtype=logits_dtype)]
+    return [make((len(request.names), *request.shape), dtype=dtype), table, *kept]
+
+
+@torch.library.custom_op("prefuse::linear_token_stats_backward", mutates_args=())
+def linear_token_stats_backward(
+    grads: Tensor,
+    table: Tensor,
+    kept: list[Tensor],
+    inputs: list[Tensor],
+    weights: list[Tensor],
+    bias: Tensor | None,
+    reference: list[Tensor],
+    labels: Tensor,
+    mask: Tensor | None,
+    temperatures: Tensor | None,
+    temperature: float,
+    scale: float,
+    softcap: float,
+    ignore_index: int,
+    stats: str,
+    differentiated: str,
+    k: int,
+    smoothing: float,
+    plan: str,
+    tile_rows: int,
+    backward_rows: int,
+    backward_classes: int,
+    wants: list[bool],
+    wide: bool,
+    group: str,
+    first_class: int,
+    classes: int,
+    live: Tensor | None,
+) -> list[Tensor]:
+    """The gradients that are wanted, in the order of inputs, weights, bias; `grads` is that of the statistics."""
+    request = Request(*_named({k: v for k, v in locals().items() if k not in ("grads", "table", "kept")}))
+    call = request.call()
+    scored = scored_tokens(labels, mask, ignore_index).reshape(-1)
+    upstream = torch.where(scored, grads.reshape(grads.shape[0], labels.numel()), 0)
+    own = {name: upstream[i] for i, name in enumerate(request.names) if name in request.with_gradient}
+    made = _pull_back(request, call, table, kept, own)
+    found = [*made.inputs, *made.weights, made.bias]
+    shapes = [*inputs, *weights, bias]
+    return [
+        gradient.reshape(like.shape)
+        for gradient, like in zip(found, shapes, strict=True)
+        if gradient is not None and like is not None
+    ]
+
+
+@linear_token_stats_backward.register_fake
+def _(grads: Tensor, table: Tensor, kept: list[Tensor], *arguments: Any) -> list[Tensor]:
+    request = Request(*arguments)
+    like = [*request.inputs, *request.weights, request.bias]
+    return [
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for tensor, wanted in zip(like, request.wants, strict=True)
+        if wanted and tensor is not None
+    ]
+
+
+def _pull_back(
+    request: Request, call: Call, table: Tensor, kept: Sequence[Tensor], grads: dict[str, Tensor]
+) -> Gradients:
+    wants = request.wanted()
+    if request.plan == "single-pass":
+        return passes.backward_from_inputs(call, kept, directions(request.with_gradient), table, grads, wants)
+    if request.plan == "keep":
+        (factors,) = grads.values()
+        return passes.backward_from_logits(call, kept[0], factors, wants)
+    return passes.recompute(call, (request.backward_rows, request.backward_classes), table, grads, wants)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    request = Request(*inputs)
+    _, table, *kept = output
+    ctx.set_materialize_grads(False)
+    # What the backward pass will not read is let go: with the weight frozen, the hidden states and (but for the
+    # gradient of `lse`) the weight, which may have been gathered for this call.
+    ctx.lists = (
+        [_unread(tensor, request.plan == "single-pass") for tensor in request.inputs],
+        [
+            _unread(tensor, request.plan == "single-pass" and "lse" not in request.with_gradient)
+            for tensor in request.weights
+        ],
+        [_unread(tensor, request.plan != "recompute") for tensor in request.reference],
+    )
+    read = [
+        tensor
+        for group, shapes in zip((request.inputs, request.weights, request.reference), ctx.lists, strict=True)
+        for tensor, shape in zip(group, shapes, strict=True)
+        if shape is None
+    ]
+    per_token = (request.labels, request.mask, request.temperatures, request.live)
+    ctx.save_for_backward(*read, *per_token, request.bias, table, *kept)
+    ctx.dtype, ctx.options = request.inputs[0].dtype, request[7:-1]
+
+
+def _unread(tensor: Tensor, unread: bool) -> torch.Size | None:
+    """All that is kept of a tensor that will not be read: its shape."""
+    return tensor.shape if unread else None
+
+
+def _restore(ctx: Any) -> tuple[Request, Tensor, list[Tensor]]:
+    saved = iter(ctx.saved_tensors)
+    read = [[next(saved) if shape is None else shape for shape in shapes] for shapes in ctx.lists]
+    labels, mask, temperatures, live, bias, table, *kept = saved
+    inputs, weights, reference = (
+        [
+            tensor if isinstance(tensor, Tensor) else labels.new_empty(1, dtype=ctx.dtype).expand(tensor)
+            for tensor in group
+        ]
+        for group in read
+    )
+    arguments = [inputs, weights, bias, reference, labels, mask, temperatures, *ctx.options, live]
+    return Request(*arguments), table, kept
+
+
+def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    nothing = _nothing(*map(len, ctx.lists))
+    if grads[0] is None:
+        return nothing
+    request, table, kept = _restore(ctx)
+    with gathered(request.weights, [request.bias]):
+        made = iter(linear_token_stats_backward(grads[0], table, kept, *request))
+    order = [next(made) if wanted else None for wanted in request.wants]
+    inputs = len(request.inputs)
+    return order[:inputs], order[inputs:-1], order[-1], *nothing[3:]
+
+
+def _nothing(inputs: int, weights: int, reference: int) -> tuple[Any, ...]:
+    """No gradient for anything: for lists of tensors a list."""
+    others = len(Request._fields) - 4
+    return [None] * inputs, [None] * weights, None, [None] * reference, *(None,) * others
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured, during which nothing can be looked at."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _named(arguments: dict[str, Any]) -> list[Any]:
+    return [arguments[name] for name in Request._fields]
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Any) -> NoReturn:
+    raise RuntimeError(ONCE_DIFFERENTIABLE)
+
+
+def _refuse_vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
+    raise NotImplementedError(NO_TRANSFORMS)
+
+
+linear_token_stats.register_autograd(_backward, setup_context=_save)
+linear_token_stats_backward.register_autograd(_refuse_second_derivative)
+for _operator in (linear_token_stats, linear_token_stats_backward):
+    _operator.register_vmap(_refuse_vmap)

@@ -1,0 +1,267 @@
+"""The plans as loops over tiles: what each makes forward, what it keeps, what it makes of that backward.
+
+With c_t the upstream gradient of a token's statistic and G_t = d(statistic)/d(logits), which the rows room writes,
+
+    d(loss)/d(hidden_t) = c_t · (Wᵀ G_t),    d(loss)/dW = Σ_t (c_t·G_t) hidden_tᵀ = Gᵀ (c ∘ hidden)
+
+so c_t may come after the product with W, and meets the small operand in the other: nothing of size N x V is scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prefuse._backends import backend
+from prefuse._rows import Rows
+from prefuse.linear.call import Call
+from prefuse.linear.gemm import add_product, multiply, product_dtype, scale_rows, sum_dtype
+
+Tile = tuple[int, int]
+
+
+class Wants(NamedTuple):
+    """Whose gradients are wanted: of which inputs, of which weights, of the bias."""
+
+    inputs: Sequence[bool]
+    weights: Sequence[bool]
+    bias: bool
+
+
+class Gradients(NamedTuple):
+    """Gradients of the head's tensors; None where none is wanted."""
+
+    inputs: list[Tensor | None]
+    weights: list[Tensor | None]
+    bias: Tensor | None
+
+
+def forward(call: Call, rows: int) -> Tensor:
+    """The kernel statistics of all tokens, [S, N]; 0 for rows that are not scored."""
+    table = call.new_table(call.tokens).zero_()
+    buffer = call.buffer(min(rows, call.count))
+    for part in call.tiles(rows):
+        table[:, part] = call.statistics(call.tile(part, buffer))
+    return table
+
+
+def directions(names: Sequence[str]) -> tuple[str, ...]:
+    """The statistics, of those with a gradient, that get a product of their own: `lse` follows from `logp`."""
+    return tuple(name for name in names if name != "lse" or "logp" not in names)
+
+
+def single_pass(
+    call: Call, rows: int, names: Sequence[str], inputs: Sequence[bool], wide: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """The kernel statistics, and d(statistic)/d(input) of every token for each of `names` and each wanted input.
+
+    `wide`: these are kept in float32, whatever the inputs' dtype.
+    """
+    table = call.new_table(call.tokens).zero_()
+    wanted = [f for f, wants in enumerate(inputs) if wants]
+    kept = [[_kept(call, f, wide) for f in wanted] for _ in names]
+    buffer = call.buffer(min(rows, call.count))
+    spare = torch.empty_like(buffer[: min(rows, call.count)]) if len(names) > 1 else buffer
+    for part in call.tiles(rows):
+        made = call.tile(part, buffer)
+        for of_name, gradient in zip(kept, _unscaled(call, made, part, names, table, spare), strict=True):
+            for f, unscaled in zip(wanted, of_name, strict=True):
+                _put_product(unscaled, part, gradient, call.head.weights[f])
+    return table, [unscaled for of_name in kept for unscaled in of_name]
+
+
+def keep(call: Call, name: str, room: int) -> tuple[Tensor, Tensor]:
+    """The kernel statistics, and d(`name`)/d(logits) of the M scored rows, the first of [room, V]."""
+    table = call.new_table(call.tokens).zero_()
+    kept = call.buffer(room)
+    part = call.part(0, call.count)
+    if call.count:
+        for _ in _unscaled(call, call.tile(part, kept), part, (name,), table, kept):
+            pass
+    kept[call.count : room].zero_()
+    return table, kept[:room]
+
+
+def backward_from_inputs(
+    call: Call, kept: Sequence[Tensor], names: Sequence[str], table: Tensor, grads: dict[str, Tensor], wants: Wants
+) -> Gradients:
+    """The pull back of `single_pass`: rows times numbers, nothing else."""
+    gradients: list[Tensor | None] = [None] * len(wants.inputs)
+    wanted = [f for f, wanted in enumerate(wants.inputs) if wanted]
+    for i, f in enumerate(wanted):
+        total: Tensor | None = None
+        for j, name in enumerate(names):
+            factors = grads.get(name)
+            if name == "logp" and "lse" in grads:  # d(lse) = slope·W[label] − d(logp)
+                factors = -grads["lse"] if factors is None else factors - grads["lse"]
+            if factors is None:
+                continue
+            scaled = scale_rows(kept[j * len(wanted) + i], factors, call.dtype)
+            total = scaled if total is None else total.add_(scaled)
+        if "lse" in grads and "lse" not in names:
+            at_label = _label_rows(call, f, table, grads["lse"])
+            total = at_label if total is None else total.add_(at_label)
+        gradients[f] = total
+    return Gradients(_reduced(call, gradients), [None] * len(wants.weights), None)
+
+
+def backward_from_logits(call: Call, kept: Tensor, factors: Tensor, wants: Wants) -> Gradients:
+    """The pull back of `keep`: the factors [N] meet the inputs before the one product, and come after the other."""
+    part = call.part(0, call.count)
+    kept, factors = kept[: call.count], factors[part]
+    inputs: list[Tensor | None] = []
+    for f, wanted in enumerate(wants.inputs):
+        gradient = _kept(call, f, wide=False) if wanted else None
+        if gradient is not None and call.count:
+            product = gradient.new_empty((call.count, gradient.shape[1]), dtype=product_dtype(kept.device, call.dtype))
+            multiply(kept, call.head.weights[f], product)
+            gradient[part] = scale_rows(product, factors, call.dtype)
+        inputs.append(gradient)
+    weights: list[Tensor | None] = []
+    for factor, weight, wanted in zip(call.head.rows(part), call.head.weights, wants.weights, strict=True):
+        gradient = torch.empty_like(weight) if wanted else None
+        if gradient is not None:
+            torch.mm(kept.t(), scale_rows(factor, factors, factor.dtype), out=gradient)
+        weights.append(gradient)
+    bias = None
+    if wants.bias and call.head.bias is not None:
+        bias = (kept.t() @ factors.to(kept.dtype)).to(call.head.bias.dtype)
+    return Gradients(_reduced(call, inputs), weights, bias)
+
+
+def recompute(call: Call, tile: Tile, table: Tensor, grads: dict[str, Tensor], wants: Wants) -> Gradients:
+    """The gradients with the logits made again, in tiles of `tile` rows and classes."""
+    rows, classes = tile
+    inputs = [
+        factor.new_zeros((call.count, factor.shape[1]), dtype=sum_dtype(factor.dtype)) if wanted else None
+        for factor, wanted in zip(call.head.inputs, wants.inputs, strict=True)
+    ]
+    weights = [
+        torch.zeros_like(weight) if wanted else None
+        for weight, wanted in zip(call.head.weights, wants.weights, strict=True)
+    ]
+    bias = torch.zeros_like(call.head.bias) if wants.bias and call.head.bias is not None else None
+    buffer = call.buffer(min(rows, call.count), classes)
+    for start in range(0, call.head.classes, classes):
+        block = (start, min(call.head.classes, start + classes))
+        sums = _Block(weights, bias, block, many=call.count > rows)
+        for first in range(0, call.count, max(1, rows)):
+            last = min(call.count, first + rows)
+            part = call.part(first, last)
+            made = call.tile(part, buffer, block)
+            own = {name: grad[part] for name, grad in grads.items()}
+            grads_of_rows = call.kernel_grads(own, last - first)
+            call.pull(made, grads_of_rows, table[:, part].contiguous(), made.logits)
+            for total, weight in zip(inputs, call.head.weights, strict=True):
+                if total is not None:
+                    add_product(total[first:last], made.logits, weight[block[0] : block[1]])
+            sums.add(made.logits, call.head.rows(part))
+        sums.write()
+    spread = [None if total is None else _spread(call, total) for total in inputs]
+    return Gradients(_reduced(call, spread), weights, bias)
+
+
+def _spread(call: Call, rows: Tensor) -> Tensor:
+    """The scored rows at their places among all tokens, in the dtype of the logits."""
+    if call.index is None:
+        return rows.to(call.dtype)
+    return rows.new_zeros((call.tokens, rows.shape[1]), dtype=call.dtype).index_copy_(
+        0, call.index, rows.to(call.dtype)
+    )
+
+
+class _Block:
+    """Sums over tiles of rows of the gradients of a block of classes, in float32 where there are many tiles."""
+
+    def __init__(
+        self, weights: Sequence[Tensor | None], bias: Tensor | None, block: tuple[int, int], many: bool
+    ) -> None:
+        start, stop = block
+        self.targets = [None if weight is None else weight[start:stop] for weight in weights]
+        self.bias = None if bias is None else bias[start:stop]
+        self.sums = [
+            torch.zeros_like(target, dtype=sum_dtype(target.dtype)) if many and target is not None else target
+            for target in self.targets
+        ]
+        self.bias_sum = None if self.bias is None else torch.zeros_like(self.bias, dtype=sum_dtype(self.bias.dtype))
+        self.many = many
+
+    def add(self, gradient: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Add what a tile's d(loss)/d(logits) and its inputs give."""
+        for total, factor in zip(self.sums, inputs, strict=True):
+            if total is not None and self.many:
+                add_product(total, gradient.t(), factor)
+            elif total is not None:
+                torch.mm(gradient.t(), factor, out=total)
+        if self.bias_sum is not None:
+            self.bias_sum += gradient.sum(0, dtype=self.bias_sum.dtype)
+
+    def write(self) -> None:
+        """Round the sums into the gradients."""
+        for target, total in zip(self.targets, self.sums, strict=True):
+            if target is not None and total is not None and total is not target:
+                target.copy_(total)
+        if self.bias is not None and self.bias_sum is not None:
+            self.bias.copy_(self.bias_sum)
+
+
+def _unscaled(
+    call: Call, rows: Rows, part: Tensor | slice, names: Sequence[str], table: Tensor, spare: Tensor
+) -> Iterator[Tensor]:
+    """d(name)/d(logits) of a tile for each name in turn, the last over the logits, the others in `spare`.
+
+    The tile's kernel statistics go into `table`.
+    """
+    count = rows.labels.shape[0]
+    one = rows.labels.new_ones(count, dtype=call.table_dtype)
+    if len(names) == 1 and not call.shard.name:
+        own = call.new_table(count)
+        backend(rows.logits.device).rows_both(rows, call.kernel_grads({names[0]: one}, count), own, rows.logits)
+        table[:, part] = own
+        yield rows.logits
+        return
+    own = call.statistics(rows)
+    table[:, part] = own
+    for name in names:
+        target = rows.logits if name == names[-1] else spare[:count]
+        call.pull(rows, call.kernel_grads({name: one}, count), own, target)
+        yield target
+
+
+def _kept(call: Call, f: int, wide: bool) -> Tensor:
+    """Room for a gradient of an input, 0 where rows are not scored."""
+    factor = call.head.inputs[f]
+    dtype = sum_dtype(factor.dtype) if wide else factor.dtype
+    make = torch.empty if call.index is None else torch.zeros
+    return make(factor.shape, dtype=dtype, device=factor.device)
+
+
+def _put_product(target: Tensor, part: Tensor | slice, a: Tensor, b: Tensor) -> None:
+    """target[part] = a @ b."""
+    if isinstance(part, slice):
+        multiply(a, b, target[part])
+    else:
+        product = target.new_empty((a.shape[0], b.shape[1]))
+        multiply(a, b, product)
+        target.index_copy_(0, part, product)
+
+
+def _label_rows(call: Call, f: int, table: Tensor, factors: Tensor) -> Tensor:
+    """factors · dz_label/d(input): rows of the weight, 0 where the label is another process's or the row not scored."""
+    transform = call.transform
+    logp, lse = (table[call.kernel_names.index(name)] for name in ("logp", "lse"))
+    temperature = transform.temperature if transform.temperatures is None else transform.temperatures
+    slope = transform.scale / temperature
+    if transform.softcap:
+        slope = slope * (1 - ((logp + lse) * temperature / transform.softcap) ** 2)
+    local = call.labels - call.shard.first_class
+    held = (local >= 0) & (local < call.head.classes) & (factors != 0)
+    rows = call.head.weights[f][torch.where(held, local, 0)]
+    return scale_rows(rows, torch.where(held, factors * slope, 0), call.dtype)
+
+
+def _reduced(call: Call, gradients: list[Tensor | None]) -> list[Tensor | None]:
+    return [None if gradient is None else call.shard.reduce(gradient) for gradient in gradients]

@@ -1,0 +1,105 @@
+"""A vocabulary cut over the processes of a group: each holds some classes, and statistics are put together.
+
+With s the processes, statistics over their own classes combine as
+
+    lse = log Σ_s e^{lse_s},   share_s = e^{lse_s − lse},   logp = log Σ_s e^{logp_s + lse_s − lse}
+
+(the label is one process's class; for the others logp_s = −inf), and expectations under p are weighted by the shares.
+The exchange is one all-gather of a few numbers per token; the hidden states' gradient is a sum over the processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+UNSUPPORTED = frozenset({"top1", "topk_mass", "topk_entropy"})
+"""Statistics that do not follow from each process's own."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which classes this process holds: from `first_class` on, of `classes` in all; `name` is the group's, or empty."""
+
+    name: str = ""
+    first_class: int = 0
+    classes: int | None = None
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The process group; None where the vocabulary is not cut."""
+        found: ProcessGroup | None = _resolve(self.name) if self.name else None
+        return found
+
+    def combine(self, names: Sequence[str], table: Tensor, width: int) -> Tensor:
+        """Statistics over the whole vocabulary from `table` [S, N], those over this process's `width` classes."""
+        if not self.name:
+            return table
+        everyone = _gather(table, self.group)
+        widths = _gather(table.new_tensor([width]), self.group)
+        combined = combine(dict(zip(names, everyone.double().unbind(1), strict=True)), widths.double())
+        return torch.stack([combined[name] for name in names]).to(table.dtype)
+
+    def reduce(self, total: Tensor) -> Tensor:
+        """`total` summed over the processes, in place."""
+        if self.name:
+            dist.all_reduce(total, group=self.group)
+        return total
+
+
+def shard_of(group: ProcessGroup | None, weight: Tensor) -> Shard:
+    """The shard of this process, whose classes follow those of the lower ranks; they tell each other how many."""
+    if group is None:
+        return Shard()
+    counts = _gather(torch.tensor([weight.shape[0]], device=weight.device), group).flatten().tolist()
+    first = sum(counts[: dist.get_rank(group)])
+    return Shard(group.group_name, first, sum(counts))
+
+
+def combine(parts: dict[str, Tensor], widths: Tensor) -> dict[str, Tensor]:
+    """Statistics of the whole vocabulary from those of its P parts, each [P, N]; `widths` [P, 1]: how many classes."""
+    lse, log_share = _normalise(parts["lse"])
+    ref_lse, ref_log_share = _normalise(parts["ref_lse"]) if "ref_lse" in parts else (lse, log_share)
+    rules: dict[str, Callable[[Tensor], Tensor]] = {
+        "lse": lambda part: lse,
+        "ref_lse": lambda part: ref_lse,
+        "logp": lambda part: torch.logsumexp(part + log_share, 0),
+        "ref_logp": lambda part: torch.logsumexp(part + ref_log_share, 0),
+        "entropy": lambda part: _expected(log_share, part - log_share),
+        "log_sum_sq": lambda part: torch.logsumexp(part + 2 * log_share, 0),
+        "mean_logit": lambda part: (part * widths).sum(0) / widths.sum(),
+        "kl": lambda part: _expected(log_share, part + log_share - ref_log_share),
+        "rkl": lambda part: _expected(ref_log_share, part + ref_log_share - log_share),
+    }
+    return {name: rules[name](part) for name, part in parts.items()}
+
+
+def _normalise(lse: Tensor) -> tuple[Tensor, Tensor]:
+    """The whole's lse, and the logarithm of each part's share, −inf where it has none."""
+    total = torch.logsumexp(lse, 0)
+    return total, torch.where(lse == -math.inf, -math.inf, lse - total)
+
+
+def _expected(log_share: Tensor, values: Tensor) -> Tensor:
+    """Σ share·value, where a share of 0 takes no part."""
+    return torch.where(log_share == -math.inf, 0.0, log_share.exp() * values).sum(0)
+
+
+def _resolve(name: str) -> Any:
+    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
+
+
+def _gather(mine: Tensor, group: Any) -> Tensor:
+    """[P, *shape] of every process's tensor, by rank."""
+    everyone = mine.new_empty((dist.get_world_size(group), *mine.shape))
+    dist.all_gather_into_tensor(everyone, mine.contiguous(), group=group)
+    return everyone

@@ -1,0 +1,301 @@
+"""How the fused linear head runs: which GEMMs in which order, what is kept, in tiles of what size.
+
+One GEMM is 2·N·H·V flops: N rows that are scored, H features, V classes. The logits always cost one, a gradient to the
+hidden states one per direction, a gradient to the weight one:
+
+============ ===================================================================== ============================
+plan         what happens                                                          GEMMs
+============ ===================================================================== ============================
+forward      statistics of one tile of rows after the other                        1
+single-pass  while a tile is there, d(statistic)/d(hidden) is made of it, without  1 + 1 per statistic with a
+             the upstream gradient, which multiplies it in the backward pass       gradient
+grouped      whole groups to a tile: score them, pull the gradient back at once    1 + hidden + weight
+keep         d(statistic)/d(logits) of all rows is kept for the backward pass      1 + hidden + weight
+recompute    the backward pass makes the logits again                              2 + hidden + weight
+============ ===================================================================== ============================
+
+`choose` takes sizes and wishes and looks at no tensor, so a plan can be had before there is anything to run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+PLANS = ("forward", "single-pass", "grouped", "keep", "recompute")
+
+WORKSPACE_BYTES = 256 << 20
+"""How much memory tiles may take where the caller does not say."""
+
+MAX_DIRECTIONS = 2
+"""From so many statistics with a gradient on, to make the logits again costs less than a product for each."""
+
+WHOLE_ROWS = 64
+"""Tiles have a multiple of so many rows where there is room for them, as GEMMs like it."""
+
+NARROWEST_BLOCK = 4096
+"""Classes of a block below which its GEMMs are slow: then rows are cut too."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done, in numbers.
+
+    Attributes:
+        rows: rows that are scored; their upper bound where that is not known yet.
+        features: numbers in a row of all hidden inputs together.
+        classes: V.
+        itemsize: bytes of a logit.
+        statistics: the statistics that a gradient is wanted of.
+        hidden: whether the hidden states want a gradient.
+        weight: whether weight, bias or an adapter's second matrix want one.
+        reference: whether the logits of a reference model are made beside.
+        groups: rows of each group that an objective scores as one; None where the loss is not known here.
+        apart: whether groups may be scored one by one: False where the objective looks at the whole batch.
+        kept_itemsize: bytes of a number of the hidden states' gradient while it waits.
+    """
+
+    rows: int
+    features: int
+    classes: int
+    itemsize: int
+    statistics: tuple[str, ...] = ("logp",)
+    hidden: bool = False
+    weight: bool = False
+    reference: bool = False
+    groups: tuple[int, ...] | None = None
+    apart: bool = True
+    kept_itemsize: int = 4
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in a tile: its logits, its inputs, and the product that becomes its gradient."""
+        return (self.classes * self.copies + 3 * self.features) * self.itemsize
+
+    @property
+    def copies(self) -> int:
+        """How often a tile has room for logits: for the reference's too, and for a gradient where another follows."""
+        several = self.hidden and not self.weight and 1 < self.directions <= MAX_DIRECTIONS
+        return 1 + int(self.reference) + int(several)
+
+    @property
+    def directions(self) -> int:
+        """Products that d(statistics)/d(hidden) takes; that of `lse` follows from that of `logp`."""
+        return len([name for name in self.statistics if name != "lse" or "logp" not in self.statistics])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run.
+
+    Attributes:
+        name: one of `PLANS`.
+        reason: why this one.
+        gemms: how many GEMMs of the whole logits' size.
+        tile: rows and classes of a tile of logits.
+        tiles: how many there are.
+        tile_bytes: the memory of one.
+        kept_bytes: what lies between forward and backward beside the inputs.
+        backward_tile: rows and classes of a tile of the backward pass, where that makes logits anew.
+        chunks: for `grouped`, the groups of each tile: tile i takes groups chunks[i] up to chunks[i + 1].
+        job: what it is for.
+    """
+
+    name: str
+    reason: str
+    gemms: int
+    tile: tuple[int, int]
+    tiles: int
+    tile_bytes: int
+    kept_bytes: int
+    job: Job = field(repr=False)
+    backward_tile: tuple[int, int] = (0, 0)
+    chunks: tuple[int, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<11}{value}" for name, value in self._lines())
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._lines())
+        return f"<table>{rows}</table>"
+
+    def _lines(self) -> list[tuple[str, str]]:
+        job, (rows, classes) = self.job, self.tile
+        lines = [
+            ("plan", f"{self.name}: {self.reason}"),
+            ("sizes", f"{job.rows} rows scored x {job.features} features x {job.classes} classes"),
+            ("GEMMs", f"{self.gemms} x {2e-12 * job.rows * job.features * job.classes:.3g} TFLOP"),
+            ("tiles", f"{self.tiles} of {rows} rows x {classes} classes, {_bytes(self.tile_bytes)}"),
+        ]
+        if self.backward_tile != (0, 0):
+            rows, classes = self.backward_tile
+            lines.append(("backward", f"tiles of {rows} rows x {classes} classes, logits made again"))
+        lines.append(("kept", f"{_bytes(self.kept_bytes)} from forward to backward"))
+        if self.name != "keep" and self.tile[0] < job.rows:
+            lines.append(("not made", f"{_bytes(job.rows * job.classes * job.itemsize)} of logits"))
+        return lines
+
+
+def choose(job: Job, workspace_bytes: int = WORKSPACE_BYTES, plan: str | None = None) -> Plan:
+    """The plan for a job: the fewest GEMMs for which there is memory.
+
+    Args:
+        job: sizes and wishes.
+        workspace_bytes: how much memory tiles, and logits that are kept, may take.
+        plan: one of `PLANS` instead; where nothing wants a gradient it is "forward" all the same.
+
+    Raises:
+        ValueError: the named plan is unknown or cannot do the job; the message says why.
+    """
+    if plan is not None and plan not in PLANS:
+        raise ValueError(f"plan: expected one of {', '.join(PLANS)}, or None to have it chosen, got {plan!r}")
+    if not (job.hidden or job.weight):
+        return _plan("forward", "nothing wants a gradient", job, workspace_bytes)
+    obstacles = {name: _obstacle(name, job, workspace_bytes) for name in PLANS}
+    if plan is not None:
+        if obstacles[plan]:
+            raise ValueError(f"plan: {plan!r} is not possible here: {obstacles[plan]}")
+        return _plan(plan, "asked for", job, workspace_bytes)
+    for name, reason in (
+        ("single-pass", "no gradient to the weight, so the upstream gradient can wait"),
+        ("grouped", "the objective is known, and no group needs another"),
+        ("keep", "the loss is not known here, and the logits fit into workspace_bytes"),
+    ):
+        if not obstacles[name]:
+            return _plan(name, reason, job, workspace_bytes)
+    better = "grouped" if job.weight and job.groups is not None else "keep" if job.weight else "single-pass"
+    return _plan("recompute", f"not {better}, since {obstacles[better]}", job, workspace_bytes)
+
+
+def _obstacle(name: str, job: Job, workspace_bytes: int) -> str:
+    """Why a job that wants a gradient cannot be done by the plan; empty where it can."""
+    if name == "forward":
+        return "hidden states or weight require grad, and it makes no gradient; detach them or use torch.no_grad()"
+    if name == "single-pass":
+        if job.weight:
+            return "the weight (or bias, or adapter) requires grad, which takes the upstream gradient of each token"
+        if job.directions > MAX_DIRECTIONS:
+            return (
+                f"gradients through {', '.join(job.statistics)} would take {job.directions} products, "
+                "and to make the logits again costs no more than two"
+            )
+    if name == "grouped":
+        return _obstacle_to_grouped(job, workspace_bytes)
+    if name == "keep":
+        if len(job.statistics) > 1:
+            return f"it keeps one gradient per logit, and {', '.join(job.statistics)} have one each"
+        needed = job.rows * job.row_bytes
+        if needed > workspace_bytes:
+            return f"the logits of {job.rows} rows take {_bytes(needed)}, and workspace_bytes is {workspace_bytes}"
+    return ""
+
+
+def _obstacle_to_grouped(job: Job, workspace_bytes: int) -> str:
+    if job.groups is None:
+        return "the loss is not known here; preference_loss knows it, with reduction 'mean' or 'sum'"
+    if not job.apart:
+        return "the objective couples all groups of the batch"
+    largest = max(job.groups, default=0)
+    if largest * job.row_bytes > workspace_bytes:
+        return (
+            f"the largest group has {largest} rows, which take {_bytes(largest * job.row_bytes)}, "
+            f"and workspace_bytes is {workspace_bytes}"
+        )
+    return ""
+
+
+def _plan(name: str, reason: str, job: Job, workspace_bytes: int) -> Plan:
+    gradients = int(job.hidden) + int(job.weight)
+    gemms = {
+        "forward": 1,
+        "single-pass": 1 + job.directions,
+        "grouped": 1 + gradients,
+        "keep": 1 + gradients,
+        "recompute": 2 + gradients,
+    }[name]
+    rows, tiles = _rows_of_tiles(job, workspace_bytes)
+    chunks: tuple[int, ...] = ()
+    if name == "grouped":
+        chunks = _pack(job, workspace_bytes)
+        tiles = len(chunks) - 1
+        rows = max((sum(job.groups[a:b]) for a, b in itertools.pairwise(chunks)), default=0)  # type: ignore[index]
+    elif name == "keep":
+        rows, tiles = job.rows, 1
+    return Plan(
+        name=name,
+        reason=reason,
+        gemms=gemms,
+        tile=(rows, job.classes),
+        tiles=tiles,
+        tile_bytes=rows * job.row_bytes,
+        kept_bytes=_kept_bytes(name, job),
+        job=job,
+        backward_tile=_backward_tile(job, workspace_bytes) if name == "recompute" else (0, 0),
+        chunks=chunks,
+    )
+
+
+def _rows_of_tiles(job: Job, workspace_bytes: int) -> tuple[int, int]:
+    """Rows of a tile, as even as they go, and the number of tiles."""
+    room = max(1, workspace_bytes // job.row_bytes)
+    tiles = -(-job.rows // room)
+    if tiles <= 1:
+        return job.rows, min(tiles, job.rows)
+    rows = min(room, _round_up(-(-job.rows // tiles), WHOLE_ROWS))
+    if rows > WHOLE_ROWS:
+        rows -= rows % WHOLE_ROWS
+    return rows, -(-job.rows // rows)
+
+
+def _pack(job: Job, workspace_bytes: int) -> tuple[int, ...]:
+    """Where each tile's groups begin: as many neighbours as there is room for."""
+    room, filled, starts = workspace_bytes // job.row_bytes, 0, [0]
+    for group, rows in enumerate(job.groups or ()):
+        if filled and filled + rows > room:
+            starts.append(group)
+            filled = 0
+        filled += rows
+    return (*starts, len(job.groups or ()))
+
+
+def _backward_tile(job: Job, workspace_bytes: int) -> tuple[int, int]:
+    """Rows and classes of a tile of logits that are made again.
+
+    With a gradient to the weight, blocks of classes: what is added up over them is the small gradient, that of the
+    hidden states. Without, blocks of rows, and nothing is added up.
+    """
+    reference = 2 if job.reference else 1
+    if not job.weight:
+        return _rows_of_tiles(job, workspace_bytes)[0], job.classes
+    rows = max(1, job.rows)
+    per_class = rows * job.itemsize * reference
+    room = max(0, workspace_bytes - 3 * rows * job.features * job.itemsize)
+    if room // per_class >= min(NARROWEST_BLOCK, job.classes):
+        blocks = -(-job.classes // (room // per_class))
+        return rows, min(job.classes, _round_up(-(-job.classes // blocks), WHOLE_ROWS))
+    classes = min(NARROWEST_BLOCK, job.classes)
+    per_row = (classes * reference + 3 * job.features) * job.itemsize
+    return max(1, workspace_bytes // per_row), classes
+
+
+def _kept_bytes(name: str, job: Job) -> int:
+    hidden = job.rows * job.features * job.kept_itemsize
+    weight = job.classes * job.features * job.itemsize
+    return {
+        "forward": 0,
+        "single-pass": job.directions * hidden,
+        "grouped": (hidden if job.hidden else 0) + (weight if job.weight else 0),
+        "keep": job.rows * job.classes * job.itemsize,
+        "recompute": 0,
+    }[name]
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
