@@ -6,11 +6,11 @@ of all architectures. Where registers are spilled, or on demand, a line per kern
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import NamedTuple
 
 from prefuse import _prefuse, objectives
@@ -24,11 +24,11 @@ Logs = list[tuple[str, str]]
 
 
 class Item(NamedTuple):
-    """What gets a line: a name, how its kernels are compiled for one architecture, and for which they are."""
+    """What gets a line: a name, how its kernels are compiled for one architecture, and which architectures run them."""
 
     name: str
     compile: Callable[[int], Logs]
-    architectures: tuple[int, ...] = ARCHITECTURES
+    architectures: Sequence[int]
 
 
 class Used(NamedTuple):
@@ -69,19 +69,20 @@ def compile_all(detail: bool) -> int:
     return int(tally.failures > 0)
 
 
-def _fixed() -> Iterator[Item]:
-    """The kernels of `kernels/`, each on the architectures where calls run it."""
-    found: dict[str, tuple[Program, list[int]]] = {}
+def _fixed() -> list[Item]:
+    """The kernels of `kernels/`; not every architecture runs all of them."""
+    items: dict[str, Item] = {}
     for architecture in ARCHITECTURES:
         for program in programs(architecture):
             kernel, defines = program
             name = " ".join([kernel, *(f"{key}={value}" for key, value in defines)])
-            found.setdefault(name, (program, []))[1].append(architecture)
-    for name, ((kernel, defines), architectures) in found.items():
-        yield Item(name, partial(_compile_fixed, kernel, defines), tuple(architectures))
+            known = items[name].architectures if name in items else ()
+            items[name] = Item(name, functools.partial(_log, program), (*known, architecture))
+    return list(items.values())
 
 
-def _compile_fixed(kernel: str, defines: list[tuple[str, str]], architecture: int) -> Logs:
+def _log(program: Program, architecture: int) -> Logs:
+    kernel, defines = program
     return [(kernel, _prefuse.cuda_compile(kernel, defines, architecture, False)[1])]
 
 
@@ -93,7 +94,7 @@ def _generated(name: str) -> Item:
         kernels = [kernel for one_block in (True, False) for kernel in compiled(traced, architecture, one_block)]
         return [(entry, log) for entry, _, log in kernels]
 
-    return Item(name, compile_for)
+    return Item(name, compile_for, ARCHITECTURES)
 
 
 def _everywhere(pool: ThreadPoolExecutor, item: Item) -> Iterator[tuple[int, Future[Logs]]]:

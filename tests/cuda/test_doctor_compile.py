@@ -17,7 +17,7 @@ LOG = "ptxas . {spilled} bytes spill stores, 0 bytes spill loads\nUsed {register
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two architectures, one kernel of `kernels/`, one objective; an NVRTC, though there may be none."""
     monkeypatch.setattr(_compile_all, "ARCHITECTURES", (80, 120))
-    monkeypatch.setattr(_compile_all, "programs", lambda: [("segment_sum", [("VALUE", "f32")])])
+    monkeypatch.setattr(_compile_all, "programs", lambda architecture: [("segment_sum", [("VALUE", "f32")])])
     monkeypatch.setattr(objectives, "names", lambda: ["aot"])
 
 
