@@ -28,7 +28,7 @@ from prefuse._rows import (
 from prefuse.functional import TokenStats
 from prefuse.linear import operators
 from prefuse.linear.call import SMOOTHED
-from prefuse.linear.gathering import gathered, whole
+from prefuse.linear.gathering import gathered, whole, whole_shape
 from prefuse.linear.gemm import product_dtype, sum_dtype
 from prefuse.linear.shards import UNSUPPORTED, shard_of
 from prefuse.plans import WORKSPACE_BYTES, Job, Plan, choose
@@ -77,7 +77,7 @@ class Operands(NamedTuple):
         return Job(
             rows=self.labels.numel() if index is None else index.shape[0],
             features=sum(factor.shape[-1] for factor in self.inputs),
-            classes=self.weights[0].shape[0],
+            classes=whole_shape(self.weights[0])[0],
             itemsize=dtype.itemsize,
             statistics=statistics.differentiated,
             hidden=any(wants[:inputs]) and bool(statistics.differentiated),

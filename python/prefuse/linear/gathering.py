@@ -52,6 +52,12 @@ def gathered(*groups: Sequence[Tensor | None]) -> Iterator[None]:
         yield
 
 
+def whole_shape(tensor: Tensor) -> torch.Size:
+    """The shape of a tensor, where ZeRO-3 has partitioned it that of the whole."""
+    whole = getattr(tensor, "ds_shape", None)
+    return tensor.shape if whole is None else torch.Size(whole)
+
+
 def _is_partitioned(tensor: Tensor) -> bool:
     """Whether it is a parameter of ZeRO-3's that is not whole at present (a tied one may be)."""
     status = getattr(tensor, "ds_status", None)

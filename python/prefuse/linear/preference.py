@@ -137,7 +137,9 @@ class Head:
     def score(self) -> Score:
         """Run it."""
         if self.plan.name == "grouped":
-            score = self._grouped()
+            operands = self.operands
+            with gathered(operands.weights, [operands.bias], operands.reference):
+                score = self._grouped()
         else:
             values = run(self.operands, self.statistics, self.index, self.plan)
             score = self.scoring.score(dict(zip(self.statistics.names, values.unbind(0), strict=True)))
@@ -148,7 +150,7 @@ class Head:
         operands = self.operands
         tensors = [*operands.inputs, *operands.weights, operands.bias]
         columns = self.scoring.tensors_with_gradient()
-        with torch.no_grad(), gathered(operands.weights, [operands.bias], operands.reference):
+        with torch.no_grad():
             asked = request(operands, self.statistics, self.index, self.plan)
             score, gradients, of_columns = scored(
                 asked.call(),
