@@ -54,8 +54,8 @@ def gathered(*groups: Sequence[Tensor | None]) -> Iterator[None]:
 
 def whole_shape(tensor: Tensor) -> torch.Size:
     """The shape of a tensor, where ZeRO-3 has partitioned it that of the whole."""
-    whole = getattr(tensor, "ds_shape", None)
-    return tensor.shape if whole is None else torch.Size(whole)
+    size = getattr(tensor, "ds_shape", None)
+    return tensor.shape if size is None else torch.Size(size)
 
 
 def _is_partitioned(tensor: Tensor) -> bool:
