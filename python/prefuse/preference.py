@@ -282,7 +282,9 @@ def _prepare(
     rows, shape = ("logits", _shape(logits)) if source is None else ("hidden states", _shape(hidden))
     if source is not None and isinstance(source.reference_weight, Tensor):
         shape = (*shape[:-1], source.reference_weight.shape[-1])
-    read = reading(objective, tuple(columns))
+    settled = _with_settings(objective, columns)
+    # Numbers change nothing about what is read, and what is read is remembered by objective.
+    read = reading(objective if settled._forms == objective._forms else settled, tuple(columns))
     offsets = check_layout(labels, mask, cu_seqlens)
     check_integer("ignore_index", ignore_index)
     check_process_group("data_group", data_group)
@@ -292,7 +294,7 @@ def _prepare(
     form = reference_form(reference, rows, shape, labels, offsets)
     check_reference(objective.name, read.needs, form, rows)
     scoring = Scoring(
-        _with_settings(objective, columns),
+        settled,
         read,
         {name: value for name, value in columns.items() if name not in objective.parameters},
         (scored_tokens(*at_logits, ignore_index), offsets),
