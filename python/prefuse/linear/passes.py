@@ -64,7 +64,7 @@ def single_pass(
     wanted = [f for f, wants in enumerate(inputs) if wants]
     kept = [[_kept(call, f, wide) for f in wanted] for _ in names]
     buffer = call.buffer(min(rows, call.count))
-    spare = torch.empty_like(buffer[: min(rows, call.count)]) if len(names) > 1 else buffer
+    spare = call.aligned(min(rows, call.count), call.head.classes) if len(names) > 1 else buffer
     for part in call.tiles(rows):
         made = call.tile(part, buffer)
         for of_name, gradient in zip(kept, _unscaled(call, made, part, names, table, spare), strict=True):
@@ -76,7 +76,7 @@ def single_pass(
 def keep(call: Call, name: str, room: int) -> tuple[Tensor, Tensor]:
     """The kernel statistics, and d(`name`)/d(logits) of the M scored rows, the first of [room, V]."""
     table = call.new_table(call.tokens).zero_()
-    kept = call.buffer(room)
+    kept = call.labels.new_empty((room * (1 if call.reference is None else 2), call.head.classes), dtype=call.dtype)
     part = call.part(0, call.count)
     if call.count:
         for _ in _unscaled(call, call.tile(part, kept), part, (name,), table, kept):
