@@ -4,13 +4,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 2>/dev/null)
 
-.PHONY: demo test test-rust test-python lint bench wheel clean help
+.PHONY: demo test test-rust test-python lint bench docs wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make lint    rustfmt, clippy, ruff, mypy"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON"
+	@echo "make docs    write the catalogue's pages from the objectives"
 	@echo "make wheel   build the abi3 wheel into dist/"
 
 demo: $(VENV)/.demo
@@ -34,6 +35,9 @@ lint: $(VENV)/.test $(VENV)/.lint
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/rows_cpu.py
 	$(BIN)/python benchmarks/objectives_cpu.py
+
+docs: $(VENV)/.test
+	$(BIN)/python -m prefuse.catalogue.page docs
 
 wheel: $(VENV)/.created
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

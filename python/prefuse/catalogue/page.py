@@ -1,0 +1,102 @@
+"""The catalogue as documentation: ``python -m prefuse.catalogue.page docs`` writes objectives.md and a picture each.
+
+The page is made of what the objectives declare, so it is never edited by hand; a test fails where it is stale.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from prefuse.catalogue.entries import Entry, catalogue
+
+_KINDS = {
+    "pair": ("Pairs", "a chosen and a rejected response to one prompt"),
+    "point": ("Single responses", "each with a label, a score or a target"),
+    "group": ("Lists", "several responses to one prompt"),
+    "token": ("Tokens", "a loss for every token of a response"),
+}
+
+_HEAD = """# The catalogue
+
+Made from the objectives themselves by `python -m prefuse.catalogue.page docs`; not edited by hand.
+
+`prefuse.objectives.show("simpo")` or `python -m prefuse show simpo` shows one of them, `prefuse.objectives.list("length")` or
+`python -m prefuse objectives length` those that mention a word. Log-probabilities are sums over a response, in nats.
+"""
+
+
+def markdown() -> str:
+    """The whole page."""
+    return "\n".join([_HEAD, *_contents(), *_sections()]) + "\n"
+
+
+def _contents() -> Iterator[str]:
+    yield "| objective | kind | what it is | paper |"
+    yield "| --- | --- | --- | --- |"
+    for found in catalogue():
+        yield f"| [{found.name}](#{found.name}) | {found.kind} | {_cell(found.summary)} | {_link(found)} |"
+    yield ""
+
+
+def _sections() -> Iterator[str]:
+    for kind, (title, what) in _KINDS.items():
+        entries = [found for found in catalogue() if found.kind == kind]
+        if entries:
+            yield f"## {title}: {what}\n"
+        for found in entries:
+            yield from _section(found)
+
+
+def _section(found: Entry) -> Iterator[str]:
+    yield f"### {found.name}\n"
+    aliases = f" Also found as {', '.join(f'`{alias}`' for alias in found.aliases)}." if found.aliases else ""
+    citation = found.citation.replace(f"arXiv:{found.paper}", _link(found))
+    citation = f" {citation}." if citation else ""
+    yield f"**{found.summary}.**{citation}{aliases}\n"
+    yield f"$$\n{found.objective.latex()}\n$$\n"
+    if has_picture(found):
+        yield f"![loss and gradient weight against the margin](objectives/{found.name}.svg)\n"
+    yield f"Takes {', '.join(f'`{name}` ({what})' for name, what in found.inputs.items())}.\n"
+    if found.parameters:
+        yield f"Hyper-parameters: {', '.join(f'`{name}` = {value}' for name, value in found.parameters.items())}.\n"
+    if found.notes:
+        yield f"{found.notes.replace('``', '`')}\n"
+    yield "<details><summary>gradient</summary>\n"
+    for column, derivative in found.derivatives().items():
+        yield f"`{column}`\n\n$$\n{derivative}\n$$\n"
+    yield "</details>\n"
+
+
+def has_picture(found: Entry) -> bool:
+    """Whether it is a pair objective of log-ratios alone, which can be drawn against the margin."""
+    levels = {info.level for info in found.objective.columns.values()}
+    return found.kind == "pair" and not any(level.startswith("token") for level in levels)
+
+
+def draw(folder: Path) -> None:
+    """Write a picture of every objective that has one."""
+    import matplotlib
+
+    from prefuse import viz
+
+    folder.mkdir(exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "prefuse", "svg.fonttype": "none"}):
+        for found in filter(has_picture, catalogue()):
+            figure = viz.margin(found.objective, points=121)
+            figure.savefig(folder / f"{found.name}.svg", metadata={"Date": None})
+
+
+def _link(found: Entry) -> str:
+    return f"[arXiv:{found.paper}](https://arxiv.org/abs/{found.paper})" if found.paper else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    (target / "objectives.md").write_text(markdown(), encoding="utf-8")
+    draw(target / "objectives")
