@@ -27,8 +27,10 @@ def main() -> None:
     about = machine.describe()
     print(about)
     names, absent = head.available(tuple(options.hands), head.DPO)
-    cases = [case for trainable in (False, True) for case in compare(options, names, trainable)]
-    print_tables(cases)
+    cases = []
+    for trainable in (False, True):
+        cases += (found := compare(options, names, trainable))
+        print_tables(found)
     report = {
         "comparison": "LM head of a DPO step",
         "sizes": sizes(options),
@@ -116,12 +118,11 @@ def plan_of(batch: head.Batch) -> dict[str, object]:
 
 
 def print_tables(cases: list[dict]) -> None:
-    for weight in ("frozen", "trained"):
-        for masked in MASKED:
-            some = [case for case in cases if (case["weight"], case["masked"]) == (weight, masked)]
-            allowed = some[0]["allowed_bytes"] / MEBIBYTE
-            title = f"DPO, weight {weight}, {masked:.0%} masked; {allowed:.0f} MiB allowed beside the gradients"
-            tables.show(title, ("hand", "s", "/ GEMMs", "fastest / GEMMs", "/ unmasked", "MiB"), [row(c) for c in some])
+    for masked in MASKED:
+        some = [case for case in cases if case["masked"] == masked]
+        allowed = some[0]["allowed_bytes"] / MEBIBYTE
+        title = f"DPO, weight {some[0]['weight']}, {masked:.0%} masked; {allowed:.0f} MiB allowed beside the gradients"
+        tables.show(title, ("hand", "s", "/ GEMMs", "fastest / GEMMs", "/ unmasked", "MiB"), [row(c) for c in some])
 
 
 def row(case: dict) -> tuple[str, ...]:
