@@ -12,6 +12,8 @@
 // launch: what other threads wrote is read with __ldcg (never from a stale line of the first-level cache).
 //
 // Such a kernel is compiled when its objective is first used: what is large and used often is not inlined, nor unrolled.
+// Bodies get their index through opaque(): the compiler would otherwise step an address per array along with it, and keep those in
+// as many registers as all the rest takes.
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr i64 CHUNK = 2048;
@@ -194,7 +196,7 @@ template <typename Body> __device__ inline void each_chunk(i64 count, const Body
 }
 
 template <typename Body> __device__ inline void each_element(i64 count, const Body& body) {
-    for (i64 i = i64(blockIdx.x) * THREADS + threadIdx.x; i < count; i += i64(gridDim.x) * THREADS) body(i);
+    for (i64 i = i64(blockIdx.x) * THREADS + threadIdx.x; i < count; i += i64(gridDim.x) * THREADS) body(opaque(i));
 }
 
 // For what is one number: the first block, where it is more than one.

@@ -26,3 +26,40 @@ __device__ inline unsigned pack_bf16(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
     return word;
 }
+
+// x, of which the compiler does not know where it comes from.
+__device__ inline long long opaque(long long x) {
+    asm("" : "+l"(x));
+    return x;
+}
+
+// The block's dynamic shared memory; the launch gives its size.
+__device__ inline uint4* dynamic_shared() {
+    extern __shared__ uint4 memory[];
+    return memory;
+}
+
+// Clusters of blocks, from sm_90 on. Everything written to shared memory before a block arrives can be read after any other has
+// waited; every thread does both, in turns.
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+
+// What stands in the shared memory of block `rank` of the cluster where `p` points to in this block's.
+__device__ inline unsigned in_block(const void* p, unsigned rank) {
+    unsigned address;
+    asm("{ .reg .u64 shared; .reg .u32 own; cvta.to.shared.u64 shared, %1; cvt.u32.u64 own, shared;"
+        " mapa.shared::cluster.u32 %0, own, %2; }"
+        : "=r"(address)
+        : "l"(p), "r"(rank));
+    return address;
+}
+__device__ inline float cluster_load(const float* p, unsigned rank) {
+    float x;
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(in_block(p, rank)) : "memory");
+    return x;
+}
+__device__ inline double cluster_load(const double* p, unsigned rank) {
+    double x;
+    asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(x) : "r"(in_block(p, rank)) : "memory");
+    return x;
+}

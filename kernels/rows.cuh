@@ -35,7 +35,8 @@ struct RowsArgs {
     const i64* labels;
     const u8* mask;             // null: no row is masked
     const void* temperatures;   // null: `temperature` for all; otherwise of type temperature_type, 0 f16, 1 bf16, 2 f32, 3 f64
-    A* table;                   // forward: statistics out [S, N]; backward: grads [S, N]
+    A* values;                  // forward: the statistics [S, N]
+    const A* grads;             // backward: upstream gradients [S, N]
     const A* saved;             // backward: statistics [S, N] from forward
     void* partials;             // [N, parts] where a row is split over blocks
     i64 rows, width, parts, k, ignore_index, first_class, classes, temperature_type, rank;
@@ -133,23 +134,29 @@ __device__ inline void merge(Partial& a, const Partial& b) {
     a.total += b.total, a.beaten += b.beaten;
 }
 
-__device__ inline A across(A x, int distance) { return __shfl_xor_sync(0xffffffffu, x, distance); }
-__device__ inline Softmax across(const Softmax& s, int distance) {
-    Softmax other = {across(s.peak, distance), across(s.sum, distance), 0, 0, 0};
-    if (wants(ENTROPY)) other.moment = across(s.moment, distance);
-    if (wants(LOG_SUM_SQ)) other.squares = across(s.squares, distance);
-    if (wants(KL) || wants(RKL)) other.cross = across(s.cross, distance);
+// What the statistics need of somebody else's partial, number by number as `from` fetches it.
+template <typename From> __device__ inline Softmax fetched(const Softmax& s, From from) {
+    Softmax other = {from(s.peak), from(s.sum), 0, 0, 0};
+    if (wants(ENTROPY)) other.moment = from(s.moment);
+    if (wants(LOG_SUM_SQ)) other.squares = from(s.squares);
+    if (wants(KL) || wants(RKL)) other.cross = from(s.cross);
     return other;
 }
+template <typename From> __device__ inline Partial fetched(const Partial& p, From from) {
+    Partial other = nothing();
+    other.policy = fetched(p.policy, from);
+    if (WANTS_REFERENCE) other.reference = fetched(p.reference, from);
+    if (wants(MEAN_LOGIT)) other.total = from(p.total);
+    if (wants(TOP1)) other.beaten = from(p.beaten);
+    return other;
+}
+
+struct Across {
+    int distance;
+    __device__ A operator()(const A& x) const { return __shfl_xor_sync(0xffffffffu, x, distance); }
+};
 // The partials of a warp's lanes in one, the same bits in every lane: merge() is commutative.
 __device__ inline void merge_warp(Partial& p) {
 #pragma unroll 1
-    for (int distance = 16; distance; distance /= 2) {
-        Partial other = nothing();
-        other.policy = across(p.policy, distance);
-        if (WANTS_REFERENCE) other.reference = across(p.reference, distance);
-        if (wants(MEAN_LOGIT)) other.total = across(p.total, distance);
-        if (wants(TOP1)) other.beaten = across(p.beaten, distance);
-        merge(p, other);
-    }
+    for (int distance = 16; distance; distance /= 2) merge(p, fetched(p, Across{distance}));
 }

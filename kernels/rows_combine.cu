@@ -12,6 +12,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) rows_combine(const RowsArg
         for (i64 part = 0; part < a.parts; part++) merge(total, kept(a, row * a.parts + part));
         A logit = label_logit(a.logits + offset(a, row, a.logits_stride), a.width, h);
         A ref = WANTS_REFERENCE ? label_logit(a.reference + offset(a, row, a.reference_stride), a.width, h) : A(0);
-        finish(a, row, h, total, logit, ref);
+        put_all(a, row, evaluate(a, h, total, logit, ref));
     }
 }

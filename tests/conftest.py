@@ -1,4 +1,4 @@
-"""The fixture `device`; see `tests.devices`."""
+"""The fixture `device`, see `tests.devices`; the marker `needs`, see `tests.needs`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests import needs
 from tests.devices import DEVICES
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and PyTorch sees none")
@@ -14,6 +15,7 @@ NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu: concerns the CPU alone (NumPy, threads, SIMD) in a module for all devices")
+    config.addinivalue_line("markers", "needs(what): skipped, or with CI=true failed, where it is missing")
     config.addinivalue_line("markers", "needs_cuda: skipped where PyTorch sees no CUDA device")
 
 
@@ -28,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("needs_cuda"):
             item.add_marker(NEEDS_CUDA)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        needs.check(*marker.args)
 
 
 @pytest.fixture(scope="module")

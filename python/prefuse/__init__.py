@@ -12,6 +12,7 @@ Importing initialises nothing: no thread pool, no device.
 
 from prefuse import language, objectives
 from prefuse._prefuse import __version__
+from prefuse.catalogue.checking import check
 from prefuse.errors import LanguageError
 from prefuse.functional import TokenStats, response_lengths, sequence_logps, token_logps, token_stats
 from prefuse.language import (
@@ -32,6 +33,7 @@ __all__ = [
     "Score",
     "TokenStats",
     "__version__",
+    "check",
     "dpo_loss",
     "explain",
     "from_torch",

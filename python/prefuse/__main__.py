@@ -12,6 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     from prefuse import doctor
     from prefuse.bench import device
+    from prefuse.catalogue import command as catalogue
     from prefuse.demo import command as demo
 
     parser = argparse.ArgumentParser(prog="prefuse", description="Preference optimisation, fused.")
@@ -20,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add(
         commands, "doctor", doctor, "show what prefuse finds on this machine, and what to do where something is missing"
     )
+    add(commands, "objectives", catalogue.Table, "list the objectives, or those that mention a word")
+    add(commands, "show", catalogue.Page, "show an objective: formula, inputs, hyper-parameters, paper")
     what = "measure prefuse beside what else is in use"
     bench = commands.add_parser("bench", help=what, description=f"{what.capitalize()}.")
     kinds = bench.add_subparsers(dest="kind", required=True, metavar="KIND")

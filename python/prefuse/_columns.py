@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from prefuse._layout import sum_responses
-from prefuse._rows import FLOATS, REFERENCE_STATISTICS, STATISTICS, check_tensor
+from prefuse._processes import WholeBatch
+from prefuse._rows import FLOATS, INTEGERS, REFERENCE_STATISTICS, STATISTICS, check_tensor
 from prefuse.scoring.objective import Objective
 from prefuse.scoring.score import Score
+from prefuse.scoring.settings import Form, form_of
 from prefuse.scoring.traced import Traced
 from prefuse.tracing.kinds import GROUP, PAIR, POINT, TOKEN
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _KINDS = {kind.name: kind for kind in (PAIR, POINT, GROUP, TOKEN)}
 _PER_RESPONSE = ("logp", "ref_logp", "length")
@@ -162,6 +167,41 @@ def statistics(needs: Sequence[Need], made: bool) -> tuple[str, ...]:
     return tuple(name for name in names if name != "ref_logp" or made)
 
 
+def check_exchangeable(objective: Objective, read: Reading) -> None:
+    """Refuses what cannot be put together from the processes of `data_group`.
+
+    Raises:
+        ValueError: the objective reads token columns, or has a hyper-parameter with one value per item.
+    """
+    tokens = [need.argument for need in read.needs if need.level == "token"] + [name for name, _ in read.given_tokens]
+    if tokens or read.laid_out:
+        what = ", ".join(tokens) or "how tokens are laid out"
+        raise ValueError(
+            f"data_group: {objective.name} reads {what}, and only columns with one value per response or pair are "
+            "exchanged between processes; leave data_group out, so that each process scores its own batch"
+        )
+    for name, value in objective.parameters.items():
+        if form_of(value) is Form.ITEMS:
+            raise ValueError(
+                f"data_group: {objective.name} has one value of {name} per item, which processes do not exchange; "
+                "give a number, or write it as a column"
+            )
+
+
+def check_item_column(name: str, column: Any, level: str, items: int, like: Tensor) -> Tensor:
+    """A column that can be exchanged between processes: one value per response, or per pair.
+
+    Raises:
+        TypeError, ValueError: it is not; the message names it, what came and what was expected.
+    """
+    if level not in ("response", "pair"):
+        raise ValueError(f"{name}: expected a value per response or pair beside data_group, got one per {level}")
+    check_tensor(name, column, (*FLOATS, *INTEGERS, torch.bool), "a float, integer or bool", like=like)
+    if tuple(column.shape) != (items,):
+        raise ValueError(f"{name}: expected shape ({items},) beside data_group, got {tuple(column.shape)}")
+    return column  # type: ignore[no-any-return]
+
+
 class Scoring:
     """An objective and all of a batch but what the rows give.
 
@@ -175,6 +215,7 @@ class Scoring:
             "responses".
         groups: ids of groups.
         reduction: of the loss.
+        data_group: the processes whose batches are scored as one; None: this one's alone.
     """
 
     def __init__(
@@ -187,6 +228,7 @@ class Scoring:
         reference: dict[str, Tensor],
         groups: Tensor | None,
         reduction: str,
+        data_group: ProcessGroup | None,
     ) -> None:
         self.objective = objective
         self.read = read
@@ -204,12 +246,22 @@ class Scoring:
         for role in read.laid_out:
             self.options.update([batch.token_layout(role)])
         self.responses = batch.responses
+        self.data_group = data_group
+        if data_group is not None:
+            check_exchangeable(objective, read)
+            self.known = self._known(batch)
 
-    def score(self, values: Mapping[str, Tensor]) -> Score:
-        """Score the statistics of all tokens, in the logits' alignment."""
+    def score(self, values: Mapping[str, Tensor], complete: bool = True) -> Score:
+        """Score the statistics of all tokens, in the logits' alignment.
+
+        With a `data_group` scoring is a collective call that every process makes once, when its statistics are
+        `complete`. Before, those of other processes are left out; `couples_groups` tells whether they are needed.
+        """
         batch = self._batch(values)
-        made = {need.argument: batch.column(need) for need in self.read.needs}
-        score: Score = self.objective(**self.columns, **made, **self.options)
+        arguments = {**self.columns, **{need.argument: batch.column(need) for need in self.read.needs}, **self.options}
+        if self.data_group is not None:
+            arguments |= self._of_all_processes(arguments, complete)
+        score: Score = self.objective(**arguments)
         return score
 
     def traced(self) -> Traced:
@@ -220,15 +272,14 @@ class Scoring:
 
     def statistics_with_gradient(self) -> tuple[str, ...]:
         """The statistics that the loss depends on differentiably."""
-        through = self.traced().columns_with_gradient()
+        through = self.traced().columns_with_gradient
         return tuple(dict.fromkeys(need.name for need in self.read.needs if need.argument in through))
 
     def couples_groups(self) -> bool:
         """Whether the gradient of one group's statistics depends on another's."""
         traced = self.traced()
-        known = ("length",)
-        made = [n.argument for n in self.read.needs if n.name not in known and n.argument in traced.columns]
-        return traced.couples_groups(made)
+        made = [need.argument for need in self.read.needs if need.name != "length" and need.argument in traced.columns]
+        return traced.couples_groups(tuple(made)) or self._spans_processes()
 
     def tensors_with_gradient(self) -> list[Tensor]:
         """The caller's columns, and hyper-parameters given as arrays, that require grad."""
@@ -243,6 +294,42 @@ class Scoring:
             return inverse
         unit = torch.arange(self.responses, device=device)
         return unit % (self.responses // len(self.read.roles)) if self.read.roles else unit
+
+    def _known(self, batch: Batch) -> dict[str, Tensor]:
+        """What the processes exchange of this one before there are statistics: the caller's columns, and lengths."""
+        self.traced()  # refuses unknown names
+        items = self.responses // max(1, len(self.read.roles))
+        levels = {name: info.level for name, info in self.objective.columns.items()}
+        lengths = {need.argument: batch.column(need) for need in self.read.needs if need.name == "length"}
+        given = self.columns | {name: self.options[name] for name in ("groups",) if name in self.options}
+        return lengths | {
+            name: check_item_column(name, column, levels.get(name, "token"), items, self.scored)
+            for name, column in given.items()
+            if levels.get(name) != "batch"
+        }
+
+    @cached_property
+    def _others(self) -> tuple[WholeBatch, dict[str, Tensor]]:
+        """The batch of all processes, and what is known of it before there are statistics: a collective call."""
+        items = self.responses // max(1, len(self.read.roles))
+        whole = WholeBatch(self.data_group, items, self.scored.device)
+        return whole, whole.exchange(self.known)
+
+    def _of_all_processes(self, arguments: Mapping[str, Tensor], complete: bool) -> dict[str, Tensor]:
+        """Those of `arguments` that have one value per item, for the items of all processes."""
+        whole, others = self._others
+        made = {need.argument: arguments[need.argument] for need in self.read.needs if need.name != "length"}
+        others = others | (whole.exchange(made) if complete else whole.blank(made))
+        return {name: whole.with_own(values, arguments[name]) for name, values in others.items()}
+
+    def _spans_processes(self) -> bool:
+        """Whether responses of one group lie on several processes: a collective call where there are ids of groups."""
+        if "groups" not in self.options or self.data_group is None or self.scored.is_meta:
+            return False
+        whole, known = self._others
+        parts = torch.split(known["groups"], whole.counts)
+        apart = sum(torch.unique(part).numel() for part in parts)
+        return bool(apart > torch.unique(known["groups"]).numel())
 
     def _batch(self, values: Mapping[str, Tensor]) -> Batch:
         tokens = dict(values)

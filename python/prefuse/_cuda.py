@@ -17,6 +17,9 @@ from prefuse import _prefuse
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 """Compute capabilities that every kernel is checked for: A100, RTX 30, RTX 40 and L4, H100, B200, RTX 50."""
 
+SHARED_MEMORY = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+"""Bytes of shared memory that a block may have, by compute capability."""
+
 
 @functools.cache
 def prepare() -> None:
@@ -89,15 +92,17 @@ _ADDRESS, _WIDE = 4096, 1 << 17
 
 
 def programs(
-    dtypes: tuple[str, ...] = ("bf16", "f16", "f32", "f64"), widths: tuple[int, ...] = (_WIDE, 1000)
+    architecture: int,
+    dtypes: tuple[str, ...] = ("bf16", "f16", "f32", "f64"),
+    widths: tuple[int, ...] = (_WIDE, 1000),
 ) -> list[Program]:
-    """The programs that calls on logits of these dtypes run, made from the launches such calls would get."""
+    """The programs that calls on logits of these dtypes run, made from the launches they would get on a device."""
     found: list[Program] = []
     for dtype in dtypes:
         for width in widths:
             for stats in STATISTICS.values():
-                found += _rows_programs(dtype, width, stats.split(","), softcap=0.0)
-            found += _rows_programs(dtype, width, STATISTICS["logp"].split(","), softcap=30.0)
+                found += _rows_programs(architecture, dtype, width, stats.split(","), softcap=0.0)
+            found += _rows_programs(architecture, dtype, width, STATISTICS["logp"].split(","), softcap=30.0)
     for dtype in ("f32", "f64"):
         values, offsets = (_ADDRESS, dtype, (4,), (1,)), (_ADDRESS, "i64", (5,), (1,))
         found += _of(_prefuse.cuda_plan_segment_sum(values, offsets, values))
@@ -105,7 +110,7 @@ def programs(
     return [program for i, program in enumerate(found) if program not in found[:i]]
 
 
-def _rows_programs(dtype: str, width: int, stats: list[str], softcap: float) -> list[Program]:
+def _rows_programs(architecture: int, dtype: str, width: int, stats: list[str], softcap: float) -> list[Program]:
     rows, multiprocessors = 4, 1000  # so few rows that they are split where they can be
     logits = (_ADDRESS, dtype, (rows, width), (width, 1))
     labels = (_ADDRESS, "i64", (rows,), (1,))
@@ -113,7 +118,9 @@ def _rows_programs(dtype: str, width: int, stats: list[str], softcap: float) -> 
     reference = logits if "kl" in stats else None
     call = ((logits, labels, None, reference, 1.0, 1.0, softcap, -100, 0, width), stats)
     _, forward = _prefuse.cuda_plan_rows_forward(*call, 10, table, _ADDRESS, multiprocessors)
-    return _of(forward) + _of(_prefuse.cuda_plan_rows_backward(*call, table, table, logits))
+    target = (multiprocessors, architecture, SHARED_MEMORY[architecture])
+    both = _prefuse.cuda_plan_rows_both(*call, 10, table, table, logits, _ADDRESS, target)
+    return _of(forward) + _of(_prefuse.cuda_plan_rows_backward(*call, table, table, logits)) + _of(both)
 
 
 def _of(launches: list[dict[str, Any]]) -> list[Program]:

@@ -33,6 +33,17 @@ def rows_backward(
 ) -> None:
     """Writes the derivative of `sum(grads * statistics)` with respect to the logits into `gradient`."""
 
+def rows_both(
+    rows: RowsView,
+    stats: Sequence[str],
+    k: int,
+    grads: View,
+    out: View,
+    gradient: View,
+    threads: int,
+) -> None:
+    """`rows_forward` into `out`, then `rows_backward` with these values into `gradient`, in one visit to the logits."""
+
 def simd_level() -> str:
     """The instruction set in use: "avx512", "avx2", "neon" or "portable"."""
 
@@ -259,7 +270,7 @@ class Program:
 # CUDA. Addresses are of device memory; `stream` is the raw handle; work is queued, nothing waits for it.
 
 Launch: TypeAlias = dict[str, Any]
-"""One kernel launch: kernel, definitions, grid, block, shared bytes and arguments, as the runtime would queue it."""
+"""One kernel launch: kernel, sources, definitions, grid, block, cluster, shared bytes and argument, as queued."""
 
 def cuda_rows_workspace(logits: View, reference: View | None, stats: Sequence[str], device: int) -> int:
     """Bytes of scratch memory that `cuda_rows_forward` needs."""
@@ -285,6 +296,19 @@ def cuda_rows_backward(
     stream: int,
 ) -> None:
     """Queues a backward call."""
+
+def cuda_rows_both(
+    rows: RowsView,
+    stats: Sequence[str],
+    k: int,
+    grads: View,
+    out: View,
+    gradient: View,
+    workspace: int,
+    device: int,
+    stream: int,
+) -> None:
+    """Queues a forward and a backward call in one; `workspace` as for `cuda_rows_forward`."""
 
 def cuda_segment_sum(values: View, offsets: View, out: View, device: int, stream: int) -> None:
     """Queues a segment sum."""
@@ -328,6 +352,18 @@ def cuda_plan_rows_backward(
     gradient: View,
 ) -> list[Launch]:
     """The launches of a backward call."""
+
+def cuda_plan_rows_both(
+    rows: RowsView,
+    stats: Sequence[str],
+    k: int,
+    grads: View,
+    out: View,
+    gradient: View,
+    workspace: int,
+    target: tuple[int, int, int],
+) -> list[Launch]:
+    """The launches of a call for both on a device of (multiprocessors, compute capability, shared bytes per block)."""
 
 def cuda_plan_segment_sum(values: View, offsets: View, out: View) -> list[Launch]:
     """The launches of a segment sum."""

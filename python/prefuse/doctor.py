@@ -1,7 +1,7 @@
 """`python -m prefuse doctor`: what prefuse finds on this machine, and what to do where something is missing.
 
 Works without a GPU, a driver or NVRTC. `--compile` compiles every kernel for every supported architecture (for which
-NVRTC is enough) and prints registers, spilled bytes and shared memory.
+NVRTC is enough) and prints registers, spilled bytes and shared memory: see `prefuse._compile_all`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 
 from prefuse import _prefuse
-from prefuse._cuda import ARCHITECTURES, nvrtc_candidates, prepare, programs, resources
+from prefuse._compile_all import compile_all
+from prefuse._cuda import ARCHITECTURES, nvrtc_candidates, prepare
 
 
 class Finding(NamedTuple):
@@ -35,6 +36,7 @@ def findings() -> list[Finding]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the doctor's options."""
     parser.add_argument("--compile", action="store_true", help="compile every kernel for every supported architecture")
+    parser.add_argument("--detail", action="store_true", help="with --compile: a line per kernel and architecture")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -44,26 +46,7 @@ def main(options: argparse.Namespace) -> int:
     for finding in found:
         if finding.advice:
             print(f"\n{finding.part}: {finding.advice}")
-    return compile_all() if options.compile else 0
-
-
-def compile_all() -> int:
-    """Compiles and prints, one line per kernel and architecture; returns 1 if something does not compile, else 0."""
-    prepare()
-    failures = 0
-    print(f"\n{'sm':>4} {'registers':>9} {'spilled':>7} {'shared':>6}  kernel")
-    for architecture in ARCHITECTURES:
-        for kernel, defines in programs():
-            name = f"{kernel} {' '.join(f'{key}={value}' for key, value in defines)}"
-            try:
-                _, log = _prefuse.cuda_compile(kernel, defines, architecture, False)
-            except RuntimeError as error:
-                failures += 1
-                print(f"{architecture:>4} {'failed':>24}  {name}\n{error}")
-                continue
-            used = resources(log)
-            print(f"{architecture:>4} {used.registers:>9} {used.spilled:>7} {used.shared:>6}  {name}")
-    return int(failures > 0)
+    return compile_all(options.detail) if options.compile else 0
 
 
 def _processor() -> Finding:

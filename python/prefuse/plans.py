@@ -30,6 +30,9 @@ WORKSPACE_BYTES = 256 << 20
 MAX_DIRECTIONS = 2
 """From so many statistics with a gradient on, to make the logits again costs less than a product for each."""
 
+WHOLE_ROWS = 64
+"""Tiles have a multiple of so many rows where there is room for them, as GEMMs like it."""
+
 NARROWEST_BLOCK = 4096
 """Classes of a block below which its GEMMs are slow: then rows are cut too."""
 
@@ -67,8 +70,13 @@ class Job:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row in a tile: its logits, its inputs, and the product that becomes its gradient."""
-        logits = self.classes * (2 if self.reference else 1)
-        return (logits + 3 * self.features) * self.itemsize
+        return (self.classes * self.copies + 3 * self.features) * self.itemsize
+
+    @property
+    def copies(self) -> int:
+        """How often a tile has room for logits: for the reference's too, and for a gradient where another follows."""
+        several = self.hidden and not self.weight and 1 < self.directions <= MAX_DIRECTIONS
+        return 1 + int(self.reference) + int(several)
 
     @property
     def directions(self) -> int:
@@ -186,7 +194,7 @@ def _obstacle_to_grouped(job: Job, workspace_bytes: int) -> str:
     if job.groups is None:
         return "the loss is not known here; preference_loss knows it, with reduction 'mean' or 'sum'"
     if not job.apart:
-        return "the objective couples all groups of the batch"
+        return "the objective couples all groups of the batch, or data_group has parts of one on several processes"
     largest = max(job.groups, default=0)
     if largest * job.row_bytes > workspace_bytes:
         return (
@@ -205,7 +213,8 @@ def _plan(name: str, reason: str, job: Job, workspace_bytes: int) -> Plan:
         "keep": 1 + gradients,
         "recompute": 2 + gradients,
     }[name]
-    rows, tiles, chunks = _rows_of_tiles(job, workspace_bytes)
+    rows, tiles = _rows_of_tiles(job, workspace_bytes)
+    chunks: tuple[int, ...] = ()
     if name == "grouped":
         chunks = _pack(job, workspace_bytes)
         tiles = len(chunks) - 1
@@ -226,15 +235,16 @@ def _plan(name: str, reason: str, job: Job, workspace_bytes: int) -> Plan:
     )
 
 
-def _rows_of_tiles(job: Job, workspace_bytes: int) -> tuple[int, int, tuple[int, ...]]:
+def _rows_of_tiles(job: Job, workspace_bytes: int) -> tuple[int, int]:
     """Rows of a tile, as even as they go, and the number of tiles."""
     room = max(1, workspace_bytes // job.row_bytes)
     tiles = -(-job.rows // room)
     if tiles <= 1:
-        return job.rows, min(tiles, job.rows), ()
-    rows = _round_up(-(-job.rows // tiles), 16)
-    rows = rows if rows <= room else room
-    return rows, -(-job.rows // rows), ()
+        return job.rows, min(tiles, job.rows)
+    rows = min(room, _round_up(-(-job.rows // tiles), WHOLE_ROWS))
+    if rows > WHOLE_ROWS:
+        rows -= rows % WHOLE_ROWS
+    return rows, -(-job.rows // rows)
 
 
 def _pack(job: Job, workspace_bytes: int) -> tuple[int, ...]:
@@ -256,14 +266,13 @@ def _backward_tile(job: Job, workspace_bytes: int) -> tuple[int, int]:
     """
     reference = 2 if job.reference else 1
     if not job.weight:
-        rows, _, _ = _rows_of_tiles(job, workspace_bytes)
-        return rows, job.classes
+        return _rows_of_tiles(job, workspace_bytes)[0], job.classes
     rows = max(1, job.rows)
     per_class = rows * job.itemsize * reference
     room = max(0, workspace_bytes - 3 * rows * job.features * job.itemsize)
     if room // per_class >= min(NARROWEST_BLOCK, job.classes):
         blocks = -(-job.classes // (room // per_class))
-        return rows, min(job.classes, _round_up(-(-job.classes // blocks), 16))
+        return rows, min(job.classes, _round_up(-(-job.classes // blocks), WHOLE_ROWS))
     classes = min(NARROWEST_BLOCK, job.classes)
     per_row = (classes * reference + 3 * job.features) * job.itemsize
     return max(1, workspace_bytes // per_row), classes

@@ -16,9 +16,11 @@ from torch import Tensor
 from prefuse import language
 from prefuse._columns import Scoring, check_reference, reading, reference_form, statistics
 from prefuse._layout import check_layout, scored_tokens, shift_left
+from prefuse._processes import check_process_group
 from prefuse._rows import REFERENCE_STATISTICS, check_integer
 from prefuse.functional import token_stats
 from prefuse.language import Objective, Score, TorchObjective
+from prefuse.linear.gathering import gathered_head
 from prefuse.linear.preference import Head, check_source
 from prefuse.plans import WORKSPACE_BYTES, Plan
 
@@ -55,6 +57,7 @@ def preference_loss(
     plan: str | None = None,
     workspace_bytes: int = WORKSPACE_BYTES,
     group: ProcessGroup | None = None,
+    data_group: ProcessGroup | None = None,
     **columns: Any,
 ) -> Score:
     """The loss of `objective` on a batch of responses, with its gradient: gather, score and pull back.
@@ -103,6 +106,13 @@ def preference_loss(
         plan: see `weight`.
         workspace_bytes: see `weight`.
         group: see `weight`.
+        data_group: the processes of data-parallel training whose batches are scored as one, for objectives that look at
+            the whole batch (``kto``, ``bco``, ``aot``, ``orpo``, …): responses, the columns that belong to them and
+            `groups`, whose ids then mean the same everywhere, follow each other in order of rank, as many as each
+            process has. What comes back is that of the whole batch on every process, and the gradient is the number of
+            processes times that of the process's part, so that DDP and FSDP, which average, arrive at the gradient of
+            ``score.loss``. Every process calls, with the same objective. Objectives that read token columns are
+            refused.
         columns: hyper-parameters of the objective, and the columns it reads beside the gathered ones.
 
     Returns:
@@ -113,7 +123,9 @@ def preference_loss(
         ValueError: a wrong shape, device, layout or range, a reference that is missing, not read, or too coarse, or a
             plan that is not possible.
     """
-    return _prepare(**locals()).score()
+    arguments = locals()
+    with gathered_head(**arguments):
+        return _prepare(**arguments).score()
 
 
 def explain(objective: str | Objective, **arguments: Any) -> Plan:
@@ -132,7 +144,8 @@ def explain(objective: str | Objective, **arguments: Any) -> Plan:
     """
     bound = inspect.signature(preference_loss).bind(objective, **arguments)
     bound.apply_defaults()
-    batch = _prepare(**bound.arguments)
+    with gathered_head(**bound.arguments):
+        batch = _prepare(**bound.arguments)
     if not isinstance(batch, Head):
         raise TypeError("hidden: missing; there is a plan only for hidden states and a weight, not for logits")
     print(batch.plan)
@@ -251,6 +264,7 @@ def _prepare(
     ignore_index: int,
     inplace: bool,
     reduction: str,
+    data_group: ProcessGroup | None,
     columns: dict[str, Any],
     temperature: float | Tensor,
     softcap: float | None,
@@ -259,17 +273,28 @@ def _prepare(
     **head: Any,
 ) -> _Logits | Head:
     """The checked call of `preference_loss`, whose arguments these are."""
-    source = check_source(logits, inplace, hidden=hidden, **head)
-    rows, tensor = ("logits", logits) if source is None else ("hidden states", hidden)
     objective = _objective(objective)
-    read = reading(objective, tuple(columns))
+    if hidden is None:  # then an argument that the head would take may be a column
+        mine = [name for name in head if name in objective.columns and head[name] is not None]
+        columns = columns | {name: head.pop(name) for name in mine}
+        head |= dict.fromkeys(mine)
+    source = check_source(logits, inplace, objective.columns, hidden=hidden, **head)
+    rows, shape = ("logits", _shape(logits)) if source is None else ("hidden states", _shape(hidden))
+    if source is not None and isinstance(source.reference_weight, Tensor):
+        shape = (*shape[:-1], source.reference_weight.shape[-1])
+    settled = _with_settings(objective, columns)
+    # Numbers change nothing about what is read, and what is read is remembered by objective.
+    read = reading(objective if settled._forms == objective._forms else settled, tuple(columns))
     offsets = check_layout(labels, mask, cu_seqlens)
     check_integer("ignore_index", ignore_index)
+    check_process_group("data_group", data_group)
+    if data_group is not None and data_group is head["group"]:
+        raise ValueError("data_group: expected other processes than those of group, which share one batch")
     at_logits = shift_left(labels, mask, ignore_index, offsets) if shift else (labels, mask)
-    form = reference_form(reference, rows, tuple(getattr(tensor, "shape", ())), labels, offsets)
+    form = reference_form(reference, rows, shape, labels, offsets)
     check_reference(objective.name, read.needs, form, rows)
     scoring = Scoring(
-        _with_settings(objective, columns),
+        settled,
         read,
         {name: value for name, value in columns.items() if name not in objective.parameters},
         (scored_tokens(*at_logits, ignore_index), offsets),
@@ -277,6 +302,7 @@ def _prepare(
         {form: reference.detach()} if reference is not None and form in ("tokens", "responses") else {},
         groups,
         reduction,
+        data_group,
     )
     names = statistics(read.needs, made=form == rows)
     made_here = reference if form == rows and REFERENCE_STATISTICS.intersection(names) else None
@@ -285,3 +311,8 @@ def _prepare(
         return Head(source, scoring, names, *at_logits, made_here, transform, k, known=reduction != "none")
     arguments = {"logits": logits, "labels": at_logits[0], "mask": at_logits[1], "reference_logits": made_here, "k": k}
     return _Logits(scoring, names, arguments | transform | {"inplace": inplace})
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    """The shape of what should be a tensor, and is looked at more closely later."""
+    return tuple(getattr(tensor, "shape", ()))

@@ -6,7 +6,8 @@ use pyo3::types::{PyBytes, PyDict};
 
 use super::rows::{PyRows, PyView, statistics, view};
 use crate::cuda::{self, CudaError, Device, Launch, Program, cache, driver, nvrtc};
-use crate::rows::{Rows, cuda as rows_cuda};
+use crate::rows::Rows;
+use crate::rows::cuda::{self as rows_cuda, Target};
 use crate::segments::cuda as segments_cuda;
 
 impl From<CudaError> for PyErr {
@@ -99,6 +100,41 @@ fn cuda_rows_backward(
         stream,
         rows_cuda::backward(&rows, &statistics(&stats)?, &grads, &saved, &gradient)?,
     )
+}
+
+/// Queues a forward and a backward call in one: as `rows_both`, with device memory; `workspace` as for `cuda_rows_forward`.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+fn cuda_rows_both(
+    py: Python<'_>,
+    rows: PyRows,
+    stats: Vec<String>,
+    k: usize,
+    grads: PyView,
+    out: PyView,
+    gradient: PyView,
+    workspace: usize,
+    device: i32,
+    stream: usize,
+) -> PyResult<()> {
+    let rows = Rows::try_from(rows)?;
+    let stats = statistics(&stats)?;
+    let (grads, out, gradient) = (
+        view("grads", grads)?,
+        view("out", out)?,
+        view("gradient", gradient)?,
+    );
+    let target = Target::from(Device::get(device)?);
+    let launches = rows_cuda::both(
+        &rows,
+        (&stats, k),
+        &grads,
+        &out,
+        &gradient,
+        workspace,
+        target,
+    )?;
+    run(py, device, stream, launches)
 }
 
 /// Queues a segment sum on a stream of `device`.
@@ -231,7 +267,8 @@ fn program(kernel: &str, defines: &[(String, String)]) -> PyResult<Program> {
     })
 }
 
-/// What a launch would run, as a dictionary: kernel, sources [(name, text)], defines [(name, value)], grid, block, argument (bytes).
+/// What a launch would run, as a dictionary: kernel, sources [(name, text)], defines [(name, value)], grid, block, cluster, shared,
+/// argument (bytes).
 pub(super) fn described<'py>(
     py: Python<'py>,
     launches: Vec<Launch>,
@@ -251,6 +288,8 @@ pub(super) fn described<'py>(
             description.set_item("defines", launch.program.defines)?;
             description.set_item("grid", launch.grid)?;
             description.set_item("block", launch.block)?;
+            description.set_item("cluster", launch.cluster)?;
+            description.set_item("shared", launch.shared)?;
             description.set_item("argument", PyBytes::new(py, &launch.argument))?;
             Ok(description)
         })
@@ -312,6 +351,48 @@ fn cuda_plan_rows_backward<'py>(
     )
 }
 
+/// The launches of a call for both on a device of so many multiprocessors, this compute capability (90 for 9.0), and so many bytes
+/// of shared memory per block.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+fn cuda_plan_rows_both<'py>(
+    py: Python<'py>,
+    rows: PyRows,
+    stats: Vec<String>,
+    k: usize,
+    grads: PyView,
+    out: PyView,
+    gradient: PyView,
+    workspace: usize,
+    target: (usize, i32, usize),
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    let rows = Rows::try_from(rows)?;
+    let stats = statistics(&stats)?;
+    let (grads, out, gradient) = (
+        view("grads", grads)?,
+        view("out", out)?,
+        view("gradient", gradient)?,
+    );
+    let (multiprocessors, capability, shared) = target;
+    let target = Target {
+        multiprocessors,
+        capability,
+        shared,
+    };
+    described(
+        py,
+        rows_cuda::both(
+            &rows,
+            (&stats, k),
+            &grads,
+            &out,
+            &gradient,
+            workspace,
+            target,
+        )?,
+    )
+}
+
 /// The launches of a segment sum.
 #[pyfunction]
 fn cuda_plan_segment_sum<'py>(
@@ -353,6 +434,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(cuda_rows_workspace, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_rows_forward, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_rows_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_rows_both, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_segment_sum, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_segment_expand, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_search_nvrtc, module)?)?;
@@ -363,6 +445,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(cuda_compile, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_plan_rows_forward, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_plan_rows_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_plan_rows_both, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_plan_segment_sum, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_plan_segment_expand, module)?)?;
     Ok(())

@@ -4,7 +4,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::rows::simd::Level;
-use crate::rows::{Rows, Stat, Temperature, backward, cpu};
+use crate::rows::{Rows, Stat, Temperature, backward, both, cpu};
 use crate::view::{ArgumentError, View};
 
 /// `(address of element 0, dtype, shape, strides in elements)`.
@@ -139,6 +139,34 @@ fn rows_backward(
     Ok(())
 }
 
+/// `rows_forward` into `out` and `rows_backward` with these values into `gradient`, in one visit to the logits.
+///
+/// Views must describe memory that stays alive and unchanged for the call.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+fn rows_both(
+    py: Python<'_>,
+    rows: PyRows,
+    stats: Vec<String>,
+    k: usize,
+    grads: PyView,
+    out: PyView,
+    gradient: PyView,
+    threads: usize,
+) -> PyResult<()> {
+    let rows = Rows::try_from(rows)?;
+    let stats = statistics(&stats)?;
+    check_threads(threads)?;
+    let (grads, out, gradient) = (
+        view("grads", grads)?,
+        view("out", out)?,
+        view("gradient", gradient)?,
+    );
+    // SAFETY: as in `rows_forward`, `gradient` being writable.
+    py.detach(|| unsafe { both::both(&rows, (&stats, k), &grads, &out, &gradient, threads) })?;
+    Ok(())
+}
+
 /// The instruction set that the row kernels use on this machine: "avx512", "avx2", "neon" or "portable".
 #[pyfunction]
 fn simd_level() -> PyResult<&'static str> {
@@ -149,6 +177,7 @@ fn simd_level() -> PyResult<&'static str> {
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(rows_forward, module)?)?;
     module.add_function(wrap_pyfunction!(rows_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(rows_both, module)?)?;
     module.add_function(wrap_pyfunction!(simd_level, module)?)?;
     Ok(())
 }

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::null_mut;
 use std::sync::{Mutex, OnceLock};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
-use super::{CudaError, Launch, Program, Result, cache, nvrtc::nvrtc};
+use super::{CudaError, Launch, Result, cache, nvrtc::nvrtc};
 
 /// A device, with its primary context retained: the context that PyTorch uses.
 pub struct Device {
@@ -17,6 +18,8 @@ pub struct Device {
     /// 90 for compute capability 9.0.
     pub capability: i32,
     pub multiprocessors: usize,
+    /// Bytes of shared memory that a block may have, static and dynamic, where the kernel asks for it.
+    pub shared: usize,
     context: sys::CUcontext,
     functions: Mutex<HashMap<String, Function>>,
 }
@@ -124,14 +127,17 @@ impl Device {
             capability: 10 * major + minor,
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?
                 as usize,
+            shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
+                as usize,
             // SAFETY: as above; never released, like PyTorch's own reference.
             context: unsafe { result::primary_ctx::retain(handle)? },
             functions: Mutex::new(HashMap::new()),
         })
     }
 
-    /// The kernel of `program`, compiled and loaded at its first use. The context is current.
-    fn function(&self, program: &Program, stream: sys::CUstream) -> Result<Function> {
+    /// The kernel of a launch, compiled and loaded at its first use. The context is current.
+    fn function(&self, launch: &Launch, stream: sys::CUstream) -> Result<Function> {
+        let program = &launch.program;
         let key = format!("{} {}", program.kernel, program.definitions().join(" "));
         let mut functions = self
             .functions
@@ -149,14 +155,37 @@ impl Device {
         let nvrtc = nvrtc()?;
         let cubin = cache::compiled(nvrtc, program, nvrtc.architecture_for(self.capability)?)?;
         let name = std::ffi::CString::new(program.kernel).unwrap_or_default();
+        let (has_dynamic_shared, shared) = (launch.shared > 0, self.shared);
         // SAFETY: a complete cubin, from NVRTC or verified by its hash.
         let function = guarded(&format!("loading {key}"), move || unsafe {
             let module = result::module::load_data(cubin.as_ptr().cast())?;
-            result::module::get_function(module, name)
+            let function = result::module::get_function(module, name)?;
+            if has_dynamic_shared {
+                allow_all_shared(function, shared)?;
+            }
+            Ok(function)
         })?;
         functions.insert(key, Function(function));
         Ok(Function(function))
     }
+}
+
+/// Lets launches of a kernel ask for as much dynamic shared memory as a block of the device can have.
+///
+/// # Safety
+/// The function is loaded and its context current.
+unsafe fn allow_all_shared(
+    function: sys::CUfunction,
+    per_block: usize,
+) -> std::result::Result<(), DriverError> {
+    use sys::CUfunction_attribute_enum as Attribute;
+    let mut own = 0;
+    let attribute = Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+    // SAFETY: passed on to the caller; writes one integer.
+    unsafe { sys::cuFuncGetAttribute(&mut own, attribute, function).result()? };
+    let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    // SAFETY: passed on to the caller.
+    unsafe { sys::cuFuncSetAttribute(function, attribute, per_block as i32 - own).result() }
 }
 
 fn is_capturing(stream: sys::CUstream) -> Result<bool> {
@@ -203,22 +232,66 @@ pub unsafe fn launch(device: &Device, stream: usize, launches: &[Launch]) -> Res
     }
     let _current = Current::enter(device.context)?;
     for launch in launches {
-        let function = device.function(&launch.program, stream as sys::CUstream)?.0 as usize;
-        let (grid, block, argument) =
-            (launch.grid, launch.block, launch.argument.as_ptr() as usize);
-        // SAFETY: the argument is the kernel's one parameter, copied by the driver before it returns; its addresses are the caller's word.
-        guarded(launch.program.kernel, move || unsafe {
-            let mut parameters = [argument as *mut c_void];
-            let function = function as sys::CUfunction;
-            result::launch_kernel(
-                function,
-                (grid, 1, 1),
-                (block, 1, 1),
-                0,
-                stream as sys::CUstream,
-                &mut parameters,
-            )
-        })?;
+        let function = device.function(launch, stream as sys::CUstream)?.0;
+        let queued = || {
+            // SAFETY: the argument is the kernel's one parameter, copied by the driver before it returns; its addresses are the caller's word.
+            unsafe { queue(function, stream as sys::CUstream, launch) }
+        };
+        guarded(launch.program.kernel, AssertUnwindSafe(queued))?;
     }
     Ok(())
+}
+
+/// # Safety
+/// As for [`launch`]; `function` is the launch's kernel, and its context is current.
+unsafe fn queue(
+    function: sys::CUfunction,
+    stream: sys::CUstream,
+    launch: &Launch,
+) -> std::result::Result<(), DriverError> {
+    let mut parameters = [launch.argument.as_ptr().cast_mut().cast::<c_void>()];
+    let (grid, block) = ((launch.grid, 1, 1), (launch.block, 1, 1));
+    if launch.cluster == 1 {
+        // SAFETY: passed on to the caller.
+        return unsafe {
+            result::launch_kernel(
+                function,
+                grid,
+                block,
+                launch.shared,
+                stream,
+                &mut parameters,
+            )
+        };
+    }
+    let mut attributes = [cluster_attribute(launch.cluster)];
+    let config = sys::CUlaunchConfig {
+        gridDimX: launch.grid,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: launch.block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: launch.shared,
+        hStream: stream,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: 1,
+    };
+    // SAFETY: passed on to the caller; configuration, attributes and parameters live until the call returns.
+    unsafe {
+        sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), null_mut()).result()
+    }
+}
+
+/// That blocks come in clusters of so many.
+fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
+    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+    value.clusterDim.x = blocks;
+    value.clusterDim.y = 1;
+    value.clusterDim.z = 1;
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value,
+    }
 }

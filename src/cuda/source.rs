@@ -54,6 +54,10 @@ pub struct Launch {
     pub grid: u32,
     /// Threads of a block, in one dimension.
     pub block: u32,
+    /// Blocks of a cluster; more than 1 needs compute capability 9.0. The grid is a multiple of it.
+    pub cluster: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared: u32,
     /// The kernel's one parameter, a struct by value.
     pub argument: Vec<u8>,
 }
@@ -76,7 +80,20 @@ impl Launch {
             program,
             grid,
             block: THREADS,
+            cluster: 1,
+            shared: 0,
             argument: bytes.to_vec(),
+        }
+    }
+
+    /// The same with `cluster` blocks in the place of each, which share their work, and so much dynamic shared memory for each block.
+    pub fn in_clusters(self, cluster: u32, shared: u32) -> Launch {
+        let largest = i32::MAX as u32 / cluster;
+        Launch {
+            grid: self.grid.min(largest) * cluster,
+            cluster,
+            shared,
+            ..self
         }
     }
 }
@@ -96,9 +113,12 @@ sources! {
     ROWS = "rows.cuh",
     TOPK = "topk.cuh",
     ROWS_VALUES = "rows_values.cuh",
+    ROWS_TRAVERSE = "rows_traverse.cuh",
+    ROWS_GRADIENT = "rows_gradient.cuh",
     ROWS_FORWARD = "rows_forward.cu",
     ROWS_COMBINE = "rows_combine.cu",
     ROWS_BACKWARD = "rows_backward.cu",
+    ROWS_BOTH = "rows_both.cu",
     SEGMENTS = "segments.cu",
     OBJECTIVE = "objective.cuh",
 }

@@ -51,29 +51,13 @@ pub unsafe fn backward(
     let level = Level::current()?;
     // SAFETY: the caller's promise, and the check above.
     let live = unsafe { rows.live()? };
-    let ignored = ignored_rows(&live, rows.count());
-    let large = gradient.len() * gradient.dtype.size() >= STREAM_FROM;
-    let stream = large
-        && gradient.address != rows.logits.address
-        && gradient.address.is_multiple_of(gradient.dtype.size());
-    if stream {
-        pages::prefer_huge(gradient);
-    }
     let tables = Tables {
         stats,
         grads,
         saved,
         rows: rows.count(),
     };
-    let backward = Backward {
-        rows,
-        tables,
-        gradient,
-        live: &live,
-        ignored: &ignored,
-        level,
-        stream,
-    };
+    let backward = Backward::new(rows, tables, gradient, &live, level);
     // SAFETY: as above; the dtype is that of the logits.
     unsafe {
         match rows.logits.dtype {
@@ -96,11 +80,11 @@ fn ignored_rows(live: &[LiveRow], count: usize) -> Vec<usize> {
 }
 
 /// The upstream gradients and saved values of the statistics.
-struct Tables<'a> {
-    stats: &'a [Stat],
-    grads: &'a View,
-    saved: &'a View,
-    rows: usize,
+pub(super) struct Tables<'a> {
+    pub stats: &'a [Stat],
+    pub grads: &'a View,
+    pub saved: &'a View,
+    pub rows: usize,
 }
 
 impl Tables<'_> {
@@ -156,18 +140,19 @@ struct RowGradient {
     label: Option<(usize, f64)>,
 }
 
-struct Backward<'a> {
+/// A backward call whose arguments have been checked.
+pub(super) struct Backward<'a> {
     rows: &'a Rows,
     tables: Tables<'a>,
     gradient: &'a View,
     live: &'a [LiveRow],
-    ignored: &'a [usize],
+    ignored: Vec<usize>,
     level: Level,
     stream: bool,
 }
 
 /// Room for a chunk of policy logits, one of slopes of the soft cap and one of reference logits.
-struct Room<R> {
+pub(super) struct Room<R> {
     policy: Scratch<R>,
     slope: Scratch<R>,
     reference: Scratch<R>,
@@ -183,16 +168,42 @@ impl<R: Real> Room<R> {
     }
 }
 
-impl Backward<'_> {
+impl<'a> Backward<'a> {
+    /// `live` are all rows that are not ignored.
+    pub fn new(
+        rows: &'a Rows,
+        tables: Tables<'a>,
+        gradient: &'a View,
+        live: &'a [LiveRow],
+        level: Level,
+    ) -> Backward<'a> {
+        let large = gradient.len() * gradient.dtype.size() >= STREAM_FROM;
+        let stream = large
+            && gradient.address != rows.logits.address
+            && gradient.address.is_multiple_of(gradient.dtype.size());
+        if stream {
+            pages::prefer_huge(gradient);
+        }
+        Backward {
+            rows,
+            tables,
+            gradient,
+            live,
+            ignored: ignored_rows(live, rows.count()),
+            level,
+            stream,
+        }
+    }
+
     /// # Safety
     /// The promise of [`backward`]; the logits are `E`s.
-    unsafe fn run<E: Element>(&self, threads: usize) {
+    pub unsafe fn run<E: Element>(&self, threads: usize) {
         let width = self.rows.width();
-        let chunks = width.div_ceil(CHUNK);
         // SAFETY: passed on to the caller; a task writes its chunks and nobody else does.
         unsafe {
             self.clear_ignored(threads);
             if shares_rows(self.live.len(), threads) {
+                let chunks = width.div_ceil(CHUNK);
                 // The coefficients depend on logits that another task may overwrite, so they all come first.
                 let gradients: Vec<Option<RowGradient>> = self
                     .live
@@ -211,15 +222,7 @@ impl Backward<'_> {
                 for_each_range(threads, self.live.len(), rows_at_a_time(width), |range| {
                     let mut room = None;
                     for row in &self.live[range] {
-                        let gradient = self.row_gradient::<E::Real>(row);
-                        for index in 0..chunks {
-                            self.write::<E>(
-                                row,
-                                gradient.as_ref(),
-                                chunk_part(index, width),
-                                &mut room,
-                            );
-                        }
+                        self.row::<E>(row, &mut room);
                     }
                     self.finish();
                 });
@@ -227,8 +230,23 @@ impl Backward<'_> {
         }
     }
 
+    /// Reads a row and writes its gradient; [`Backward::finish`] must follow before another thread looks.
+    ///
+    /// # Safety
+    /// As for [`Backward::run`].
+    pub unsafe fn row<E: Element>(&self, row: &LiveRow, room: &mut Option<Room<E::Real>>) {
+        let width = self.rows.width();
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let gradient = self.row_gradient::<E::Real>(row);
+            for index in 0..width.div_ceil(CHUNK) {
+                self.write::<E>(row, gradient.as_ref(), chunk_part(index, width), room);
+            }
+        }
+    }
+
     /// Makes what this thread has written visible to others.
-    fn finish(&self) {
+    pub fn finish(&self) {
         if self.stream {
             fence();
         }
@@ -238,7 +256,7 @@ impl Backward<'_> {
     ///
     /// # Safety
     /// As for [`Backward::run`].
-    unsafe fn clear_ignored(&self, threads: usize) {
+    pub unsafe fn clear_ignored(&self, threads: usize) {
         let bytes = self.rows.width() * self.gradient.dtype.size();
         for_each_range(
             threads,

@@ -67,6 +67,8 @@ impl From<&ReferencePartial> for Reference {
 fn rescale(old: f64, new: f64) -> f64 {
     if old == f64::NEG_INFINITY {
         0.0
+    } else if old == new {
+        1.0 // as the function below says, after a while
     } else {
         (old - new).exp()
     }

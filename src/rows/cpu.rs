@@ -1,21 +1,23 @@
 //! Forward on the CPU.
 //!
 //! Every live row is read from memory once. It is cut into chunks of [`CHUNK`] elements; of each, one pass finds the
-//! maximum (this pass waits for memory) and another adds up exponentials relative to it (out of the first-level cache,
-//! asking for the next chunk meanwhile). [`combine`] adds the chunks in order. Ignored rows are not touched.
+//! maximum and another adds up exponentials relative to it, asking for the next chunk meanwhile, so that neither waits for
+//! memory. [`combine`] adds the chunks in order. Ignored rows are not touched.
 //!
-//! For `logp`, `lse` and `top1`, per logit:
+//! For `logp`, `lse` and `top1`, operations per vector (16 logits with AVX-512):
 //!
-//! |  | bytes | arithmetic |
-//! | --- | --- | --- |
-//! | f16, bf16 | 2 read | conversion (twice); maximum; difference and FMA; exp: 9 FMA, 1 difference, 1 comparison, 1 scaling; sum |
-//! | f32 | 4 read | the same without conversions |
-//! | f64 | 8 read | the same with 5 FMA more |
+//! |  | bytes per logit | maximum | sum |
+//! | --- | --- | --- | --- |
+//! | bf16 | 2 | 1: of each 32, two extremes of their bits | 12: conversion, and as f32 |
+//! | f16 | 2 | 1: likewise | 13: conversion in 2, and as f32 |
+//! | f32 | 4 | 1 | 11: difference; 2 FMA and a difference for n and r; look-up, shift and addition for the power; 3 FMA; comparison |
 //!
-//! The floor is the larger of bytes over read bandwidth and, with one FMA of 16 lanes per cycle, 10 cycles per 16 logits
-//! and core. On a Zen 4 core the whole takes 16 to 18 cycles per 16 logits, whether they come from cache or memory: 14 GB/s
-//! of f32 or 6.5 GB/s of 16-bit logits per core at 3.7 GHz. Statistics cost on top, per 16 logits: `entropy` and
-//! `log_sum_sq` 5 cycles, a soft cap 30, `kl` and `rkl` 40 with the reference's own exponentials.
+//! A factor other than 1 (temperature, scale) costs one more; f64 costs 8 more, a longer polynomial in place of the look-up,
+//! for half the lanes. The floor is the larger of bytes over read bandwidth and, on a Zen 4 core, which completes two
+//! operations of 512 bits per cycle, 6.5 cycles per 16 logits of bf16. Those take 9.6 there (a loop of the sum alone 7.8:
+//! the third operand of an FMA keeps another port busy), f16 10.4 and f32 10.2, out of the second-level cache. Out of
+//! memory the 16-bit ones take as long: 12 GB/s per core at 3.7 GHz. Statistics cost on top, per 16 logits: `entropy` and
+//! `log_sum_sq` 5.5 cycles, a soft cap 25, `kl` and `rkl` 35 with the reference's own exponentials.
 //!
 //! [`combine`]: super::combine
 
@@ -25,7 +27,7 @@ use std::sync::OnceLock;
 use half::{bf16, f16};
 
 use super::chunk::forward::{self as pass, Sums};
-use super::chunk::{CHUNK, Cap, Scratch, Shift};
+use super::chunk::{CHUNK, Cap, Scratch, Shift, maximum};
 use super::combine::{ChunkResult, Partial, ReferencePartial, Row};
 use super::simd::{Element, Level, Real};
 use super::topk::TopK;
@@ -48,18 +50,9 @@ pub unsafe fn forward(
     let level = Level::current()?;
     // SAFETY: the caller's promise, and the check above.
     let live = unsafe { rows.live()? };
-    let wants = Wants::new(stats, k);
-    let forward = Forward {
-        rows,
-        stats,
-        out,
-        live: &live,
-        wants,
-        level,
-    };
+    let forward = Forward::new(rows, (stats, k), out, &live, level);
     // SAFETY: as above; the dtype is that of the logits.
     unsafe {
-        forward.clear();
         match rows.logits.dtype {
             Dtype::F16 => forward.run::<f16>(threads),
             Dtype::Bf16 => forward.run::<bf16>(threads),
@@ -242,7 +235,8 @@ pub(super) fn chunk_part(index: usize, width: usize) -> Range<usize> {
     index * CHUNK..width.min((index + 1) * CHUNK)
 }
 
-struct Forward<'a> {
+/// A forward call whose arguments have been checked.
+pub(super) struct Forward<'a> {
     rows: &'a Rows,
     stats: &'a [Stat],
     out: &'a View,
@@ -255,7 +249,7 @@ struct Forward<'a> {
 type Task<R> = (ChunkResult, Option<TopK<R>>);
 
 /// Room for a chunk of policy logits and one of reference logits.
-struct Room<R> {
+pub(super) struct Room<R> {
     policy: Scratch<R>,
     reference: Scratch<R>,
 }
@@ -269,12 +263,30 @@ impl<R: Real> Room<R> {
     }
 }
 
-impl Forward<'_> {
+impl<'a> Forward<'a> {
+    /// Of the statistics with that k; `live` are all rows that are not ignored.
+    pub fn new(
+        rows: &'a Rows,
+        (stats, k): (&'a [Stat], usize),
+        out: &'a View,
+        live: &'a [LiveRow],
+        level: Level,
+    ) -> Forward<'a> {
+        Forward {
+            rows,
+            stats,
+            out,
+            live,
+            wants: Wants::new(stats, k),
+            level,
+        }
+    }
+
     /// Writes 0 everywhere, which is the value of ignored rows.
     ///
     /// # Safety
     /// `out` describes writable memory.
-    unsafe fn clear(&self) {
+    pub unsafe fn clear(&self) {
         // SAFETY: `out` is contiguous, as was checked; all dtypes of floats write 0 as zero bytes.
         unsafe {
             (self.out.address as *mut u8).write_bytes(0, self.out.len() * self.out.dtype.size())
@@ -283,9 +295,11 @@ impl Forward<'_> {
 
     /// # Safety
     /// The promise of [`forward`]; the logits are `E`s.
-    unsafe fn run<E: Element>(&self, threads: usize) {
-        let chunks = self.rows.width().div_ceil(CHUNK);
+    pub unsafe fn run<E: Element>(&self, threads: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.clear() };
         if shares_rows(self.live.len(), threads) {
+            let chunks = self.rows.width().div_ceil(CHUNK);
             // SAFETY: passed on to the caller.
             unsafe { self.run_sharing_rows::<E>(chunks, threads) };
             return;
@@ -297,17 +311,26 @@ impl Forward<'_> {
             |range| {
                 let mut room = None;
                 for row in &self.live[range] {
-                    let mut state = Row::new();
-                    let mut top = self.wants.top.map(TopK::new);
-                    for index in 0..chunks {
-                        // SAFETY: passed on to the caller.
-                        state.add(&unsafe { self.chunk::<E>(row, index, &mut room, top.as_mut()) });
-                    }
                     // SAFETY: passed on to the caller.
-                    unsafe { self.write::<E>(row, &state, top.as_ref()) };
+                    unsafe { self.row::<E>(row, &mut room) };
                 }
             },
         );
+    }
+
+    /// Reads a row and writes its statistics.
+    ///
+    /// # Safety
+    /// As for [`Forward::run`].
+    pub unsafe fn row<E: Element>(&self, row: &LiveRow, room: &mut Option<Room<E::Real>>) {
+        let mut state = Row::new();
+        let mut top = self.wants.top.map(TopK::new);
+        for index in 0..self.rows.width().div_ceil(CHUNK) {
+            // SAFETY: passed on to the caller.
+            state.add(&unsafe { self.chunk::<E>(row, index, room, top.as_mut()) });
+        }
+        // SAFETY: passed on to the caller.
+        unsafe { self.write::<E>(row, &state, top.as_ref()) };
     }
 
     /// As [`Forward::run`], each chunk a task of its own.
@@ -362,7 +385,7 @@ impl Forward<'_> {
             let x = row_pointer::<E>(&self.rows.logits, row.index)
                 .add(part.start)
                 .cast_const();
-            let logit = pass::maximum(self.level, x, part.len());
+            let logit = maximum(self.level, x, part.len());
             if let Some(top) = top
                 && logit > top.threshold()
             {
@@ -407,7 +430,7 @@ impl Forward<'_> {
         }
         let factor = R::from_f64(transform.factor);
         // SAFETY: a scratch has `len` elements.
-        let logit = unsafe { pass::maximum(self.level, scratch.as_ptr(), len) };
+        let logit = unsafe { maximum(self.level, scratch.as_ptr(), len) };
         Highest { logit, factor }
     }
 

@@ -1,7 +1,7 @@
 //! Rows on CUDA: which kernels run for a call, with which constants, grid and argument. The arithmetic is in `kernels/rows_*`.
 
 use super::{MAX_K, Rows, Stat, Temperature};
-use crate::cuda::{Argument, Launch, Program, Source, THREADS, source};
+use crate::cuda::{Argument, Device, Launch, Program, Source, THREADS, source};
 use crate::view::{ArgumentError, Dtype, View};
 
 /// Leading dimensions that a kernel can step through, after those that lie evenly have been joined.
@@ -14,6 +14,7 @@ const FORWARD: &[&Source] = &[
     &source::ROWS,
     &source::TOPK,
     &source::ROWS_VALUES,
+    &source::ROWS_TRAVERSE,
     &source::ROWS_FORWARD,
 ];
 const COMBINE: &[&Source] = &[
@@ -28,7 +29,18 @@ const BACKWARD: &[&Source] = &[
     &source::PTX,
     &source::UNITS,
     &source::ROWS,
+    &source::ROWS_GRADIENT,
     &source::ROWS_BACKWARD,
+];
+const BOTH: &[&Source] = &[
+    &source::PTX,
+    &source::UNITS,
+    &source::ROWS,
+    &source::TOPK,
+    &source::ROWS_VALUES,
+    &source::ROWS_TRAVERSE,
+    &source::ROWS_GRADIENT,
+    &source::ROWS_BOTH,
 ];
 
 /// Every program of this room: entry point, sources, the constants it is compiled with.
@@ -36,6 +48,7 @@ pub const PROGRAMS: &[crate::cuda::source::Entry] = &[
     ("rows_forward", FORWARD, DEFINES),
     ("rows_combine", COMBINE, DEFINES),
     ("rows_backward", BACKWARD, DEFINES),
+    ("rows_both", BOTH, DEFINES),
 ];
 const DEFINES: &[&str] = &[
     "LOGIT",
@@ -45,7 +58,29 @@ const DEFINES: &[&str] = &[
     "UNIT",
     "CHUNK",
     "SOFTCAP",
+    "CLUSTER",
+    "PARTS",
 ];
+
+/// What a plan depends on of the device.
+#[derive(Clone, Copy)]
+pub struct Target {
+    pub multiprocessors: usize,
+    /// 90 for compute capability 9.0.
+    pub capability: i32,
+    /// Bytes of shared memory that a block may have.
+    pub shared: usize,
+}
+
+impl From<&Device> for Target {
+    fn from(device: &Device) -> Target {
+        Target {
+            multiprocessors: device.multiprocessors,
+            capability: device.capability,
+            shared: device.shared,
+        }
+    }
+}
 
 /// `RowsArgs` of `kernels/rows.cuh`.
 #[repr(C)]
@@ -57,7 +92,8 @@ struct RowsArgs {
     labels: usize,
     mask: usize,
     temperatures: usize,
-    table: usize,
+    values: usize,
+    grads: usize,
     saved: usize,
     partials: usize,
     rows: i64,
@@ -200,7 +236,7 @@ pub fn forward(
         multiprocessors,
     );
     let mut args = arguments(rows, stats, reads_reference(stats), None)?;
-    args.table = out.address;
+    args.values = out.address;
     args.partials = workspace;
     args.parts = parts as i64;
     args.k = k.min(MAX_K) as i64;
@@ -246,7 +282,7 @@ pub fn backward(
     let geometry = geometry(rows, &read);
     let mut args = arguments(rows, stats, reads_reference(&read), Some(gradient))?;
     args.gradient = gradient.address;
-    args.table = grads.address;
+    args.grads = grads.address;
     args.saved = saved.address;
     // Units begin at a 16-byte boundary of the gradient, up to one unit before the row does.
     args.parts = (rows.width() + geometry.unit - 1).div_ceil(geometry.chunk) as i64;
@@ -262,6 +298,99 @@ pub fn backward(
         geometry.rows_per_block(),
         &args,
     )])
+}
+
+/// How rows are held in shared memory by the kernel that visits them once.
+#[derive(Debug, PartialEq)]
+struct Hold {
+    /// Blocks that share a row.
+    cluster: usize,
+    /// Chunks of a block.
+    parts: usize,
+    /// Bytes of dynamic shared memory of a block.
+    shared: usize,
+}
+
+impl Hold {
+    /// `None` where rows are too wide for clusters of the target, or it has none.
+    fn new(width: usize, size: usize, geometry: &Geometry, target: Target) -> Option<Hold> {
+        const FIRST_WITH_CLUSTERS: i32 = 90;
+        /// What every such device can do, unless it has fewer multiprocessors.
+        const LARGEST_CLUSTER: usize = 8;
+        /// More than the kernel's static shared memory.
+        const STATIC: usize = 2048;
+        let largest = LARGEST_CLUSTER.min(target.multiprocessors).max(1);
+        let chunks = width.div_ceil(geometry.chunk).max(1);
+        let parts = chunks.div_ceil(largest);
+        let units = width.min(parts * geometry.chunk).div_ceil(geometry.unit);
+        let shared = units * geometry.unit * size * geometry.rows_per_block();
+        (target.capability >= FIRST_WITH_CLUSTERS && shared + STATIC <= target.shared).then_some(
+            Hold {
+                cluster: chunks.div_ceil(parts),
+                parts,
+                shared,
+            },
+        )
+    }
+}
+
+/// Whether all rows of `view` begin at 16-byte boundaries.
+fn has_aligned_rows(view: &View, lead: usize) -> bool {
+    let size = view.dtype.size();
+    let steps = view.shape[..lead].iter().zip(&view.strides);
+    view.address.is_multiple_of(16)
+        && steps
+            .filter(|(count, _)| **count > 1)
+            .all(|(_, stride)| (stride.unsigned_abs() * size).is_multiple_of(16))
+}
+
+/// The launches that write the statistics `stats` into `out` and d(Σ grads·stats)/dlogits into `gradient`, which may be the memory
+/// of the logits: one that visits each row once where it can be held, otherwise those of [`forward`] and [`backward`], whose
+/// results are the same to the bit. `workspace` is the address of what [`forward_workspace`] asks for.
+pub fn both(
+    rows: &Rows,
+    (stats, k): (&[Stat], usize),
+    grads: &View,
+    out: &View,
+    gradient: &View,
+    workspace: usize,
+    target: Target,
+) -> Result<Vec<Launch>, ArgumentError> {
+    rows.check_both((stats, k), grads, out, gradient)?;
+    if rows.count() == 0 || stats.is_empty() {
+        return Ok(Vec::new());
+    }
+    let geometry = geometry(rows, stats);
+    let held = Hold::new(rows.width(), rows.logits.dtype.size(), &geometry, target);
+    let Some(hold) = held.filter(|_| can_be_held(rows, stats, gradient)) else {
+        let mut launches = forward(rows, stats, k, out, workspace, target.multiprocessors)?;
+        launches.extend(backward(rows, stats, grads, out, gradient)?);
+        return Ok(launches);
+    };
+    let mut args = arguments(rows, stats, false, Some(gradient))?;
+    args.gradient = gradient.address;
+    args.values = out.address;
+    args.grads = grads.address;
+    let mut defines = defines(rows, stats, &geometry);
+    defines.push(("CLUSTER", hold.cluster.to_string()));
+    defines.push(("PARTS", hold.parts.to_string()));
+    let program = Program {
+        kernel: "rows_both",
+        sources: BOTH,
+        defines,
+    };
+    let launch = Launch::new(program, rows.count(), geometry.rows_per_block(), &args);
+    Ok(vec![
+        launch.in_clusters(hold.cluster as u32, hold.shared as u32),
+    ])
+}
+
+/// Whether the kernel that visits rows once computes `stats` of rows that lie so.
+fn can_be_held(rows: &Rows, stats: &[Stat], gradient: &View) -> bool {
+    let alone = !stats
+        .iter()
+        .any(|stat| stat.needs_reference() || matches!(stat, Stat::TopkMass | Stat::TopkEntropy));
+    alone && has_aligned_rows(&rows.logits, rows.rank()) && has_aligned_rows(gradient, rows.rank())
 }
 
 /// Whether the backward kernel looks at `stat`: it has a gradient, or one of `stats` that has needs its value.

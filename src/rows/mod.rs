@@ -1,4 +1,4 @@
-//! Token statistics: what they are. How they are computed on the CPU is in [`cpu`] (forward) and [`backward`].
+//! Token statistics: what they are. How they are computed on the CPU is in [`cpu`] (forward), [`backward`] and [`both`].
 //!
 //! For a row of raw logits `x` (V of them) and its label `y`:
 //! `z = softcap·tanh(scale·x/softcap)/T` (softcap off: `z = scale·x/T`), `lse = log Σ e^z`, `p = e^{z−lse}`; `q` is the
@@ -28,6 +28,7 @@
 //! Where `kl` is +inf (q_j = 0 < p_j) it has no gradient: that of its row is NaN, unless the upstream gradient is 0.
 
 pub mod backward;
+pub mod both;
 mod chunk;
 mod combine;
 pub mod cpu;
@@ -386,6 +387,18 @@ impl Rows {
             )));
         }
         self.check_table("out", out, stats)
+    }
+
+    /// Checks a request for the values of `stats` and the gradient of `Σ grads·stats`, computed from those values.
+    fn check_both(
+        &self,
+        (stats, k): (&[Stat], usize),
+        grads: &View,
+        out: &View,
+        gradient: &View,
+    ) -> Result<(), ArgumentError> {
+        self.check_forward(stats, k, out)?;
+        self.check_backward(stats, grads, out, gradient)
     }
 
     /// Checks a request for the gradient of `Σ grads·stats`.

@@ -6,9 +6,8 @@ import pytest
 
 from tests.codegen import catalogue
 from tests.codegen.harness import Library
-from tests.emulator import emulator
 
-pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler")
+pytestmark = pytest.mark.needs("compiler")
 
 
 @functools.cache

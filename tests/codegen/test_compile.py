@@ -2,26 +2,20 @@
 
 import pytest
 
-from prefuse import _prefuse, objectives
-from prefuse._cuda import ARCHITECTURES, prepare
+from prefuse import objectives
+from prefuse._cuda import ARCHITECTURES, resources
 from prefuse.scoring.device import compiled
 from tests.codegen.graphs import RandomGraph
 
-
-def _nvrtc_missing():
-    prepare()
-    try:
-        _prefuse.cuda_nvrtc()
-    except RuntimeError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(_nvrtc_missing()), reason=f"NVRTC is not installed: {_nvrtc_missing()}")
+pytestmark = pytest.mark.needs("nvrtc")
 
 
 def _is_code(kernels):
     return all(code.startswith(b"\x7fELF") and "Used" in log for _, code, log in kernels)
+
+
+def _spilled(kernels):
+    return {entry: log for entry, _, log in kernels if resources(log).spilled}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -30,12 +24,10 @@ def test_objective(name, architecture):
     traced = objectives.get(name)._traced(None)
     kernels = compiled(traced, architecture, one_block=True)
     assert [entry for entry, _, _ in kernels] == ["objective_one_block"]
-    assert _is_code(kernels)
-
-
-@pytest.mark.parametrize("name", objectives.names())
-def test_objective_in_parts(name):
-    assert _is_code(compiled(objectives.get(name)._traced(None), 90, one_block=False))
+    parts = compiled(traced, architecture, one_block=False)
+    assert [entry for entry, _, _ in parts] == [f"objective_part_{number}" for number in range(len(parts))]
+    assert _is_code([*kernels, *parts])
+    assert not _spilled([*kernels, *parts])
 
 
 @pytest.mark.parametrize(
@@ -46,4 +38,6 @@ def test_random_graph(dtypes, take):
     program = RandomGraph(len(dtypes[0]) + 7 * take).program()
     columns = [(dtypes[0], take)] * len(program.columns)
     outputs = [(dtypes[1], take)] * len(program.output_spaces)
-    assert _is_code(program.cuda_compile(columns, outputs, True, 80))
+    kernels = program.cuda_compile(columns, outputs, True, 80)
+    assert _is_code(kernels)
+    assert not _spilled(kernels)

@@ -12,9 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prefuse import objectives
 from prefuse.language import group_objective, pair_objective, softplus, square
 from tests.codegen import emulated
-from tests.emulator import emulator
 
-pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler")
+pytestmark = pytest.mark.needs("compiler")
 
 
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "packed"])

@@ -13,7 +13,7 @@ from tests.codegen.graphs import SPACES, Batch, RandomGraph, view
 from tests.codegen.harness import Library, Memory, Recorded, plan, recording, workspace_of
 from tests.emulator import emulator
 
-pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler")
+pytestmark = pytest.mark.needs("compiler")
 
 # Responses of more than a warp's and of more than a chunk's tokens; as in `worlds`, three groups of 3, 1 and 2.
 LARGE = [[300, 1, 40], [0], [5, 2500]]

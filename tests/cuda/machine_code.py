@@ -5,8 +5,15 @@ from __future__ import annotations
 import struct
 from collections import Counter
 
-LOAD, STORE, LOAD_LOCAL, STORE_LOCAL = "LDG", "STG", "LDL", "STL"
-_OPCODES = {0x981: LOAD, 0x986: STORE, 0x983: LOAD_LOCAL, 0x387: STORE_LOCAL}
+LOAD, STORE, LOAD_LOCAL, STORE_LOCAL, LOAD_SHARED, STORE_SHARED = "LDG", "STG", "LDL", "STL", "LDS", "STS"
+_OPCODES = {
+    0x981: LOAD,
+    0x986: STORE,
+    0x983: LOAD_LOCAL,
+    0x387: STORE_LOCAL,
+    0x984: LOAD_SHARED,
+    0x388: STORE_SHARED,
+}
 _BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 8, 6: 16}
 
 

@@ -7,8 +7,8 @@ import functools
 import pytest
 
 from prefuse import _prefuse
-from prefuse._cuda import ARCHITECTURES, Program, prepare, programs, resources
-from tests.cuda.machine_code import LOAD, STORE, memory_instructions
+from prefuse._cuda import ARCHITECTURES, Program, programs, resources
+from tests.cuda.machine_code import LOAD, LOAD_SHARED, STORE, STORE_SHARED, memory_instructions
 
 REGISTERS = 64 * 1024 // 256
 """Per thread, when one block of 256 is resident on a multiprocessor; half of it for two, a third for three."""
@@ -22,23 +22,16 @@ def _resident_blocks(constants: dict[str, str]) -> int:
     return 2 if heavy else 3
 
 
-def _nvrtc_missing() -> str:
-    prepare()
-    try:
-        _prefuse.cuda_nvrtc()
-    except RuntimeError as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(_nvrtc_missing()), reason=f"NVRTC is not installed: {_nvrtc_missing()}")
+pytestmark = pytest.mark.needs("nvrtc")
 
 WIDE, SHORT = (1 << 17,), (1000,)
-COMMON = programs(("bf16",), WIDE)
+COMMON = {architecture: programs(architecture, ("bf16",), WIDE) for architecture in ARCHITECTURES}
 OTHERS = [
-    program for program in programs(("f16", "f32", "f64"), WIDE) + programs(("bf16",), SHORT) if program not in COMMON
+    program
+    for program in programs(90, ("f16", "f32", "f64"), WIDE) + programs(90, ("bf16",), SHORT)
+    if program not in COMMON[90]
 ]
-CASES = [(architecture, program) for architecture in ARCHITECTURES for program in COMMON] + [
+CASES = [(architecture, program) for architecture, common in COMMON.items() for program in common] + [
     (90, other) for other in OTHERS
 ]
 """Every kernel for every architecture; other dtypes and short rows for one (`prefuse doctor --compile`: all)."""
@@ -59,13 +52,16 @@ def test_kernel(architecture: int, program: Program) -> None:
     cubin, log = _compiled(kernel, tuple(defines), architecture)
     used, constants = resources(log), dict(defines)
     assert used.spilled == 0, log
-    if kernel not in ("rows_forward", "rows_backward"):
+    if kernel not in ("rows_forward", "rows_backward", "rows_both"):
         return
     assert used.registers * _resident_blocks(constants) <= REGISTERS
     moved = memory_instructions(cubin)
     assert moved[LOAD, 16] >= 4
-    if kernel == "rows_backward":
+    if kernel != "rows_forward":
         assert moved[STORE, 16] >= 1
+    if kernel == "rows_both":
+        assert moved[STORE_SHARED, 16] >= 4
+        assert moved[LOAD_SHARED, 16] >= 1
 
 
 def test_an_unknown_kernel_or_definition_is_refused() -> None:

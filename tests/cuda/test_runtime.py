@@ -13,21 +13,12 @@ import torch
 from prefuse import _prefuse, doctor
 from prefuse.__main__ import main
 from prefuse._backends import cuda as backend
-from prefuse._cuda import prepare
 from prefuse._rows import Rows
 
 VIEW = (4096, "f32", (4,), (1,))
 OFFSETS = (4096, "i64", (5,), (1,))
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-
-
-def _has_nvrtc() -> bool:
-    prepare()
-    try:
-        return bool(_prefuse.cuda_nvrtc())
-    except RuntimeError:
-        return False
 
 
 def _in_a_new_process(program: str, **environment: str) -> str:
@@ -72,7 +63,7 @@ def test_importing_opens_nothing() -> None:
         assert _in_a_new_process(program) == _in_a_new_process(import_alone)
 
 
-@pytest.mark.skipif(not _has_nvrtc(), reason="NVRTC is not installed")
+@pytest.mark.needs("nvrtc")
 class TestCache:
     SUM = ("segment_sum", [("VALUE", "f32")], 90, True)
 

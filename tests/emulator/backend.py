@@ -9,6 +9,7 @@ import torch
 
 from prefuse import _prefuse
 from prefuse._buffers import view
+from prefuse._cuda import SHARED_MEMORY
 from prefuse._rows import Rows
 from tests.emulator import emulator
 
@@ -24,6 +25,7 @@ class Emulated:
     multiprocessors: int = FEW
     blocks: tuple[int, int] | None = None
     watch_writes: bool = True
+    capability: int = 90
     workspace: torch.Tensor | None = field(default=None, repr=False)
 
     def rows_forward(self, rows: Rows, out: torch.Tensor) -> None:
@@ -41,6 +43,28 @@ class Emulated:
         )
         buffers = [emulator.buffer(tensor, False) for tensor in (grads, saved)]
         self._run(launches, rows, gradient, extra=buffers)
+
+    def rows_both(self, rows: Rows, grads: torch.Tensor, out: torch.Tensor, gradient: torch.Tensor) -> None:
+        """As `prefuse._backends.Backend.rows_both`."""
+        numbers, _ = _prefuse.cuda_plan_rows_forward(
+            rows.arguments(), rows.statistics, rows.k, _table(out), 0, self._target[0]
+        )
+        self.workspace = out.new_full((numbers,), float("nan"))
+        launches = self.both_launches(rows, grads, out, gradient)
+        self._run(launches, rows, gradient, out, self.workspace, extra=[emulator.buffer(grads, False)])
+
+    def both_launches(
+        self, rows: Rows, grads: torch.Tensor, out: torch.Tensor, gradient: torch.Tensor
+    ) -> list[emulator.Launch]:
+        """What `rows_both` runs."""
+        tables = (_table(grads), _table(out), view(gradient))
+        address = 0 if self.workspace is None else self.workspace.data_ptr()
+        return _prefuse.cuda_plan_rows_both(rows.arguments(), rows.statistics, rows.k, *tables, address, self._target)
+
+    @property
+    def _target(self) -> tuple[int, int, int]:
+        """No device that has clusters has fewer than 8 multiprocessors."""
+        return max(self.multiprocessors, 8), self.capability, SHARED_MEMORY[self.capability]
 
     def segment_sum(self, values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
         """As `prefuse._backends.Backend.segment_sum`."""

@@ -89,9 +89,9 @@ def run(
         program = _compiled(text, tuple(launch["defines"]), launch["kernel"])
         first, end = blocks or (0, launch["grid"])
         program.watch(ranges, len(buffers), watch_writes)
-        program.emulate(
-            ctypes.create_string_buffer(launch["argument"]), launch["grid"], launch["block"], first, end, order
-        )
+        argument = ctypes.create_string_buffer(launch["argument"])
+        shape = (launch["grid"], launch["block"], launch["cluster"], launch["shared"])
+        program.emulate(argument, *shape, first, end, order)
         report = program.reported()
         if report:
             raise EmulationError(f"{launch['kernel']} {dict(launch['defines'])}:\n{report.decode()}")

@@ -1,12 +1,14 @@
-// Runs a grid on the CPU: one block after the other, every thread of a block a fiber.
+// Runs a grid on the CPU: one cluster (most often a block) after the other, every thread of a cluster a fiber.
 //
 // A fiber runs until a barrier or a warp collective makes it wait; which runnable fiber goes on is `order`'s choice (0 ascending,
 // 1 descending, else shuffled with that seed), so a result that depends on it is a race. Reported besides:
 //   - access outside the registered buffers, or to an address that is no multiple of its size; writing to a read-only buffer
 //   - two threads writing the same byte, or one reading what another wrote, in one launch
 //   - a barrier or warp collective that not all threads reach, or that they reach at different places
-// Shared memory, and the part of each thread's stack where its variables will lie, are filled with NaN bits before each block, so that
-// what is read before it is written shows.
+//   - writing behind dynamic shared memory; reading that of a block of the cluster that has ended
+// Shared memory, and the part of each thread's stack where its variables will lie, are filled with NaN bits before each cluster, so
+// that what is read before it is written shows. Static shared memory is one section of the program: while a thread of another block
+// runs, a block's lies in a copy.
 
 #include <algorithm>
 #include <csetjmp>
@@ -37,19 +39,29 @@ struct Meeting {  // of the lanes of a warp, or of the threads of a block
 };
 
 struct Fiber {
-    unsigned index;
-    bool started, done;
+    unsigned index, rank;  // of the thread in its block, of the block in its cluster
+    bool started, done, arrived;
     const unsigned* awaited;  // the generation that must change before it goes on
-    unsigned seen;
+    unsigned seen, arrived_at;
     jmp_buf point;
     ucontext_t context;
     std::vector<char> stack;
 };
 
+struct Block {
+    Meeting meeting;
+    std::vector<Meeting> warps;
+    std::vector<char> shared, dynamic;  // its copy of the section; dynamic shared memory and what must not change behind it
+};
+
+constexpr size_t BEHIND = 256;
+constexpr char UNTOUCHED = 0x5a;
+
 Index block_index, grid_size, block_size;
 static std::vector<Fiber> fibers;
-static std::vector<Meeting> warps;
-static Meeting block;
+static std::vector<Block> blocks;
+static unsigned resident, first_block;  // whose shared memory is in the section; the first block of the cluster
+static Meeting cluster;
 static Fiber* volatile current;  // changes behind the back of every call that waits
 static jmp_buf scheduler;
 static ucontext_t home;
@@ -124,13 +136,30 @@ static int meet(Meeting& m, unsigned size, int line) {
 
 void barrier(int line) {
     // Behind a barrier a block sees what its own threads wrote; of other blocks' writes it must know nothing.
-    if (grid_size.x == 1 && block.arrived + 1 == block_size.x) writers.clear();
-    meet(block, block_size.x, line);
+    Meeting& m = blocks[current->rank].meeting;
+    if (grid_size.x == 1 && m.arrived + 1 == block_size.x) writers.clear();
+    meet(m, block_size.x, line);
+}
+
+void arrive_in_cluster() {
+    if (current->arrived) complain("arrives twice at the barrier of its cluster");
+    current->arrived = true;
+    current->arrived_at = cluster.generation;
+    if (++cluster.arrived == fibers.size()) cluster.arrived = 0, cluster.generation++;
+}
+
+void wait_in_cluster() {
+    if (!current->arrived) return complain("waits at the barrier of its cluster without having arrived");
+    current->arrived = false;
+    if (cluster.generation != current->arrived_at) return;
+    current->awaited = &cluster.generation;
+    current->seen = current->arrived_at;
+    leave();
 }
 
 const uint64_t* exchange(unsigned mask, uint64_t bits, int line) {
     if (mask != 0xffffffffu) complain("collective of a part of a warp");
-    Meeting& w = warps[current->index / WARP];
+    Meeting& w = blocks[current->rank].warps[current->index / WARP];
     w.values[w.generation & 1][current->index % WARP] = bits;
     int slot = meet(w, WARP, line);
     return w.values[slot];
@@ -142,8 +171,33 @@ static void body() {
     _longjmp(scheduler, 1);
 }
 
+extern "C" char __start_emulated_shared[] __attribute__((weak));
+extern "C" char __stop_emulated_shared[] __attribute__((weak));
+
+void* dynamic_shared() { return blocks[current->rank].dynamic.data(); }
+
+const void* in_block(const void* p, unsigned rank) {
+    const char* local = static_cast<const char*>(p);
+    if (rank >= blocks.size()) return complain("reads the shared memory of a block outside its cluster"), p;
+    if (local < __start_emulated_shared || local >= __stop_emulated_shared) return complain("reads another block's memory, which is not shared"), p;
+    bool ended = true;
+    for (const Fiber& f : fibers) ended = ended && (f.rank != rank || f.done);
+    if (ended) complain("reads the shared memory of a block that has ended");
+    return rank == resident ? local : blocks[rank].shared.data() + (local - __start_emulated_shared);
+}
+
+// Brings a block's shared memory into the section.
+static void move_in(unsigned rank) {
+    block_index.x = first_block + rank;
+    if (rank == resident || !__start_emulated_shared) return;
+    std::copy(__start_emulated_shared, __stop_emulated_shared, blocks[resident].shared.begin());
+    std::copy(blocks[rank].shared.begin(), blocks[rank].shared.end(), __start_emulated_shared);
+    resident = rank;
+}
+
 static void resume(Fiber& f) {
     current = &f;
+    move_in(f.rank);
     if (_setjmp(scheduler)) return;
     if (f.started) _longjmp(f.point, 1);
     f.started = true;
@@ -156,20 +210,32 @@ static void resume(Fiber& f) {
     swapcontext(&home, &f.context);
 }
 
-extern "C" char __start_emulated_shared[] __attribute__((weak));
-extern "C" char __stop_emulated_shared[] __attribute__((weak));
-
-static void run_block(int order, std::mt19937& random) {
-    if (__start_emulated_shared) std::fill(__start_emulated_shared, __stop_emulated_shared, char(0xff));
-    block = Meeting();
-    warps.assign(block_size.x / WARP, Meeting());
-    std::vector<unsigned> turns(block_size.x);
-    for (unsigned t = 0; t < block_size.x; t++) {
-        turns[t] = order == 1 ? block_size.x - 1 - t : t;
-        fibers[t].index = t;
-        fibers[t].started = fibers[t].done = false;
-        fibers[t].awaited = nullptr;
+// Blocks as they are before they run: all shared memory NaN.
+static void prepare(unsigned count, unsigned shared) {
+    size_t size = __start_emulated_shared ? __stop_emulated_shared - __start_emulated_shared : 0;
+    if (size) std::fill(__start_emulated_shared, __stop_emulated_shared, char(0xff));
+    blocks.resize(count);
+    for (Block& b : blocks) {
+        b.meeting = Meeting();
+        b.warps.assign(block_size.x / WARP, Meeting());
+        b.shared.assign(size, char(0xff));
+        b.dynamic.assign(shared, char(0xff));
+        b.dynamic.resize(shared + BEHIND, UNTOUCHED);
     }
+    for (unsigned t = 0; t < fibers.size(); t++) {
+        Fiber& f = fibers[t];
+        f.index = t % block_size.x, f.rank = t / block_size.x;
+        f.started = f.done = f.arrived = false;
+        f.awaited = nullptr;
+    }
+    resident = 0;
+    cluster = Meeting();
+}
+
+static void run_cluster(int order, unsigned shared, std::mt19937& random) {
+    prepare(fibers.size() / block_size.x, shared);
+    std::vector<unsigned> turns(fibers.size());
+    for (unsigned t = 0; t < turns.size(); t++) turns[t] = order == 1 ? turns.size() - 1 - t : t;
     for (bool moved = true, finished = false; !finished;) {
         if (!moved) return complain("waits for threads that never come (divergent barrier)");
         moved = false, finished = true;
@@ -184,18 +250,21 @@ static void run_block(int order, std::mt19937& random) {
             resume(f);
         }
     }
+    for (const Block& b : blocks)
+        for (size_t i = shared; i < b.dynamic.size(); i++)
+            if (b.dynamic[i] != UNTOUCHED) return complain("a thread wrote behind dynamic shared memory");
 }
 
-void run_grid(void (*kernel)(), unsigned grid, unsigned threads, unsigned first, unsigned end, int order) {
+void run_grid(void (*kernel)(), unsigned grid, unsigned threads, unsigned first, unsigned end, int order, unsigned size, unsigned shared) {
     entry = kernel;
     grid_size.x = grid, block_size.x = threads;
     report.clear(), writers.clear();
-    fibers.resize(threads);
+    fibers.resize(threads * size);
     for (Fiber& f : fibers) f.stack.resize(STACK);
     std::mt19937 random(order);
-    for (unsigned b = 0; b < end - first && report.empty(); b++) {
-        block_index.x = order == 1 ? end - 1 - b : first + b;
-        run_block(order, random);
+    for (unsigned b = 0; b < end - first && report.empty(); b += size) {
+        first_block = order == 1 ? end - size - b : first + b;
+        run_cluster(order, shared, random);
     }
 }
 

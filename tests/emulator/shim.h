@@ -24,7 +24,13 @@ bool may_read(uintptr_t address, unsigned size);   // and complain if not
 bool may_write(uintptr_t address, unsigned size);
 void barrier(int line);
 const uint64_t* exchange(unsigned mask, uint64_t bits, int line);  // what each lane of the warp brought
-void run_grid(void (*kernel)(), unsigned grid, unsigned threads, unsigned first, unsigned end, int order);
+void arrive_in_cluster();
+void wait_in_cluster();
+void* dynamic_shared();
+const void* in_block(const void* p, unsigned rank);  // where the block of that rank has what this one has at p
+// Blocks [first, end) of a grid, in clusters of `size`, with `shared` bytes of dynamic shared memory each.
+void run_grid(void (*kernel)(), unsigned grid, unsigned threads, unsigned first, unsigned end, int order, unsigned size = 1,
+              unsigned shared = 0);
 
 template <typename T> T load(const T* p) { return may_read(uintptr_t(p), sizeof(T)) ? *p : T(); }
 template <typename T> void store(T* p, T value) {
@@ -66,6 +72,7 @@ static unsigned ballot(unsigned mask, bool vote, int line) {
 #define __ldcg emulator::load
 #define __stcg(p, v) emulator::store(p, v)
 #define __syncthreads() emulator::barrier(__LINE__)
+#define __syncwarp() emulator::exchange(0xffffffffu, 0, __LINE__)
 #define __shfl_sync(mask, v, from) emulator::shuffle(mask, v, from, __LINE__)
 #define __shfl_xor_sync(mask, v, d) emulator::shuffle(mask, v, int(threadIdx.x % 32) ^ (d), __LINE__)
 #define __shfl_up_sync(mask, v, d) emulator::shuffle(mask, v, int(threadIdx.x % 32) - int(d), __LINE__)
@@ -96,3 +103,10 @@ static unsigned short f32_to_bf16(float x) {
 }
 static unsigned pack_f16(float low, float high) { return unsigned(f32_to_f16(high)) << 16 | f32_to_f16(low); }
 static unsigned pack_bf16(float low, float high) { return unsigned(f32_to_bf16(high)) << 16 | f32_to_bf16(low); }
+static long long opaque(long long x) { return x; }
+static uint4* dynamic_shared() { return static_cast<uint4*>(emulator::dynamic_shared()); }
+static void cluster_arrive() { emulator::arrive_in_cluster(); }
+static void cluster_wait() { emulator::wait_in_cluster(); }
+template <typename T> static T cluster_load(const T* p, unsigned rank) {
+    return *static_cast<const T*>(emulator::in_block(p, rank));
+}

@@ -7,11 +7,10 @@ import torch
 
 from prefuse._backends import cpu
 from prefuse._rows import Rows
-from tests.emulator import emulator
 from tests.emulator.backend import Emulated
 from tests.emulator.test_rows import BF16, F16, F32, F64, ONE, TWO, peaked, rows, upstream
 
-pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler: set CXX or install g++")
+pytestmark = pytest.mark.needs("compiler")
 
 STATS = f"{ONE},topk_mass,topk_entropy,{','.join(name for name in TWO.split(',') if name not in ONE.split(','))}"
 

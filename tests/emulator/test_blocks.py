@@ -11,12 +11,11 @@ import torch
 from prefuse._backends import cpu
 from prefuse._backends.cuda import check_values
 from prefuse._rows import Rows
-from tests.emulator import emulator
 from tests.emulator.backend import MANY, Emulated
 from tests.emulator.test_agreement import hostile
 from tests.emulator.test_rows import BF16, F16, F32, F64, peaked, rows, upstream
 
-needs_compiler = pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler: set CXX or install g++")
+needs_compiler = pytest.mark.needs("compiler")
 BACKENDS = [
     pytest.param(cpu, id="cpu"),
     pytest.param(Emulated(), id="emulated", marks=needs_compiler),

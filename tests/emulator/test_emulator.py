@@ -9,7 +9,7 @@ import torch
 
 from tests.emulator import emulator
 
-pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler: set CXX or install g++")
+pytestmark = pytest.mark.needs("compiler")
 
 SOURCE = """
 struct Args { float* out; const float* in; };
@@ -22,15 +22,17 @@ extern "C" __global__ void kernel(const Args a) {
 SUM = "for (int d = 16; d; d /= 2) x += __shfl_xor_sync(0xffffffffu, x, d);"
 
 
-def run(body: str, order: int = emulator.ASCENDING) -> list[float]:
-    """Runs `body` on 64 threads with `in` = 0, 1, …, 63; returns `out`."""
+def run(body: str, order: int = emulator.ASCENDING, cluster: int = 1, shared: int = 0) -> list[float]:
+    """Runs `body` on `cluster` blocks, 64 threads in all, with `in` = 0, 1, …, 63; returns `out`."""
     out, given = torch.full((64,), -1.0), torch.arange(64.0)
     launch = {
         "kernel": "kernel",
         "sources": [("test.cu", SOURCE % body)],
         "defines": [],
-        "grid": 1,
-        "block": 64,
+        "grid": cluster,
+        "block": 64 // cluster,
+        "cluster": cluster,
+        "shared": shared,
         "argument": struct.pack("QQ", out.data_ptr(), given.data_ptr()),
     }
     emulator.run([launch], [emulator.buffer(out, True), emulator.buffer(given, False)], order)
@@ -73,3 +75,49 @@ def test_a_race_shows_in_the_order_of_threads() -> None:
 
 def test_what_was_not_written_is_nan() -> None:
     assert all(x != x for x in run("__stcs(a.out + i, shared[i]);"))
+
+
+EXCHANGE = """
+    int at = blockIdx.x * blockDim.x + i;
+    shared[i] = __ldcs(a.in + at);
+    cluster_arrive(); cluster_wait();
+    float x = cluster_load(shared + i, 1 - blockIdx.x);
+    cluster_arrive(); cluster_wait();
+    __stcs(a.out + at, x);
+"""
+
+
+@pytest.mark.parametrize("order", [emulator.ASCENDING, emulator.DESCENDING, emulator.SHUFFLED])
+def test_blocks_of_a_cluster_read_each_other_s_shared_memory(order: int) -> None:
+    assert run(EXCHANGE, order, cluster=2) == [*range(32, 64), *range(32)]
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ("if (blockIdx.x == 0) { cluster_arrive(); cluster_wait(); }", "threads that never come"),
+        ("cluster_arrive(); cluster_arrive();", "arrives twice"),
+        ("cluster_wait();", "without having arrived"),
+        ("if (blockIdx.x == 1) cluster_load(shared, 0);", "a block that has ended"),
+        ("cluster_load(shared, 2);", "a block outside its cluster"),
+        ("float x = 0; cluster_load(&x, 1);", "which is not shared"),
+        ("dynamic_shared()[i] = make_uint4(0, 0, 0, 0);", "behind dynamic shared memory"),
+    ],
+)
+def test_complaints_about_clusters(body: str, complaint: str) -> None:
+    with pytest.raises(emulator.EmulationError, match=complaint):
+        run(body, cluster=2, shared=16 * 31)
+
+
+def test_dynamic_shared_memory_is_a_block_s_own() -> None:
+    body = """
+    dynamic_shared()[i].x = 100 * blockIdx.x + i;
+    cluster_arrive(); cluster_wait();
+    __stcs(a.out + blockIdx.x * 32 + i, float(dynamic_shared()[31 - i].x));
+    """
+    assert run(body, cluster=2, shared=16 * 32) == [*range(31, -1, -1), *range(131, 99, -1)]
+
+
+def test_a_missing_barrier_of_a_cluster_shows() -> None:
+    missing = EXCHANGE.replace("cluster_arrive(); cluster_wait();", "", 1)
+    assert any(x != x for x in run(missing, cluster=2))

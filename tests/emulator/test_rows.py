@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ import torch
 from prefuse._rows import Rows
 from tests.emulator import emulator, reference
 from tests.emulator.backend import MANY, Emulated
+from tests.reserved import reserve
 
-pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler: set CXX or install g++")
+pytestmark = pytest.mark.needs("compiler")
 
 ONE = "logp,lse,entropy,log_sum_sq,mean_logit,top1"
 TOP = "logp,topk_mass,topk_entropy"
@@ -302,18 +302,13 @@ def test_a_temperature_that_is_no_positive_number_makes_its_row_nan() -> None:
     assert gradient[0].isfinite().all() and gradient[1:].isnan().all()
 
 
-@pytest.mark.skipif(not hasattr(mmap, "MAP_NORESERVE"), reason="needs memory that is reserved without being there")
+@pytest.mark.needs("sparse_memory")
 class TestBeyond32Bits:
-    """Element offsets above 2³¹ and 2³², in memory of which only the pages that are touched exist."""
-
-    @staticmethod
-    def reserve(elements: int) -> torch.Tensor:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
-        return torch.frombuffer(mmap.mmap(-1, 2 * elements, flags=flags), dtype=BF16)
+    """Element offsets above 2³¹ and 2³²."""
 
     def test_strides(self) -> None:
         stride, width = 2**32 + 24, 700
-        x = self.reserve(2 * stride + width).as_strided((3, width), (stride, 1)).copy_(peaked(3, width, dtype=BF16))
+        x = reserve(2 * stride + width).as_strided((3, width), (stride, 1)).copy_(peaked(3, width, dtype=BF16))
         near = rows(x.clone())
         far = near._replace(logits=x)
         assert torch.equal(forward(far), forward(near))
@@ -324,7 +319,7 @@ class TestBeyond32Bits:
 
     def test_the_end_of_a_very_long_row(self) -> None:
         width = 2**32 + 1000
-        x = self.reserve(width).view(1, width)
+        x = reserve(width).view(1, width)
         x[0, -1000:] = peaked(1000, dtype=BF16)
         case = rows(x, "logp,lse", labels=torch.tensor([width - 7]))
         chunks = -(-width // (8 * WARP_ROW[BF16]))

@@ -10,7 +10,7 @@ import torch
 from tests.emulator import emulator
 from tests.emulator.backend import Emulated
 
-pytestmark = pytest.mark.skipif(emulator.COMPILER is None, reason="no C++ compiler: set CXX or install g++")
+pytestmark = pytest.mark.needs("compiler")
 
 OFFSETS = torch.tensor([0, 0, 5, 6, 6, 1306, 2000])
 

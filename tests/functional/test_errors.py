@@ -1,6 +1,8 @@
-"""docs/errors.md, row by row: each line of its tables is an input made here, and the message is compared in full."""
+"""docs/errors.md, row by row: each line of its tables is an input made here, and the message is compared in full.
 
-import pathlib
+The tables of the fused head are checked in `tests/linear/test_errors.py`.
+"""
+
 import re
 
 import numpy as np
@@ -10,12 +12,11 @@ import torch
 from prefuse.functional import response_lengths, sequence_logps, token_logps, token_stats
 from prefuse.preference import pair_loss, preference_loss
 from tests.devices import here, normal
+from tests.error_page import HEAD, PAGE, rows
 
 pytestmark = pytest.mark.usefixtures("device")
 
-PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
-ROW = re.compile(r"^\| (.+?) \| (\w+Error) \| `(.+)`( …)? \|$", re.MULTILINE)
-TABLE = [match.groups() for match in ROW.finditer(PAGE)]
+TABLE = rows(PAGE[: PAGE.index(HEAD)])
 OUTCOMES = re.findall(r"^\| (.+?) \| ([^|`]+) \|$", PAGE[PAGE.index("## What is not an error") :], re.MULTILINE)[2:]
 
 X, Y = torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.int64)

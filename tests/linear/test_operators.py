@@ -6,9 +6,10 @@ import threading
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import prefuse
-from prefuse.linear import operators
+from prefuse.linear import functions, operators
 from prefuse.linear.call import SMOOTHED
 from tests.devices import normal
 
@@ -171,3 +172,40 @@ def test_backward_of_part_of_the_statistics():
         ours = torch.autograd.grad(stats[name].sum(), given["weight"], retain_graph=True)[0]
         theirs = torch.autograd.grad(statistics(**given)[name].sum(), given["weight"])[0]
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("stats", "plan", "frozen", "reference"),
+    [
+        ("logp", "single-pass", True, False),
+        ("logp,lse", "single-pass", True, False),
+        ("logp,entropy", "single-pass", True, False),
+        ("logp,ref_logp", "single-pass", True, True),
+        ("logp", "keep", False, False),
+        ("logp", "recompute", False, False),
+        ("logp,entropy,lse", "recompute", True, False),
+    ],
+)
+@pytest.mark.parametrize("workspace_bytes", [5000, 1 << 20], ids=["many tiles", "one tile"])
+def test_as_many_products_as_the_plan_says(stats, plan, frozen, reference, workspace_bytes, monkeypatch):
+    """Counted where PyTorch multiplies: the operators' own functions are run, which the counter looks into."""
+    asked = []
+    monkeypatch.setattr(functions, "run", lambda *call: asked.append(call) or torch.zeros(len(call[1].names), 37))
+    given = problem(dtype=torch.float32)
+    given["hidden"].requires_grad_()
+    given["weight"].requires_grad_(not frozen)
+    options = {"reference_hidden": given["hidden"].detach()} if reference else {}
+    fits = workspace_bytes if plan != "keep" else 1 << 20
+    prefuse.linear_token_stats(**given, stats=stats.split(","), plan=plan, workspace_bytes=fits, **options)
+    ((operands, statistics, index, chosen),) = asked
+    request = functions.request(operands, statistics, index, chosen)
+    counted = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _flops_of_addmm_})
+    with counted as counter, torch.no_grad():
+        values, table, *kept = operators.linear_token_stats._init_fn(*request)
+        operators.linear_token_stats_backward._init_fn(torch.ones_like(values), table, kept, *request)
+    extra = 1 if reference else 0  # the rows of the reference
+    assert counter.get_total_flops() == (chosen.gemms + extra) * 2 * index.shape[0] * 8 * 53
+
+
+def _flops_of_addmm_(total, a, b, *_, **__):
+    return 2 * a[0] * a[1] * b[1]

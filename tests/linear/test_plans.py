@@ -126,3 +126,11 @@ def test_explain_prints_and_runs_nothing(capsys):
         prefuse.explain(
             "dpo", logits=torch.empty(2, 3, 5), labels=torch.zeros(2, 3, dtype=torch.int64), reference=torch.zeros(2)
         )
+
+
+def test_meta_tensors_have_a_plan_and_no_values():
+    hidden = torch.empty(8, 1024, 4096, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    weight = torch.empty(128256, 4096, dtype=torch.bfloat16, device="meta")
+    labels = torch.empty(8, 1024, dtype=torch.int64, device="meta")
+    stats = prefuse.linear_token_stats(hidden, weight, labels, ("logp", "entropy"))
+    assert stats.plan.gemms == 3 and stats.logp.is_meta and stats.logp.shape == (8, 1024)

@@ -251,13 +251,27 @@ def test_the_reference_of_an_adapter_is_the_weight_without_it():
     torch.testing.assert_close(stats.ref_logp, statistics(**given)["logp"])
 
 
-def test_a_reference_of_equal_hidden_states_has_equal_bits():
-    for dtype in (torch.float32, torch.bfloat16):
-        given = problem(dtype=dtype)
+@pytest.mark.parametrize("tokens", [37, 150, 70])  # of 70, 64 are scored
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_reference_of_equal_hidden_states_has_equal_bits(dtype, tokens):
+    for workspace_bytes in (TIGHT, WIDE):
+        given = problem(tokens=tokens, dtype=dtype)
         stats = prefuse.linear_token_stats(
-            **given, stats=("logp", "ref_logp", "kl"), reference_hidden=given["hidden"].clone(), workspace_bytes=TIGHT
+            **given,
+            stats=("logp", "ref_logp", "kl"),
+            reference_hidden=given["hidden"].clone(),
+            workspace_bytes=workspace_bytes,
         )
         assert torch.equal(stats.logp, stats.ref_logp) and (stats.kl.abs() < 1e-6).all()
+
+
+def test_an_adapter_that_adds_nothing_leaves_the_bits_of_the_reference():
+    given = problem(dtype=torch.bfloat16)
+    lora = (normal(3, 8, seed=7).bfloat16(), torch.zeros(53, 3, dtype=torch.bfloat16), 0.5)
+    stats = prefuse.linear_token_stats(
+        **given, stats=("logp", "ref_logp"), lora=lora, reference_hidden=given["hidden"].clone()
+    )
+    assert torch.equal(stats.logp, stats.ref_logp)
 
 
 def test_a_weight_tied_to_an_embedding():

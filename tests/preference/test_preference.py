@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from prefuse import objectives
 from prefuse.functional import response_lengths, sequence_logps, token_logps
 from prefuse.language import clamp as clip
 from prefuse.language import exp as exponential
@@ -388,6 +389,14 @@ def test_only_what_is_read_is_gathered():
         preference_loss(plain_dpo, logits=logits, labels=labels, reference=sequence_logps(reference, labels))
     assert asked[:2] == [("logp", False), ("logp,ref_logp", True)]
     assert asked[-1] == ("logp", False)
+
+
+def test_what_is_gathered_depends_on_the_settings():
+    logits, reference, labels = batch()
+    given = {"logits": logits, "labels": labels, "reference": reference}
+    summed, averaged = (preference_loss("ipo", average=average, **given).loss for average in (False, True))
+    assert not torch.isclose(summed, averaged)
+    torch.testing.assert_close(summed, preference_loss(objectives.ipo(average=False), **given).loss)
 
 
 class TestLogProbabilitiesAtHand:

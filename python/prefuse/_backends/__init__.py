@@ -1,6 +1,6 @@
 """Where the rows and segments are computed: one module per device type, found by its name.
 
-A backend is a module `prefuse._backends.<device type>` with the four functions of `cpu.py`. Adding the file adds the
+A backend is a module `prefuse._backends.<device type>` with the five functions of `cpu.py`. Adding the file adds the
 device; nothing else names devices.
 """
 
@@ -18,13 +18,19 @@ DEVICES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 class Backend(Protocol):
-    """What a backend module provides. Outputs are allocated by the caller and contiguous."""
+    """What a backend module provides. Outputs are allocated by the caller; all but gradients are contiguous."""
 
     def rows_forward(self, rows: Rows, out: torch.Tensor) -> None:
         """Write the statistics named by `rows.stats` into `out` [S, *lead]."""
 
     def rows_backward(self, rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient: torch.Tensor) -> None:
         """Write d(Σ grads·statistics)/dlogits into `gradient`, which may be the memory of `rows.logits`."""
+
+    def rows_both(self, rows: Rows, grads: torch.Tensor, out: torch.Tensor, gradient: torch.Tensor) -> None:
+        """`rows_forward` into `out` [S, *lead] and `rows_backward` from it into `gradient`, with the logits read once.
+
+        For `grads` [S, *lead] that are known beforehand. `rows.stats` must name what their gradients need.
+        """
 
     def segment_sum(self, values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
         """Write Σ values[offsets[r]:offsets[r+1]] into `out[r]`."""

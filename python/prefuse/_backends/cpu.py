@@ -36,6 +36,21 @@ def rows_backward(rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient
     )
 
 
+def rows_both(rows: Rows, grads: torch.Tensor, out: torch.Tensor, gradient: torch.Tensor) -> None:
+    """`rows_forward` into `out` and `rows_backward` from it into `gradient`, to the bit, in one visit to the logits."""
+    if not rows.labels.numel():
+        return
+    _prefuse.rows_both(
+        rows.arguments(),
+        rows.statistics,
+        rows.k,
+        _by_statistic(grads),
+        _by_statistic(out),
+        view(gradient),
+        torch.get_num_threads(),
+    )
+
+
 def segment_sum(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
     """Write Σ values[offsets[r]:offsets[r+1]] into `out[r]`."""
     try:

@@ -44,6 +44,22 @@ def rows_backward(rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient
     )
 
 
+def rows_both(rows: Rows, grads: torch.Tensor, out: torch.Tensor, gradient: torch.Tensor) -> None:
+    """`rows_forward` into `out` and `rows_backward` from it into `gradient`, to the bit.
+
+    The logits are read once where a row can be held in shared memory: from compute capability 9.0 on, up to 8 blocks of
+    a cluster, rows of logits and gradient at 16-byte boundaries, no reference and no top-k statistics.
+    """
+    prepare()
+    if os.environ.get("PREFUSE_DEBUG") == "1":
+        check_values(rows)
+    device, stream = _queue(rows.logits)
+    numbers = _prefuse.cuda_rows_workspace(view(rows.logits), optional_view(rows.reference), rows.statistics, device)
+    workspace = out.new_empty(numbers)
+    tables = (_by_statistic(grads), _by_statistic(out), view(gradient))
+    _prefuse.cuda_rows_both(rows.arguments(), rows.statistics, rows.k, *tables, workspace.data_ptr(), device, stream)
+
+
 def segment_sum(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
     """Write Σ values[offsets[r]:offsets[r+1]] into `out[r]`."""
     prepare()

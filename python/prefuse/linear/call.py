@@ -11,11 +11,15 @@ from torch import Tensor
 
 from prefuse._backends import backend
 from prefuse._rows import BACKWARD_NEEDS, REFERENCE_STATISTICS, Rows
-from prefuse.linear.gemm import project
-from prefuse.linear.shards import Shard
+from prefuse.linear.gemm import add_factors, project
+from prefuse.linear.shards import Shard, needs
 
 SMOOTHED = "smoothed_logp"
 """(1 − ε)·logp + ε·(mean_logit − lse): the log-probability with label smoothing. The head's own, not the rows'."""
+
+
+ALIGNED_ROWS = 64
+"""Rows after which a GEMM's blocks begin anew: a multiple of those of PyTorch's libraries."""
 
 
 class Head(NamedTuple):
@@ -107,7 +111,7 @@ class Call:
     @property
     def kernel_names(self) -> tuple[str, ...]:
         """The rows' statistics behind `names`, and what their gradients read."""
-        return kernel_names(self.names)
+        return kernel_names(self.names, sharded=bool(self.shard.name))
 
     def part(self, start: int, stop: int) -> Tensor | slice:
         """Which tokens the scored rows from `start` up to `stop` are."""
@@ -122,8 +126,15 @@ class Call:
 
     def buffer(self, rows: int, classes: int | None = None) -> Tensor:
         """Room for a tile: its logits and, below them, the reference's where they are needed."""
-        rows *= 1 if self.reference is None else 2
-        return self.labels.new_empty((rows, classes or self.head.classes), dtype=self.dtype)
+        return self.aligned(rows * (1 if self.reference is None else 2), classes or self.head.classes)
+
+    def aligned(self, rows: int, classes: int) -> Tensor:
+        """An empty [rows, classes] in the logits' dtype, whose rows begin at 16-byte boundaries on a device.
+
+        There GEMMs and row kernels are at their best only so, and an odd number of classes is common.
+        """
+        step = 16 // self.dtype.itemsize if self.labels.device.type == "cuda" else 1
+        return self.labels.new_empty((rows, -(-classes // step) * step), dtype=self.dtype)[:, :classes]
 
     def tile(self, part: Tensor | slice, buffer: Tensor, block: tuple[int, int] | None = None) -> Rows:
         """Makes the logits of some rows (and of a block of classes, by its bounds) in `buffer`."""
@@ -156,28 +167,43 @@ class Call:
         )
 
     def _project_both(self, part: Tensor | slice, head: Head, reference: Head, out: Tensor) -> None:
-        """The logits of both models: one product where they share the weight, so equal inputs have equal logits."""
+        """The logits of both models, equal to the bit where their inputs are.
+
+        One product where they share the weight, if both halves lie alike in the blocks that it is computed in; two of
+        the same shape otherwise, as a GEMM adds up a row differently at its ragged end.
+        """
         count = out.shape[0] // 2
         policy, others = head.rows(part), reference.rows(part)
-        if len(policy) == 1 and head.weights[0] is reference.weights[0] and head.bias is reference.bias:
-            project([torch.cat([policy[0], others[0]])], head.weights, head.bias, out)
+        if self.shares_weight and count % ALIGNED_ROWS == 0:
+            project([torch.cat([policy[0], others[0]])], head.weights[:1], head.bias, out)
+            add_factors(policy[1:], head.weights[1:], out[:count])
         else:
             project(policy, head.weights, head.bias, out[:count])
             project(others, reference.weights, reference.bias, out[count:])
+
+    @property
+    def shares_weight(self) -> bool:
+        """Whether the reference's head is the policy's without its adapter."""
+        reference = self.reference
+        return (
+            reference is not None and reference.weights[0] is self.head.weights[0] and reference.bias is self.head.bias
+        )
 
     def statistics(self, rows: Rows) -> Tensor:
         """The kernel statistics of a tile, over the whole vocabulary: [S, rows]."""
         table = self.new_table(rows.labels.shape[0])
         backend(rows.logits.device).rows_forward(rows, table)
-        return self.shard.combine(self.kernel_names, table, rows.logits.shape[-1])
+        combined = self.shard.combine(self.kernel_names, table, rows.logits.shape[-1])
+        # The parts of a row that is left out are zeros, which combine to something else.
+        return combined if rows.mask is None else torch.where(rows.mask, combined, 0)
 
     def new_table(self, rows: int) -> Tensor:
         """An empty table of the kernel statistics."""
         return self.labels.new_empty((len(self.kernel_names), rows), dtype=self.table_dtype)
 
-    def pull(self, rows: Rows, grads: Tensor, table: Tensor) -> None:
-        """Writes d(Σ grads·statistics)/dlogits over the logits of a tile whose statistics are `table`."""
-        backend(rows.logits.device).rows_backward(rows, grads, table, rows.logits)
+    def pull(self, rows: Rows, grads: Tensor, table: Tensor, target: Tensor) -> None:
+        """Writes d(Σ grads·statistics)/dlogits of a tile whose statistics are `table`; `target` may be the logits."""
+        backend(rows.logits.device).rows_backward(rows, grads, table, target)
 
     def values(self, table: Tensor) -> Tensor:
         """What the caller sees, of the kernel statistics: [len(names), …]."""
@@ -206,11 +232,11 @@ def expansion(name: str, smoothing: float) -> dict[str, float]:
     return {"logp": 1 - smoothing, "lse": -smoothing, "mean_logit": smoothing}
 
 
-def kernel_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The rows' statistics behind `names`, and what their gradients read."""
+def kernel_names(names: Sequence[str], sharded: bool) -> tuple[str, ...]:
+    """The rows' statistics behind `names`, and what their gradients, and parts of a vocabulary (`sharded`), read."""
     own = [kernel for name in names for kernel in expansion(name, 0.5)]
-    needs = [need for kernel in own for need in BACKWARD_NEEDS.get(kernel, ())]
-    return tuple(dict.fromkeys((*own, *needs)))
+    read = [need for kernel in own for need in BACKWARD_NEEDS.get(kernel, ())]
+    return tuple(dict.fromkeys((*own, *read, *(needs(own) if sharded else ()))))
 
 
 def compares(names: Sequence[str]) -> bool:

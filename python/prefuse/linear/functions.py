@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from prefuse._backends import DEVICES
 from prefuse._layout import check_layout, count_scored, scored_tokens, shift_left, sum_responses
+from prefuse._processes import check_process_group
 from prefuse._rows import (
     BACKWARD_NEEDS,
     FLOATS,
@@ -27,9 +29,9 @@ from prefuse._rows import (
 from prefuse.functional import TokenStats
 from prefuse.linear import operators
 from prefuse.linear.call import SMOOTHED
-from prefuse.linear.gathering import gathered, whole
+from prefuse.linear.gathering import gathered_head, is_zero3, whole
 from prefuse.linear.gemm import product_dtype, sum_dtype
-from prefuse.linear.shards import UNSUPPORTED, shard_of
+from prefuse.linear.shards import UNSUPPORTED, Shard, shard_of
 from prefuse.plans import WORKSPACE_BYTES, Job, Plan, choose
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ class Operands(NamedTuple):
         return Job(
             rows=self.labels.numel() if index is None else index.shape[0],
             features=sum(factor.shape[-1] for factor in self.inputs),
-            classes=self.weights[0].shape[0],
+            classes=statistics.shard.widest or self.weights[0].shape[0],
             itemsize=dtype.itemsize,
             statistics=statistics.differentiated,
             hidden=any(wants[:inputs]) and bool(statistics.differentiated),
@@ -87,14 +89,14 @@ class Operands(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What is asked for: which statistics, gradients through which of them, and how."""
+    """What is asked for: which statistics, gradients through which of them, how, and of which classes."""
 
     names: tuple[str, ...]
     differentiated: tuple[str, ...]
     k: int
     smoothing: float
     wide: bool
-    group: ProcessGroup | None
+    shard: Shard
 
 
 def linear_token_stats(
@@ -155,9 +157,10 @@ def linear_token_stats(
             PyTorch's GEMM writes it at full speed (CUDA), otherwise the dtype of `hidden`.
         plan: one of `prefuse.plans.PLANS` but "grouped"; None has it chosen. Without a gradient it is "forward".
         workspace_bytes: how much memory tiles of logits, and logits that are kept, may take.
-        group: a process group whose ranks hold the vocabulary's classes in parts, in order of rank: `weight`, `bias`
-            and B are this rank's, everything else is the same on all ranks. ``top1`` and the top-k statistics are not
-            given then.
+        group: a process group whose ranks hold the vocabulary's classes in parts, in order of rank: `weight`, `bias`,
+            B, `reference_weight` and `reference_bias` are this rank's, everything else, the labels too, is the same on
+            all ranks, and so are the statistics and the gradient of `hidden`. ``top1`` and the top-k statistics are not
+            given then. The ranks tell each other their number of classes, for which a GPU's host waits.
 
     Returns:
         A `LinearTokenStats`: one [*lead] tensor per statistic, float32 (float64 for float64 hidden states).
@@ -170,30 +173,32 @@ def linear_token_stats(
     smoothing = check_smoothing(label_smoothing)
     asked = tuple(SMOOTHED if name == "logp" and smoothing else name for name in names)
     wanted = _differentiable(names, differentiable)
-    operands = check_operands(
-        hidden,
-        weight,
-        labels,
-        bias=bias,
-        lora=lora,
-        reference=_reference(names, reference_hidden, reference_weight, reference_bias),
-        mask=mask,
-        ignore_index=ignore_index,
-        temperature=temperature,
-        softcap=softcap,
-        scale=scale,
-    )
-    statistics = Statistics(
-        asked,
-        tuple(name for name, plain in zip(asked, names, strict=True) if plain in wanted),
-        check_k(k),
-        smoothing,
-        keeps_wide(gradient_dtype, operands.inputs[0]),
-        check_group(group, names),
-    )
-    index = operands.scored_index()
-    chosen = choose(operands.job(index, statistics), check_workspace(workspace_bytes), plan)
-    found = dict(zip(names, run(operands, statistics, index, chosen).unbind(0), strict=True))
+    check_group(group, names)
+    with gathered_head(weight, bias, lora, reference_weight, reference_bias):
+        operands = check_operands(
+            hidden,
+            weight,
+            labels,
+            bias=bias,
+            lora=lora,
+            reference=_reference(names, reference_hidden, reference_weight, reference_bias),
+            mask=mask,
+            ignore_index=ignore_index,
+            temperature=temperature,
+            softcap=softcap,
+            scale=scale,
+        )
+        statistics = Statistics(
+            asked,
+            tuple(name for name, plain in zip(asked, names, strict=True) if plain in wanted),
+            check_k(k),
+            smoothing,
+            keeps_wide(gradient_dtype, operands.inputs[0]),
+            shard_of(group, operands.weights[0]),
+        )
+        index = operands.scored_index()
+        chosen = choose(operands.job(index, statistics), check_workspace(workspace_bytes), plan)
+        found = dict(zip(names, run(operands, statistics, index, chosen).unbind(0), strict=True))
     return LinearTokenStats(
         {name: value if name in wanted else value.detach() for name, value in found.items()}, chosen
     )
@@ -201,15 +206,13 @@ def linear_token_stats(
 
 def run(operands: Operands, statistics: Statistics, index: Tensor | None, plan: Plan) -> Tensor:
     """The statistics of all tokens, [S, *lead], by a plan other than "grouped"."""
-    with gathered(operands.weights, [operands.bias], operands.reference):
-        values: Tensor = operators.linear_token_stats(*request(operands, statistics, index, plan))[0]
+    values: Tensor = operators.linear_token_stats(*request(operands, statistics, index, plan))[0]
     return values
 
 
 def request(operands: Operands, statistics: Statistics, index: Tensor | None, plan: Plan) -> operators.Request:
-    """The call in the form that operators take. ZeRO-3's parameters are gathered by now, and labels looked at here."""
-    classes = operands.weights[0].shape[0]
-    shard = shard_of(statistics.group, operands.weights[0])
+    """The call in the form that operators take; labels are looked at here."""
+    classes, shard = operands.weights[0].shape[0], statistics.shard
     _check_labels(operands, shard.classes or classes)
     return operators.Request(
         *operands[:-1],
@@ -293,7 +296,7 @@ def check_operands(
     scale: float,
 ) -> Operands:
     """Checks everything that can be seen without reading the tensors, and brings the arguments into one form."""
-    hidden, weight, bias = _in_one_dtype(hidden, whole_parameter("weight", weight), whole_parameter("bias", bias))
+    hidden, weight, bias = _in_one_dtype(hidden, whole(weight), whole(bias))
     _check_hidden("hidden", hidden)
     _check_weight("weight", weight, hidden)
     check_tensor("labels", labels, INTEGERS, "an integer", like=hidden)
@@ -357,14 +360,14 @@ def check_workspace(workspace_bytes: int) -> int:
     return workspace_bytes
 
 
-def check_group(group: ProcessGroup | None, names: Sequence[str]) -> ProcessGroup | None:
-    """Refuses statistics that parts of a vocabulary do not tell."""
+def check_group(group: ProcessGroup | None, names: Sequence[str]) -> None:
+    """Refuses what is no group of this process's, and statistics that parts of a vocabulary do not tell."""
+    check_process_group("group", group)
     if group is not None and not UNSUPPORTED.isdisjoint(names):
         raise ValueError(
             f"stats: {', '.join(sorted(UNSUPPORTED.intersection(names)))} cannot be put together from the parts of a "
             "vocabulary over a group; leave them out"
         )
-    return group
 
 
 def keeps_wide(gradient_dtype: torch.dtype | None, hidden: Tensor) -> bool:
@@ -414,7 +417,7 @@ def _reference_operands(
             raise ValueError("reference_bias: given without reference_weight, whose bias it would be")
         _check_features("reference_hidden", states, "weight", weight)
         return [states]
-    own_weight = _cast(whole_parameter("reference_weight", own_weight).detach(), hidden)
+    own_weight = _cast(_constant(own_weight), hidden)
     _check_weight("reference_weight", own_weight, states)
     if own_weight.shape[0] != weight.shape[0]:
         raise ValueError(
@@ -422,14 +425,18 @@ def _reference_operands(
         )
     if own_bias is None:
         return [states, own_weight]
-    own_bias = _cast(whole_parameter("reference_bias", own_bias).detach(), hidden)
+    own_bias = _cast(_constant(own_bias), hidden)
     _check_bias("reference_bias", own_bias, own_weight)
     return [states, own_weight, own_bias]
 
 
-def whole_parameter(name: str, parameter: Any) -> Any:
-    """`parameter` gathered if FSDP2 has cut it up."""
-    return whole(parameter) if isinstance(parameter, Tensor) else parameter
+def _constant(parameter: Any) -> Any:
+    """A parameter of the reference's, whole and apart from autograd.
+
+    ZeRO-3's stay as they are: what is detached from them would keep the whole of them alive until the backward pass,
+    which gives them no gradient either way.
+    """
+    return parameter if not isinstance(parameter, Tensor) or is_zero3(parameter) else whole(parameter).detach()
 
 
 def _in_one_dtype(hidden: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
@@ -455,7 +462,7 @@ def _adapter(lora: Lora, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor
     if not isinstance(lora, tuple | list) or len(lora) != 3:
         raise TypeError("lora: expected (A [r, H], B [V, r], scaling)")
     first, second, scaling = lora
-    first, second = whole_parameter("lora", first), whole_parameter("lora", second)
+    first, second = whole(first), whole(second)
     for name, matrix in (("lora: A", first), ("lora: B", second)):
         check_tensor(name, matrix, FLOATS, "a floating-point", like=hidden)
     first, second = _cast(first, hidden), _cast(second, hidden)
@@ -468,6 +475,8 @@ def _adapter(lora: Lora, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor
     for name, matrix in (("A", first), ("B", second)):
         if matrix.dtype != hidden.dtype:
             raise TypeError(f"lora: {name} has dtype {matrix.dtype}, expected {hidden.dtype} as hidden has")
+    if is_zero3(first):  # autograd would find the parameter itself partitioned when it comes back to this product
+        first = first.clone()
     return torch.nn.functional.linear(hidden, first) * scaling, second
 
 
@@ -483,8 +492,6 @@ def _check_hidden(name: str, hidden: Tensor) -> None:
 
 def _check_weight(name: str, weight: Tensor, hidden: Tensor) -> None:
     check_tensor(name, weight, FLOATS, "a floating-point", like=hidden)
-    if getattr(weight, "ds_shape", None) is not None:  # partitioned: its shape is not to be seen yet
-        return
     if weight.ndim != 2 or weight.shape[0] == 0:
         raise ValueError(f"{name}: expected shape (V, H) with V >= 1, got {tuple(weight.shape)}")
     _check_features("hidden" if name == "weight" else "reference_hidden", hidden, name, weight)
@@ -507,14 +514,16 @@ def _check_bias(name: str, bias: Tensor | None, weight: Tensor) -> None:
     if bias is None:
         return
     check_tensor(name, bias, FLOATS, "a floating-point", like=weight)
-    if getattr(bias, "ds_shape", None) is None and tuple(bias.shape) != (weight.shape[0],):
+    if tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(f"{name}: expected shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     if bias.dtype != weight.dtype:
         raise TypeError(f"{name}: has dtype {bias.dtype}, expected {weight.dtype} as the weight has")
 
 
 def _check_labels(operands: Operands, classes: int) -> None:
-    """Looks at labels and temperatures where that makes no device wait; there a bad one makes its row NaN."""
-    if torch.compiler.is_compiling() or operands.labels.device.type != "cpu":
+    """Looks at labels and temperatures where that makes no device wait (or `PREFUSE_DEBUG=1` says to); elsewhere a bad
+    one makes its row NaN."""
+    looks = operands.labels.device.type == "cpu" or os.environ.get("PREFUSE_DEBUG") == "1"
+    if torch.compiler.is_compiling() or not looks:
         return
     check_values(operands.labels, operands.mask, operands.temperatures, operands.ignore_index, classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_LETS_IN = "prefuse lets gradients in"
 
-def whole(parameter: Tensor) -> Tensor:
-    """A DTensor that data-parallel training has cut up (FSDP2), gathered once; any other tensor as it is.
+
+def whole(parameter: Any) -> Any:
+    """A DTensor that data-parallel training has cut up (FSDP2), gathered once; anything else as it is.
 
     The gradient is averaged over the mesh and cut up again, as FSDP2 does with the gradients of its modules.
     """
     if not hasattr(parameter, "full_tensor"):
         return parameter
-    gathered: Tensor = _Whole.apply(parameter)
-    return gathered
+    return _Whole.apply(parameter)
 
 
 class _Whole(torch.autograd.Function):
@@ -39,12 +41,21 @@ class _Whole(torch.autograd.Function):
         return spread.redistribute(placements=ctx.placements)
 
 
+def gathered_head(
+    weight: Any, bias: Any, lora: Any, reference_weight: Any, reference_bias: Any, **others: Any
+) -> contextlib.AbstractContextManager[None]:
+    """`gathered` for what a head's call was given, not checked yet: shapes show only where parameters are whole."""
+    matrices = lora[:2] if isinstance(lora, tuple | list) else ()
+    return gathered([weight, bias, *matrices, reference_weight, reference_bias])
+
+
 @contextlib.contextmanager
-def gathered(*groups: Sequence[Tensor | None]) -> Iterator[None]:
+def gathered(*groups: Sequence[Any]) -> Iterator[None]:
     """Holds parameters that DeepSpeed ZeRO-3 has partitioned whole while the block runs."""
-    parts = {
-        id(tensor): tensor for group in groups for tensor in group if tensor is not None and _is_partitioned(tensor)
-    }
+    for tensor in itertools.chain(*groups):
+        if is_zero3(tensor) and tensor.requires_grad and torch.is_grad_enabled():
+            _let_gradients_in(tensor)
+    parts = {id(tensor): tensor for group in groups for tensor in group if _is_partitioned(tensor)}
     if not parts:
         yield
         return
@@ -52,7 +63,36 @@ def gathered(*groups: Sequence[Tensor | None]) -> Iterator[None]:
         yield
 
 
-def _is_partitioned(tensor: Tensor) -> bool:
+def is_zero3(tensor: Any) -> bool:
+    """Whether it is a parameter that ZeRO-3 partitions, whole at present or not."""
+    return getattr(tensor, "ds_status", None) is not None
+
+
+def _is_partitioned(tensor: Any) -> bool:
     """Whether it is a parameter of ZeRO-3's that is not whole at present (a tied one may be)."""
     status = getattr(tensor, "ds_status", None)
     return status is not None and getattr(status, "name", "") != "AVAILABLE" and "deepspeed" in sys.modules
+
+
+def _let_gradients_in(parameter: Tensor) -> None:
+    """Has autograd take a gradient of a parameter that is partitioned when the gradient arrives.
+
+    It lays the gradient out as the parameter is, which then is empty; so for this moment the gradient stands in for it.
+    """
+    node: Any = parameter.view_as(parameter).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+    if _LETS_IN in node.metadata:
+        return
+    node.metadata[_LETS_IN] = True
+    partitioned: list[Tensor] = []
+
+    def stand_in(gradients: tuple[Tensor | None, ...]) -> None:
+        if gradients[0] is not None and _is_partitioned(parameter):
+            partitioned.append(parameter.data)
+            parameter.data = gradients[0]
+
+    def step_back(*_: Any) -> None:
+        if partitioned:
+            parameter.data = partitioned.pop()
+
+    node.register_prehook(stand_in)
+    node.register_hook(step_back)

@@ -28,7 +28,12 @@ def project(inputs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | 
         torch.mm(inputs[0], weights[0].t(), out=out)
     else:
         torch.addmm(bias, inputs[0], weights[0].t(), out=out)
-    for factor, weight in zip(inputs[1:], weights[1:], strict=True):
+    add_factors(inputs[1:], weights[1:], out)
+
+
+def add_factors(inputs: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor) -> None:
+    """Out += Σ inputs[f] @ weights[f].T."""
+    for factor, weight in zip(inputs, weights, strict=True):
         out.addmm_(factor, weight.t())
 
 

@@ -3,26 +3,35 @@
 For each tile of whole groups: logits, statistics, the objective on all groups seen so far, the gradient over the
 logits, and the two products. The objective is called on the whole batch every time; what it says of groups whose
 statistics are not there yet is not looked at, and it says nothing of one group that depends on another, which the
-planner has made sure of. The last call sees everything: its loss, rewards and metrics are the result.
+planner has made sure of. The last call sees everything: its loss, rewards and metrics are the result. Of the batches of
+other processes that are scored with this one (`data_group`) it is the only call that does.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from prefuse.linear.call import Call
 from prefuse.linear.gemm import add_product, multiply, sum_dtype
+from prefuse.linear.operators import ONCE_DIFFERENTIABLE
 from prefuse.linear.passes import Gradients, Wants
+from prefuse.scoring.autograd import first_order_only
 from prefuse.scoring.score import Score
 
 FLOAT16_SCALE = 1024.0
 """What gradients are multiplied by before they become float16: its range ends where that of a mean's begins."""
 
-ScoreOf = Callable[[dict[str, Tensor]], Score]
+
+class ScoreOf(Protocol):
+    """Scores a batch."""
+
+    def __call__(self, values: dict[str, Tensor], complete: bool = True) -> Score:
+        """The score of statistics by name, and whether they are `complete`."""
 
 
 def scored(
@@ -55,9 +64,10 @@ def scored(
         rows = call.tile(part, buffer)
         own = call.statistics(rows)
         table[:, part] = own
-        score, grads, of_columns = _differentiate(call, table, differentiated, score_of, shape, columns)
+        scorer = functools.partial(score_of, complete=last == chunks[-1][1])
+        score, grads, of_columns = _differentiate(call, table, differentiated, scorer, shape, columns)
         upstream = {name: grad[part] * sums.scale for name, grad in grads.items()}
-        call.pull(rows, call.kernel_grads(upstream, last - first), own)
+        call.pull(rows, call.kernel_grads(upstream, last - first), own, rows.logits)
         sums.add(part, rows.logits)
     if score is None:  # nothing is scored
         score, _, of_columns = _differentiate(call, table, differentiated, score_of, shape, columns)
@@ -68,7 +78,7 @@ def _differentiate(
     call: Call,
     table: Tensor,
     differentiated: Sequence[str],
-    score_of: ScoreOf,
+    score_of: Callable[[dict[str, Tensor]], Score],
     shape: torch.Size,
     columns: Sequence[Tensor],
 ) -> tuple[Score, dict[str, Tensor], list[Tensor | None]]:
@@ -145,14 +155,16 @@ class Attached(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Any:
         """Each gradient times the upstream one, in its tensor's dtype."""
-        plain = upstream.device.type == "cpu" and float(upstream) == 1.0
-        gradients = [
-            None if gradient is None else _times(gradient, upstream, scale, dtype, plain)
-            for gradient, scale, dtype in zip(ctx.saved_tensors, ctx.scales, ctx.dtypes, strict=True)
-        ]
+        with torch.no_grad():
+            plain = upstream.device.type == "cpu" and float(upstream) == 1.0
+            gradients = [
+                None if gradient is None else _times(gradient, upstream, scale, dtype, plain)
+                for gradient, scale, dtype in zip(ctx.saved_tensors, ctx.scales, ctx.dtypes, strict=True)
+            ]
+        if torch.is_grad_enabled():
+            gradients = first_order_only(gradients, ONCE_DIFFERENTIABLE)
         return None, None, None, *gradients
 
 

@@ -169,7 +169,7 @@ def _(*arguments: Any) -> list[Tensor]:
     dtype = torch.float64 if logits_dtype == torch.float64 else torch.float32
     tokens = request.labels.numel()
     make = request.labels.new_empty
-    table = make((len(kernel_names(request.names)), tokens), dtype=dtype)
+    table = make((len(kernel_names(request.names, bool(request.group))), tokens), dtype=dtype)
     kept = []
     if request.plan == "single-pass":
         kept = [
@@ -259,24 +259,34 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     _, table, *kept = output
     ctx.set_materialize_grads(False)
     # What the backward pass will not read is let go: with the weight frozen, the hidden states and (but for the
-    # gradient of `lse`) the weight, which may have been gathered for this call.
+    # gradient of `lse`) the weight, which may have been gathered for this call; the bias unless logits are made again.
     ctx.lists = (
         [_unread(tensor, request.plan == "single-pass") for tensor in request.inputs],
         [
             _unread(tensor, request.plan == "single-pass" and "lse" not in request.with_gradient)
             for tensor in request.weights
         ],
+        [_unread(tensor, request.plan != "recompute") for tensor in _present(request.bias)],
         [_unread(tensor, request.plan != "recompute") for tensor in request.reference],
     )
     read = [
         tensor
-        for group, shapes in zip((request.inputs, request.weights, request.reference), ctx.lists, strict=True)
+        for group, shapes in zip(_tensors(request), ctx.lists, strict=True)
         for tensor, shape in zip(group, shapes, strict=True)
         if shape is None
     ]
     per_token = (request.labels, request.mask, request.temperatures, request.live)
-    ctx.save_for_backward(*read, *per_token, request.bias, table, *kept)
+    ctx.save_for_backward(*read, *per_token, table, *kept)
     ctx.dtype, ctx.options = request.inputs[0].dtype, request[7:-1]
+
+
+def _tensors(request: Request) -> tuple[list[Tensor], ...]:
+    """The head's tensors, in the order of the operators' arguments."""
+    return request.inputs, request.weights, _present(request.bias), request.reference
+
+
+def _present(tensor: Tensor | None) -> list[Tensor]:
+    return [] if tensor is None else [tensor]
 
 
 def _unread(tensor: Tensor, unread: bool) -> torch.Size | None:
@@ -287,27 +297,27 @@ def _unread(tensor: Tensor, unread: bool) -> torch.Size | None:
 def _restore(ctx: Any) -> tuple[Request, Tensor, list[Tensor]]:
     saved = iter(ctx.saved_tensors)
     read = [[next(saved) if shape is None else shape for shape in shapes] for shapes in ctx.lists]
-    labels, mask, temperatures, live, bias, table, *kept = saved
-    inputs, weights, reference = (
+    labels, mask, temperatures, live, table, *kept = saved
+    inputs, weights, bias, reference = (
         [
             tensor if isinstance(tensor, Tensor) else labels.new_empty(1, dtype=ctx.dtype).expand(tensor)
             for tensor in group
         ]
         for group in read
     )
-    arguments = [inputs, weights, bias, reference, labels, mask, temperatures, *ctx.options, live]
+    arguments = [inputs, weights, bias[0] if bias else None, reference, labels, mask, temperatures, *ctx.options, live]
     return Request(*arguments), table, kept
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    nothing = _nothing(*map(len, ctx.lists))
+    inputs, weights, _, reference = map(len, ctx.lists)
+    nothing = _nothing(inputs, weights, reference)
     if grads[0] is None:
         return nothing
     request, table, kept = _restore(ctx)
-    with gathered(request.weights, [request.bias]):
+    with gathered(*_tensors(request)):
         made = iter(linear_token_stats_backward(grads[0], table, kept, *request))
     order = [next(made) if wanted else None for wanted in request.wants]
-    inputs = len(request.inputs)
     return order[:inputs], order[inputs:-1], order[-1], *nothing[3:]
 
 

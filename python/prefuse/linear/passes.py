@@ -9,7 +9,7 @@ so c_t may come after the product with W, and meets the small operand in the oth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,21 +64,24 @@ def single_pass(
     wanted = [f for f, wants in enumerate(inputs) if wants]
     kept = [[_kept(call, f, wide) for f in wanted] for _ in names]
     buffer = call.buffer(min(rows, call.count))
+    spare = call.aligned(min(rows, call.count), call.head.classes) if len(names) > 1 else buffer
     for part in call.tiles(rows):
-        for i, name in enumerate(names):
-            tile, table[:, part] = _unscaled(call, part, buffer, name)
-            for f, unscaled in zip(wanted, kept[i], strict=True):
-                _put_product(unscaled, part, tile, call.head.weights[f])
+        made = call.tile(part, buffer)
+        for of_name, gradient in zip(kept, _unscaled(call, made, part, names, table, spare), strict=True):
+            for f, unscaled in zip(wanted, of_name, strict=True):
+                _put_product(unscaled, part, gradient, call.head.weights[f])
     return table, [unscaled for of_name in kept for unscaled in of_name]
 
 
 def keep(call: Call, name: str, room: int) -> tuple[Tensor, Tensor]:
     """The kernel statistics, and d(`name`)/d(logits) of the M scored rows, the first of [room, V]."""
     table = call.new_table(call.tokens).zero_()
-    kept = call.buffer(room)
+    kept = call.labels.new_empty((room * (1 if call.reference is None else 2), call.head.classes), dtype=call.dtype)
     part = call.part(0, call.count)
     if call.count:
-        _, table[:, part] = _unscaled(call, part, kept, name)
+        for _ in _unscaled(call, call.tile(part, kept), part, (name,), table, kept):
+            pass
+    kept[call.count : room].zero_()
     return table, kept[:room]
 
 
@@ -150,7 +153,8 @@ def recompute(call: Call, tile: Tile, table: Tensor, grads: dict[str, Tensor], w
             part = call.part(first, last)
             made = call.tile(part, buffer, block)
             own = {name: grad[part] for name, grad in grads.items()}
-            call.pull(made, call.kernel_grads(own, last - first), table[:, part].contiguous())
+            grads_of_rows = call.kernel_grads(own, last - first)
+            call.pull(made, grads_of_rows, table[:, part].contiguous(), made.logits)
             for total, weight in zip(inputs, call.head.weights, strict=True):
                 if total is not None:
                     add_product(total[first:last], made.logits, weight[block[0] : block[1]])
@@ -204,24 +208,27 @@ class _Block:
             self.bias.copy_(self.bias_sum)
 
 
-def _unscaled(call: Call, part: Tensor | slice, buffer: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """d(`name`)/d(logits) of some rows, over their logits in `buffer`, and their kernel statistics."""
-    rows = call.tile(part, buffer)
+def _unscaled(
+    call: Call, rows: Rows, part: Tensor | slice, names: Sequence[str], table: Tensor, spare: Tensor
+) -> Iterator[Tensor]:
+    """d(name)/d(logits) of a tile for each name in turn, the last over the logits, the others in `spare`.
+
+    The tile's kernel statistics go into `table`.
+    """
     count = rows.labels.shape[0]
-    ones = call.kernel_grads({name: rows.labels.new_ones(count, dtype=call.table_dtype)}, count)
-    table = call.new_table(count)
-    if call.shard.name:
-        table = call.statistics(rows)
-        call.pull(rows, ones, table)
-    else:
-        _values_and_gradient(rows, ones, table)
-    return rows.logits, table
-
-
-def _values_and_gradient(rows: Rows, grads: Tensor, table: Tensor) -> None:
-    room = backend(rows.logits.device)
-    room.rows_forward(rows, table)
-    room.rows_backward(rows, grads, table, rows.logits)
+    one = rows.labels.new_ones(count, dtype=call.table_dtype)
+    if len(names) == 1 and not call.shard.name:
+        own = call.new_table(count)
+        backend(rows.logits.device).rows_both(rows, call.kernel_grads({names[0]: one}, count), own, rows.logits)
+        table[:, part] = own
+        yield rows.logits
+        return
+    own = call.statistics(rows)
+    table[:, part] = own
+    for name in names:
+        target = rows.logits if name == names[-1] else spare[:count]
+        call.pull(rows, call.kernel_grads({name: one}, count), own, target)
+        yield target
 
 
 def _kept(call: Call, f: int, wide: bool) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,8 +22,8 @@ from prefuse.linear.functions import (
     request,
     run,
 )
-from prefuse.linear.gathering import gathered
 from prefuse.linear.grouped import FLOAT16_SCALE, Attached, scored
+from prefuse.linear.shards import shard_of
 from prefuse.plans import WORKSPACE_BYTES, Plan, choose
 from prefuse.scoring.score import Score
 
@@ -45,13 +46,18 @@ class Source(NamedTuple):
     group: ProcessGroup | None
 
 
-def check_source(logits: Any, inplace: bool, **given: Any) -> Source | None:
-    """The hidden states' arguments together; None where logits came instead.
+def check_source(logits: Any, inplace: bool, columns: Collection[str], **given: Any) -> Source | None:
+    """The hidden states' arguments together; None where logits came instead. `columns`: what the objective reads.
 
     Raises:
         TypeError: both came, or neither, or an argument of the one beside the other.
     """
     source = Source(**given)
+    taken = [name for name in given if name in columns]
+    if taken and source.hidden is not None:
+        raise TypeError(
+            f"{taken[0]}: an argument beside hidden and a column that the objective reads; give the column another name"
+        )
     if source.hidden is None:
         unread = [name for name, value in given.items() if value is not None and name != "workspace_bytes"]
         if source.workspace_bytes != WORKSPACE_BYTES:
@@ -100,6 +106,7 @@ class Head:
         own = (source.reference_weight, source.reference_bias)
         if reference is None and own != (None, None):
             raise ValueError("reference_weight: given without hidden states of the reference model")
+        check_group(source.group, names)
         self.scoring = scoring
         self.operands = check_operands(
             source.hidden,
@@ -118,7 +125,7 @@ class Head:
             check_k(k),
             0.0,
             keeps_wide(source.gradient_dtype, self.operands.inputs[0]),
-            check_group(source.group, names),
+            shard_of(source.group, self.operands.weights[0]),
         )
         index = self.operands.scored_index()
         job = self.operands.job(index, self.statistics)
@@ -142,7 +149,7 @@ class Head:
         operands = self.operands
         tensors = [*operands.inputs, *operands.weights, operands.bias]
         columns = self.scoring.tensors_with_gradient()
-        with torch.no_grad(), gathered(operands.weights, [operands.bias], operands.reference):
+        with torch.no_grad():
             asked = request(operands, self.statistics, self.index, self.plan)
             score, gradients, of_columns = scored(
                 asked.call(),

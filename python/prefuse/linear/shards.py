@@ -6,6 +6,7 @@ With s the processes, statistics over their own classes combine as
 
 (the label is one process's class; for the others logp_s = −inf), and expectations under p are weighted by the shares.
 The exchange is one all-gather of a few numbers per token; the hidden states' gradient is a sum over the processes.
+All processes gather tile by tile, so tiles must have the same rows everywhere: plans are made for the widest part.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from prefuse._processes import all_gather
+from prefuse._rows import REFERENCE_STATISTICS
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -28,11 +32,15 @@ UNSUPPORTED = frozenset({"top1", "topk_mass", "topk_entropy"})
 
 @dataclass(frozen=True)
 class Shard:
-    """Which classes this process holds: from `first_class` on, of `classes` in all; `name` is the group's, or empty."""
+    """Which classes this process holds: from `first_class` on, of `classes` in all; `name` is the group's, or empty.
+
+    `widest` is the largest number of classes that one process holds.
+    """
 
     name: str = ""
     first_class: int = 0
     classes: int | None = None
+    widest: int | None = None
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -44,9 +52,11 @@ class Shard:
         """Statistics over the whole vocabulary from `table` [S, N], those over this process's `width` classes."""
         if not self.name:
             return table
-        everyone = _gather(table, self.group)
-        widths = _gather(table.new_tensor([width]), self.group)
-        combined = combine(dict(zip(names, everyone.double().unbind(1), strict=True)), widths.double())
+        parts = dict(zip(names, table.unbind(0), strict=True))
+        if "mean_logit" in parts and self.classes:
+            parts["mean_logit"] = parts["mean_logit"] * (width / self.classes)
+        everyone = all_gather(torch.stack([parts[name] for name in names]), self.group)
+        combined = combine(dict(zip(names, everyone.double().unbind(1), strict=True)))
         return torch.stack([combined[name] for name in names]).to(table.dtype)
 
     def reduce(self, total: Tensor) -> Tensor:
@@ -57,16 +67,31 @@ class Shard:
 
 
 def shard_of(group: ProcessGroup | None, weight: Tensor) -> Shard:
-    """The shard of this process, whose classes follow those of the lower ranks; they tell each other how many."""
+    """The shard of this process, whose classes follow those of the lower ranks; they tell each other how many.
+
+    On a GPU the host waits for the answer, at every call: a size remembered from an earlier one may be another
+    process's no longer, and that process would wait for an exchange in which this one takes no part.
+    """
     if group is None:
         return Shard()
-    counts = _gather(torch.tensor([weight.shape[0]], device=weight.device), group).flatten().tolist()
-    first = sum(counts[: dist.get_rank(group)])
-    return Shard(group.group_name, first, sum(counts))
+    rank, width = dist.get_rank(group), weight.shape[0]
+    if weight.is_meta:  # nothing to exchange: as if all held as many
+        counts = [width] * dist.get_world_size(group)
+    else:
+        counts = all_gather(torch.tensor([width], device=weight.device), group).flatten().tolist()
+    return Shard(group.group_name, sum(counts[:rank]), sum(counts), max(counts))
 
 
-def combine(parts: dict[str, Tensor], widths: Tensor) -> dict[str, Tensor]:
-    """Statistics of the whole vocabulary from those of its P parts, each [P, N]; `widths` [P, 1]: how many classes."""
+def needs(names: Sequence[str]) -> tuple[str, ...]:
+    """The statistics that tell how much each part weighs."""
+    return ("lse", "ref_lse") if not REFERENCE_STATISTICS.isdisjoint(names) else ("lse",)
+
+
+def combine(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Statistics of the whole vocabulary from those of its P parts, each [P, N].
+
+    `mean_logit` comes as each part's share of the mean: its own times its number of classes over that of all.
+    """
     lse, log_share = _normalise(parts["lse"])
     ref_lse, ref_log_share = _normalise(parts["ref_lse"]) if "ref_lse" in parts else (lse, log_share)
     rules: dict[str, Callable[[Tensor], Tensor]] = {
@@ -76,7 +101,7 @@ def combine(parts: dict[str, Tensor], widths: Tensor) -> dict[str, Tensor]:
         "ref_logp": lambda part: torch.logsumexp(part + ref_log_share, 0),
         "entropy": lambda part: _expected(log_share, part - log_share),
         "log_sum_sq": lambda part: torch.logsumexp(part + 2 * log_share, 0),
-        "mean_logit": lambda part: (part * widths).sum(0) / widths.sum(),
+        "mean_logit": lambda part: part.sum(0),
         "kl": lambda part: _expected(log_share, part + log_share - ref_log_share),
         "rkl": lambda part: _expected(ref_log_share, part + ref_log_share - log_share),
     }
@@ -96,10 +121,3 @@ def _expected(log_share: Tensor, values: Tensor) -> Tensor:
 
 def _resolve(name: str) -> Any:
     return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
-
-
-def _gather(mine: Tensor, group: Any) -> Tensor:
-    """[P, *shape] of every process's tensor, by rank."""
-    everyone = mine.new_empty((dist.get_world_size(group), *mine.shape))
-    dist.all_gather_into_tensor(everyone, mine.contiguous(), group=group)
-    return everyone

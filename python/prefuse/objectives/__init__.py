@@ -1,10 +1,13 @@
 """The catalogue of objectives: one short function each, written in `prefuse.language`.
 
 `dpo`, `simpo`, … are `Objective` values: `dpo(beta=0.1)` binds hyper-parameters, calling with columns evaluates.
-`get` finds one by name, TRL's names included; `names` lists them, and whatever else was registered.
+`get` finds one by name, TRL's names included; `names` lists them, and whatever else was registered. `list` gives a
+table to look through and `show` a page: formula, inputs, defaults, paper.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from ..language import Objective, find, names, register
 from .anchored import apo_down, apo_zero, bco_pair, nca, sppo, sppo_hard
@@ -12,6 +15,9 @@ from .dpo_family import bpo, discopop, dpo, dpo_norm, exo, f_dpo, hinge, ipo, ro
 from .pointwise import apo_zero_unpaired, bco, kto
 from .reference_free import cpo, orpo, sft, simpo
 from .transport import aot, aot_unpaired
+
+if TYPE_CHECKING:
+    from ..catalogue import Catalogue, Entry
 
 __all__ = [
     "ALIASES",
@@ -33,11 +39,13 @@ __all__ = [
     "hinge",
     "ipo",
     "kto",
+    "list",
     "names",
     "nca",
     "orpo",
     "robust",
     "sft",
+    "show",
     "simpo",
     "sppo",
     "sppo_hard",
@@ -88,3 +96,21 @@ def get(name: str) -> Objective:
         ValueError: there is none; the message proposes a similar name.
     """
     return find(ALIASES.get(name, name))
+
+
+def list(*words: str) -> Catalogue:
+    """Return the registered objectives, or those whose page mentions every word, as a table to look through."""
+    from ..catalogue import catalogue
+
+    return catalogue(*words)
+
+
+def show(name: str) -> Entry:
+    """Return the page of an objective: formula, inputs, hyper-parameters, paper; a notebook draws it with LaTeX.
+
+    Raises:
+        ValueError: there is none of this name or alias.
+    """
+    from ..catalogue import entry
+
+    return entry(name)

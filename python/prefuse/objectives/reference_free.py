@@ -50,11 +50,12 @@ def orpo(pair: PairView, *, beta: float = 0.1, nll: str = "token_mean") -> Expre
     Libraries: TRL's likelihood term includes the prompt's tokens, Liger's may; LLaMA-Factory uses
     ``nll="response_mean"``.
     """
-    log_odds = _log_odds(pair.chosen.avg_logp) - _log_odds(pair.rejected.avg_logp)
-    return negative_log_likelihood(pair.chosen, nll) - beta * log_sigmoid(log_odds)
+    odds_ratio = log_odds(pair.chosen.avg_logp) - log_odds(pair.rejected.avg_logp)
+    return negative_log_likelihood(pair.chosen, nll) - beta * log_sigmoid(odds_ratio)
 
 
-def _log_odds(average: Expression) -> Expression:
+def log_odds(average: Expression) -> Expression:
+    """The log-odds of a response of this average log-probability, capped at `AVERAGE_CAP`."""
     average = minimum(average, AVERAGE_CAP)
     return average - log1mexp(average)
 

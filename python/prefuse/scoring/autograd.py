@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,8 +40,11 @@ class _Objective(torch.autograd.Function):
             return None, None, None, None, *_pull_back(ctx, loss, losses)
         with torch.no_grad():
             gradients = _pull_back(ctx, loss, losses)
-        apart = [gradient if gradient is None else gradient.requires_grad_() for gradient in gradients]
-        return None, None, None, None, *_FirstOrder.apply(ctx.call.traced.trace.name, *apart)
+        message = (
+            f"{ctx.call.traced.trace.name}: prefuse objectives give first derivatives only; "
+            "for second ones write the objective with prefuse.language.from_torch"
+        )
+        return None, None, None, None, *first_order_only(gradients, message)
 
 
 def _pull_back(ctx: Any, loss: torch.Tensor | None, losses: torch.Tensor | None) -> list[torch.Tensor | None]:
@@ -53,17 +57,18 @@ def _pull_back(ctx: Any, loss: torch.Tensor | None, losses: torch.Tensor | None)
     return gradients
 
 
-class _FirstOrder(torch.autograd.Function):
-    """Gradients asked for with `create_graph=True`: usable as values, an error when differentiated again."""
+def first_order_only(gradients: Sequence[torch.Tensor | None], message: str) -> Any:
+    """Return gradients asked for with `create_graph=True`: usable as values, an error when differentiated again."""
+    apart = [gradient if gradient is None else gradient.detach().requires_grad_() for gradient in gradients]
+    return _FirstOrder.apply(message, *apart)
 
+
+class _FirstOrder(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, name: str, *gradients: torch.Tensor | None) -> Any:
-        ctx.name = name
+    def forward(ctx: Any, message: str, *gradients: torch.Tensor | None) -> Any:
+        ctx.message = message
         return tuple(None if gradient is None else gradient.clone() for gradient in gradients)
 
     @staticmethod
     def backward(ctx: Any, *_: torch.Tensor) -> Any:
-        raise RuntimeError(
-            f"{ctx.name}: prefuse objectives give first derivatives only; "
-            "for second ones write the objective with prefuse.language.from_torch"
-        )
+        raise RuntimeError(ctx.message)

@@ -48,9 +48,12 @@ class Score:
 
     @property
     def rewards(self) -> Any:
-        """Implicit rewards, detached: a dict by role for pairs, one array [R] otherwise; an empty dict without any."""
+        """Implicit rewards, detached: a dict by role for pairs, one array [R] otherwise; an empty dict without any.
+
+        Where an objective that is not of pairs names values beside its reward, a dict as well, the reward under "".
+        """
         rewards = self._source.rewards(self._extras)
-        return rewards.get("", rewards)
+        return rewards[""] if rewards.keys() == {""} else rewards
 
     @property
     def metrics(self) -> dict[str, Any]:

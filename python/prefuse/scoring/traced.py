@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..tracing.expression import Expression, lift, unary
@@ -69,6 +70,7 @@ class Traced:
         self.item_columns = tuple(name for name, space in self.columns.items() if space == trace.kind.item)
         self.missing = tuple(name for name in self.columns if not trace.has(name)) if trace.given is not None else ()
         self._steps: dict[tuple[object, ...], Step] = {}
+        self._couplings: dict[tuple[str, ...], bool] = {}
         self._lock = threading.Lock()
 
     def _columns_read(self) -> dict[str, str]:
@@ -128,16 +130,20 @@ class Traced:
 
     # What is known of the gradient before there are numbers
 
+    @cached_property
     def columns_with_gradient(self) -> tuple[str, ...]:
-        """Return the columns on which the loss depends differentiably: the gradient of the others is 0 throughout."""
+        """The columns on which the loss depends differentiably: the gradient of the others is 0 throughout."""
         names = tuple(self.columns)
         gradients = zip(names, self._gradients(self._reduced("sum"), names), strict=True)
         return tuple(name for name, gradient in gradients if self.trace.graph.is_constant(gradient) != 0.0)
 
-    def couples_groups(self, columns: Sequence[str]) -> bool:
+    def couples_groups(self, columns: tuple[str, ...]) -> bool:
         """Return whether, for one group, d(loss)/d(columns) depends on what the columns are for another."""
-        nodes = [self.trace.columns[name].node for name in columns]
-        return self.trace.graph.crosses_batch(self._gradients(self._reduced("mean"), columns), nodes)
+        if columns not in self._couplings:
+            nodes = [self.trace.columns[name].node for name in columns]
+            gradients = self._gradients(self._reduced("mean"), columns)
+            self._couplings[columns] = self.trace.graph.crosses_batch(gradients, nodes)
+        return self._couplings[columns]
 
     def metrics(self, extras: Array) -> dict[str, float]:
         """Cut the metrics out of what a score program puts out after the losses: rewards, then metrics."""

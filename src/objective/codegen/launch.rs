@@ -107,6 +107,8 @@ impl Generated {
                 program,
                 grid,
                 block: THREADS,
+                cluster: 1,
+                shared: 0,
                 argument: argument.clone(),
             })
             .collect())

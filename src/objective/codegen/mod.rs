@@ -84,25 +84,27 @@ impl Generated {
     ) -> Vec<(String, String)> {
         if one_block {
             let name = "objective_one_block".to_string();
-            let text = self.entry(columns, outputs, &name, 0..self.stages.len());
+            let text = self.entry(columns, outputs, &name, 1, 0..self.stages.len());
             return vec![(name, text)];
         }
         let parts = self.parts.iter().enumerate();
         parts
             .map(|(index, stages)| {
                 let name = format!("objective_part_{index}");
-                let text = self.entry(columns, outputs, &name, stages.clone());
+                let text = self.entry(columns, outputs, &name, 2, stages.clone());
                 (name, text)
             })
             .collect()
     }
 
-    /// The text of an entry point that does these stages.
+    /// The text of an entry point that does these stages. At least `resident` blocks fit on a multiprocessor: left to
+    /// choose, the compiler spills registers to make room for more.
     fn entry(
         &self,
         columns: &Signature,
         outputs: &Signature,
         name: &str,
+        resident: usize,
         stages: Range<usize>,
     ) -> String {
         let mut text = String::from("// Generated from an objective's graph.\n\n");
@@ -118,7 +120,7 @@ impl Generated {
         text.extend(self.stages[stages.clone()].iter().map(String::as_str));
         let _ = writeln!(
             text,
-            "\nextern \"C\" __global__ void __launch_bounds__(THREADS) {name}(const __grid_constant__ Args a) {{"
+            "\nextern \"C\" __global__ void __launch_bounds__(THREADS, {resident}) {name}(const __grid_constant__ Args a) {{"
         );
         let first = stages.start;
         for stage in stages {

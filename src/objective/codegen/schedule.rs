@@ -76,7 +76,7 @@ pub enum Sink {
     Output(usize),
     /// The argument goes into the sum, maximum, … of a segment, a square or a chunk.
     Reduce(ValueId),
-    /// The chunks' parts are put together.
+    /// The chunks' parts are put together, and written to the outputs that are the value.
     Finish(ValueId),
     /// The argument is written where the order says.
     Scatter(ValueId),
@@ -329,6 +329,10 @@ impl Planner<'_> {
             }
         }
         for (index, &(source, space)) in self.values.outputs.iter().enumerate() {
+            // What finishes a reduction also writes it out.
+            if self.values.reduction_behind(index).is_some() {
+                continue;
+            }
             let first = usize::from(self.is_pair_space(space));
             let stage = source.value().map_or(first, |id| self.here[id]);
             add(stage, Sink::Output(index));

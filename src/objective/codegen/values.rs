@@ -136,6 +136,14 @@ impl Values {
         }
     }
 
+    /// The reduction to the batch that an output is, if it is nothing else.
+    pub fn reduction_behind(&self, output: usize) -> Option<ValueId> {
+        let (source, space) = self.outputs[output];
+        let id = source.value().filter(|_| space == BATCH)?;
+        let value = &self.all[id];
+        (matches!(value.task, Task::Reduce(..)) && value.space == BATCH).then_some(id)
+    }
+
     /// The values among a value's arguments, and how they are read. Numbers of the batch can be read anywhere.
     pub fn reads(&self, id: ValueId) -> impl Iterator<Item = (ValueId, Access)> {
         let value = &self.all[id];

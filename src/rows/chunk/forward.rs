@@ -1,44 +1,9 @@
 //! The passes of forward over one chunk.
 
-use super::super::exp::exp;
+use super::super::exp::Exp;
 use super::super::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch};
 use super::super::topk::TopK;
 use super::{CHUNK, Fold, Scratch, Shift, ShiftVector, UNROLL, fold, largest, total};
-
-/// The largest of `len` elements, NaN passed over.
-///
-/// # Safety
-/// `len` elements can be read at `x`.
-pub unsafe fn maximum<E: Element>(level: Level, x: *const E, len: usize) -> E::Real {
-    dispatch(level, Maximum { x, len })
-}
-
-struct Maximum<E> {
-    x: *const E,
-    len: usize,
-}
-
-struct MaximumFold<V>([V; UNROLL]);
-
-impl<V: Vector> Fold<V> for MaximumFold<V> {
-    #[inline(always)]
-    fn add(&mut self, chain: usize, x: V) {
-        self.0[chain] = x.larger(self.0[chain]);
-    }
-}
-
-impl<E: Element> Kernel for Maximum<E> {
-    type Output = E::Real;
-
-    #[inline(always)]
-    fn run<I: Isa>(self) -> E::Real {
-        let lowest = <E::Vector<I> as Vector>::splat(E::Real::NEG_INFINITY);
-        let mut most = MaximumFold([lowest; UNROLL]);
-        // SAFETY: that of `maximum`.
-        unsafe { fold::<false, E, E::Vector<I>>(self.x, self.len, &mut most) };
-        largest(most.0)
-    }
-}
 
 /// Sums over a chunk, of d = factor·(x − origin).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,15 +45,22 @@ struct SumsOf<E: Element> {
     moments: bool,
 }
 
-struct MassFold<V> {
+/// Without `SCALED`, for a factor of 1.
+struct MassFold<V, const SCALED: bool> {
     shift: ShiftVector<V>,
     mass: [V; UNROLL],
 }
 
-impl<V: Vector> Fold<V> for MassFold<V> {
+impl<V: Vector, const SCALED: bool> Fold<V> for MassFold<V, SCALED> {
     #[inline(always)]
     fn add(&mut self, chain: usize, x: V) {
-        self.mass[chain] = self.mass[chain].add(exp(self.shift.apply(x)));
+        let offset = x.sub(self.shift.origin);
+        let d = if SCALED {
+            offset.mul(self.shift.factor)
+        } else {
+            offset
+        };
+        self.mass[chain] = Exp::in_sum(d).add_to(self.mass[chain]);
     }
 }
 
@@ -105,10 +77,33 @@ impl<V: Vector> Fold<V> for MomentsFold<V> {
     #[inline(always)]
     fn add(&mut self, chain: usize, x: V) {
         let d = self.shift.apply(x);
-        let e = exp(d);
-        self.mass[chain] = self.mass[chain].add(e);
+        let exp = Exp::in_sum(d);
+        let e = exp.value();
+        self.mass[chain] = exp.add_to(self.mass[chain]);
         self.weighted[chain] = e.mul_add(self.lowest.larger(d), self.weighted[chain]);
         self.squares[chain] = e.mul_add(e, self.squares[chain]);
+    }
+}
+
+impl<E: Element> SumsOf<E> {
+    #[inline(always)]
+    fn mass<I: Isa>(&self) -> f64 {
+        if self.shift.factor == E::Real::ONE {
+            self.mass_of::<I, false>()
+        } else {
+            self.mass_of::<I, true>()
+        }
+    }
+
+    #[inline(always)]
+    fn mass_of<I: Isa, const SCALED: bool>(&self) -> f64 {
+        let mut sums = MassFold::<_, SCALED> {
+            shift: self.shift.vector::<E::Vector<I>>(),
+            mass: [<E::Vector<I> as Vector>::splat(E::Real::ZERO); UNROLL],
+        };
+        // SAFETY: that of `sums`.
+        unsafe { fold::<true, E, E::Vector<I>>(self.x, self.len, &mut sums) };
+        total(sums.mass)
     }
 }
 
@@ -120,11 +115,8 @@ impl<E: Element> Kernel for SumsOf<E> {
         let zeros = [<E::Vector<I> as Vector>::splat(E::Real::ZERO); UNROLL];
         let shift = self.shift.vector::<E::Vector<I>>();
         if !self.moments {
-            let mut sums = MassFold { shift, mass: zeros };
-            // SAFETY: that of `sums`.
-            unsafe { fold::<true, E, E::Vector<I>>(self.x, self.len, &mut sums) };
             return Sums {
-                mass: total(sums.mass),
+                mass: self.mass::<I>(),
                 weighted: 0.0,
                 squares: 0.0,
             };
@@ -265,9 +257,10 @@ impl<R: Real> Kernel for CrossedOf<'_, R> {
                     )
                 };
                 let (dz, dw) = (shift_z.apply(z), shift_w.apply(w));
-                let (p, q) = (exp(dz), exp(dw));
-                mass[i] = mass[i].add(p);
-                reference_mass[i] = reference_mass[i].add(q);
+                let (exp_z, exp_w) = (Exp::in_sum(dz), Exp::in_sum(dw));
+                let (p, q) = (exp_z.value(), exp_w.value());
+                mass[i] = exp_z.add_to(mass[i]);
+                reference_mass[i] = exp_w.add_to(reference_mass[i]);
                 let gap = dz.sub(dw);
                 forward[i] = forward[i].add(p.mul(gap).or_zero(p.not_equal(zero)));
                 backward[i] = backward[i].sub(q.mul(gap).or_zero(q.not_equal(zero)));

@@ -6,8 +6,10 @@
 
 pub mod backward;
 pub mod forward;
+mod maximum;
 mod scratch;
 
+pub use maximum::maximum;
 pub use scratch::{Cap, Scratch};
 
 use super::simd::{Element, MAX_LANES, Memory, Real, Vector, prefetch};
@@ -22,6 +24,21 @@ const UNROLL: usize = 2;
 const MAX_STEP: usize = UNROLL * MAX_LANES;
 
 const CACHE_LINE: usize = 64;
+
+/// Of the smallest first-level cache that matters.
+const FIRST_LEVEL: usize = 32 << 10;
+
+/// Asks for the element that stands at the place of `x` in the next chunk. It waits in the first-level cache if the two
+/// chunks fill no more than half of that, in the second otherwise: where they fill it, they would drive each other out.
+#[inline(always)]
+fn prefetch_next<E>(x: *const E) {
+    let next = x.wrapping_add(CHUNK);
+    if 2 * CHUNK * size_of::<E>() <= FIRST_LEVEL / 2 {
+        prefetch::<true, E>(next);
+    } else {
+        prefetch::<false, E>(next);
+    }
+}
 
 /// What a pass does with each vector; vectors of the same chain come one after the other.
 trait Fold<V> {
@@ -45,10 +62,7 @@ unsafe fn fold<const AHEAD: bool, E: Element, V: Memory<E> + Vector>(
         for start in (0..whole).step_by(step) {
             if AHEAD {
                 for line in 0..(step * size_of::<E>()).div_ceil(CACHE_LINE) {
-                    prefetch(
-                        x.wrapping_add(CHUNK + start)
-                            .wrapping_byte_add(line * CACHE_LINE),
-                    );
+                    prefetch_next(x.add(start).wrapping_byte_add(line * CACHE_LINE));
                 }
             }
             for chain in 0..UNROLL {
@@ -66,19 +80,25 @@ unsafe fn fold<const AHEAD: bool, E: Element, V: Memory<E> + Vector>(
     }
 }
 
-/// The sum of all lanes, in f64 and in order.
+/// The sum of all lanes, in f64 and in an order of its own: halves are added until one lane is left.
 #[inline(always)]
 fn total<V: Vector>(vectors: [V; UNROLL]) -> f64 {
-    let mut sum = 0.0;
+    let mut sums = [0.0; MAX_LANES];
     for vector in vectors {
         let mut lanes = [V::Scalar::ZERO; MAX_LANES];
         vector.write(&mut lanes);
-        sum += lanes[..V::LANES]
-            .iter()
-            .map(|lane| lane.to_f64())
-            .sum::<f64>();
+        for lane in 0..V::LANES {
+            sums[lane] += lanes[lane].to_f64();
+        }
     }
-    sum
+    let mut half = MAX_LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            sums[lane] += sums[lane + half];
+        }
+        half /= 2;
+    }
+    sums[0]
 }
 
 /// The largest of all lanes that are not NaN, −inf if there is none.
@@ -167,7 +187,7 @@ unsafe fn map<V: Vector + Memory<S> + Memory<T>, S: Element, T: Element, const A
         map_part(source, target, head, function);
         for at in (head..whole).step_by(V::LANES) {
             if AHEAD {
-                prefetch(source.wrapping_add(at + CHUNK));
+                prefetch_next(source.add(at));
             }
             let y = function.apply(Memory::<S>::load(source.add(at)));
             if stream {

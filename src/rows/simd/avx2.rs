@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Isa, MAX_LANES, Memory, Vector};
+use super::{Isa, MAX_LANES, Memory, Vector, octave};
 
 pub struct Avx2;
 
@@ -19,6 +19,9 @@ pub struct F32x8(__m256);
 #[derive(Clone, Copy)]
 pub struct F64x4(__m256d);
 
+const STEPS: usize = 8;
+const OCTAVE: [i32; STEPS] = octave(1.090_507_732_665_257_7);
+
 /// An expression of intrinsics.
 macro_rules! x86 {
     ($body:expr) => {
@@ -31,6 +34,9 @@ impl Vector for F32x8 {
     type Scalar = f32;
     type Mask = __m256;
     const LANES: usize = 8;
+    const STEPS: f32 = STEPS as f32;
+    // Minimax error 2.5e-8 of e^r.
+    const EXP_POLYNOMIAL: &'static [f32] = &[1.0, 0.500_064_85, 0.166_642_96];
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -94,12 +100,22 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
-    fn times_two_to(self, _n: Self, shifted: Self) -> Self {
+    fn two_to(shifted: Self) -> Self {
         x86!({
             let exponents = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted.0));
-            let scaled = _mm256_add_epi32(_mm256_castps_si256(self.0), exponents);
-            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0);
-            Self(_mm256_blendv_ps(_mm256_castsi256_ps(scaled), self.0, nan))
+            let one = _mm256_castps_si256(_mm256_set1_ps(1.0));
+            Self(_mm256_castsi256_ps(_mm256_add_epi32(one, exponents)))
+        })
+    }
+
+    #[inline(always)]
+    fn two_to_steps(shifted: Self) -> Self {
+        x86!({
+            let steps = _mm256_castps_si256(shifted.0);
+            let octave = _mm256_loadu_si256(OCTAVE.as_ptr().cast());
+            let power = _mm256_permutevar8x32_epi32(octave, steps);
+            let octaves = _mm256_slli_epi32::<{ 23 - STEPS.trailing_zeros() as i32 }>(steps);
+            Self(_mm256_castsi256_ps(_mm256_add_epi32(power, octaves)))
         })
     }
 
@@ -126,6 +142,12 @@ impl Vector for F32x8 {
     #[inline(always)]
     fn or_zero(self, mask: __m256) -> Self {
         Self(x86!(_mm256_and_ps(mask, self.0)))
+    }
+
+    #[inline(always)]
+    fn add_product_where(self, mask: __m256, one: Self, other: Self) -> Self {
+        let sum = one.mul_add(other, self);
+        Self(x86!(_mm256_blendv_ps(self.0, sum.0, mask)))
     }
 }
 
@@ -275,12 +297,11 @@ impl Vector for F64x4 {
     }
 
     #[inline(always)]
-    fn times_two_to(self, _n: Self, shifted: Self) -> Self {
+    fn two_to(shifted: Self) -> Self {
         x86!({
             let exponents = _mm256_slli_epi64::<52>(_mm256_castpd_si256(shifted.0));
-            let scaled = _mm256_add_epi64(_mm256_castpd_si256(self.0), exponents);
-            let nan = _mm256_cmp_pd::<_CMP_UNORD_Q>(self.0, self.0);
-            Self(_mm256_blendv_pd(_mm256_castsi256_pd(scaled), self.0, nan))
+            let one = _mm256_castpd_si256(_mm256_set1_pd(1.0));
+            Self(_mm256_castsi256_pd(_mm256_add_epi64(one, exponents)))
         })
     }
 
@@ -307,6 +328,12 @@ impl Vector for F64x4 {
     #[inline(always)]
     fn or_zero(self, mask: __m256d) -> Self {
         Self(x86!(_mm256_and_pd(mask, self.0)))
+    }
+
+    #[inline(always)]
+    fn add_product_where(self, mask: __m256d, one: Self, other: Self) -> Self {
+        let sum = one.mul_add(other, self);
+        Self(x86!(_mm256_blendv_pd(self.0, sum.0, mask)))
     }
 }
 

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Isa, MAX_LANES, Memory, Vector};
+use super::{Isa, MAX_LANES, Memory, Vector, octave};
 
 pub struct Avx512;
 
@@ -19,6 +19,31 @@ pub struct F32x16(__m512);
 #[derive(Clone, Copy)]
 pub struct F64x8(__m512d);
 
+const STEPS: usize = 32;
+const OCTAVE: [i32; STEPS] = octave(1.021_897_148_654_116_7);
+
+/// Takes the upper half of each lane.
+const UPPER_HALVES: [u16; 32] = {
+    let mut places = [0; 32];
+    let mut lane = 0;
+    while lane < 16 {
+        places[lane] = 2 * lane as u16 + 1;
+        lane += 1;
+    }
+    places
+};
+
+/// Puts sixteen words into the upper halves of the lanes, and what is behind the words into the lower ones.
+const INTO_UPPER_HALVES: [u16; 32] = {
+    let mut places = [16; 32];
+    let mut lane = 0;
+    while lane < 16 {
+        places[2 * lane + 1] = lane as u16;
+        lane += 1;
+    }
+    places
+};
+
 /// An expression of intrinsics.
 macro_rules! x86 {
     ($body:expr) => {
@@ -31,6 +56,9 @@ impl Vector for F32x16 {
     type Scalar = f32;
     type Mask = __mmask16;
     const LANES: usize = 16;
+    const STEPS: f32 = STEPS as f32;
+    // Minimax error 5.3e-8 of e^r.
+    const EXP_POLYNOMIAL: &'static [f32] = &[1.000_014_7, 0.5];
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -95,8 +123,25 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
-    fn times_two_to(self, n: Self, _shifted: Self) -> Self {
-        Self(x86!(_mm512_scalef_ps(self.0, n.0)))
+    fn two_to(shifted: Self) -> Self {
+        x86!({
+            let exponents = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted.0));
+            let one = _mm512_castps_si512(_mm512_set1_ps(1.0));
+            Self(_mm512_castsi512_ps(_mm512_add_epi32(one, exponents)))
+        })
+    }
+
+    #[inline(always)]
+    fn two_to_steps(shifted: Self) -> Self {
+        const HALF: usize = STEPS / 2;
+        x86!({
+            let steps = _mm512_castps_si512(shifted.0);
+            let low = _mm512_loadu_si512(OCTAVE.as_ptr().cast());
+            let high = _mm512_loadu_si512(OCTAVE[HALF..].as_ptr().cast());
+            let power = _mm512_permutex2var_epi32(low, steps, high);
+            let octaves = _mm512_slli_epi32::<{ 23 - STEPS.trailing_zeros() }>(steps);
+            Self(_mm512_castsi512_ps(_mm512_add_epi32(power, octaves)))
+        })
     }
 
     #[inline(always)]
@@ -122,6 +167,11 @@ impl Vector for F32x16 {
     #[inline(always)]
     fn or_zero(self, mask: __mmask16) -> Self {
         Self(x86!(_mm512_maskz_mov_ps(mask, self.0)))
+    }
+
+    #[inline(always)]
+    fn add_product_where(self, mask: __mmask16, one: Self, other: Self) -> Self {
+        Self(x86!(_mm512_mask3_fmadd_ps(one.0, other.0, self.0, mask)))
     }
 }
 
@@ -152,7 +202,8 @@ impl F32x16 {
             let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
             let quiet = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000));
-            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(quiet))
+            let places = _mm512_loadu_si512(UPPER_HALVES.as_ptr().cast());
+            _mm512_castsi512_si256(_mm512_permutexvar_epi16(places, quiet))
         })
     }
 }
@@ -161,8 +212,10 @@ impl Memory<bf16> for F32x16 {
     #[inline(always)]
     unsafe fn load(source: *const bf16) -> Self {
         x86!({
-            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(source.cast()));
-            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves)))
+            let halves = _mm512_zextsi256_si512(_mm256_loadu_si256(source.cast()));
+            let places = _mm512_loadu_si512(INTO_UPPER_HALVES.as_ptr().cast());
+            let lanes = _mm512_permutexvar_epi16(places, halves);
+            Self(_mm512_castsi512_ps(lanes))
         })
     }
 
@@ -268,8 +321,12 @@ impl Vector for F64x8 {
     }
 
     #[inline(always)]
-    fn times_two_to(self, n: Self, _shifted: Self) -> Self {
-        Self(x86!(_mm512_scalef_pd(self.0, n.0)))
+    fn two_to(shifted: Self) -> Self {
+        x86!({
+            let exponents = _mm512_slli_epi64::<52>(_mm512_castpd_si512(shifted.0));
+            let one = _mm512_castpd_si512(_mm512_set1_pd(1.0));
+            Self(_mm512_castsi512_pd(_mm512_add_epi64(one, exponents)))
+        })
     }
 
     #[inline(always)]
@@ -295,6 +352,11 @@ impl Vector for F64x8 {
     #[inline(always)]
     fn or_zero(self, mask: __mmask8) -> Self {
         Self(x86!(_mm512_maskz_mov_pd(mask, self.0)))
+    }
+
+    #[inline(always)]
+    fn add_product_where(self, mask: __mmask8, one: Self, other: Self) -> Self {
+        Self(x86!(_mm512_mask3_fmadd_pd(one.0, other.0, self.0, mask)))
     }
 }
 

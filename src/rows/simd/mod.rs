@@ -10,7 +10,7 @@ mod avx2;
 mod avx512;
 mod portable;
 
-use std::ops::{Add, Mul};
+use std::ops::{Add, Div, Mul};
 use std::sync::OnceLock;
 
 use half::{bf16, f16};
@@ -25,6 +25,12 @@ pub trait Vector: Memory<<Self as Vector>::Scalar> {
     type Scalar: Real;
     type Mask: Copy;
     const LANES: usize;
+    /// Whether `mul_add` rounds once.
+    const FUSES: bool = true;
+    /// How many powers of two within an octave a table in registers provides.
+    const STEPS: Self::Scalar = <Self::Scalar as Real>::ONE;
+    /// Coefficients of (e^r − 1)/r on |r| ≤ log(2)/2/STEPS, constant first.
+    const EXP_POLYNOMIAL: &'static [Self::Scalar] = <Self::Scalar as Real>::OCTAVE_POLYNOMIAL;
 
     fn splat(value: Self::Scalar) -> Self;
     /// Writes the lanes to the front of `lanes`.
@@ -34,7 +40,7 @@ pub trait Vector: Memory<<Self as Vector>::Scalar> {
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
     fn div(self, other: Self) -> Self;
-    /// `self·factor + addend`, rounded once where the machine can.
+    /// `self·factor + addend`
     fn mul_add(self, factor: Self, addend: Self) -> Self;
     /// The larger of the two; `other` where either is NaN.
     fn larger(self, other: Self) -> Self;
@@ -43,8 +49,12 @@ pub trait Vector: Memory<<Self as Vector>::Scalar> {
     fn abs(self) -> Self;
     /// Own magnitude, the sign of `other`.
     fn with_sign_of(self, other: Self) -> Self;
-    /// `self·2^n`, where the low bits of `shifted`, as an integer, are those of n (see [`super::exp`]); NaN stays NaN.
-    fn times_two_to(self, n: Self, shifted: Self) -> Self;
+    /// 2^n, where the low bits of `shifted` are the integer n (see [`super::exp`]); anything unless that is a normal number.
+    fn two_to(shifted: Self) -> Self;
+    /// 2^(n/STEPS), likewise.
+    fn two_to_steps(shifted: Self) -> Self {
+        Self::two_to(shifted)
+    }
 
     /// False where either is NaN.
     fn less(self, other: Self) -> Self::Mask;
@@ -55,6 +65,8 @@ pub trait Vector: Memory<<Self as Vector>::Scalar> {
     fn any(mask: Self::Mask) -> bool;
     /// `self` where the mask is set, +0 elsewhere, even where `self` is NaN.
     fn or_zero(self, mask: Self::Mask) -> Self;
+    /// `self + one·other` where the mask is set, `self` elsewhere, even where a factor is NaN.
+    fn add_product_where(self, mask: Self::Mask, one: Self, other: Self) -> Self;
 }
 
 /// Loads and stores of as many `E`s as the vector has lanes, converting; no alignment is needed, rounding is to nearest even.
@@ -90,18 +102,19 @@ pub trait Element: Copy + Send + Sync + 'static {
 
 /// An element type that arithmetic is done in, with the constants of its exponential function.
 pub trait Real:
-    Element<Real = Self> + PartialOrd + Add<Output = Self> + Mul<Output = Self>
+    Element<Real = Self> + PartialOrd + Add<Output = Self> + Mul<Output = Self> + Div<Output = Self>
 {
     const ONE: Self;
     /// Added to a small number, leaves it rounded to an integer in the low bits.
     const ROUNDER: Self;
     const LOG2_E: Self;
-    /// −log 2 in two parts; products of the first with the integers that occur are exact.
-    const MINUS_LN_2: [Self; 2];
+    const MINUS_LN_2: Self;
+    /// The same in two parts; products of the first with the integers that occur are exact.
+    const MINUS_LN_2_PARTS: [Self; 2];
     /// Below this the result of exp would not be a normal number.
     const EXP_UNDERFLOW: Self;
-    /// Coefficients of (e^r − 1 − r)/r² on |r| ≤ log(2)/2, constant first.
-    const EXP_POLYNOMIAL: &'static [Self];
+    /// Coefficients of (e^r − 1)/r on |r| ≤ log(2)/2, constant first, which is 1.
+    const OCTAVE_POLYNOMIAL: &'static [Self];
     /// From here on tanh is 1 and its derivative 0 to any precision, while e^(−2x) is still a normal number.
     const TANH_SATURATES: Self;
 }
@@ -138,10 +151,12 @@ impl Real for f32 {
     const ONE: f32 = 1.0;
     const ROUNDER: f32 = 12_582_912.0; // 1.5·2^23
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    const MINUS_LN_2: [f32; 2] = [-355.0 / 512.0, 2.121_944_4e-4];
+    const MINUS_LN_2: f32 = -std::f32::consts::LN_2;
+    const MINUS_LN_2_PARTS: [f32; 2] = [-355.0 / 512.0, 2.121_944_4e-4];
     const EXP_UNDERFLOW: f32 = -87.336_54;
     // Degree 6 in all: minimax error 3.1e-9 of e^r.
-    const EXP_POLYNOMIAL: &'static [f32] = &[
+    const OCTAVE_POLYNOMIAL: &'static [f32] = &[
+        1.0,
         0.499_999_94,
         0.166_665_21,
         0.041_668_39,
@@ -155,10 +170,12 @@ impl Real for f64 {
     const ONE: f64 = 1.0;
     const ROUNDER: f64 = 6_755_399_441_055_744.0; // 1.5·2^52
     const LOG2_E: f64 = std::f64::consts::LOG2_E;
-    const MINUS_LN_2: [f64; 2] = [-0.693_147_180_369_123_8, -1.908_214_929_270_587_7e-10];
+    const MINUS_LN_2: f64 = -std::f64::consts::LN_2;
+    const MINUS_LN_2_PARTS: [f64; 2] = [-0.693_147_180_369_123_8, -1.908_214_929_270_587_7e-10];
     const EXP_UNDERFLOW: f64 = -708.396_418_532_264;
     // Degree 11 in all: minimax error 3.6e-18 of e^r.
-    const EXP_POLYNOMIAL: &'static [f64] = &[
+    const OCTAVE_POLYNOMIAL: &'static [f64] = &[
+        1.0,
         0.500_000_000_000_001_1,
         0.166_666_666_666_664_13,
         0.041_666_666_666_530_155,
@@ -171,6 +188,21 @@ impl Real for f64 {
         2.500_006_160_283_566_6e-8,
     ];
     const TANH_SATURATES: f64 = 300.0;
+}
+
+/// 2^(j/N) for j = 0, 1, …, given 2^(1/N); as bits, less what the j in a step's number n adds to the mantissa where
+/// n is added in at the place that makes it octaves.
+#[cfg(target_arch = "x86_64")]
+const fn octave<const N: usize>(root: f64) -> [i32; N] {
+    let mut bits = [0; N];
+    let mut power = 1.0;
+    let mut j = 0;
+    while j < N {
+        bits[j] = (power as f32).to_bits() as i32 - ((j as i32) << (23 - N.trailing_zeros()));
+        power *= root;
+        j += 1;
+    }
+    bits
 }
 
 /// An instruction set.
@@ -288,13 +320,18 @@ fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<avx2::Avx2>()
 }
 
-/// Asks for the cache line of `address`, which need not exist.
+/// Asks for the cache line of `address`, which need not exist: into the first level, or not `NEAR`, the second.
 #[inline(always)]
-pub fn prefetch<E>(address: *const E) {
+pub fn prefetch<const NEAR: bool, E>(address: *const E) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch of any address whatever does nothing but warm the cache; SSE is there on every x86-64.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        if NEAR {
+            _mm_prefetch::<_MM_HINT_T0>(address.cast());
+        } else {
+            _mm_prefetch::<_MM_HINT_T1>(address.cast());
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;

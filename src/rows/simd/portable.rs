@@ -34,6 +34,7 @@ macro_rules! vector {
             type Scalar = $real;
             type Mask = [$word; $lanes];
             const LANES: usize = $lanes;
+            const FUSES: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
 
             #[inline(always)]
             fn splat(value: $real) -> Self {
@@ -68,7 +69,7 @@ macro_rules! vector {
             #[inline(always)]
             fn mul_add(self, factor: Self, addend: Self) -> Self {
                 // Where the machine has no such instruction, `f32::mul_add` is a slow library function.
-                if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
+                if Self::FUSES {
                     Self(lanes!(
                         $lanes,
                         i,
@@ -116,19 +117,13 @@ macro_rules! vector {
             }
 
             #[inline(always)]
-            fn times_two_to(self, _n: Self, shifted: Self) -> Self {
+            fn two_to(shifted: Self) -> Self {
                 const MANTISSA: u32 = <$real>::MANTISSA_DIGITS - 1;
-                let bits = lanes!($lanes, i, self.0[i].to_bits());
-                let scaled = lanes!(
-                    $lanes,
-                    i,
-                    bits[i].wrapping_add(shifted.0[i].to_bits() << MANTISSA)
-                );
-                let nan = lanes!($lanes, i, <$word>::from(self.0[i].is_nan()).wrapping_neg());
+                const ONE: $word = (1.0 as $real).to_bits();
                 Self(lanes!(
                     $lanes,
                     i,
-                    <$real>::from_bits(scaled[i] & !nan[i] | bits[i] & nan[i])
+                    <$real>::from_bits(ONE.wrapping_add(shifted.0[i].to_bits() << MANTISSA))
                 ))
             }
 
@@ -175,6 +170,11 @@ macro_rules! vector {
                     i,
                     <$real>::from_bits(self.0[i].to_bits() & mask[i])
                 ))
+            }
+
+            #[inline(always)]
+            fn add_product_where(self, mask: [$word; $lanes], one: Self, other: Self) -> Self {
+                self.add(one.mul(other).or_zero(mask))
             }
         }
 

@@ -19,7 +19,7 @@ impl Emitter<'_> {
             }
             Sink::Output(output) => {
                 let value = self.source(self.plan.values.outputs[output].0, place);
-                format!("write<O{output}, O{output}_TAKE>(a.outputs[{output}], {index}, {value});")
+                write(output, &index, &value)
             }
             Sink::Scatter(id) => {
                 let (value, order) = (self.argument(id, 0, place), self.argument(id, 1, place));
@@ -102,9 +102,15 @@ impl Emitter<'_> {
         } else {
             String::new()
         };
+        let outputs = (0..self.plan.values.outputs.len())
+            .filter(|&output| self.plan.values.reduction_behind(output) == Some(id));
+        let writes = outputs.fold(String::new(), |text, output| {
+            format!("{text}    {}\n", write(output, "0", &format!("v{id}")))
+        });
         format!(
             "const {kind} s{id} = whole<{kind}>({warp}, {count}, [&](i64 c) {{ {kind} s; {reads}return s; }});\n\
-             if (leads({warp})) put(a.slots[{}], 0, s{id}.value(){divisor});\n",
+             if (leads({warp})) {{\n    const f64 v{id} = s{id}.value(){divisor};\n    \
+             put(a.slots[{}], 0, v{id});\n{writes}}}\n",
             self.slot(id)
         )
     }
@@ -183,7 +189,8 @@ impl Emitter<'_> {
     fn by_teams(&self, head: &str, first: &str) -> String {
         format!(
             "    {head}[&](i64 s, Range r, Team team) {{\n{}#pragma unroll 1\n        \
-             for (i64 {index} = r.begin + team.rank; {index} < r.end; {index} += team.size) {{\n{first}{}        }}\n{}    }});\n",
+             for (i64 at = r.begin + team.rank; at < r.end; at += team.size) {{\n            \
+             const i64 {index} = opaque(at);\n{first}{}        }}\n{}    }});\n",
             indented(&self.lines[Level::Segment as usize], 2),
             indented(&self.lines[Level::Element as usize], 3),
             indented(&self.after, 2),
@@ -267,6 +274,11 @@ impl Emitter<'_> {
             self.slot(id)
         )
     }
+}
+
+/// A line that writes an output.
+fn write(output: usize, index: &str, value: &str) -> String {
+    format!("write<O{output}, O{output}_TAKE>(a.outputs[{output}], {index}, {value});")
 }
 
 fn reduction(task: &Task) -> ReduceOp {

@@ -1,0 +1,190 @@
+"""What an objective declares of itself: kind, paper, formula, derivative, inputs, hyper-parameters."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from prefuse import objectives
+from prefuse.objectives import ALIASES
+from prefuse.scoring.objective import Objective
+from prefuse.scoring.settings import show
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One objective.
+
+    Attributes:
+        objective: itself, with its default hyper-parameters.
+        aliases: other names it is found under.
+    """
+
+    objective: Objective
+    aliases: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name it is registered under."""
+        return self.objective.name
+
+    @property
+    def kind(self) -> str:
+        """`pair`, `point`, `group` or `token`."""
+        return self.objective.kind
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring, without the citation."""
+        return self._first_line[0]
+
+    @property
+    def citation(self) -> str:
+        """Authors, year, arXiv id and equation, as its docstring gives them; empty where it names no paper."""
+        return self._first_line[1]
+
+    @property
+    def paper(self) -> str | None:
+        """The arXiv id."""
+        return self.objective.paper
+
+    @property
+    def equation(self) -> str | None:
+        """Where in the paper its formula stands."""
+        found = re.search(r"\b(eqs?\. [^,;)]+|table \d+|algorithm \d+|section [\d.]+)", self.citation)
+        return found.group(1) if found else None
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What a call takes: the level and the kind of number of each argument."""
+        return {
+            name: f"one {info.dtype} per {info.level}" if info.level != "batch" else f"one {info.dtype}"
+            for name, info in self.objective.columns.items()
+        }
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Hyper-parameters: the default, and the interval it must lie in."""
+        bounds = self.objective._definition.bounds
+        return {
+            name: show(value) + (f" in {bounds[name].interval}" if name in bounds else "")
+            for name, value in self.objective.parameters.items()
+        }
+
+    @property
+    def formula(self) -> str:
+        """The loss of one item, in plain text."""
+        traced = self.objective._traced(None)
+        return str(traced.trace.graph.text(traced.loss.node, traced.trace.texts))
+
+    def derivatives(self) -> dict[str, str]:
+        """d(loss)/d(column) as LaTeX, of every column that the loss depends on differentiably."""
+        through = self.objective._traced(None).columns_with_gradient
+        return {name: self.objective.latex(name) for name in through}
+
+    @property
+    def notes(self) -> str:
+        """The docstring below its first line."""
+        return "\n".join(self._doc.splitlines()[1:]).strip()
+
+    @property
+    def _doc(self) -> str:
+        return inspect.cleandoc(self.objective.__doc__ or self.name)
+
+    @property
+    def _first_line(self) -> tuple[str, str]:
+        line = self._doc.splitlines()[0].rstrip(".")
+        found = re.fullmatch(r"(.*?) \(([^()]*(?:\([^()]*\)[^()]*)*(?:\d{4}|arXiv)[^()]*)\)", line)
+        return (found.group(1), found.group(2)) if found else (line, "")
+
+    def matches(self, word: str) -> bool:
+        """Whether a word occurs in its name, aliases, docstring or arguments, in whatever case."""
+        haystack = " ".join([self.name, *self.aliases, self.kind, self._doc, *self.objective.columns])
+        return word.lower() in haystack.lower()
+
+    def __str__(self) -> str:
+        also = f" (also {', '.join(self.aliases)})" if self.aliases else ""
+        parts = [
+            f"{self.name}{also}: {self.summary}",
+            *([f"{self.citation}"] if self.citation else []),
+            f"\nloss of one {self.objective._definition.kind.level(self.objective._definition.kind.item)}\n"
+            f"  {self.formula}",
+            _listing("takes", self.inputs),
+            _listing("hyper-parameters", self.parameters) if self.parameters else "",
+            f"\n{self.notes}" if self.notes else "",
+        ]
+        return "\n".join(part for part in parts if part)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(value)}</td></tr>"
+            for name, value in (*self.inputs.items(), *self.parameters.items())
+        )
+        return (
+            f"<h4>{html.escape(self.name)}: {html.escape(self.summary)}</h4><p>{html.escape(self.citation)}</p>"
+            f"<p>$${self.objective.latex()}$$</p><table>{rows}</table><pre>{html.escape(self.notes)}</pre>"
+        )
+
+
+class Catalogue(Sequence[Entry]):
+    """Entries in alphabetical order; prints as a table."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._entries = tuple(entries)
+
+    def __getitem__(self, index: int) -> Entry:  # type: ignore[override]
+        return self._entries[index]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries)
+
+    def search(self, *words: str) -> Catalogue:
+        """The entries in which every word occurs."""
+        return Catalogue([found for found in self if all(found.matches(word) for word in words)])
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Name, kind, what it is, paper."""
+        return [(found.name, found.kind, found.summary, found.paper or "") for found in self]
+
+    def __repr__(self) -> str:
+        from prefuse.bench.tables import plain
+
+        return plain(f"{len(self)} objectives", ("name", "kind", "what it is", "arXiv"), self.rows())
+
+    def _repr_html_(self) -> str:
+        head = "<tr><th>name</th><th>kind</th><th>what it is</th><th>arXiv</th></tr>"
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows()
+        )
+        return f"<table>{head}{rows}</table>"
+
+
+def catalogue(*words: str) -> Catalogue:
+    """Every registered objective, or those in which all of the words occur."""
+    every = Catalogue([_entry(name) for name in objectives.names()])
+    return every.search(*words) if words else every
+
+
+def entry(name: str) -> Entry:
+    """One registered objective, by its name or an alias.
+
+    Raises:
+        ValueError: there is none; the message proposes a similar name.
+    """
+    return _entry(objectives.get(name).name)
+
+
+def _entry(name: str) -> Entry:
+    aliases = sorted(alias for alias, known in ALIASES.items() if known == name)
+    return Entry(objectives.get(name), tuple(aliases))
+
+
+def _listing(title: str, entries: dict[str, str]) -> str:
+    width = max(map(len, entries), default=0)
+    return "\n".join([f"\n{title}", *(f"  {name.ljust(width)}  {value}" for name, value in entries.items())])

@@ -1,0 +1,145 @@
+"""The catalogue as a reader meets it: table, pages, commands; and what `check` and `viz` say of objectives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import prefuse
+from prefuse import objectives, viz
+from prefuse.__main__ import main
+from prefuse.catalogue import catalogue, entry
+from prefuse.language import log, log_sigmoid, pair_objective, point_objective, token_objective
+
+
+@pair_objective
+def without_a_paper(pair, *, beta=0.5):
+    """A margin."""
+    return -log_sigmoid(beta * (pair.chosen.logp - pair.rejected.logp))
+
+
+@pair_objective
+def broken_far_out(pair):
+    """Its logarithm leaves its domain."""
+    return log(pair.chosen.logp - pair.rejected.logp + 100.0)
+
+
+@token_objective
+def by_token(token):
+    return -(token.logp * token["advantage"]).mean()
+
+
+@pytest.mark.parametrize("name", objectives.names())
+def test_every_objective_has_a_page(name):
+    page = entry(name)
+    text = str(page)
+    assert text.startswith(f"{name}") and page.formula in text and page.summary
+    assert all(column in text for column in page.objective.columns)
+    assert all(parameter in text for parameter in page.objective.parameters)
+    assert page.paper is None or page.paper in page.citation
+    assert page.citation or page.paper is None
+    assert "$$" in page._repr_html_() and page.derivatives()
+
+
+def test_what_a_page_says():
+    page = objectives.show("sigmoid")
+    assert (page.name, page.kind, page.paper, page.equation) == ("dpo", "pair", "2305.18290", "eq. 7")
+    assert page.summary == "Direct preference optimization" and "sigmoid" in page.aliases
+    assert page.inputs["chosen_logps"] == "one float per pair"
+    assert page.parameters["beta"] == "0.1 in (0, inf)"
+    with pytest.raises(ValueError, match="did you mean 'simpo'"):
+        objectives.show("simppo")
+
+
+def test_a_docstring_without_a_citation():
+    from prefuse.catalogue import Entry
+
+    page = Entry(without_a_paper, ())
+    assert (page.summary, page.citation, page.equation) == ("A margin", "", None)
+
+
+def test_the_table_can_be_searched():
+    assert [page.name for page in objectives.list()] == objectives.names()
+    found = catalogue("transport", "paired")
+    assert {page.name for page in found} == {"aot", "aot_unpaired"}
+    assert len(found) == 2 and found[0].name == "aot"
+    assert "aot_unpaired" in repr(found) and "<td>aot</td>" in found._repr_html_()
+    assert len(catalogue("no objective says this")) == 0
+
+
+def test_commands(capsys):
+    assert main(["objectives", "simpo"]) == 0
+    assert "simpo" in capsys.readouterr().out
+    assert main(["objectives", "no objective says this"]) == 1
+    assert "no objective mentions" in capsys.readouterr().err
+    assert main(["show", "dpo", "--latex"]) == 0
+    printed = capsys.readouterr().out
+    assert "arXiv:2305.18290" in printed and r"\beta" in printed and "d/d chosen_logps" in printed
+    assert main(["show", "dop"]) == 1
+    assert "did you mean 'dpo'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "aot", "ipo"])
+def test_objectives_pass_the_check(name, capsys):
+    report = prefuse.check(objectives.get(name))
+    assert report and f"{name}: passes" in capsys.readouterr().out
+    gradient = next(finding for finding in report.findings if finding.check == "gradient")
+    assert gradient.passed is (None if name == "kto" else True)  # kto detaches its baseline
+
+
+def test_a_check_finds_what_is_not_finite():
+    report = prefuse.check(broken_far_out)
+    assert not report
+    failed = [finding.check for finding in report.findings if finding.passed is False]
+    assert "log-ratios of -1e+04" in failed and "FAIL" in str(report)
+
+
+def test_a_check_of_token_columns_and_own_columns():
+    assert prefuse.check(by_token)
+
+    @point_objective
+    def of_a_root(response):
+        return log(response["score"] - 5.0) * response.logp
+
+    assert not prefuse.check(of_a_root)
+    assert prefuse.check(of_a_root, columns={"score": np.linspace(6, 7, 12)})
+
+
+def test_a_wrong_gradient_would_be_found(monkeypatch):
+    from prefuse.catalogue import checking
+
+    right = checking._differences
+    monkeypatch.setattr(checking, "_differences", lambda *call: right(*call) + 1e-3)
+    assert not prefuse.check(without_a_paper)
+
+
+class TestDrawing:
+    def test_loss_and_weight_against_the_margin(self):
+        figure = viz.margin(["dpo", objectives.simpo(beta=3.0)], points=21)
+        left, right = figure.axes
+        margins = left.lines[0].get_xdata()
+        np.testing.assert_allclose(left.lines[0].get_ydata(), np.log1p(np.exp(-0.1 * margins)))
+        np.testing.assert_allclose(right.lines[0].get_ydata(), 0.1 / (1 + np.exp(0.1 * margins)))
+        assert figure.legends[0].get_texts()[1].get_text() == "simpo(beta=3.0)"
+
+    def test_chosen_and_rejected_apart(self):
+        left, right = viz.gradients("apo_down", points=11).axes
+        assert not np.allclose(left.lines[0].get_ydata(), -right.lines[0].get_ydata())
+
+    def test_the_plane_of_log_ratios(self):
+        figure = viz.contour("dpo", points=13)
+        assert figure.axes[0].get_title() == "dpo(beta=0.1)"
+
+    def test_further_columns_and_what_cannot_be_drawn(self):
+        soft = viz.margin("sppo", points=5, chosen_win_prob=0.9, rejected_win_prob=0.1)
+        assert len(soft.axes[0].lines[0].get_ydata()) == 5
+        with pytest.raises(ValueError, match="expected a pair objective, got kto"):
+            viz.margin("kto")
+
+
+def test_importing_prefuse_draws_nothing():
+    program = "import sys, prefuse; print('matplotlib' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "False"

@@ -1,0 +1,68 @@
+"""How many launches registered objectives take on small batches, where a GPU spends most of its time on them.
+
+Counted from the launches that a device would get; nothing is run.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from prefuse import objectives, preference_loss
+from tests.codegen.emulated import planned
+from tests.objectives.checking import VARIANTS, column_names, random_columns, variant_id
+
+PAIRS, TOKENS = 64, 512
+OF_PAIRS = [name for name in objectives.names() if "chosen_logps" in objectives.get(name).columns]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
+def test_columns_of_64_pairs_take_one(variant):
+    name, parameters = variant
+    made = random_columns(PAIRS, seed=0)
+    columns = {column: torch.from_numpy(np.asarray(made[column])) for column in column_names(name, parameters)}
+    for column in columns.values():
+        column.requires_grad_(column.is_floating_point())
+    with planned() as runs:
+        score = objectives.get(name)(**parameters)(**columns)
+        score.loss.backward(retain_graph=True)
+        assert runs == [1], "loss, metrics and gradients come out of one launch"
+        score.losses.sum().backward()
+    assert runs == [1, 1]
+
+
+def _others(columns):
+    """Columns that logits do not give."""
+    return {column: torch.zeros(PAIRS) for column in columns if not column.endswith(("logps", "lengths", "mask"))}
+
+
+@pytest.mark.parametrize("name", OF_PAIRS)
+def test_logits_of_64_pairs_of_512_tokens_take_one_for_the_objective(name):
+    columns, responses = objectives.get(name).columns, len(objectives.get(name).roles) * PAIRS
+    logits = torch.zeros(responses, TOKENS, 3, requires_grad=True)
+    labels = torch.zeros(responses, TOKENS, dtype=torch.int64)
+    labels[:, -100:] = -100
+    reference = torch.zeros(logits.shape) if any(column.startswith("ref_") for column in columns) else None
+    with planned() as runs:
+        score = preference_loss(name, logits=logits, labels=labels, reference=reference, **_others(columns))
+        score.loss.backward()
+    assert runs == [1]
+
+
+IN_STAGES = {"aot": 5, "aot_unpaired": 5, "cpo": 5, "orpo": 5, "sft": 4}
+"""More than sum, score, pull back: what sorts the batch or divides by its tokens waits for all of it once more."""
+
+
+@pytest.mark.parametrize("name", OF_PAIRS)
+def test_token_columns_of_64_pairs_of_512_tokens_take_a_few(name):
+    # Too much for one block to read: each sums the tokens of a pair, one scores the pairs, all write the gradient.
+    columns, roles = objectives.get(name).columns, objectives.get(name).roles
+    given = {
+        column.replace("logps", "token_logps"): torch.zeros(PAIRS, TOKENS, requires_grad=not column.startswith("ref_"))
+        for column in columns
+        if column.endswith("logps")
+    }
+    given |= {f"{role}_mask": torch.ones(PAIRS, TOKENS, dtype=torch.bool) for role in roles}
+    given |= _others(columns)
+    with planned() as runs:
+        objectives.get(name)(**given).loss.backward()
+    assert runs == [IN_STAGES.get(name, 3)]

@@ -1,0 +1,102 @@
+"""The fused head on a device: graphs, streams, as many bytes as it says, gradients through float32 sums."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import prefuse
+from tests.devices import integers, normal
+
+pytestmark = pytest.mark.needs_cuda
+
+N, H, V = 96, 64, 5003
+
+
+def given(dtype=torch.bfloat16, seed=0):
+    labels = integers(V, N, seed=seed)
+    labels[::3] = -100
+    hidden, weight = normal(N, H, seed=seed + 1).to(dtype), normal(V, H, seed=seed + 2).to(dtype)
+    return hidden.cuda(), weight.cuda(), labels.cuda()
+
+
+def step(hidden, weight, labels, trainable=False):
+    hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_(trainable)
+    logps = prefuse.linear_token_logps(hidden, weight, labels, workspace_bytes=1 << 22)
+    leaves = [hidden, weight] if trainable else [hidden]
+    return (logps.detach(), *torch.autograd.grad((logps * 0.3).sum(), leaves))
+
+
+@pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "trainable"])
+def test_capture_and_replay(trainable):
+    """While capturing nothing can be looked at: rows that are not scored are computed and left out."""
+    tensors = given()
+    step(*tensors, trainable)  # compiled and loaded from here on
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(*tensors, trainable)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(*tensors, trainable)
+    fresh = given(seed=9)
+    for old, new in zip(tensors, fresh, strict=True):
+        old.copy_(new)
+    graph.replay()
+    for mine, theirs in zip(captured, step(*fresh, trainable), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=1e-3)
+
+
+def test_a_stream_of_ones_own():
+    tensors = given()
+    expected = step(*tensors)
+    stream, late = torch.cuda.Stream(), torch.zeros_like(tensors[0])
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)
+        late.copy_(tensors[0])
+        got = step(late, *tensors[1:])
+    stream.synchronize()
+    for mine, theirs in zip(got, expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_same_input_the_same_bits():
+    tensors = given()
+    for mine, theirs in zip(step(*tensors, True), step(*tensors, True), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_unscaled_gradients_are_kept_in_float32(dtype):
+    hidden, weight, labels = given(dtype)
+    hidden.requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        prefuse.linear_token_logps(hidden, weight, labels)
+    assert any(tensor.shape == (N, H) and tensor.dtype == torch.float32 for tensor in saved)
+
+
+def test_memory_is_what_the_plan_says():
+    hidden, weight, labels = given()
+    hidden = hidden.repeat(64, 1).requires_grad_()
+    labels = labels.repeat(64)
+    step(hidden, weight, labels)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    stats = prefuse.linear_token_stats(hidden, weight, labels, workspace_bytes=1 << 22)
+    peak = torch.cuda.max_memory_allocated() - before
+    assert stats.plan.tiles > 1
+    # Per token, statistics and indices: some tens of bytes.
+    assert peak <= (1 << 22) + stats.plan.kept_bytes + hidden.shape[0] * (H * 2 + 128)
+
+
+def test_debugging_looks_at_labels(monkeypatch):
+    hidden, weight, labels = given()
+    labels[4] = V
+    assert prefuse.linear_token_logps(hidden, weight, labels)[4].isnan()
+    monkeypatch.setenv("PREFUSE_DEBUG", "1")
+    with pytest.raises(ValueError, match=rf"labels: {V} at \[4\]"):
+        prefuse.linear_token_logps(hidden, weight, labels)

@@ -1,0 +1,49 @@
+"""What some tests need of the machine: ``pytest.mark.needs("compiler")`` and so on, one rule for all.
+
+Where it is missing they are skipped and say so. With ``CI=true`` in the environment they fail instead: kernels that
+were neither run nor compiled must not pass for checked.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from prefuse import _prefuse
+from prefuse._cuda import prepare
+from tests.emulator import emulator
+
+
+def _compiler() -> str:
+    return "" if emulator.COMPILER else "no C++ compiler to run the kernels on the CPU: set CXX or install g++"
+
+
+@functools.cache
+def _nvrtc() -> str:
+    prepare()
+    try:
+        _prefuse.cuda_nvrtc()
+    except RuntimeError as error:
+        return f"nothing to compile the kernels with: {error}"
+    return ""
+
+
+def _sparse_memory() -> str:
+    return "" if sys.platform == "linux" else "no memory that is reserved without being there: it takes Linux"
+
+
+MISSING: dict[str, Callable[[], str]] = {"compiler": _compiler, "nvrtc": _nvrtc, "sparse_memory": _sparse_memory}
+"""By name: what is missing here, or nothing."""
+
+
+def check(what: str) -> None:
+    """Skips or fails the test that asks if `what` is missing."""
+    missing = MISSING[what]()
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(f"{missing} (skipped elsewhere, but not under CI=true)", pytrace=False)
+    if missing:
+        pytest.skip(missing)
