@@ -4,13 +4,17 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 2>/dev/null)
 
-.PHONY: demo test test-rust test-python lint bench docs wheel clean help
+# `make bench` runs all of these, `make bench head` (or `make head`) those that are named.
+BENCHES := rows objectives head
+BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
+
+.PHONY: demo test test-rust test-python lint bench $(BENCHES) docs wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make lint    rustfmt, clippy, ruff, mypy"
-	@echo "make bench   CPU benchmarks beside their peers, results as JSON"
+	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives)"
 	@echo "make docs    write the catalogue's pages from the objectives"
 	@echo "make wheel   build the abi3 wheel into dist/"
 
@@ -33,8 +37,10 @@ lint: $(VENV)/.test $(VENV)/.lint
 	$(BIN)/mypy
 
 bench: $(VENV)/.bench
-	$(BIN)/python benchmarks/rows_cpu.py
-	$(BIN)/python benchmarks/objectives_cpu.py
+	set -e; for name in $(BENCH); do $(BIN)/python benchmarks/$${name}_cpu.py; done
+
+$(BENCHES): bench
+	@:
 
 docs: $(VENV)/.test
 	$(BIN)/python -m prefuse.catalogue.page docs

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 
 PLANS = ("forward", "single-pass", "grouped", "keep", "recompute")
 
+Tile = tuple[int, int]
+
 WORKSPACE_BYTES = 256 << 20
 """How much memory tiles may take where the caller does not say."""
 
@@ -96,6 +98,7 @@ class Plan:
         tiles: how many there are.
         tile_bytes: the memory of one.
         kept_bytes: what lies between forward and backward beside the inputs.
+        sums_bytes: float32 sums of 16-bit gradients of the weight, while it is added up over tiles.
         backward_tile: rows and classes of a tile of the backward pass, where that makes logits anew.
         chunks: for `grouped`, the groups of each tile: tile i takes groups chunks[i] up to chunks[i + 1].
         job: what it is for.
@@ -109,6 +112,7 @@ class Plan:
     tile_bytes: int
     kept_bytes: int
     job: Job = field(repr=False)
+    sums_bytes: int = 0
     backward_tile: tuple[int, int] = (0, 0)
     chunks: tuple[int, ...] = field(default=(), repr=False)
 
@@ -130,6 +134,8 @@ class Plan:
         if self.backward_tile != (0, 0):
             rows, classes = self.backward_tile
             lines.append(("backward", f"tiles of {rows} rows x {classes} classes, logits made again"))
+        if self.sums_bytes:
+            lines.append(("sums", f"{_bytes(self.sums_bytes)} of float32 for the weight's gradient"))
         lines.append(("kept", f"{_bytes(self.kept_bytes)} from forward to backward"))
         if self.name != "keep" and self.tile[0] < job.rows:
             lines.append(("not made", f"{_bytes(job.rows * job.classes * job.itemsize)} of logits"))
@@ -165,6 +171,12 @@ def choose(job: Job, workspace_bytes: int = WORKSPACE_BYTES, plan: str | None = 
             return _plan(name, reason, job, workspace_bytes)
     better = "grouped" if job.weight and job.groups is not None else "keep" if job.weight else "single-pass"
     return _plan("recompute", f"not {better}, since {obstacles[better]}", job, workspace_bytes)
+
+
+def may_be_grouped(job: Job, plan: str | None) -> bool:
+    """Whether it matters which rows make a group: where nothing wants a gradient, or one can wait, it does not."""
+    waits = not job.weight and job.directions <= MAX_DIRECTIONS
+    return (job.hidden or job.weight) and (plan == "grouped" or (plan is None and not waits))
 
 
 def _obstacle(name: str, job: Job, workspace_bytes: int) -> str:
@@ -221,6 +233,7 @@ def _plan(name: str, reason: str, job: Job, workspace_bytes: int) -> Plan:
         rows = max((sum(job.groups[a:b]) for a, b in itertools.pairwise(chunks)), default=0)  # type: ignore[index]
     elif name == "keep":
         rows, tiles = job.rows, 1
+    backward_tile = _backward_tile(job, workspace_bytes) if name == "recompute" else (0, 0)
     return Plan(
         name=name,
         reason=reason,
@@ -229,8 +242,9 @@ def _plan(name: str, reason: str, job: Job, workspace_bytes: int) -> Plan:
         tiles=tiles,
         tile_bytes=rows * job.row_bytes,
         kept_bytes=_kept_bytes(name, job),
+        sums_bytes=_sums_bytes(name, job, tiles, backward_tile),
         job=job,
-        backward_tile=_backward_tile(job, workspace_bytes) if name == "recompute" else (0, 0),
+        backward_tile=backward_tile,
         chunks=chunks,
     )
 
@@ -288,6 +302,13 @@ def _kept_bytes(name: str, job: Job) -> int:
         "keep": job.rows * job.classes * job.itemsize,
         "recompute": 0,
     }[name]
+
+
+def _sums_bytes(name: str, job: Job, tiles: int, backward_tile: Tile) -> int:
+    """Of the classes whose gradients are under way: all of them, or those of a block."""
+    classes = {"grouped": job.classes if tiles > 1 else 0, "recompute": backward_tile[1]}.get(name, 0)
+    many = name == "grouped" or backward_tile[0] < job.rows
+    return classes * job.features * 4 if job.weight and job.itemsize == 2 and many else 0
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -1,15 +1,30 @@
 """`python -m prefuse bench device` where there is no device: what it says, and its parts at work on the CPU."""
 
+import functools
 import json
 
 import pytest
 import torch
 
 from prefuse.__main__ import main
-from prefuse.bench import device, device_checks, gather, machine, results, scoring, tables, timing
+from prefuse.bench import (
+    device,
+    device_checks,
+    gather,
+    head,
+    head_device,
+    machine,
+    quality,
+    results,
+    scoring,
+    tables,
+    timing,
+)
 
 HANDS = [gather.PREFUSE, gather.PREFUSE_INPLACE, gather.LOG_SOFTMAX, gather.CROSS_ENTROPY]
+HEADS = (head.PREFUSE, head.PREFUSE_WIDE, head.EAGER, head.TRL, head.VERL)
 CPU = torch.device("cpu")
+SMALL = head_device.Size(pairs=2, tokens=4, features=8, classes=50)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -40,10 +55,14 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setattr(device.launches, "profiled", lambda run: run() and None)
     monkeypatch.setattr(gather, "on_device", lambda: ([*HANDS, gather.TRL_KERNEL], {gather.QUACK: "not installed"}))
     monkeypatch.setattr(scoring.torch, "compile", lambda function: function)
+    monkeypatch.setattr(head, "ON_DEVICE", HEADS)
+    monkeypatch.setattr(head_device, "peak_bytes", lambda run: (run(), 1000)[1])
+    small = functools.partial(quality.problem, pairs=6, tokens=4, features=16, classes=300)
+    monkeypatch.setattr(quality, "problem", small)
 
 
 def test_measuring(on_the_cpu, capsys, tmp_path):
-    report = device.measure(device.Size(((32, 50),), (torch.bfloat16, torch.float32), 2, 4096), CPU)
+    report = device.measure(device.Size(((32, 50),), (torch.bfloat16, torch.float32), 2, 4096, SMALL), CPU)
     said = capsys.readouterr().out
     assert "absent: QuACK cross_entropy (not installed)" in said
     assert "TRL Triton kernel not measured (" in said
@@ -58,6 +77,41 @@ def test_measuring(on_the_cpu, capsys, tmp_path):
     path = results.write(tmp_path, "device", report, "NVIDIA Some 100")
     assert path.name == "device-nvidia-some-100.json"
     assert json.loads(path.read_text())["scoring"][0]["launches"] is None
+
+
+@pytest.mark.parametrize("free", [1 << 40, 1000])
+def test_measuring_the_head(on_the_cpu, monkeypatch, capsys, free):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    monkeypatch.setitem(head.HANDS, head.EAGER, lambda task: lambda hidden, weight, labels: hidden.sum())
+    report = head_device.measure(SMALL, 2, CPU)
+    said = capsys.readouterr().out
+    json.dumps(report)
+    if free == 1000:
+        assert report["tasks"] == [] and said.startswith("head: skipped, needs")
+        return
+    assert "head, DPO, weight frozen: log_softmax + gather not measured (disagrees" in said
+    kinds = {(task["task"], task["weight"]) for task in report["tasks"]}
+    assert len(report["tasks"]) == 4 and len(kinds) == 4
+    for task in report["tasks"]:
+        assert set(task["not_measured"]) == {head.EAGER, head.VERL}
+        cases = {case["hand"]: case for case in task["cases"]}
+        assert list(cases) == [head_device.BARE, head.PREFUSE, head.PREFUSE_WIDE, head.TRL]
+        assert cases[head_device.BARE]["times_gemms"] == cases[head.TRL]["trl_over_this"] == 1
+        assert cases[head.TRL]["allowed_bytes"] is None
+        assert cases[head.PREFUSE_WIDE]["allowed_bytes"] == (1 << 30) + 4 * 4 * 8 * 4
+    assert report["quality"] and "mean log-probability, weight trained: 16 tokens, H=8, V=50" in said
+
+
+def test_a_hand_that_fails_at_full_size_is_named(on_the_cpu, monkeypatch):
+    def peak_bytes(run):
+        result = run()
+        if result is not None:  # the bare GEMMs return nothing
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(head_device, "peak_bytes", lambda run: peak_bytes(run) or 0)
+    task = head_device.measure_task(SMALL, head.DPO, False, 2, CPU)
+    assert [case["hand"] for case in task["cases"]] == [head_device.BARE]
+    assert task["not_measured"][head.PREFUSE] == "OutOfMemoryError: CUDA out of memory"
 
 
 def test_a_shape_that_does_not_fit_is_named(on_the_cpu, monkeypatch, capsys):
@@ -81,6 +135,13 @@ def test_an_objective_is_checked(on_the_cpu, monkeypatch):
         scoring, "formula", lambda **given: (given["chosen_logps"].mean() + given["rejected_logps"].sum(),)
     )
     assert device_checks.objective(CPU).startswith("objective dpo: off by")
+
+
+@pytest.mark.parametrize("dtype", device_checks.HEAD_DTYPES, ids=str)
+def test_the_head_is_checked(on_the_cpu, monkeypatch, dtype):
+    assert device_checks.head(dtype, CPU) is None
+    monkeypatch.setattr(device_checks, "_HEAD_ERROR", 0)
+    assert device_checks.head(dtype, CPU).startswith("head, single-pass, ")
 
 
 def test_a_hand_that_computes_something_else_is_found(monkeypatch):

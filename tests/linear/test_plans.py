@@ -101,6 +101,15 @@ def test_tiles_fit_and_cover_everything(rows, features, classes, itemsize, works
         )
 
 
+def test_sums_over_tiles_are_told():
+    groups = (512,) * 16
+    assert choose(job(weight=True, groups=groups)).sums_bytes == 128256 * 4096 * 4
+    assert choose(job(weight=True, groups=groups), 4 << 30).sums_bytes == 0
+    assert choose(job(weight=True, groups=groups, itemsize=4), 1 << 30).sums_bytes == 0
+    text = str(choose(job(weight=True, groups=groups)))
+    assert "1.96 GiB of float32 for the weight's gradient" in text
+
+
 def test_it_says_what_it_does():
     plan = choose(job(weight=True))
     text = str(plan)

@@ -1,8 +1,8 @@
 """`python -m prefuse bench device`: checks the CUDA kernels, then measures them beside what else is in use.
 
-Rows are timed between two events of the device, all hands in turns, with a cold second-level cache. GB/s counts the
-least traffic there can be: forward reads the logits once, backward reads them and writes the gradient, both together
-read twice and write once. The share is of what copying a tensor reaches on the same device.
+Rows and the LM head are timed between two events of the device, all hands in turns, with a cold second-level cache.
+GB/s counts the least traffic there can be: forward reads the logits once, backward reads them and writes the gradient,
+both together read twice and write once. The share is of what copying a tensor reaches on the same device.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import device_checks, gather, launches, machine, results, scoring, tables, timing
+from . import device_checks, gather, head_device, launches, machine, results, scoring, tables, timing
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 TRAFFIC = {FORWARD: 1, BACKWARD: 2, BOTH: 3}
 NO_DEVICE = "bench device needs a CUDA device, and PyTorch sees none; `python -m prefuse doctor` shows what is missing"
-LIBRARIES = ("trl", "liger-kernel", "quack-kernels", "flash-attn", "triton")
+LIBRARIES = ("trl", "liger-kernel", "quack-kernels", "flash-attn", "cut-cross-entropy", "verl", "triton")
 _PAIRS = 64
 _LOGITS_AT_ONCE = 8  # tensors of the logits' size that the greediest hand and the others' copies take together
 
@@ -34,10 +34,11 @@ class Size(NamedTuple):
     dtypes: tuple[torch.dtype, ...]
     rounds: int
     copied: int
+    head: head_device.Size
 
 
-FULL = Size(((8192, 128256), (4096, 151936)), (torch.bfloat16, torch.float32), 30, 1 << 31)
-QUICK = Size(((1024, 32000),), (torch.bfloat16,), 10, 1 << 28)
+FULL = Size(((8192, 128256), (4096, 151936)), (torch.bfloat16, torch.float32), 30, 1 << 31, head_device.FULL)
+QUICK = Size(((1024, 32000),), (torch.bfloat16,), 10, 1 << 28, head_device.QUICK)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +64,7 @@ def main(options: argparse.Namespace) -> int:
     if wrong:
         print("\n".join(["checks failed:", *wrong]))
         return 1
-    print("checks passed: statistics, gradients, objective")
+    print("checks passed: statistics, gradients, objective, head")
     report = {"comparison": "CUDA kernels", "machine": machine.describe(), "device": about, **measure(size, device)}
     print(f"written to {results.write(options.results, 'device', report, str(about['name']))}")
     return 0
@@ -85,6 +86,7 @@ def measure(size: Size, device: torch.device) -> dict[str, Any]:
         "bandwidth": speeds,
         "rows": cases,
         "scoring": measure_scoring(device),
+        "head": head_device.measure(size.head, size.rounds, device),
     }
 
 

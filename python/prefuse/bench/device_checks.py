@@ -7,19 +7,24 @@ from torch import Tensor
 
 from prefuse.functional import token_stats
 
-from . import gather, scoring
+from . import gather, quality, scoring
 
 SHAPES = ((3, 1), (300, 1000), (64, 50257), (8, 128256), (257, 151936))
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+HEAD_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _PAIRS = 64
 _ROUNDINGS = 64
+_HEAD_ERROR = (
+    8  # in the dtype's epsilon; a gradient of the head is rounded a few times, and sums of roundings are small
+)
 _PEER_ERROR = 2**-6  # relative to the row's largest logit: some libraries return log-probabilities in bfloat16
 
 
 def failures(device: torch.device) -> list[str]:
     """What is wrong, one sentence each; an empty list if nothing is."""
     found = [rows(*shape, dtype, device) for shape in SHAPES for dtype in DTYPES]
-    return [failure for failure in (*found, objective(device)) if failure]
+    of_head = [head(dtype, device) for dtype in HEAD_DTYPES]
+    return [failure for failure in (*found, objective(device), *of_head) if failure]
 
 
 def rows(count: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -60,6 +65,17 @@ def objective(device: torch.device) -> str | None:
         for mine, theirs in zip(got, other, strict=True):
             if not torch.allclose(mine.cpu(), theirs.cpu(), rtol=1e-5, atol=1e-7):
                 return f"objective dpo: off by {float((mine.cpu() - theirs.cpu()).abs().max()):.3g}"
+    return None
+
+
+def head(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Compares the gradients that the fused head makes, plan by plan, with float64's."""
+    given = quality.problem(dtype, device=device)
+    wanted = quality.exact(given)
+    for name in quality.WAYS:
+        for what, off in quality.errors(quality.by_prefuse(name, given)[0], wanted).items():
+            if not off <= _HEAD_ERROR * torch.finfo(dtype).eps:
+                return f"head, {name}, {dtype}: d({what}) is off by {off:.2g} of its size"
     return None
 
 

@@ -30,7 +30,7 @@ from prefuse.functional import TokenStats
 from prefuse.linear import operators
 from prefuse.linear.call import SMOOTHED
 from prefuse.linear.gathering import gathered_head, is_zero3, whole
-from prefuse.linear.gemm import product_dtype, sum_dtype
+from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.shards import UNSUPPORTED, Shard, shard_of
 from prefuse.plans import WORKSPACE_BYTES, Job, Plan, choose
 
@@ -153,8 +153,8 @@ def linear_token_stats(
             all classes weighed in, at no further product.
         differentiable: of the statistics, those a gradient will come to; the others are constants. None: all that have
             one. Every product saved is a GEMM.
-        gradient_dtype: float32 has the plan "single-pass" keep d(statistic)/d(hidden) in float32. None: float32 where
-            PyTorch's GEMM writes it at full speed (CUDA), otherwise the dtype of `hidden`.
+        gradient_dtype: in which the plan "single-pass" keeps d(statistic)/d(hidden). None: float32 (float64 hidden
+            states: float64); that of 16-bit hidden states takes half the memory, and rounds once more.
         plan: one of `prefuse.plans.PLANS` but "grouped"; None has it chosen. Without a gradient it is "forward".
         workspace_bytes: how much memory tiles of logits, and logits that are kept, may take.
         group: a process group whose ranks hold the vocabulary's classes in parts, in order of rank: `weight`, `bias`,
@@ -371,14 +371,12 @@ def check_group(group: ProcessGroup | None, names: Sequence[str]) -> None:
 
 
 def keeps_wide(gradient_dtype: torch.dtype | None, hidden: Tensor) -> bool:
-    """Whether gradients that wait for the backward pass are kept in float32 (float64 hidden states: in float64)."""
+    """Whether gradients that wait for the backward pass are kept in float32 although hidden states have 16 bits."""
     if gradient_dtype not in (None, torch.float32, hidden.dtype):
         raise ValueError(
             f"gradient_dtype: expected torch.float32 or that of hidden, {hidden.dtype}, got {gradient_dtype}"
         )
-    if gradient_dtype is None:
-        return product_dtype(hidden.device, hidden.dtype) != hidden.dtype
-    return gradient_dtype != hidden.dtype and sum_dtype(hidden.dtype) == gradient_dtype
+    return sum_dtype(hidden.dtype) != hidden.dtype and gradient_dtype in (None, torch.float32)
 
 
 def _differentiable(names: Sequence[str], chosen: Sequence[str] | None) -> tuple[str, ...]:

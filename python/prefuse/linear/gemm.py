@@ -22,6 +22,11 @@ def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return sum_dtype(dtype) if _writes_float32(device.type) else dtype
 
 
+def rounds_products(matrix: Tensor) -> bool:
+    """Whether products of such a matrix are rounded to 16 bits as they are written."""
+    return product_dtype(matrix.device, matrix.dtype) != sum_dtype(matrix.dtype)
+
+
 def project(inputs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None, out: Tensor) -> None:
     """out [N, V] = Σ inputs[f] [N, H_f] @ weights[f].T + bias."""
     if bias is None:

@@ -102,11 +102,13 @@ class _Sums:
         self.many = many
         self.scale = FLOAT16_SCALE if call.dtype == torch.float16 else 1.0
         self.inputs = [
-            torch.zeros_like(factor, dtype=self._dtype(factor)) if wanted else None
+            self._room(factor, self._dtype(factor), filled=call.index is None) if wanted else None
             for factor, wanted in zip(call.head.inputs, wants.inputs, strict=True)
         ]
         self.weights = [
-            torch.zeros_like(weight, dtype=sum_dtype(weight.dtype) if many else self._dtype(weight)) if wanted else None
+            self._room(weight, sum_dtype(weight.dtype) if many else self._dtype(weight), filled=not many)
+            if wanted
+            else None
             for weight, wanted in zip(call.head.weights, wants.weights, strict=True)
         ]
         bias = call.head.bias
@@ -115,6 +117,11 @@ class _Sums:
     def _dtype(self, tensor: Tensor) -> torch.dtype:
         """Gradients in float16 have to wait in float32 for the factor that brings them into range."""
         return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
+
+    def _room(self, like: Tensor, dtype: torch.dtype, filled: bool) -> Tensor:
+        """Room for a gradient: zeros, unless a tile is going to have `filled` it."""
+        make = torch.empty_like if filled and self.call.count else torch.zeros_like
+        return make(like, dtype=dtype)
 
     def add(self, part: Tensor | slice, gradient: Tensor) -> None:
         """Add what a tile's d(loss)/d(logits) gives."""

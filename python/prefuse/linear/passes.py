@@ -18,7 +18,7 @@ from torch import Tensor
 from prefuse._backends import backend
 from prefuse._rows import Rows
 from prefuse.linear.call import Call
-from prefuse.linear.gemm import add_product, multiply, product_dtype, scale_rows, sum_dtype
+from prefuse.linear.gemm import add_product, multiply, product_dtype, rounds_products, scale_rows, sum_dtype
 
 Tile = tuple[int, int]
 
@@ -68,8 +68,9 @@ def single_pass(
     for part in call.tiles(rows):
         made = call.tile(part, buffer)
         for of_name, gradient in zip(kept, _unscaled(call, made, part, names, table, spare), strict=True):
+            apart = _Apart(call, part, gradient) if wide and rounds_products(gradient) else None
             for f, unscaled in zip(wanted, of_name, strict=True):
-                _put_product(unscaled, part, gradient, call.head.weights[f])
+                _put_product(unscaled, part, gradient, call.head.weights[f], apart)
     return table, [unscaled for of_name in kept for unscaled in of_name]
 
 
@@ -239,14 +240,38 @@ def _kept(call: Call, f: int, wide: bool) -> Tensor:
     return make(factor.shape, dtype=dtype, device=factor.device)
 
 
-def _put_product(target: Tensor, part: Tensor | slice, a: Tensor, b: Tensor) -> None:
-    """target[part] = a @ b."""
-    if isinstance(part, slice):
+class _Apart:
+    """The label's share of products with the weight, taken out of d(statistic)/d(logits) and multiplied in float32.
+
+    Most of d(logp)/d(hidden) is a row of the weight. Where a 16-bit GEMM rounds what it writes, it is left the small
+    rest to round.
+    """
+
+    def __init__(self, call: Call, part: Tensor | slice, gradient: Tensor) -> None:
+        local = call.labels[part] - call.shard.first_class
+        held = (local >= 0) & (local < gradient.shape[1])
+        self.label = torch.where(held, local, 0)
+        at = torch.arange(gradient.shape[0], device=gradient.device), self.label
+        own = gradient[at]
+        self.factors = torch.where(held, own.float(), 0.0)
+        gradient[at] = own.masked_fill(held, 0)  # scatter_ would make a float32 copy of the tile
+
+    def add_to(self, product: Tensor, weight: Tensor) -> None:
+        """Add the share to a float32 product."""
+        product.addcmul_(weight[self.label].float(), self.factors[:, None])
+
+
+def _put_product(target: Tensor, part: Tensor | slice, a: Tensor, b: Tensor, apart: _Apart | None) -> None:
+    """target[part] = a @ b, and what was taken out of `a` before."""
+    if apart is None and isinstance(part, slice):
         multiply(a, b, target[part])
-    else:
-        product = target.new_empty((a.shape[0], b.shape[1]))
-        multiply(a, b, product)
-        target.index_copy_(0, part, product)
+        return
+    product = target.new_empty((a.shape[0], b.shape[1]), dtype=target.dtype if apart is None else a.dtype)
+    multiply(a, b, product)
+    if apart is not None:
+        product = product.to(target.dtype)
+        apart.add_to(product, b)
+    target[part] = product
 
 
 def _label_rows(call: Call, f: int, table: Tensor, factors: Tensor) -> Tensor:

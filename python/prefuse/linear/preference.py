@@ -24,7 +24,7 @@ from prefuse.linear.functions import (
 )
 from prefuse.linear.grouped import FLOAT16_SCALE, Attached, scored
 from prefuse.linear.shards import shard_of
-from prefuse.plans import WORKSPACE_BYTES, Plan, choose
+from prefuse.plans import WORKSPACE_BYTES, Plan, choose, may_be_grouped
 from prefuse.scoring.score import Score
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Head:
         )
         index = self.operands.scored_index()
         job = self.operands.job(index, self.statistics)
-        if known and (job.hidden or job.weight):
+        if known and may_be_grouped(job, source.plan):
             index, groups = _by_group(self.operands.labels, scoring, index)
             job = dataclasses.replace(job, groups=groups, apart=not scoring.couples_groups())
         self.index = index
