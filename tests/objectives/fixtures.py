@@ -47,3 +47,33 @@ F2_POINTS_KL = F2_POINTS | {
     "kl_logps": np.array([-5.0, -6.0, -4.0, -7.0]),
     "ref_kl_logps": np.array([-5.5, -6.25, -4.25, -7.25]),
 }
+
+
+def padded(rows) -> np.ndarray:
+    """Ragged rows as an array, filled up with zeros."""
+    width = max(len(row) for row in rows)
+    return np.array([[*row, *[0.0] * (width - len(row))] for row in rows])
+
+
+def tokens(role: str, policy, reference, **extra) -> Columns:
+    """The token columns of one role; the mask follows from the lengths of the rows."""
+    width = max(len(row) for row in policy)
+    found = {f"{role}_mask": np.arange(width) < np.array([len(row) for row in policy])[:, None]}
+    found |= {f"{role}_token_logps": padded(policy), f"ref_{role}_token_logps": padded(reference)}
+    return found | {f"{role}_token_{name}": padded(rows) for name, rows in extra.items()}
+
+
+F1_TOKENS = tokens(
+    "chosen",
+    [[-1.0, -0.5, -2.0], [-0.25, -1.5, -0.75, -1.0]],
+    [[-1.25, -0.75, -1.75], [-0.5, -1.25, -1.25, -1.5]],
+    log_sum_sq=[[-0.9, -0.4, -1.1], [-0.2, -0.8, -0.6, -0.7]],
+) | tokens(
+    "rejected",
+    [[-1.5, -2.5, -0.5, -1.25, -0.75], [-2.0, -1.0]],
+    [[-1.0, -2.0, -0.75, -1.0, -0.5], [-1.75, -1.25]],
+    log_sum_sq=[[-0.8, -1.2, -0.3, -0.9, -0.5], [-1.0, -0.6]],
+)
+F1_FALLEN = F1 | {"ref_chosen_logps": np.array([-3.25, -3.75])}
+RATIONALE = COMMON | {"rationale_logps": np.array([-40.0])}
+GOLD = {"gold_logps": np.array([-8.0]), "gold_lengths": np.array([8])}

@@ -160,6 +160,38 @@ def test_trl_alpha_divergence(dpo_trainer, coefficient, alpha):
     assert_allclose(score.gradients["chosen_logps"], gradients["chosen_logps"].numpy(), rtol=1e-4, atol=1e-7)
 
 
+def even_tokens():
+    """The token columns of `batch_of`: sums spread evenly over the tokens of each response."""
+    found = {}
+    for role in ROLES:
+        lengths = COLUMNS[f"{role}_lengths"]
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        found[f"{role}_mask"] = mask
+        for name in (f"{role}_logps", f"ref_{role}_logps"):
+            found[name.replace("logps", "token_logps")] = mask * (COLUMNS[name] / lengths)[:, None]
+        found[f"{role}_token_log_sum_sq"] = np.zeros(mask.shape)  # as `answer` gives it
+    return found
+
+
+def test_trl_length_desensitisation(dpo_trainer):
+    """With precomputed reference values TRL weighs what is left to weigh: the policy's tokens."""
+    loss, gradients, _ = trl_dpo(dpo_trainer, "sigmoid", beta=0.3, ld_alpha=0.4)
+    score = evaluate("ld_dpo", {"beta": 0.3, "alpha": 0.4, "scope": "policy"}, even_tokens())
+    assert_allclose(score.loss, loss, rtol=1e-12)
+    for role in ROLES:  # a sum spread evenly: its gradient is the mean of its tokens'
+        by_token = score.gradients[f"{role}_token_logps"].sum(1) / COLUMNS[f"{role}_lengths"]
+        assert_allclose(by_token, gradients[f"{role}_logps"].numpy(), rtol=1e-10)
+
+
+def test_trl_weighting(dpo_trainer):
+    loss, gradients, _ = trl_dpo(dpo_trainer, "sigmoid", beta=0.3, use_weighting=True)
+    score = evaluate("wpo", {"beta": 0.3, "variant": "trl-1.16"}, even_tokens())
+    assert_allclose(score.loss, loss, rtol=1e-12)
+    for role in ROLES:
+        by_token = score.gradients[f"{role}_token_logps"].sum(1) / COLUMNS[f"{role}_lengths"]
+        assert_allclose(by_token, gradients[f"{role}_logps"].numpy(), rtol=1e-10)
+
+
 def test_trl_sigmoid_has_no_label_smoothing(dpo_trainer):
     """TRL 1.x ignores the option here; ours, like TRL 0.x, does not."""
     smoothed, _, _ = trl_dpo(dpo_trainer, "sigmoid", label_smoothing=0.2)
@@ -201,13 +233,16 @@ def test_trl_kto_trainer(kto_trainer, kind):
 CPO = [
     ("sigmoid", "cpo", {"beta": 0.2, "alpha": 0.0, "label_smoothing": 0.1}, 1.0),
     ("simpo", "simpo", {"beta": 2.0, "gamma": 0.6, "label_smoothing": 0.1}, None),
+    ("simpo", "alphapo", {"beta": 2.0, "gamma": 0.6, "alpha": 0.25, "label_smoothing": 0.1}, None),
+    ("simpo", "alphapo", {"beta": 2.0, "gamma": 0.6, "alpha": -0.5, "label_smoothing": 0.1}, None),
 ]
 
 
-@pytest.mark.parametrize(("loss_type", "name", "parameters", "divisor"), CPO, ids=["cpo", "simpo"])
+@pytest.mark.parametrize(("loss_type", "name", "parameters", "divisor"), CPO, ids=lambda value: str(value))
 def test_trl_cpo_trainer(experimental, loss_type, name, parameters, divisor):
     trainer = object.__new__(experimental.cpo)
-    trainer.__dict__.update(accelerator=LocalAccelerator(), alpha=0.0, loss_type=loss_type, beta=parameters["beta"])
+    alpha = parameters["alpha"] if name == "alphapo" else 0.0
+    trainer.__dict__.update(accelerator=LocalAccelerator(), alpha=alpha, loss_type=loss_type, beta=parameters["beta"])
     trainer.__dict__.update(simpo_gamma=parameters.get("gamma"), label_smoothing=parameters["label_smoothing"])
     chosen, rejected = (torch.tensor(COLUMNS[f"{r}_logps"], requires_grad=True) for r in ROLES)
     lengths = [torch.tensor(COLUMNS[f"{r}_lengths"]) if divisor is None else divisor for r in ROLES]
