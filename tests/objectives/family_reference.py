@@ -235,3 +235,317 @@ def asft(c, *, beta=1.0, weight=1.0, alpha=1.0):
     up, down = (p / (1 - p)) ** beta, (q / (1 - q)) ** beta
     loss = -alpha * chosen - weight * (torch.log(up / (1 + up)) + torch.log(1 / (1 + down)))
     return loss, {"chosen": beta * chosen, "rejected": beta * rejected}
+
+
+# --- margins ------------------------------------------------------------------------------------------------------
+
+
+@reads(f"{PAIR} margin")
+def odpo(c, *, beta=0.1):
+    return -log_sigmoid(beta * margin(c) - c.margin), rewards(c, beta)
+
+
+@reads(f"{PAIR} margin")
+def modpo(c, *, beta=0.1, weight=0.5, link="sigmoid"):
+    z = (beta * margin(c) - c.margin) / weight
+    return (-log_sigmoid(z) if link == "sigmoid" else relu(1 - z)), rewards(c, beta)
+
+
+@reads(f"{PAIR} {LENGTHS}")
+def alpha_dpo(c, *, beta=2.5, alpha=0.2, gamma=None, gamma_beta_ratio=0.5):
+    chosen, rejected = averages(c)
+    ratios = rewards(c, 1.0)
+    gap = (ratios["chosen"] / c.chosen_lengths - ratios["rejected"] / c.rejected_lengths).detach()
+    score = (gap - gap.mean()) / torch.sqrt(gap.var(correction=0) + 1e-12)
+    gamma = beta * gamma_beta_ratio if gamma is None else gamma
+    return -log_sigmoid(beta * (chosen - rejected) - gamma - alpha * score), rewards(c, beta)
+
+
+@reads(PAIR)
+def dpo_gamma(c, *, beta=0.1, gamma=0.5):
+    z = beta * ((c.chosen_logps - c.rejected_logps) - gamma * (c.ref_chosen_logps - c.ref_rejected_logps))
+    reward = lambda policy, reference: beta * (policy - gamma * reference)  # noqa: E731
+    return -log_sigmoid(z), {
+        "chosen": reward(c.chosen_logps, c.ref_chosen_logps),
+        "rejected": reward(c.rejected_logps, c.ref_rejected_logps),
+    }
+
+
+@reads(PAIR)
+def flex_dpo(c, *, beta_chosen=0.1, beta_rejected=0.08):
+    chosen, rejected = rewards(c, beta_chosen)["chosen"], rewards(c, beta_rejected)["rejected"]
+    return -log_sigmoid(chosen - rejected), {"chosen": chosen, "rejected": rejected}
+
+
+@reads(f"{PAIR} {LENGTHS}")
+def daa(c, *, beta=0.1, alpha=0.0, link="dpo"):
+    x = beta * margin(c) + alpha * (c.chosen_lengths - c.rejected_lengths)
+    loss = {
+        "dpo": lambda: -log_sigmoid(x),
+        "ipo": lambda: (x - 1) ** 2,
+        "slic": lambda: relu(1 - x),
+        "exponential": lambda: torch.exp(-x),
+        "squared_hinge": lambda: relu(1 - x) ** 2,
+    }[link]()
+    return loss, rewards(c, beta)
+
+
+@reads(PAIR)
+def chi_po(c, *, beta=0.1, limit=10.0):
+    chosen, rejected = (torch.exp(h) + h for h in rewards(c, 1.0).values())
+    return -log_sigmoid(torch.clamp(beta * (chosen - rejected), -limit, limit)), rewards(c, beta)
+
+
+# --- robustness ---------------------------------------------------------------------------------------------------
+
+
+@reads(f"{PAIR} chosen_visits rejected_visits")
+def mcts_dpo(c, *, beta=0.1):
+    flipped = 1 - 1 / (1 + c.rejected_visits / torch.clamp(c.chosen_visits, min=1.0))
+    return smoothed(beta * margin(c), torch.clamp(flipped, max=0.5)), rewards(c, beta)
+
+
+@reads(f"{PAIR} win_prob")
+def gdpo(c, *, beta=0.1):
+    return -log_sigmoid(beta * (c.win_prob - (1 - c.win_prob)) * margin(c)), rewards(c, beta)
+
+
+@reads(f"{PAIR} uncertainty chosen_lengths")
+def upo(c, *, beta=0.1, alpha=0.1):
+    loss = smoothed(beta * margin(c), torch.clamp(c.uncertainty, max=0.5))
+    return loss - alpha * c.chosen_logps / c.chosen_lengths, rewards(c, beta)
+
+
+@reads(PAIR)
+def ropo(c, *, beta=0.1, alpha=14.0):
+    z = beta * margin(c)
+    logistic, bounded = 4 * alpha / (1 + alpha) ** 2, 4 * alpha**2 / (1 + alpha) ** 2
+    return logistic * -log_sigmoid(z) + bounded * torch.sigmoid(-z), rewards(c, beta)
+
+
+@reads(PAIR)
+def dr_dpo(c, *, beta=0.1, beta_prime=1.0):
+    loss = -log_sigmoid(beta * margin(c))
+    return -beta_prime * torch.log(torch.exp(-loss / beta_prime).mean()).expand(len(loss)), rewards(c, beta)
+
+
+@reads(f"{PAIR} tie")
+def dpo_rk(c, *, beta=0.1, nu=3.0):
+    better, worse = torch.exp(beta * margin(c)), 1.0
+    win = better / (better + nu * worse)
+    tie = (nu**2 - 1) * better * worse / ((better + nu * worse) * (worse + nu * better))
+    return -torch.log(torch.where(c.tie, tie, win)), rewards(c, beta)
+
+
+@reads(f"{PAIR} tie")
+def dpo_d(c, *, beta=0.1, nu=1.0):
+    better, worse = torch.exp(beta * margin(c)), 1.0
+    total = better + worse + 2 * nu * torch.sqrt(better * worse)
+    return -torch.log(torch.where(c.tie, 2 * nu * torch.sqrt(better * worse), better) / total), rewards(c, beta)
+
+
+# --- self-play and online -----------------------------------------------------------------------------------------
+
+WIN_PROB = "chosen_win_prob rejected_win_prob"
+
+
+@reads(f"{PAIR} {WIN_PROB}")
+def dno(c, *, beta=0.1):
+    z, zeta = beta * margin(c), torch.sigmoid(c.chosen_win_prob - c.rejected_win_prob)
+    return -zeta * log_sigmoid(z) - (1 - zeta) * log_sigmoid(-z), rewards(c, beta)
+
+
+@reads(f"{PAIR} chosen_previous_logps rejected_previous_logps")
+def inpo(c, *, eta=0.005, tau=0.005 / 3):
+    reference = tau / eta * (c.ref_chosen_logps - c.ref_rejected_logps)
+    previous = (1 - tau / eta) * (c.chosen_previous_logps - c.rejected_previous_logps)
+    return (c.chosen_logps - c.rejected_logps - reference - previous - 1 / (2 * eta)) ** 2, rewards(c, 1.0)
+
+
+@reads(f"{PAIR} win_prob")
+def online_ipo(c, *, beta=0.1):
+    return (margin(c) - (c.win_prob - 0.5) / beta) ** 2, rewards(c, beta)
+
+
+@reads(lambda average=False, **_: f"{PAIR} {WIN_PROB} {LENGTHS if average else ''}")
+def egpo(c, *, beta=0.1, average=False):
+    ratios = rewards(c, 1.0)
+    lengths = (c.chosen_lengths, c.rejected_lengths) if average else (1.0, 1.0)
+    gap = ratios["chosen"] / lengths[0] - ratios["rejected"] / lengths[1]
+    return (gap - (c.chosen_win_prob - c.rejected_win_prob) / beta) ** 2, rewards(c, beta)
+
+
+@reads(f"{PAIR} {WIN_PROB}")
+def psi_po(c, *, beta=0.1, link="identity"):
+    utility = {"identity": lambda p: p, "logit": torch.logit}[link]
+    return (margin(c) - (utility(c.chosen_win_prob) - utility(c.rejected_win_prob)) / beta) ** 2, rewards(c, beta)
+
+
+@reads(f"{PAIR} chosen_score rejected_score")
+def copg(c, *, beta=0.06):
+    ratios = rewards(c, 1.0)
+    chosen = c.chosen_score - beta / 2 * ratios["chosen"]
+    rejected = c.rejected_score - beta / 2 * ratios["rejected"]
+    return -(chosen - rejected) * (ratios["chosen"] - ratios["rejected"]), rewards(c, beta)
+
+
+@reads(f"{PAIR} chosen_score rejected_score")
+def reward_distillation(c, *, beta=0.1):
+    implicit = rewards(c, beta)
+    return ((c.chosen_score - implicit["chosen"]) - (c.rejected_score - implicit["rejected"])) ** 2, implicit
+
+
+@reads(f"{PAIR} calibration_logps ref_calibration_logps")
+def vpo(c, *, beta=0.1, alpha=0.01, mode="online"):
+    bonus = alpha * beta * (c.calibration_logps - c.ref_calibration_logps)
+    loss = -log_sigmoid(beta * margin(c)) + (bonus if mode == "online" else -bonus)
+    return loss, rewards(c, beta, "chosen", "rejected", "calibration")
+
+
+@reads(f"{PAIR} chosen_from_policy")
+def xpo(c, *, beta=0.1, alpha=1e-5, link="sigmoid"):
+    loss = -log_sigmoid(beta * margin(c)) if link == "sigmoid" else (margin(c) - 1 / (2 * beta)) ** 2
+    return loss + alpha * torch.where(c.chosen_from_policy, c.rejected_logps, c.chosen_logps), rewards(c, beta)
+
+
+@reads(f"{PAIR} chosen_other_logps rejected_other_logps")
+def ofs_dpo(c, *, beta=0.1, alpha=0.2, limit=10.0, module="fast"):
+    fast, slow = c.chosen_logps - c.rejected_logps, c.chosen_other_logps - c.rejected_other_logps
+    fast, slow = (fast, slow) if module == "fast" else (slow, fast)
+    chase = -log_sigmoid(torch.clamp(beta * (fast - slow), -limit, limit))
+    return -log_sigmoid(beta * margin(c)) + (alpha if module == "fast" else -alpha) * chase, rewards(c, beta)
+
+
+SRPO_ROLES = ("chosen", "rejected", "improved", "worsened", "kept_chosen", "kept_rejected")
+
+
+@reads(" ".join(f"{role}_logps ref_{role}_logps" for role in SRPO_ROLES))
+def srpo(c, *, beta=0.1, alpha=0.5):
+    w, l, wl, lw, ww, ll = rewards(c, 1.0, *SRPO_ROLES).values()  # noqa: E741
+    joint = (1 - beta * (wl - lw + w - l)) ** 2
+    improver = (0.5 - beta * (wl - ll)) ** 2 + (0.5 - beta * (ww - lw)) ** 2
+    return (1 - alpha) * joint + alpha * improver, rewards(c, beta, *SRPO_ROLES)
+
+
+@reads("logps ref_logps groups")
+def hypo_kl(c, *, weight=1e-4):
+    ratio = c.logps - c.ref_logps
+    losses = []
+    for group in c.groups.unique(sorted=True):
+        h = ratio[c.groups == group]
+        others = (h.sum() - h) / max(len(h) - 1, 1)
+        losses.append(weight * ((h - others).detach() * c.logps[c.groups == group]).mean())
+    return torch.stack(losses), ratio
+
+
+@reads(lambda single=False, **_: f"{PAIR} {'win_prob' if single else WIN_PROB}")
+def sppo(c, *, beta=1e-3, single=False):
+    wins = (c.win_prob, 1 - c.win_prob) if single else (c.chosen_win_prob, c.rejected_win_prob)
+    halves = [(h - (win - 0.5) / beta) ** 2 for h, win in zip(rewards(c, 1.0).values(), wins, strict=True)]
+    return (halves[0] + halves[1]) / 2, rewards(c, beta)
+
+
+@reads(PAIR)
+def kto_pair(c, *, beta=0.1):
+    chosen, rejected = rewards(c, 1.0).values()
+    anchors = [max(0.0, float(h.detach().mean())) for h in (chosen, rejected)]
+    up, down = 1 - torch.sigmoid(beta * (chosen - anchors[1])), 1 - torch.sigmoid(beta * (anchors[0] - rejected))
+    return (up + down) / 2, rewards(c, beta)
+
+
+# --- with an image ------------------------------------------------------------------------------------------------
+
+OPA_TOKENS = ("rejected", "revised", "revised_damaged")
+
+
+@reads(
+    "chosen_logps ref_chosen_logps chosen_damaged_logps ref_chosen_damaged_logps "
+    + " ".join(f"{role}_mask {role}_token_logps ref_{role}_token_logps" for role in OPA_TOKENS)
+    + " rejected_token_severity revised_token_severity revised_token_recognition revised_damaged_token_recognition"
+)
+def opa_dpo(c, *, beta=0.1, image_weight=0.2, anchor_weight=1.0):
+    def weighted(role, name):
+        weight = getattr(c, f"{role}_token_{name}")
+        return summed(c, role, weight, weight)
+
+    chosen, damaged = rewards(c, 1.0, "chosen", "chosen_damaged").values()
+    rejected = summed(c, "rejected")
+    losses = [
+        -log_sigmoid(beta * (chosen - rejected)),
+        -log_sigmoid(beta * (weighted("revised", "severity") - weighted("rejected", "severity"))),
+        -log_sigmoid(beta * (chosen - damaged)) * image_weight,
+        -log_sigmoid(beta * (weighted("revised", "recognition") - weighted("revised_damaged", "recognition")))
+        * image_weight,
+        -log_sigmoid(beta * chosen) * anchor_weight,
+        -log_sigmoid(-beta * rejected) * anchor_weight,
+    ]
+    return sum(losses), rewards(c, beta, "chosen", "chosen_damaged") | {
+        role: beta * summed(c, role) for role in OPA_TOKENS
+    }
+
+
+# --- points -------------------------------------------------------------------------------------------------------
+
+POINT = "logps ref_logps"
+
+
+@reads(f"{POINT} win_prob")
+def sppo_point(c, *, beta=1e-3):
+    h = c.logps - c.ref_logps
+    return (h - (c.win_prob - 0.5) / beta) ** 2 / 2, beta * h
+
+
+@reads(f"{POINT} score")
+def gpo(c, *, beta=1e-3):
+    h = c.logps - c.ref_logps
+    return (h - c.score / beta) ** 2, beta * h
+
+
+@reads(f"{POINT} reward value")
+def dro(c, *, tau=1.0):
+    h = c.logps - c.ref_logps
+    return (c.reward - c.value - tau * h) ** 2 / 2, h
+
+
+@reads("logps lengths label")
+def asft_unpaired(c, *, beta=1.0, weight=1.0, alpha=1.0):
+    p = torch.exp(c.logps / c.lengths)
+    odds = (p / (1 - p)) ** beta
+    desirable = -alpha * torch.log(p) - weight * torch.log(odds / (1 + odds))
+    return torch.where(c.label, desirable, weight * torch.log(1 + odds)), beta * c.logps / c.lengths
+
+
+@reads("logps lengths score")
+def crraft(c):
+    loss = -(c.score * c.logps).sum() / c.lengths.sum()
+    return loss.expand(len(c.logps)), c.logps / c.lengths
+
+
+@reads(f"{POINT} flip label")
+def nbpo(c, *, beta=1.0, variant="paper"):
+    r, g = beta * (c.logps - c.ref_logps), c.flip
+    held = lambda x: torch.sigmoid(x).detach()  # noqa: E731
+    voted = {
+        "paper": held(-g) * log_sigmoid(r) + held(r) * log_sigmoid(-g),
+        "likelihood": log_sigmoid(r) + log_sigmoid(-g),
+        "surrogate": torch.sigmoid(r) * torch.sigmoid(-g),
+    }
+    unvoted_likelihood = 1 - torch.sigmoid(r) + torch.sigmoid(g) * torch.sigmoid(r)
+    unvoted = {
+        "paper": log_sigmoid(-r) + held(g) * log_sigmoid(r) + held(r) * log_sigmoid(g),
+        "likelihood": torch.log(unvoted_likelihood),
+        "surrogate": unvoted_likelihood,
+    }
+    return -torch.where(c.label, voted[variant], unvoted[variant]), r
+
+
+@reads(POINT)
+def npo(c, *, beta=0.1):
+    ratio = torch.exp(c.logps - c.ref_logps)
+    return 2 / beta * torch.log(1 + ratio**beta), beta * torch.log(ratio)
+
+
+@reads("logps lengths")
+def simnpo(c, *, beta=2.5, gamma=0.0):
+    average = c.logps / c.lengths
+    return 2 / beta * torch.log1p(torch.exp(beta * average + gamma)), beta * average

@@ -71,7 +71,15 @@ def test_formulas_can_be_written(name, parameters):
     [(name, "beta", 0.0) for name in WRITTEN if "beta" in objectives.get(name).parameters and not name.endswith("orpo")]
     + [("orpo", "beta", -0.1), ("dpo", "label_smoothing", -0.01), ("dpo", "label_smoothing", 1.5)]
     + [("robust", "label_smoothing", 0.5), ("exo", "label_smoothing", 0.0), ("discopop", "tau", 0.0)]
-    + [("f_dpo", "alpha", 0.0), ("cpo", "alpha", -1.0), ("kto", "desirable_weight", -1.0)],
+    + [("f_dpo", "alpha", 0.0), ("cpo", "alpha", -1.0), ("kto", "desirable_weight", -1.0)]
+    + [("dpop", "penalty", -1.0), ("ld_dpo", "alpha", 1.1), ("ns_dpo", "gamma", 0.0), ("dpo_rk", "nu", 1.0)]
+    + [
+        ("dpo_d", "nu", 0.0),
+        ("srpo", "alpha", -0.1),
+        ("inpo", "eta", 0.0),
+        ("dro", "tau", 0.0),
+        ("chi_po", "limit", 0.0),
+    ],
 )
 def test_hyper_parameters_out_of_range_are_refused(name, parameter, value):
     with pytest.raises(ValueError, match=parameter):

@@ -92,6 +92,15 @@ def test_f_dpo_caps_its_exponent(divergence):
     np.testing.assert_allclose(score.gradients["chosen_logps"], [capped], atol=1e-12)
 
 
+@pytest.mark.parametrize(("average", "alpha"), [(-1e4, 0.25), (-1e4, 5.0)])
+def test_alphapo_caps_its_exponent(average, alpha):
+    columns = {"chosen_logps": average, "rejected_logps": -1.0, "chosen_lengths": 1, "rejected_lengths": 1}
+    columns = {name: np.array([value]) for name, value in columns.items()}
+    score = evaluate("alphapo", {"beta": 1.0, "alpha": alpha, "gamma": 0.0}, columns)
+    np.testing.assert_allclose(score.losses, np.exp(80.0) / alpha, rtol=1e-10)
+    assert score.gradients["chosen_logps"][0] == 0.0
+
+
 def test_orpo_with_a_certain_response():
     columns = {"chosen_logps": 0.0, "rejected_logps": 0.0, "chosen_lengths": 3, "rejected_lengths": 3}
     columns = {name: np.array([value]) for name, value in columns.items()}
@@ -107,6 +116,21 @@ def test_orpo_with_a_certain_response():
     ("name", "parameters", "message"),
     [
         ("simpo", {"gamma": 1.0, "gamma_beta_ratio": 0.5}, "not both"),
+        ("alphapo", {"gamma": 1.0, "gamma_beta_ratio": 0.5}, "not both"),
+        ("f_dpo", {"divergence": "alpha", "alpha": 0.3, "coefficient": 0.7}, "not both"),
+        ("f_dpo", {"divergence": "js", "coefficient": 0.7}, "alpha"),
+        ("cal_dpo", {"variant": "trl-1.16"}, "variant"),
+        ("rationale_dpo", {"variant": "trl-1.16"}, "variant"),
+        ("wpo", {"variant": "liger"}, "variant"),
+        ("nbpo", {"variant": "original"}, "variant"),
+        ("ld_dpo", {"scope": "reference"}, "scope"),
+        ("beta_dpo", {"level": "token"}, "level"),
+        ("modpo", {"link": "ipo"}, "link"),
+        ("daa", {"link": "savage"}, "link"),
+        ("psi_po", {"link": "probit"}, "link"),
+        ("xpo", {"link": "hinge"}, "link"),
+        ("vpo", {"mode": "both"}, "mode"),
+        ("ofs_dpo", {"module": "middle"}, "module"),
         ("f_dpo", {"divergence": "total_variation"}, "total_variation"),
         ("f_dpo", {"divergence": "js", "alpha": 0.5}, "alpha"),
         ("bpo", {"combine": "max"}, "combine"),
