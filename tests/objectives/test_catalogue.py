@@ -43,6 +43,11 @@ def test_trl_names(loss_type):
     assert objectives.get(loss_type) is getattr(objectives, TRL_LOSS_TYPES[loss_type])
 
 
+def test_aliases_lead_to_objectives_and_hide_none():
+    assert set(objectives.ALIASES.values()) <= set(objectives.names())
+    assert not set(objectives.ALIASES) & set(objectives.names())
+
+
 def test_an_unknown_name_is_refused_with_a_proposal():
     with pytest.raises(ValueError, match=r"simppo.*simpo"):
         objectives.get("simppo")

@@ -16,7 +16,9 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from .checking import evaluate, random_columns
+from prefuse import objectives
+
+from .checking import column_names, evaluate, random_columns
 
 SIZE = 6
 COLUMNS = random_columns(SIZE, seed=77)
@@ -72,8 +74,8 @@ def kto_trainer():
 @pytest.fixture(scope="module")
 def experimental():
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    cpo, orpo = library("trl.experimental.cpo").CPOTrainer, library("trl.experimental.orpo").ORPOTrainer
-    return SimpleNamespace(cpo=cpo, orpo=orpo)
+    names = {"cpo": "CPOTrainer", "orpo": "ORPOTrainer", "tpo": "TPOTrainer"}
+    return SimpleNamespace(**{name: getattr(library(f"trl.experimental.{name}"), cls) for name, cls in names.items()})
 
 
 def liger(module: str, function: str):
@@ -150,12 +152,16 @@ def test_trl_dpo_trainer(dpo_trainer, loss_type, settings, name, parameters):
             assert_allclose(float(score.metrics[key]), metrics[key], rtol=1e-6, err_msg=key)
 
 
-@pytest.mark.parametrize(("coefficient", "alpha"), [(0.5, 0.5), (0.3, 0.7), (0.0, 1.0)])
-def test_trl_alpha_divergence(dpo_trainer, coefficient, alpha):
+ALPHAS = [({"alpha": 0.5}, 0.5), ({"alpha": 0.7}, 0.3), ({"alpha": 1.0}, 0.0)]
+COEFFICIENTS = [({"coefficient": value}, value) for value in (0.3, 1.0, 2.0)]
+
+
+@pytest.mark.parametrize(("parameters", "coefficient"), ALPHAS + COEFFICIENTS, ids=lambda value: str(value))
+def test_trl_alpha_divergence(dpo_trainer, parameters, coefficient):
     """TRL's coefficient is one minus the paper's α; its α branch exists in float32 only."""
     settings = {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": coefficient}
     loss, gradients, _ = trl_dpo(dpo_trainer, "sigmoid", dtype=torch.float32, **settings)
-    score = evaluate("f_dpo", {"divergence": "alpha", "alpha": alpha, "beta": 0.1}, COLUMNS)
+    score = evaluate("f_dpo", {"divergence": "alpha", "beta": 0.1} | parameters, COLUMNS)
     assert_allclose(score.loss, loss, rtol=1e-5)
     assert_allclose(score.gradients["chosen_logps"], gradients["chosen_logps"].numpy(), rtol=1e-4, atol=1e-7)
 
@@ -268,6 +274,34 @@ def test_trl_orpo_trainer(experimental):
     assert_allclose(score.loss, float(loss.detach()), rtol=1e-6)  # TRL's odds are float32
     assert_allclose(score.gradients["chosen_logps"], chosen.grad.numpy(), rtol=1e-5, atol=1e-8)
     assert_allclose(score.gradients["rejected_logps"], rejected.grad.numpy(), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(("loss_type", "name"), [("sigmoid", "tpo"), ("tpo-l", "tpo_l")])
+def test_trl_tpo_trainer(experimental, loss_type, name):
+    """From logits, as that trainer has no loss of log-probabilities."""
+    parameters = {"beta": 0.4, "alpha": 0.7, "label_smoothing": 0.1} | ({"gamma": 0.6} if name == "tpo_l" else {})
+    trainer = object.__new__(experimental.tpo)
+    trainer.__dict__.update(accelerator=LocalAccelerator(), model=SimpleNamespace(training=False), loss_type=loss_type)
+    trainer.__dict__.update(beta=0.4, tpo_alpha=0.7, label_smoothing=0.1, tpo_l_gamma=0.6, _total_train_tokens=0)
+    trainer.__dict__.update(_metrics={"eval": defaultdict(list)})
+    rng = np.random.default_rng(3)
+    logits = torch.tensor(rng.normal(0, 1, (3 * SIZE, 9, 5)), requires_grad=True)
+    ids = torch.tensor(rng.integers(0, 5, (3 * SIZE, 9)))
+    mask = torch.arange(9) <= torch.tensor(rng.integers(1, 9, 3 * SIZE))[:, None]
+    inputs = {"input_ids": ids, "completion_mask": (mask & (torch.arange(9) > 0)).long(), "attention_mask": mask.long()}
+    loss = trainer._compute_loss(lambda **_: SimpleNamespace(logits=logits), inputs, return_outputs=False)
+    (expected,) = torch.autograd.grad(loss, logits)
+
+    by_token = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    scored = inputs["completion_mask"][:, 1:]
+    columns = {}
+    for k, role in enumerate(("chosen", "rejected", "gold")):
+        rows = slice(k * SIZE, (k + 1) * SIZE)
+        columns[f"{role}_logps"], columns[f"{role}_lengths"] = (by_token * scored)[rows].sum(1), scored[rows].sum(1)
+    score = objectives.get(name)(**parameters)(**{column: columns[column] for column in column_names(name, parameters)})
+    assert_allclose(float(score.loss.detach()), float(loss.detach()), rtol=1e-12)
+    (found,) = torch.autograd.grad(score.loss, logits)
+    assert_allclose(found.numpy(), expected.numpy(), rtol=1e-9, atol=1e-14)
 
 
 LIGER_DPO = [

@@ -1,6 +1,9 @@
 """The catalogue of objectives: one short function each, written in `prefuse.language`.
 
 `dpo`, `simpo`, … are `Objective` values: `dpo(beta=0.1)` binds hyper-parameters, calling with columns evaluates.
+Pairs are in `dpo_family` (one margin), `anchored` (each response on its own), `reference_free`, `likelihood`,
+`lengths`, `margins`, `weighted`, `robustness`, `self_play`, `transport` and `visual`; single responses in `pointwise`.
+What a formula is known to be only at second hand is marked "as reconstructed".
 `get` finds one by name, TRL's names included; `names` lists them, and whatever else was registered.
 """
 
@@ -190,16 +193,16 @@ register(
 )
 
 ALIASES: dict[str, str] = {
-    "sigmoid": "dpo",
-    "sigmoid_norm": "dpo_norm",
-    "exo_pair": "exo",
-    "nca_pair": "nca",
     "aot_pair": "aot_unpaired",
-    "rdpo": "robust",
     "edpo": "reward_distillation",
+    "exo_pair": "exo",
     "irpo": "rpo",
+    "nca_pair": "nca",
+    "rdpo": "robust",
     "rebel": "reward_distillation",
     "selm": "vpo",
+    "sigmoid": "dpo",
+    "sigmoid_norm": "dpo_norm",
     "spin": "dpo",
 }
 """Other names an objective is known by: TRL's loss types (`aot_pair` as in TRL 0.x) and papers' short names."""

@@ -18,7 +18,7 @@ def r_dpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.01) -> Expressi
 
     beta: 0.05-0.5. alpha: penalty per token, 0.005-0.1; the notes on the scaling paper (arXiv:2406.02900) print the
     opposite sign, which is a negative alpha here.
-    Libraries: SimPO's and SamPO's code have it with this sign; TRL and Liger do not have it.
+    Libraries: SamPO's code has it with this sign; TRL and Liger do not have it.
     """
     return -log_sigmoid(beta * log_ratio_margin(pair) + alpha * (pair.chosen.length - pair.rejected.length))
 

@@ -14,7 +14,7 @@ from ._terms import negative_log_likelihood as likelihood_term
 
 @pair_objective(bounds={"beta": POSITIVE, "penalty": NON_NEGATIVE})
 def dpop(pair: PairView, *, beta: float = 0.1, penalty: float = 50.0) -> Expression:
-    """DPO-Positive, DPOP (Pal et al. 2024, Smaug, arXiv:2402.13228, eq. 3).
+    """DPO-Positive, DPOP (Pal et al. 2024, Smaug, arXiv:2402.13228).
 
     ``-log σ(β [Δ - λ max(0, -h(w))])``: a chosen response that the reference found likelier pays λ times its loss.
 
@@ -33,7 +33,7 @@ def rpo(
     label_smoothing: float | None = None,
     nll: str = "response_mean",
 ) -> Expression:
-    """DPO with a likelihood term, RPO (Pang et al. 2024, iterative reasoning, arXiv:2404.19733, eq. 1).
+    """DPO with a likelihood term, RPO (Pang et al. 2024, iterative reasoning, arXiv:2404.19733).
 
     ``-log σ(βΔ) + α NLL(w)``, the first term smoothed by ε as in `dpo`.
 

@@ -85,7 +85,7 @@ def egpo(pair: PairView, *, beta: float = 0.1, average: bool = False) -> Express
 
 @pair_objective(bounds={"beta": POSITIVE})
 def psi_po(pair: PairView, *, beta: float = 0.1, link: str = "identity") -> Expression:
-    """ΨPO, preference optimization under any utility of the win rate (Azar et al. 2023, arXiv:2310.12036, eq. 6).
+    """ΨPO, preference optimization under any utility of the win rate (Azar et al. 2023, arXiv:2310.12036).
 
     ``(Δ - [Ψ(P(w)) - Ψ(P(l))]/β)²``, the regression that the optimum of ``E Ψ(P) - β KL`` solves: the columns
     ``win_prob`` hold P(y) against the comparison policy.
@@ -151,7 +151,7 @@ def xpo(pair: PairView, *, beta: float = 0.1, alpha: float = 1e-5, link: str = "
     The column ``chosen_from_policy`` is true where w is the policy's, so that ỹ is l.
 
     beta: 0.05-0.5. alpha: 1e-6-1e-3. link: ``"sigmoid"``, or ``"ipo"`` for (Δ - 1/(2β))².
-    Libraries: TRL's XPO trainer, up to 1.15, agrees.
+    Libraries: TRL's XPO trainer, which 1.16 no longer has, agrees.
     """
     margin = log_ratio_margin(pair)
     loss = choice("xpo: link", link, {"sigmoid": -log_sigmoid(beta * margin), "ipo": square(margin - 0.5 / beta)})
