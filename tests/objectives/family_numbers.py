@@ -8,6 +8,7 @@ from .fixtures import (
     CALIBRATION,
     COMMON,
     CONFIDENT,
+    DENOISED,
     F1,
     F1_FALLEN,
     F1_TOKENS,
@@ -127,6 +128,8 @@ ROWS: list[Row] = [
     ("asft", {"beta": 0.5, "alpha": 0.0}, CONFIDENT, 1.258866, wl(-0.043193, 0.010928)),
     # libraries.md 1.1.3: TRL's coefficient above 1
     ("f_dpo", {"divergence": "alpha", "coefficient": 2.0}, F1, 0.627717, wl(-0.030501, -0.062133, 0.006806, 0.022857)),
+    # token_rl_data.md, Diffusion-DPO: denoising errors .10 and .15, the reference's .12 and .14, β = 10
+    ("dpo", {"beta": 5.0}, DENOISED, 0.620957, {}),
     # pairwise.md, 3D; token_rl_data.md, the survey's table: Flex-DPO and DPO-Shift
     ("flex_dpo", {}, COMMON, 0.529260, wl(-0.041096, 0.032877)),
     ("flex_dpo", {"beta_rejected": 0.075}, SURVEY, 0.675800, {}),

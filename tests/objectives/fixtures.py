@@ -75,6 +75,7 @@ F1_TOKENS = tokens(
     log_sum_sq=[[-0.8, -1.2, -0.3, -0.9, -0.5], [-1.0, -0.6]],
 )
 F1_FALLEN = F1 | {"ref_chosen_logps": np.array([-3.25, -3.75])}
+DENOISED = pairs([-0.10], [-0.15], [-0.12], [-0.14])
 RATIONALE = COMMON | {"rationale_logps": np.array([-40.0])}
 OTHER = {"chosen_other_logps": np.array([-12.4]), "rejected_other_logps": np.array([-14.9])}
 OTHER_SIDE = pairs([-12.4], [-14.9], [-13], [-14.5], chosen_other_logps=[-12], rejected_other_logps=[-15])

@@ -1,5 +1,7 @@
 """Objectives for models that see: pairs against responses written, or scored, without the image.
 
+Diffusion-DPO (arXiv:2311.12908) is `dpo` of half its β, whose log-probabilities are minus the denoising errors.
+
 Notation: ``h(y) = log π(y|x) - log π_ref(y|x)`` summed over the response, w chosen, l rejected.
 """
 
