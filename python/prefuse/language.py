@@ -15,9 +15,9 @@ It runs once, on symbols; value, gradient and formula come from what it did. Log
 computed in f64 whatever the dtype of the columns.
 
 **Levels.** token ⊂ response ⊂ group ⊂ batch; a pair is a group whose two responses have names. A coarser value meets
-a finer one by itself; a finer one is reduced: `x.sum()`, `x.mean()`, `x.max()`, `x.logsumexp()` to the level above, or
-to a level named (`x.mean("batch")`); `x.softmax()` normalises. The loss is one value per item (pair, response, group)
-or one for the batch.
+a finer one by itself; a finer one is reduced: `x.sum()`, `x.mean()`, `x.max()`, `x.logsumexp()`, `x.logmeanexp()` to
+the level above, or to a level named (`x.mean("batch")`); `x.softmax()` normalises. The loss is one value per item
+(pair, response, group) or one for the batch.
 
 **Columns and the arguments they are given as.**
 

@@ -175,6 +175,9 @@ class Value:
     def logsumexp(self, to=None):
         return self._reduce(lambda x: torch.logsumexp(x, 0), -math.inf, to)
 
+    def logmeanexp(self, to=None):
+        return self._reduce(lambda x: torch.log(torch.mean(torch.exp(x))), -math.inf, to)
+
     def log_softmax(self, to=None):
         return self - self.logsumexp(to)
 

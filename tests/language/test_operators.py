@@ -63,6 +63,8 @@ CASES = {
     "max to batch": lambda t, f: t["ta"].max("batch"),
     "logsumexp": lambda t, f: t.response["ra"].logsumexp(),
     "logsumexp to batch": lambda t, f: t["ta"].logsumexp("batch"),
+    "logmeanexp": lambda t, f: t.response["ra"].logmeanexp(),
+    "logmeanexp to batch": lambda t, f: t["ta"].logmeanexp("batch"),
     "softmax": lambda t, f: t.response["ra"].softmax() * t.response["rx"],
     "log_softmax": lambda t, f: t.response["ra"].log_softmax(),
     "softmax of tokens": lambda t, f: t["ta"].softmax() * t["tx"],

@@ -77,6 +77,17 @@ def test_further_roles():
     assert set(triple.columns) == {"chosen_logps", "gold_token_logps", "gold_mask"}
 
 
+def test_roles_of_several_words():
+    """Where one role's name begins another's, each column belongs to the longest that fits."""
+
+    @pair_objective
+    def revisions(pair):
+        revised, twice = pair.response("revised"), pair.response("revised_again")
+        return twice.logratio.sum("batch") - revised.token.logp.sum() - pair.chosen.logp + pair["chosen_by_hand"]
+
+    assert revisions.roles == ("revised_again", "revised", "chosen")
+
+
 def test_registry():
     @pair_objective(name="test only")
     def first(pair):

@@ -7,6 +7,7 @@ import torch
 
 import prefuse
 from prefuse import objectives
+from prefuse._columns import reading
 from prefuse.language import (
     exp,
     group_objective,
@@ -17,7 +18,7 @@ from prefuse.language import (
     token_objective,
 )
 from tests.devices import integers, normal, uniform
-from tests.objectives.checking import VARIANTS, variant_id
+from tests.objectives.checking import VARIANTS, random_columns, variant_id
 
 from .oracle import room
 
@@ -119,19 +120,13 @@ def agree(
 
 
 def columns_for(objective):
-    """What an objective reads beside log-probabilities and lengths."""
-    found = {}
-    rows = 2 * B
-    if any(name.startswith("blind") for name in objective.columns):
-        rows = 3 * B
-    for name in objective.columns:
-        if name.endswith("win_prob"):
-            found[name] = uniform(B, seed=7, dtype=torch.float64)
-        elif name == "label":
-            found[name] = torch.arange(rows) % 3 != 0
-        elif name in ("kl_logps", "ref_kl_logps"):
-            found[name] = normal(rows, seed=len(name), dtype=torch.float64)
-    return rows, found
+    """How many responses an objective wants, and what it reads that the rows do not give."""
+    pairs = objective.kind == "pair"
+    rows = B * len({"chosen", "rejected", *objective.roles}) if pairs else 2 * B
+    made = random_columns(B if pairs else rows, seed=7)
+    gathered = {need.argument for need in reading(objective, ()).needs}
+    names = [name for name in objective.columns if name not in gathered and not name.endswith("mask")]
+    return rows, {name: torch.from_numpy(made[name]) for name in names}
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
@@ -140,7 +135,7 @@ def test_the_catalogue(variant, workspace_bytes):
     name, parameters = variant
     objective = objectives.get(name)(**parameters)
     rows, columns = columns_for(objective)
-    reads_reference = any(column.startswith("ref_") and "kl" not in column for column in objective.columns)
+    reads_reference = any(column.startswith("ref_") and column not in columns for column in objective.columns)
     agree(objective, rows=rows, workspace_bytes=workspace_bytes, reads_reference=reads_reference, **columns)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from prefuse import objectives
 
-from . import reference
+from . import family_columns, family_reference, reference
 from .fixtures import Columns
 
 Parameters = dict[str, Any]
@@ -26,11 +26,14 @@ def reference_of(name: str, parameters: Parameters) -> tuple[Callable[..., Any],
         name = "kto_with_kl"
     if "nll" in left:
         left["nll_mode"] = left.pop("nll")
-    return getattr(reference, name), left
+    return getattr(family_reference, name, None) or getattr(reference, name), left
 
 
 def column_names(name: str, parameters: Parameters) -> list[str]:
-    signature = inspect.signature(reference_of(name, parameters)[0])
+    formula = reference_of(name, parameters)[0]
+    if hasattr(formula, "columns"):
+        return formula.columns(parameters)
+    signature = inspect.signature(formula)
     names = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     summed = parameters.get("nll") == "sum"  # then nothing is divided by a length
     return [column for column in names if not (summed and column.endswith("lengths"))]
@@ -73,7 +76,7 @@ def random_columns(size: int, seed: int) -> Columns:
     columns["kl_logps"] = rng.normal(-20, 2, size)
     columns["ref_kl_logps"] = columns["kl_logps"] + rng.normal(-0.3, 1, size)
     columns["label"] = np.arange(size) % 3 != 0
-    return columns
+    return columns | family_columns.random_columns(size, seed)
 
 
 # Every objective, with hyper-parameters off their defaults and each structural option once.
@@ -119,6 +122,7 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("apo_zero_unpaired", {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.8}),
     ("bco", {"beta": 0.3}),
     ("bco", {"beta": 0.3, "delta": -0.1}),
+    *family_columns.VARIANTS,
 ]
 
 

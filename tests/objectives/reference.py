@@ -107,12 +107,14 @@ def f_dpo(
     divergence="reverse_kl",
     beta=0.1,
     alpha=0.5,
+    coefficient=None,
     label_smoothing=0.0,
 ):
+    alpha = alpha if coefficient is None else 1 - coefficient
     derivative = {  # f'(u) at u = π/π_ref
         "reverse_kl": lambda u: torch.log(u) + 1,
         "forward_kl": lambda u: -1 / u,
-        "alpha": lambda u: (1 - u**-alpha) / alpha,
+        "alpha": lambda u: (1 - u**-alpha) / alpha if alpha else torch.log(u),
         "js": lambda u: torch.log(2 * u / (1 + u)),
         "jeffreys": lambda u: torch.log(u) + (u - 1) / u,
     }[divergence]

@@ -43,6 +43,11 @@ def test_trl_names(loss_type):
     assert objectives.get(loss_type) is getattr(objectives, TRL_LOSS_TYPES[loss_type])
 
 
+def test_aliases_lead_to_objectives_and_hide_none():
+    assert set(objectives.ALIASES.values()) <= set(objectives.names())
+    assert not set(objectives.ALIASES) & set(objectives.names())
+
+
 def test_an_unknown_name_is_refused_with_a_proposal():
     with pytest.raises(ValueError, match=r"simppo.*simpo"):
         objectives.get("simppo")
@@ -60,7 +65,7 @@ def test_docstrings(name):
 @pytest.mark.parametrize(("name", "parameters"), VARIANTS)
 def test_formulas_can_be_written(name, parameters):
     objective = objectives.get(name)(**parameters)
-    policy = "logps" if objective.kind == "point" else "chosen_logps"
+    policy = next(column for column in objective.columns if column.endswith("logps"))
     assert r"\log\pi_" in objective.latex()
     assert objective.latex(policy)
     assert objective.name in repr(objective)
@@ -68,10 +73,18 @@ def test_formulas_can_be_written(name, parameters):
 
 @pytest.mark.parametrize(
     ("name", "parameter", "value"),
-    [(name, "beta", 0.0) for name in WRITTEN if name not in ("sft", "orpo")]
+    [(name, "beta", 0.0) for name in WRITTEN if "beta" in objectives.get(name).parameters and not name.endswith("orpo")]
     + [("orpo", "beta", -0.1), ("dpo", "label_smoothing", -0.01), ("dpo", "label_smoothing", 1.5)]
     + [("robust", "label_smoothing", 0.5), ("exo", "label_smoothing", 0.0), ("discopop", "tau", 0.0)]
-    + [("f_dpo", "alpha", 0.0), ("cpo", "alpha", -1.0), ("kto", "desirable_weight", -1.0)],
+    + [("f_dpo", "alpha", 0.0), ("cpo", "alpha", -1.0), ("kto", "desirable_weight", -1.0)]
+    + [("dpop", "penalty", -1.0), ("ld_dpo", "alpha", 1.1), ("ns_dpo", "gamma", 0.0), ("dpo_rk", "nu", 1.0)]
+    + [
+        ("dpo_d", "nu", 0.0),
+        ("srpo", "alpha", -0.1),
+        ("inpo", "eta", 0.0),
+        ("dro", "tau", 0.0),
+        ("chi_po", "limit", 0.0),
+    ],
 )
 def test_hyper_parameters_out_of_range_are_refused(name, parameter, value):
     with pytest.raises(ValueError, match=parameter):

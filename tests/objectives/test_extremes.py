@@ -7,6 +7,7 @@ import pytest
 
 from prefuse import objectives
 
+from . import family_columns
 from .checking import VARIANTS, column_names, evaluate, random_columns, variant_id
 
 LOG_RATIOS = np.array([1e4, -1e4, 0.0])
@@ -21,7 +22,20 @@ def extreme_columns():
         columns[f"ref_{role}logps"] = columns[f"{role}logps"] - log_ratio
         columns[f"{role}lengths"] = np.where(np.arange(grid.shape[1]) % 2, 1, 100_000)
     columns["logps"], columns["ref_logps"] = columns["chosen_logps"], columns["ref_chosen_logps"]
-    return columns
+    return columns | extreme_family_columns(columns)
+
+
+def extreme_family_columns(columns):
+    """Further responses likewise: as far from the reference as the chosen one, in sums and in tokens."""
+    chosen, ref_chosen = columns["chosen_logps"], columns["ref_chosen_logps"]
+    found = {f"{role}_logps": chosen for role in family_columns.ROLES}
+    found |= {f"ref_{role}_logps": ref_chosen for role in family_columns.ROLES}
+    for role in family_columns.TOKEN_ROLES:
+        mask = columns[f"{role}_mask"]
+        for ref in ("", "ref_"):
+            total = columns[f"{ref}{role}_logps"] if role in ("chosen", "rejected") else found[f"{ref}{role}_logps"]
+            found[f"{ref}{role}_token_logps"] = mask * (total / mask.sum(1))[:, None]
+    return found
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
@@ -39,7 +53,8 @@ def test_finite_without_tokens(variant):
     """Responses of length zero: log-probabilities 0, averages 0."""
     name, parameters = variant
     columns = random_columns(3, seed=2)
-    columns = {key: 0 * value if key.endswith(("logps", "lengths")) else value for key, value in columns.items()}
+    empty = lambda key: key.endswith(("logps", "lengths", "mask"))  # noqa: E731
+    columns = {key: np.zeros_like(value) if empty(key) else value for key, value in columns.items()}
     score = evaluate(name, parameters, columns)
     assert np.all(np.isfinite(score.losses))
     for column, gradient in score.gradients.items():
@@ -77,6 +92,15 @@ def test_f_dpo_caps_its_exponent(divergence):
     np.testing.assert_allclose(score.gradients["chosen_logps"], [capped], atol=1e-12)
 
 
+@pytest.mark.parametrize(("average", "alpha"), [(-1e4, 0.25), (-1e4, 5.0)])
+def test_alphapo_caps_its_exponent(average, alpha):
+    columns = {"chosen_logps": average, "rejected_logps": -1.0, "chosen_lengths": 1, "rejected_lengths": 1}
+    columns = {name: np.array([value]) for name, value in columns.items()}
+    score = evaluate("alphapo", {"beta": 1.0, "alpha": alpha, "gamma": 0.0}, columns)
+    np.testing.assert_allclose(score.losses, np.exp(80.0) / alpha, rtol=1e-10)
+    assert score.gradients["chosen_logps"][0] == 0.0
+
+
 def test_orpo_with_a_certain_response():
     columns = {"chosen_logps": 0.0, "rejected_logps": 0.0, "chosen_lengths": 3, "rejected_lengths": 3}
     columns = {name: np.array([value]) for name, value in columns.items()}
@@ -92,6 +116,21 @@ def test_orpo_with_a_certain_response():
     ("name", "parameters", "message"),
     [
         ("simpo", {"gamma": 1.0, "gamma_beta_ratio": 0.5}, "not both"),
+        ("alphapo", {"gamma": 1.0, "gamma_beta_ratio": 0.5}, "not both"),
+        ("f_dpo", {"divergence": "alpha", "alpha": 0.3, "coefficient": 0.7}, "not both"),
+        ("f_dpo", {"divergence": "js", "coefficient": 0.7}, "alpha"),
+        ("cal_dpo", {"variant": "trl-1.16"}, "variant"),
+        ("rationale_dpo", {"variant": "trl-1.16"}, "variant"),
+        ("wpo", {"variant": "liger"}, "variant"),
+        ("nbpo", {"variant": "original"}, "variant"),
+        ("ld_dpo", {"scope": "reference"}, "scope"),
+        ("beta_dpo", {"level": "token"}, "level"),
+        ("modpo", {"link": "ipo"}, "link"),
+        ("daa", {"link": "savage"}, "link"),
+        ("psi_po", {"link": "probit"}, "link"),
+        ("xpo", {"link": "hinge"}, "link"),
+        ("vpo", {"mode": "both"}, "mode"),
+        ("ofs_dpo", {"module": "middle"}, "module"),
         ("f_dpo", {"divergence": "total_variation"}, "total_variation"),
         ("f_dpo", {"divergence": "js", "alpha": 0.5}, "alpha"),
         ("bpo", {"combine": "max"}, "combine"),

@@ -16,7 +16,9 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from .checking import evaluate, random_columns
+from prefuse import objectives
+
+from .checking import column_names, evaluate, random_columns
 
 SIZE = 6
 COLUMNS = random_columns(SIZE, seed=77)
@@ -72,8 +74,8 @@ def kto_trainer():
 @pytest.fixture(scope="module")
 def experimental():
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    cpo, orpo = library("trl.experimental.cpo").CPOTrainer, library("trl.experimental.orpo").ORPOTrainer
-    return SimpleNamespace(cpo=cpo, orpo=orpo)
+    names = {"cpo": "CPOTrainer", "orpo": "ORPOTrainer", "tpo": "TPOTrainer"}
+    return SimpleNamespace(**{name: getattr(library(f"trl.experimental.{name}"), cls) for name, cls in names.items()})
 
 
 def liger(module: str, function: str):
@@ -150,14 +152,50 @@ def test_trl_dpo_trainer(dpo_trainer, loss_type, settings, name, parameters):
             assert_allclose(float(score.metrics[key]), metrics[key], rtol=1e-6, err_msg=key)
 
 
-@pytest.mark.parametrize(("coefficient", "alpha"), [(0.5, 0.5), (0.3, 0.7), (0.0, 1.0)])
-def test_trl_alpha_divergence(dpo_trainer, coefficient, alpha):
+ALPHAS = [({"alpha": 0.5}, 0.5), ({"alpha": 0.7}, 0.3), ({"alpha": 1.0}, 0.0)]
+COEFFICIENTS = [({"coefficient": value}, value) for value in (0.3, 1.0, 2.0)]
+
+
+@pytest.mark.parametrize(("parameters", "coefficient"), ALPHAS + COEFFICIENTS, ids=lambda value: str(value))
+def test_trl_alpha_divergence(dpo_trainer, parameters, coefficient):
     """TRL's coefficient is one minus the paper's α; its α branch exists in float32 only."""
     settings = {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": coefficient}
     loss, gradients, _ = trl_dpo(dpo_trainer, "sigmoid", dtype=torch.float32, **settings)
-    score = evaluate("f_dpo", {"divergence": "alpha", "alpha": alpha, "beta": 0.1}, COLUMNS)
+    score = evaluate("f_dpo", {"divergence": "alpha", "beta": 0.1} | parameters, COLUMNS)
     assert_allclose(score.loss, loss, rtol=1e-5)
     assert_allclose(score.gradients["chosen_logps"], gradients["chosen_logps"].numpy(), rtol=1e-4, atol=1e-7)
+
+
+def even_tokens():
+    """The token columns of `batch_of`: sums spread evenly over the tokens of each response."""
+    found = {}
+    for role in ROLES:
+        lengths = COLUMNS[f"{role}_lengths"]
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        found[f"{role}_mask"] = mask
+        for name in (f"{role}_logps", f"ref_{role}_logps"):
+            found[name.replace("logps", "token_logps")] = mask * (COLUMNS[name] / lengths)[:, None]
+        found[f"{role}_token_log_sum_sq"] = np.zeros(mask.shape)  # as `answer` gives it
+    return found
+
+
+def test_trl_length_desensitisation(dpo_trainer):
+    """With precomputed reference values TRL weighs what is left to weigh: the policy's tokens."""
+    loss, gradients, _ = trl_dpo(dpo_trainer, "sigmoid", beta=0.3, ld_alpha=0.4)
+    score = evaluate("ld_dpo", {"beta": 0.3, "alpha": 0.4, "scope": "policy"}, even_tokens())
+    assert_allclose(score.loss, loss, rtol=1e-12)
+    for role in ROLES:  # a sum spread evenly: its gradient is the mean of its tokens'
+        by_token = score.gradients[f"{role}_token_logps"].sum(1) / COLUMNS[f"{role}_lengths"]
+        assert_allclose(by_token, gradients[f"{role}_logps"].numpy(), rtol=1e-10)
+
+
+def test_trl_weighting(dpo_trainer):
+    loss, gradients, _ = trl_dpo(dpo_trainer, "sigmoid", beta=0.3, use_weighting=True)
+    score = evaluate("wpo", {"beta": 0.3, "variant": "trl-1.16"}, even_tokens())
+    assert_allclose(score.loss, loss, rtol=1e-12)
+    for role in ROLES:
+        by_token = score.gradients[f"{role}_token_logps"].sum(1) / COLUMNS[f"{role}_lengths"]
+        assert_allclose(by_token, gradients[f"{role}_logps"].numpy(), rtol=1e-10)
 
 
 def test_trl_sigmoid_has_no_label_smoothing(dpo_trainer):
@@ -201,13 +239,16 @@ def test_trl_kto_trainer(kto_trainer, kind):
 CPO = [
     ("sigmoid", "cpo", {"beta": 0.2, "alpha": 0.0, "label_smoothing": 0.1}, 1.0),
     ("simpo", "simpo", {"beta": 2.0, "gamma": 0.6, "label_smoothing": 0.1}, None),
+    ("simpo", "alphapo", {"beta": 2.0, "gamma": 0.6, "alpha": 0.25, "label_smoothing": 0.1}, None),
+    ("simpo", "alphapo", {"beta": 2.0, "gamma": 0.6, "alpha": -0.5, "label_smoothing": 0.1}, None),
 ]
 
 
-@pytest.mark.parametrize(("loss_type", "name", "parameters", "divisor"), CPO, ids=["cpo", "simpo"])
+@pytest.mark.parametrize(("loss_type", "name", "parameters", "divisor"), CPO, ids=lambda value: str(value))
 def test_trl_cpo_trainer(experimental, loss_type, name, parameters, divisor):
     trainer = object.__new__(experimental.cpo)
-    trainer.__dict__.update(accelerator=LocalAccelerator(), alpha=0.0, loss_type=loss_type, beta=parameters["beta"])
+    alpha = parameters["alpha"] if name == "alphapo" else 0.0
+    trainer.__dict__.update(accelerator=LocalAccelerator(), alpha=alpha, loss_type=loss_type, beta=parameters["beta"])
     trainer.__dict__.update(simpo_gamma=parameters.get("gamma"), label_smoothing=parameters["label_smoothing"])
     chosen, rejected = (torch.tensor(COLUMNS[f"{r}_logps"], requires_grad=True) for r in ROLES)
     lengths = [torch.tensor(COLUMNS[f"{r}_lengths"]) if divisor is None else divisor for r in ROLES]
@@ -233,6 +274,34 @@ def test_trl_orpo_trainer(experimental):
     assert_allclose(score.loss, float(loss.detach()), rtol=1e-6)  # TRL's odds are float32
     assert_allclose(score.gradients["chosen_logps"], chosen.grad.numpy(), rtol=1e-5, atol=1e-8)
     assert_allclose(score.gradients["rejected_logps"], rejected.grad.numpy(), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(("loss_type", "name"), [("sigmoid", "tpo"), ("tpo-l", "tpo_l")])
+def test_trl_tpo_trainer(experimental, loss_type, name):
+    """From logits, as that trainer has no loss of log-probabilities."""
+    parameters = {"beta": 0.4, "alpha": 0.7, "label_smoothing": 0.1} | ({"gamma": 0.6} if name == "tpo_l" else {})
+    trainer = object.__new__(experimental.tpo)
+    trainer.__dict__.update(accelerator=LocalAccelerator(), model=SimpleNamespace(training=False), loss_type=loss_type)
+    trainer.__dict__.update(beta=0.4, tpo_alpha=0.7, label_smoothing=0.1, tpo_l_gamma=0.6, _total_train_tokens=0)
+    trainer.__dict__.update(_metrics={"eval": defaultdict(list)})
+    rng = np.random.default_rng(3)
+    logits = torch.tensor(rng.normal(0, 1, (3 * SIZE, 9, 5)), requires_grad=True)
+    ids = torch.tensor(rng.integers(0, 5, (3 * SIZE, 9)))
+    mask = torch.arange(9) <= torch.tensor(rng.integers(1, 9, 3 * SIZE))[:, None]
+    inputs = {"input_ids": ids, "completion_mask": (mask & (torch.arange(9) > 0)).long(), "attention_mask": mask.long()}
+    loss = trainer._compute_loss(lambda **_: SimpleNamespace(logits=logits), inputs, return_outputs=False)
+    (expected,) = torch.autograd.grad(loss, logits)
+
+    by_token = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    scored = inputs["completion_mask"][:, 1:]
+    columns = {}
+    for k, role in enumerate(("chosen", "rejected", "gold")):
+        rows = slice(k * SIZE, (k + 1) * SIZE)
+        columns[f"{role}_logps"], columns[f"{role}_lengths"] = (by_token * scored)[rows].sum(1), scored[rows].sum(1)
+    score = objectives.get(name)(**parameters)(**{column: columns[column] for column in column_names(name, parameters)})
+    assert_allclose(float(score.loss.detach()), float(loss.detach()), rtol=1e-12)
+    (found,) = torch.autograd.grad(score.loss, logits)
+    assert_allclose(found.numpy(), expected.numpy(), rtol=1e-9, atol=1e-14)
 
 
 LIGER_DPO = [

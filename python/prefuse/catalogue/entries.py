@@ -43,7 +43,7 @@ class Entry:
 
     @property
     def citation(self) -> str:
-        """Authors, year, arXiv id and equation, as its docstring gives them; empty where it names no paper."""
+        """Authors, year, arXiv id, equation and what else its docstring's first line says of where it is from."""
         return self._first_line[1]
 
     @property
@@ -97,8 +97,8 @@ class Entry:
     @property
     def _first_line(self) -> tuple[str, str]:
         line = self._doc.splitlines()[0].rstrip(".")
-        found = re.fullmatch(r"(.*?) \(([^()]*(?:\([^()]*\)[^()]*)*(?:\d{4}|arXiv)[^()]*)\)", line)
-        return (found.group(1), found.group(2)) if found else (line, "")
+        found = re.fullmatch(r"(.*?) \(([^()]*\b(?:arXiv:|\d{4}\b)[^()]*)\)(.*)", line)
+        return (found.group(1), found.group(2) + found.group(3)) if found else (line, "")
 
     def matches(self, word: str) -> bool:
         """Whether a word occurs in its name, aliases, docstring or arguments, in whatever case."""

@@ -22,8 +22,8 @@ _HEAD = """# The catalogue
 
 Made from the objectives themselves by `python -m prefuse.catalogue.page docs`; not edited by hand.
 
-`prefuse.objectives.show("simpo")` or `python -m prefuse show simpo` shows one of them, `prefuse.objectives.list("length")`
-or `python -m prefuse objectives length` those that mention a word. Log-probabilities are sums over a response, in nats.
+`prefuse.objectives.show("simpo")` or `python -m prefuse show simpo` shows one, `prefuse.objectives.list("length")` or
+`python -m prefuse objectives length` those that mention a word. Log-probabilities are sums over a response, in nats.
 """
 
 

@@ -5,7 +5,7 @@ Notation: ``h(y) = log π(y|x) - log π_ref(y|x)`` summed over the response, ``r
 
 from __future__ import annotations
 
-from ..language import Expression, PairView, log_sigmoid, pair_objective, sigmoid, square
+from ..language import Expression, PairView, log_sigmoid, pair_objective, relu, sigmoid, square, stop_gradient
 from ._terms import POSITIVE
 
 
@@ -38,18 +38,20 @@ def bco_pair(pair: PairView, *, beta: float = 0.1, delta: float = 0.0) -> Expres
 
 
 @pair_objective(bounds={"beta": POSITIVE})
-def sppo(pair: PairView, *, beta: float = 1e-3) -> Expression:
+def sppo(pair: PairView, *, beta: float = 1e-3, single: bool = False) -> Expression:
     """Self-play preference optimization with soft win rates, SPPO (Wu et al. 2024, arXiv:2405.00675, eq. 4.7).
 
     ``½ (h(w) - (P(w) - ½)/β)² + ½ (h(l) - (P(l) - ½)/β)²``. The columns ``win_prob`` (in [0, 1]) hold P(y), the
     estimated win rate of y against the current policy; the reference is the policy of the previous iteration.
 
-    beta: 1/η of the paper, 1e-3; targets are then hundreds of nats.
-    Libraries: the authors' code is this; TRL and Liger only have the hard form, `sppo_hard`.
+    beta: 1/η of the paper, 1e-3; targets are then hundreds of nats. single: one column ``win_prob`` of the pair in
+    place of the two, the probability that w beats l: P(w) is it, P(l) what is left of 1.
+    Libraries: the authors' code is this (``sppo``, ``sppo_single``); TRL and Liger have the hard form, `sppo_hard`.
     """
-    chosen = square(pair.chosen.logratio - (pair.chosen["win_prob"] - 0.5) / beta)
-    rejected = square(pair.rejected.logratio - (pair.rejected["win_prob"] - 0.5) / beta)
-    return 0.5 * (chosen + rejected)
+    win = pair["win_prob"] if single else pair.chosen["win_prob"]
+    loss = 1.0 - win if single else pair.rejected["win_prob"]
+    chosen, rejected = pair.chosen.logratio - (win - 0.5) / beta, pair.rejected.logratio - (loss - 0.5) / beta
+    return 0.5 * (square(chosen) + square(rejected))
 
 
 @pair_objective(bounds={"beta": POSITIVE})
@@ -74,6 +76,21 @@ def apo_zero(pair: PairView, *, beta: float = 0.1) -> Expression:
     Libraries: TRL and Liger agree.
     """
     return sigmoid(-beta * pair.chosen.logratio) + sigmoid(beta * pair.rejected.logratio)
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def kto_pair(pair: PairView, *, beta: float = 0.1) -> Expression:
+    """KTO on pairs, in the form that older libraries have (Ethayarajh et al. 2024, arXiv:2402.01306).
+
+    ``½ [1 - σ(β (h(w) - z_l))] + ½ [1 - σ(β (z_w - h(l)))]`` with ``z = max(0, mean of h over the batch)`` of the other
+    side, which takes no gradient; the paper's `kto` has one z, of mismatched completions.
+
+    beta: 0.01-0.5.
+    Libraries: TRL's former ``kto_pair``, whose mean over both halves this is.
+    """
+    chosen, rejected = pair.chosen.logratio, pair.rejected.logratio
+    chosen_anchor, rejected_anchor = (stop_gradient(relu(h.mean("batch"))) for h in (chosen, rejected))
+    return 0.5 * (sigmoid(beta * (rejected_anchor - chosen)) + sigmoid(beta * (rejected - chosen_anchor)))
 
 
 @pair_objective(bounds={"beta": POSITIVE})

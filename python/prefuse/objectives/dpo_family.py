@@ -13,21 +13,25 @@ from ..language import (
     Expression,
     PairView,
     exp,
-    expm1,
     log,
     log1p,
     log_sigmoid,
-    minimum,
     pair_objective,
     relu,
     sigmoid,
     softplus,
     square,
 )
-from ._terms import POSITIVE, PROBABILITY, log_ratio_margin, logistic
-
-EXPONENT_CAP = 80.0
-"""Largest exponent that `f_dpo` evaluates: e^80 is still far inside float32's range. Beyond it the gradient is 0."""
+from ._terms import (
+    POSITIVE,
+    PROBABILITY,
+    capped_expm1,
+    choice,
+    exponential_score,
+    length_normalised_margin,
+    log_ratio_margin,
+    logistic,
+)
 
 
 @pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
@@ -68,9 +72,7 @@ def dpo_norm(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None
     beta: 2-10, since a per-token log-ratio is small; the default is TRL's. label_smoothing: ε as in `dpo`.
     Libraries: TRL calls it ``sigmoid_norm`` and keeps its default β of 0.1, open-instruct ``dpo_norm`` with β 5.
     """
-    chosen, rejected = pair.chosen, pair.rejected
-    margin = chosen.logratio / chosen.length - rejected.logratio / rejected.length
-    return logistic(beta * margin, label_smoothing)
+    return logistic(beta * length_normalised_margin(pair), label_smoothing)
 
 
 @pair_objective(bounds={"beta": POSITIVE})
@@ -95,11 +97,7 @@ def ipo(pair: PairView, *, beta: float = 0.1, average: bool = True) -> Expressio
     Libraries: TRL, HALOs and LLaMA-Factory average (the paper's authors confirmed it to TRL); the original DPO code,
     OpenRLHF and online DPO sum: ``average=False``.
     """
-    chosen, rejected = pair.chosen, pair.rejected
-    if average:
-        margin = chosen.logratio / chosen.length - rejected.logratio / rejected.length
-    else:
-        margin = chosen.logratio - rejected.logratio
+    margin = length_normalised_margin(pair) if average else log_ratio_margin(pair)
     return square(margin - 0.5 / beta)
 
 
@@ -142,6 +140,7 @@ def f_dpo(
     divergence: str = "reverse_kl",
     beta: float = 0.1,
     alpha: float | None = None,
+    coefficient: float | None = None,
     label_smoothing: float | None = None,
 ) -> Expression:
     """f-DPO: DPO under another divergence to the reference (Wang et al. 2023, arXiv:2309.16240).
@@ -151,53 +150,33 @@ def f_dpo(
     log 2 + log σ(h), ``"jeffreys"`` h + 1 - e^{-h} (an extension, not in the paper).
 
     beta: 0.05-0.5. alpha: for ``"alpha"`` only, default 0.5, in (0, 1] in the paper; towards 0 it becomes
-    reverse, at 1 forward KL. label_smoothing: ε as in `dpo`.
+    reverse, at 1 forward KL. coefficient: TRL 1.x's ``f_alpha_divergence_coef``, 1 - α; give one of the two, above 1 if
+    it must. label_smoothing: ε as in `dpo`.
     Exponents are capped at 80: a response that lost more than 80/α nats to the reference has gradient 0 through it.
-    Libraries: TRL's ``f_alpha_divergence_coef`` is 1 - α (equal at the default), it caps only the α exponent and takes
-    coefficients above 1, which like total variation and χ² are left out here: f' must be infinite at 0.
+    Libraries: TRL 0.x's coefficient is the paper's α with a default of 1; TRL 1.x caps only the α exponent.
+    Coefficients above 1, total variation and χ² break the derivation: f' must be infinite at 0.
     """
-    score = _divergence_score(divergence, alpha)
+    score = _divergence_score(divergence, alpha, coefficient)
     margin = score(pair.chosen.logratio) - score(pair.rejected.logratio)
     return logistic(beta * margin, label_smoothing)
 
 
-def _divergence_score(divergence: str, alpha: float | None) -> Callable[[Expression], Expression]:
+def _divergence_score(
+    divergence: str, alpha: float | None, coefficient: float | None
+) -> Callable[[Expression], Expression]:
     """φ of `f_dpo` for one divergence."""
-    if alpha is not None and divergence != "alpha":
+    if alpha is not None and coefficient is not None:
+        raise ValueError("f_dpo: give alpha or coefficient (= 1 - alpha), not both")
+    if divergence != "alpha" and (alpha is not None or coefficient is not None):
         raise ValueError(f'f_dpo: alpha belongs to divergence="alpha", got divergence={divergence!r}')
+    if coefficient is not None:
+        return lambda h: exponential_score(h, 1.0 - coefficient)
     order = 0.5 if alpha is None else alpha
     scores: dict[str, Callable[[Expression], Expression]] = {
         "reverse_kl": lambda h: h,
-        "forward_kl": lambda h: -_capped_expm1(-h),
-        "alpha": lambda h: -_capped_expm1(-order * h) / order,
+        "forward_kl": lambda h: -capped_expm1(-h),
+        "alpha": lambda h: -capped_expm1(-order * h) / order,
         "js": lambda h: math.log(2.0) + log_sigmoid(h),
-        "jeffreys": lambda h: h - _capped_expm1(-h),
+        "jeffreys": lambda h: h - capped_expm1(-h),
     }
-    if divergence not in scores:
-        raise ValueError(f"f_dpo: divergence must be one of {', '.join(scores)}; got {divergence!r}")
-    return scores[divergence]
-
-
-def _capped_expm1(exponent: Expression) -> Expression:
-    return expm1(minimum(exponent, EXPONENT_CAP))
-
-
-@pair_objective(bounds={"beta": POSITIVE})
-def bpo(pair: PairView, *, beta: float = 0.1, combine: str = "sum") -> Expression:
-    """Blind preference optimization (Li, Yang, Wang, You, Li and Nie 2025, arXiv:2503.14189).
-
-    ``-log σ(β [h(w) - h(l)]) - log σ(β [h(w) - h(b)])``: two DPO terms that share the chosen response. The third
-    role, ``blind``, is a response that the initial model wrote without seeing the image; all log-probabilities,
-    its own included, are conditioned on the full prompt with the image.
-
-    beta: 0.05-0.5. combine: ``"sum"`` is the paper's loss, ``"mean"`` half of it.
-    The authors' released script trains on the two pairs as separate rows of one data set, whose mean loss is
-    ``combine="mean"``; other libraries do not have it.
-    """
-    human = -log_sigmoid(beta * log_ratio_margin(pair))
-    blind = -log_sigmoid(beta * (pair.chosen.logratio - pair.response("blind").logratio))
-    if combine == "sum":
-        return human + blind
-    if combine == "mean":
-        return 0.5 * (human + blind)
-    raise ValueError(f'bpo: combine must be "sum" or "mean", got {combine!r}')
+    return choice("f_dpo: divergence", divergence, scores)

@@ -6,8 +6,19 @@ desirable response and false for an undesirable one.
 
 from __future__ import annotations
 
-from ..language import Expression, ResponseView, log_sigmoid, maximum, point_objective, sigmoid, stop_gradient, where
-from ._terms import NON_NEGATIVE, POSITIVE
+from ..language import (
+    Expression,
+    ResponseView,
+    log,
+    log_sigmoid,
+    maximum,
+    point_objective,
+    sigmoid,
+    square,
+    stop_gradient,
+    where,
+)
+from ._terms import NON_NEGATIVE, POSITIVE, choice, log_odds
 
 
 @point_objective(bounds={"beta": POSITIVE, "desirable_weight": NON_NEGATIVE, "undesirable_weight": NON_NEGATIVE})
@@ -63,3 +74,111 @@ def bco(response: ResponseView, *, beta: float = 0.1, delta: float | None = None
     reward = beta * response.logratio
     shift = stop_gradient(reward.mean("batch")) if delta is None else delta
     return -log_sigmoid(where(response["label"], reward - shift, shift - reward))
+
+
+@point_objective(bounds={"beta": POSITIVE})
+def sppo_point(response: ResponseView, *, beta: float = 1e-3) -> Expression:
+    """SPPO on single responses (Wu et al. 2024, arXiv:2405.00675, eq. 4.7): one half of `sppo`.
+
+    ``½ (h - (P - ½)/β)²``: the column ``win_prob`` holds P in [0, 1], the win rate against the previous policy, which
+    is the reference.
+
+    beta: 1/η of the paper, 1e-3; targets are then hundreds of nats.
+    """
+    return 0.5 * square(response.logratio - (response["win_prob"] - 0.5) / beta)
+
+
+@point_objective(bounds={"beta": POSITIVE})
+def gpo(response: ResponseView, *, beta: float = 1e-3) -> Expression:
+    """General preference optimization, GPO (Zhang et al. 2024, arXiv:2410.02197).
+
+    ``(h - s/β)²``: the column ``score`` holds s, the mean score of the response against others of the previous policy,
+    which is the reference, from a preference model that need not be transitive.
+
+    beta: 1e-3-1; targets may be hundreds of nats.
+    The trainer's code is not public; with ``s = P - ½`` it is twice `sppo_point`.
+    """
+    return square(response.logratio - response["score"] / beta)
+
+
+@point_objective(bounds={"tau": POSITIVE})
+def dro(response: ResponseView, *, tau: float = 1.0) -> Expression:
+    """Direct reward optimization, DRO (Richemond et al. 2024, arXiv:2405.19107), as reconstructed.
+
+    ``½ (r - V - τh)²``: the columns ``reward`` and ``value`` hold r, a score of this response alone, and V, the value
+    of its prompt from a head that learns from the same loss: it takes a gradient.
+
+    tau: strength of the pull towards the reference, 0.1-5.
+    """
+    return 0.5 * square(response["reward"] - response["value"] - tau * response.logratio)
+
+
+@point_objective(bounds={"beta": POSITIVE, "weight": NON_NEGATIVE, "alpha": NON_NEGATIVE})
+def asft_unpaired(response: ResponseView, *, beta: float = 1.0, weight: float = 1.0, alpha: float = 1.0) -> Expression:
+    """Aligned supervised fine-tuning on unpaired data, ASFT (Wang et al. 2024, arXiv:2409.10571).
+
+    ``-α avg(y) - λ log σ(β o(y))`` for a desirable response, ``-λ log σ(-β o(y))`` for an undesirable one: the terms of
+    `asft`, whose pairs are sums of two points.
+
+    beta, weight, alpha: as in `asft`.
+    """
+    average, odds = response.avg_logp, beta * log_odds(response.avg_logp)
+    return where(response["label"], -alpha * average - weight * log_sigmoid(odds), -weight * log_sigmoid(-odds))
+
+
+@point_objective
+def crraft(response: ResponseView) -> Expression:
+    """Calibrated regularised reward-ranked fine-tuning of CGPO, CRRAFT (Xu et al. 2024, arXiv:2409.20370, eq. 18).
+
+    ``-Σ c log π(y) / Σ n(y)`` over the batch: the column ``score`` holds c in [0, 1], the calibrated reward of the best
+    response that passes every constraint judge and stays near the reference. With c = 1 it is RAFT. One loss for the
+    batch.
+    """
+    return -(response["score"] * response.logp).sum("batch") / response.length.sum("batch")
+
+
+@point_objective(bounds={"beta": POSITIVE})
+def nbpo(response: ResponseView, *, beta: float = 1.0, variant: str = "paper") -> Expression:
+    """Noisy-label robust preference learning, NBPO (Yu and Qin 2020, arXiv:2007.07204).
+
+    With the reward ``R = βh`` and, in the column ``flip``, G, the logit of a wrong label, which takes a gradient:
+    ``-log σ(R) - log σ(-G)`` for a desirable response, ``-log[σ(-R) + σ(G) σ(R)]`` for an undesirable one.
+
+    beta: 0.1-1. variant: ``"likelihood"`` is that; ``"paper"`` has, for each of R and G, the gradient of a surrogate in
+    which the other is held fixed, so that the value means nothing; ``"surrogate"`` is minus the likelihood, without the
+    logarithm.
+    Where no label is ever flipped it is BPO, `bco` with ``delta=0``.
+    """
+    reward, flip = beta * response.logratio, response["flip"]
+    trust, taken, liked = (stop_gradient(sigmoid(x)) for x in (-flip, flip, reward))
+    held = trust * log_sigmoid(reward) + liked * log_sigmoid(-flip)
+    held_unvoted = log_sigmoid(-reward) + taken * log_sigmoid(reward) + liked * log_sigmoid(flip)
+    unvoted = sigmoid(-reward) + sigmoid(flip) * sigmoid(reward)
+    forms = {
+        "paper": (held, held_unvoted),
+        "likelihood": (log_sigmoid(reward) + log_sigmoid(-flip), log(unvoted)),
+        "surrogate": (sigmoid(reward) * sigmoid(-flip), unvoted),
+    }
+    return -where(response["label"], *choice("nbpo: variant", variant, forms))
+
+
+@point_objective(bounds={"beta": POSITIVE})
+def npo(response: ResponseView, *, beta: float = 0.1) -> Expression:
+    """Negative preference optimization, NPO (Zhang et al. 2024, unlearning, arXiv:2404.05868), as reconstructed.
+
+    ``-(2/β) log σ(-βh)`` on responses to forget: DPO without a chosen response.
+
+    beta: 0.01-1; towards 0 the gradient is that of gradient ascent.
+    """
+    return -2.0 / beta * log_sigmoid(-beta * response.logratio)
+
+
+@point_objective(bounds={"beta": POSITIVE})
+def simnpo(response: ResponseView, *, beta: float = 2.5, gamma: float = 0.0) -> Expression:
+    """Simple negative preference optimization, SimNPO (Fan et al. 2024, arXiv:2410.07163), as reconstructed.
+
+    ``-(2/β) log σ(-β avg(y) - γ)``: `npo` on averages, without a reference.
+
+    beta: 1-10. gamma: the margin γ in the units of the logit, 0-2.
+    """
+    return -2.0 / beta * log_sigmoid(-beta * response.avg_logp - gamma)

@@ -7,11 +7,17 @@ how a likelihood term is normalised: ``"token_mean"`` over all chosen tokens of 
 
 from __future__ import annotations
 
-from ..language import Expression, PairView, log1mexp, log_sigmoid, minimum, pair_objective
-from ._terms import NON_NEGATIVE, POSITIVE, PROBABILITY, logistic, negative_log_likelihood
-
-AVERAGE_CAP = -1e-7
-"""`orpo` reads an average log-probability above this as this, so that the odds of a certain response stay finite."""
+from ..language import Expression, PairView, exp, log_sigmoid, pair_objective, relu
+from ._terms import (
+    NON_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    exponential_score,
+    log_odds,
+    logistic,
+    negative_log_likelihood,
+    target_margin,
+)
 
 
 @pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
@@ -32,11 +38,117 @@ def simpo(
     Libraries: TRL, Liger and LLaMA-Factory name the absolute γ ``(simpo_)gamma``; the authors' code and
     turbo-alignment take the ratio. TRL's and Liger's defaults also add a likelihood term: here, ``+ sft()``.
     """
-    if gamma is not None and gamma_beta_ratio is not None:
-        raise ValueError("simpo: give gamma or gamma_beta_ratio (= gamma / beta), not both")
-    if gamma is None:
-        gamma = beta * (0.5 if gamma_beta_ratio is None else gamma_beta_ratio)
-    return logistic(beta * (pair.chosen.avg_logp - pair.rejected.avg_logp) - gamma, label_smoothing)
+    margin = target_margin(beta, gamma, gamma_beta_ratio)
+    return logistic(beta * (pair.chosen.avg_logp - pair.rejected.avg_logp) - margin, label_smoothing)
+
+
+@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
+def alphapo(
+    pair: PairView,
+    *,
+    beta: float = 2.5,
+    alpha: float = 0.25,
+    gamma: float | None = None,
+    gamma_beta_ratio: float | None = None,
+    label_smoothing: float | None = None,
+) -> tuple[Expression, dict[str, Expression]]:
+    """AlphaPO, SimPO with a bent reward (Gupta et al. 2025, arXiv:2501.03884).
+
+    ``-log σ(β [r(w) - r(l)] - γ)`` with ``r(y) = (1 - e^{-α avg(y)}) / α``, smoothed by ε as in `dpo`.
+
+    beta: 2-10. alpha: shape, -0.5 to 0.5; at 0 it is `simpo`. gamma, gamma_beta_ratio: as in `simpo`.
+    label_smoothing: ε as in `dpo`. The exponent is capped at 80: an average below -80/α has gradient 0.
+    Libraries: TRL's CPO trainer with ``alpha`` and ``loss_type="simpo"``, whose exponent has no cap.
+    """
+    chosen = beta * exponential_score(pair.chosen.avg_logp, alpha)
+    rejected = beta * exponential_score(pair.rejected.avg_logp, alpha)
+    loss = logistic(chosen - rejected - target_margin(beta, gamma, gamma_beta_ratio), label_smoothing)
+    return loss, {"chosen": chosen, "rejected": rejected}
+
+
+@pair_objective
+def simper(pair: PairView) -> Expression:
+    """SimPER, perplexity without hyper-parameters (Xiao et al. 2025, arXiv:2502.00883), as reconstructed.
+
+    ``-e^{avg(w)} + e^{avg(l)}``: the inverse perplexity of the chosen response up, of the rejected one down.
+    """
+    return exp(pair.rejected.avg_logp) - exp(pair.chosen.avg_logp)
+
+
+@pair_objective(bounds={"delta": NON_NEGATIVE, "alpha": NON_NEGATIVE})
+def slic(pair: PairView, *, delta: float = 1.0, alpha: float = 0.1, nll: str = "sum") -> Expression:
+    """Sequence likelihood calibration, SLiC-HF (Zhao et al. 2023, arXiv:2305.10425).
+
+    ``max(0, δ - log π(w) + log π(l)) + α NLL(w)``; zero gradient through the first term once the margin exceeds δ.
+
+    delta: the margin δ in nats, 0.5-10. alpha: weight of the likelihood, 0.01-1. nll: its normalisation; the paper's is
+    a sum, of a target from supervised data, which may be w.
+    Libraries: HALOs has it with alpha 0.1; TRL's ``hinge`` is `hinge`, with a reference and without the second term.
+    """
+    return relu(delta - pair.chosen.logp + pair.rejected.logp) + alpha * negative_log_likelihood(pair.chosen, nll)
+
+
+@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY})
+def tpo(
+    pair: PairView,
+    *,
+    beta: float = 0.01,
+    alpha: float = 1.0,
+    label_smoothing: float | None = None,
+    nll: str = "token_mean",
+) -> tuple[Expression, dict[str, Expression]]:
+    """Triple preference optimization, TPO (Saeidi et al. 2024, arXiv:2405.16681).
+
+    ``-log σ(β [log π(w) - log π(l)]) + α NLL(g)``, the first term smoothed by ε as in `dpo`: the third role ``gold`` is
+    the best response, w the second best, l the worst.
+
+    beta: 0.01-0.2. alpha: weight of the likelihood, 0.05-1. label_smoothing: ε as in `dpo`. nll: its normalisation;
+    the authors' code and TRL average over all gold tokens of the batch.
+    Libraries: TRL's TPO trainer agrees (``tpo_alpha``).
+    """
+    chosen, rejected = beta * pair.chosen.logp, beta * pair.rejected.logp
+    loss = logistic(chosen - rejected, label_smoothing)
+    loss = loss + alpha * negative_log_likelihood(pair.response("gold"), nll)
+    return loss, {"chosen": chosen, "rejected": rejected}
+
+
+@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY})
+def tpo_l(
+    pair: PairView,
+    *,
+    beta: float = 2.0,
+    gamma: float = 1.6,
+    alpha: float = 0.05,
+    label_smoothing: float | None = None,
+    nll: str = "token_mean",
+) -> tuple[Expression, dict[str, Expression]]:
+    """Triple preference optimization on averages, TPO-L (Saeidi et al. 2024, arXiv:2405.16681).
+
+    ``-log σ(β [avg(w) - avg(l)] - γ) + α NLL(g)``: `tpo` with SimPO's margin.
+
+    beta: 0.01-10. gamma: the margin γ in the units of the logit, 0.3-10. alpha, label_smoothing, nll: as in `tpo`.
+    Libraries: TRL's ``tpo-l`` with its ``tpo_l_gamma`` agrees.
+    """
+    chosen, rejected = beta * pair.chosen.avg_logp, beta * pair.rejected.avg_logp
+    loss = logistic(chosen - rejected - gamma, label_smoothing)
+    loss = loss + alpha * negative_log_likelihood(pair.response("gold"), nll)
+    return loss, {"chosen": chosen, "rejected": rejected}
+
+
+@pair_objective(bounds={"beta": POSITIVE, "weight": NON_NEGATIVE, "alpha": NON_NEGATIVE})
+def asft(pair: PairView, *, beta: float = 1.0, weight: float = 1.0, alpha: float = 1.0) -> Expression:
+    """Aligned supervised fine-tuning, ASFT (Wang et al. 2024, arXiv:2409.10571; generalised in arXiv:2502.01237).
+
+    ``-α avg(w) - λ [log σ(β o(w)) + log σ(-β o(l))]`` with the log-odds o of `orpo`: each response on its own.
+
+    beta: scale of the odds, 0.1-1; the original is 1. weight: λ, 0.1-1. alpha: weight of the likelihood: 1, or 0 as the
+    second of two stages.
+    Averages above -1e-7 count as -1e-7 in the odds, as in `orpo`.
+    Libraries: turbo-alignment has this (``ASFTLoss``); LLaMA-Factory's ``use_asft_loss`` is something else.
+    """
+    chosen = log_sigmoid(beta * log_odds(pair.chosen.avg_logp))
+    rejected = log_sigmoid(-beta * log_odds(pair.rejected.avg_logp))
+    return -alpha * pair.chosen.avg_logp - weight * (chosen + rejected)
 
 
 @pair_objective(bounds={"beta": NON_NEGATIVE})
@@ -50,14 +162,8 @@ def orpo(pair: PairView, *, beta: float = 0.1, nll: str = "token_mean") -> Expre
     Libraries: TRL's likelihood term includes the prompt's tokens, Liger's may; LLaMA-Factory uses
     ``nll="response_mean"``.
     """
-    odds_ratio = log_odds(pair.chosen.avg_logp) - log_odds(pair.rejected.avg_logp)
-    return negative_log_likelihood(pair.chosen, nll) - beta * log_sigmoid(odds_ratio)
-
-
-def log_odds(average: Expression) -> Expression:
-    """The log-odds of a response of this average log-probability, capped at `AVERAGE_CAP`."""
-    average = minimum(average, AVERAGE_CAP)
-    return average - log1mexp(average)
+    odds = log_odds(pair.chosen.avg_logp) - log_odds(pair.rejected.avg_logp)
+    return negative_log_likelihood(pair.chosen, nll) - beta * log_sigmoid(odds)
 
 
 @pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY})

@@ -59,10 +59,12 @@ class Objective:
     def roles(self) -> tuple[str, ...]:
         """The responses of a pair it reads, in the order it reads them; empty for other kinds."""
         traced = self._traced(None)
-        columns = [name.split("_") for name in traced.columns]
         known = {*traced.trace.roles, *(role for role, _ in traced.trace.touched if role)}
-        read = [role for role in known if any(role in words for words in columns)]
-        return tuple(sorted(read, key=lambda role: [role in words for words in columns].index(True)))
+        found = []
+        for name in traced.columns:
+            stem = name.removeprefix("ref_")
+            found += sorted((role for role in known if stem.startswith(f"{role}_")), key=len)[-1:]
+        return tuple(dict.fromkeys(found))
 
     @property
     def columns(self) -> dict[str, ColumnInfo]:

@@ -12,8 +12,7 @@ from typing import Any
 
 from prefuse import objectives
 from prefuse.language import Expression, Objective, PairView, ResponseView, log_sigmoid, pair_objective, point_objective
-from prefuse.objectives._terms import logistic
-from prefuse.objectives.reference_free import log_odds
+from prefuse.objectives._terms import log_odds, logistic
 
 Scored = tuple[Expression, dict[str, Expression]]
 

@@ -1,0 +1,146 @@
+"""DPO with another margin: offset, of several objectives, or weighing its parts apart.
+
+Notation: ``h(y) = log π(y|x) - log π_ref(y|x)`` summed over the response, ``Δ = h(w) - h(l)`` for chosen w and
+rejected l, ``n(y)`` the number of response tokens.
+"""
+
+from __future__ import annotations
+
+from ..language import (
+    Expression,
+    PairView,
+    exp,
+    log_sigmoid,
+    minimum,
+    pair_objective,
+    relu,
+    softplus,
+    sqrt,
+    square,
+    stop_gradient,
+)
+from ._terms import (
+    EXPONENT_CAP,
+    NON_NEGATIVE,
+    POSITIVE,
+    choice,
+    length_normalised_margin,
+    log_ratio_margin,
+    target_margin,
+)
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def odpo(pair: PairView, *, beta: float = 0.1) -> Expression:
+    """DPO with an offset, ODPO (Amini et al. 2024, arXiv:2402.10571).
+
+    ``-log σ(βΔ - δ)``: the column ``margin`` holds δ of each pair, by how much the chosen reward should exceed the
+    other; in the paper ``α log(s(w) - s(l))`` with scores s, also called margin DPO.
+
+    beta: 0.05-0.5.
+    """
+    return -log_sigmoid(beta * log_ratio_margin(pair) - pair["margin"])
+
+
+@pair_objective(bounds={"beta": POSITIVE, "weight": POSITIVE})
+def modpo(pair: PairView, *, beta: float = 0.1, weight: float = 0.5, link: str = "sigmoid") -> Expression:
+    """Multi-objective DPO, MODPO (Zhou et al. 2023, arXiv:2310.03708).
+
+    ``-log σ(z)`` with ``z = (βΔ - m) / w``, w the weight of the objective that the pairs speak about: the column
+    ``margin`` holds m, the other objectives' weighted reward of the chosen response less that of the rejected one.
+
+    beta: 0.05-0.5. weight: w in (0, 1]; m has the weights that add up to 1 with it. link: ``"sigmoid"`` or ``"hinge"``,
+    ``max(0, 1 - z)``.
+    Libraries: the authors' code agrees; not in TRL or Liger.
+    """
+    margin = (beta * log_ratio_margin(pair) - pair["margin"]) / weight
+    return choice("modpo: link", link, {"sigmoid": -log_sigmoid(margin), "hinge": relu(1.0 - margin)})
+
+
+@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE})
+def alpha_dpo(
+    pair: PairView,
+    *,
+    beta: float = 2.5,
+    alpha: float = 0.2,
+    gamma: float | None = None,
+    gamma_beta_ratio: float | None = None,
+) -> Expression:
+    """α-DPO, SimPO with a margin that adapts (Wu et al. 2024, arXiv:2410.10148), as reconstructed.
+
+    ``-log σ(β [avg(w) - avg(l)] - γ - α z)``: z, which takes no gradient, is Δ of length-normalised log-ratios less its
+    mean over the batch, over its standard deviation.
+
+    beta: 2-10. alpha: weight of z, 0-0.5; at 0 it is `simpo`. gamma, gamma_beta_ratio: as in `simpo`.
+    """
+    margin = target_margin(beta, gamma, gamma_beta_ratio)
+    gap = length_normalised_margin(pair)
+    deviation = gap - gap.mean("batch")
+    score = stop_gradient(deviation / sqrt(square(deviation).mean("batch") + 1e-12))
+    return -log_sigmoid(beta * (pair.chosen.avg_logp - pair.rejected.avg_logp) - margin - alpha * score)
+
+
+@pair_objective(bounds={"beta": POSITIVE, "gamma": NON_NEGATIVE})
+def dpo_gamma(pair: PairView, *, beta: float = 0.1, gamma: float = 0.5) -> tuple[Expression, dict[str, Expression]]:
+    """DPO with a scaled reference, DPO^γ (Chen et al. 2024, ranking accuracy, arXiv:2405.19534).
+
+    ``-log σ(β [log π(w) - log π(l)] - βγ [log π_ref(w) - log π_ref(l)])``.
+
+    beta: 0.05-0.5. gamma: weight of the reference, 0-2: 1 is DPO, 0 has no reference. Soft preference learning with
+    weights a and b of policy and reference (Slocum et al. 2025) is ``beta=a, gamma=b/a``.
+    """
+    rewards = {
+        role: beta * (response.logp - gamma * response.ref_logp)
+        for role, response in (("chosen", pair.chosen), ("rejected", pair.rejected))
+    }
+    return -log_sigmoid(rewards["chosen"] - rewards["rejected"]), rewards
+
+
+@pair_objective(bounds={"beta_chosen": POSITIVE, "beta_rejected": NON_NEGATIVE})
+def flex_dpo(
+    pair: PairView, *, beta_chosen: float = 0.1, beta_rejected: float = 0.08
+) -> tuple[Expression, dict[str, Expression]]:
+    """Flex-DPO, a strength for each side (Yan et al. 2024, 3D-properties, arXiv:2406.07327).
+
+    ``-log σ(β₊ h(w) - β₋ h(l))``: a weaker pull on the rejected side keeps the chosen response from falling with it.
+
+    beta_chosen: β₊, 0.05-0.5. beta_rejected: β₋, a tenth of β₊ up to β₊. DPO-Shift (arXiv:2502.07599) with factor λ is
+    ``beta_rejected=λ·beta_chosen``.
+    """
+    chosen, rejected = beta_chosen * pair.chosen.logratio, beta_rejected * pair.rejected.logratio
+    return -log_sigmoid(chosen - rejected), {"chosen": chosen, "rejected": rejected}
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def daa(pair: PairView, *, beta: float = 0.1, alpha: float = 0.0, link: str = "dpo") -> Expression:
+    """Direct alignment algorithms as one family, DAA (Rafailov et al. 2024, arXiv:2406.02900; GPO, arXiv:2402.05749).
+
+    ``g(x)`` with ``x = βΔ + α [n(w) - n(l)]`` and a convex g that falls at 0: ``"dpo"`` -log σ(x), ``"ipo"`` (x - 1)²,
+    ``"slic"`` max(0, 1 - x), ``"exponential"`` e^{-x}, ``"squared_hinge"`` max(0, 1 - x)².
+
+    beta: 0.01-0.5. alpha: length regularisation as in `r_dpo`, which this is with ``link="dpo"``. link: g.
+    IPO here is β² times `ipo` at half of β with sums. The exponent is capped at 80.
+    """
+    x = beta * log_ratio_margin(pair) + alpha * (pair.chosen.length - pair.rejected.length)
+    links = {
+        "dpo": lambda: softplus(-x),
+        "ipo": lambda: square(x - 1.0),
+        "slic": lambda: relu(1.0 - x),
+        "exponential": lambda: exp(minimum(-x, EXPONENT_CAP)),
+        "squared_hinge": lambda: square(relu(1.0 - x)),
+    }
+    return choice("daa: link", link, links)()
+
+
+@pair_objective(bounds={"beta": POSITIVE, "limit": POSITIVE})
+def chi_po(pair: PairView, *, beta: float = 0.1, limit: float = 10.0) -> Expression:
+    """χ²-preference optimization, χPO (Huang et al. 2024, arXiv:2407.13399), as reconstructed.
+
+    ``-log σ(clip(β [φ(h(w)) - φ(h(l))]))`` with ``φ(h) = e^h + h``: the χ² part of φ holds back where the policy has
+    left the reference far behind. The clip is at ±2R.
+
+    beta: 0.01-0.5. limit: 2R, twice the largest reward; beyond it the gradient is 0. The exponent is capped at 80.
+    """
+    chosen, rejected = pair.chosen.logratio, pair.rejected.logratio
+    score = exp(minimum(chosen, EXPONENT_CAP)) - exp(minimum(rejected, EXPONENT_CAP)) + chosen - rejected
+    return -log_sigmoid((beta * score).clamp(-limit, limit))

@@ -1,0 +1,123 @@
+"""Pair objectives for labels that are noisy, soft, tied or unevenly reliable; see also `dpo` smoothed, and `robust`.
+
+Notation: ``z = βΔ`` with ``Δ = h(w) - h(l)`` the difference of the log-ratios ``h(y) = log π(y|x) - log π_ref(y|x)``,
+w chosen, l rejected.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..language import (
+    Expression,
+    PairView,
+    absolute,
+    exp,
+    log,
+    log1p,
+    log_sigmoid,
+    minimum,
+    pair_objective,
+    relu,
+    sigmoid,
+    where,
+)
+from ._terms import NON_NEGATIVE, POSITIVE, log_ratio_margin
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def mcts_dpo(pair: PairView, *, beta: float = 0.1) -> Expression:
+    """DPO on tree-search steps with soft labels, MCTS-DPO (Xie et al. 2024, arXiv:2405.00451).
+
+    ``-(1-ε) log σ(z) - ε log σ(-z)`` with ``ε = min(½, N(l) / (N(w) + N(l)))``: the columns ``visits`` hold how often
+    the search went each way. Log-probabilities are of the step, without the prefix that the two share.
+
+    beta: 0.02-0.5.
+    Libraries: the authors' code agrees, N(w) counting at least 1.
+    """
+    chosen, rejected = pair.chosen["visits"].clamp(min=1.0), pair.rejected["visits"]
+    flipped = minimum(rejected / (chosen + rejected), 0.5)
+    margin = beta * log_ratio_margin(pair)
+    return -log_sigmoid(margin) + flipped * margin
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def gdpo(pair: PairView, *, beta: float = 0.1) -> Expression:
+    """Geometric-averaged DPO for soft labels, GDPO (Furuta et al. 2024, arXiv:2409.06691), as reconstructed.
+
+    ``-log σ((2p-1) z)``: the column ``win_prob`` holds p, how likely w is preferred; a pair in doubt pulls less.
+
+    beta: 0.05-0.5.
+    """
+    return -log_sigmoid((2.0 * pair["win_prob"] - 1.0) * beta * log_ratio_margin(pair))
+
+
+@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE})
+def upo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.1) -> Expression:
+    """Uncertainty-enhanced preference optimization, UPO (Wang et al. 2024, arXiv:2409.11212), repaired.
+
+    ``-(1-ε) log σ(z) - ε log σ(-z) - α log π(w)/n(w)`` with ``ε = min(u, ½)``: the column ``uncertainty`` holds u, e.g.
+    the information gain in nats of a preference classifier under dropout. The reference is the previous policy.
+
+    beta: 0.05-0.5. alpha: weight of the likelihood, 0-1.
+    As printed the paper flips nearly every label, since its ε tends to 1 on a large data set, and lowers the likelihood
+    of w; its ablations show that neither is meant.
+    """
+    margin = beta * log_ratio_margin(pair)
+    flipped = minimum(pair["uncertainty"], 0.5)
+    return -log_sigmoid(margin) + flipped * margin - alpha * pair.chosen.avg_logp
+
+
+@pair_objective(bounds={"beta": POSITIVE, "alpha": POSITIVE})
+def ropo(pair: PairView, *, beta: float = 0.1, alpha: float = 14.0) -> Expression:
+    """Robust preference optimization, ROPO (Liang et al. 2024, arXiv:2404.04102, eq. 9).
+
+    ``4α/(1+α)² · (-log σ(z)) + 4α²/(1+α)² · σ(-z)``: the second term is bounded, so that a wrongly labelled pair stops
+    pulling.
+
+    beta: 0.05-0.5. alpha: α, 2-100; towards 0 the first term, and with it the loss, vanishes.
+    """
+    margin = beta * log_ratio_margin(pair)
+    scale = 4.0 * alpha / ((1.0 + alpha) * (1.0 + alpha))
+    return scale * (-log_sigmoid(margin) + alpha * sigmoid(-margin))
+
+
+@pair_objective(bounds={"beta": POSITIVE, "beta_prime": POSITIVE})
+def dr_dpo(pair: PairView, *, beta: float = 0.1, beta_prime: float = 1.0) -> Expression:
+    """Distributionally robustified DPO, Dr. DPO (Wu et al. 2024, arXiv:2407.07880).
+
+    ``-β' log mean_batch e^{-ℓ/β'}`` with DPO's ``ℓ = -log σ(z)``: pairs of high loss, likely mislabelled, count less.
+    One loss for the batch.
+
+    beta: 0.05-0.5. beta_prime: β', 0.1-10; towards infinity it is the mean of DPO.
+    """
+    return -beta_prime * (log_sigmoid(beta * log_ratio_margin(pair)) / beta_prime).logmeanexp("batch")
+
+
+@pair_objective(bounds={"beta": POSITIVE, "nu": "(1, inf)"})
+def dpo_rk(pair: PairView, *, beta: float = 0.1, nu: float = 3.0) -> Expression:
+    """DPO with ties after Rao and Kupper, DPO-RK (Chen et al. 2024, arXiv:2409.17431), as reconstructed.
+
+    ``-log σ(z - log ν)`` for a win, ``-log(ν²-1) - log σ(z - log ν) - log σ(-z - log ν)`` for a tie: the column
+    ``tie`` is true where the two responses were judged equal.
+
+    beta: 0.05-0.5. nu: ν > 1, how often ties happen; towards 1 never.
+    """
+    margin, step = beta * log_ratio_margin(pair), log(nu)
+    win = -log_sigmoid(margin - step)
+    return where(pair["tie"], win - log_sigmoid(-margin - step) - log(nu * nu - 1.0), win)
+
+
+@pair_objective(bounds={"beta": POSITIVE, "nu": POSITIVE})
+def dpo_d(pair: PairView, *, beta: float = 0.1, nu: float = 1.0) -> Expression:
+    """DPO with ties after Davidson, DPO-D (Chen et al. 2024, arXiv:2409.17431), as reconstructed.
+
+    ``log(1 + e^{-z} + 2ν e^{-z/2})`` for a win, that less ``log 2ν - z/2`` for a tie, with the column ``tie`` of
+    `dpo_rk`.
+
+    beta: 0.05-0.5. nu: ν > 0, how often ties happen; towards 0 never.
+    """
+    margin = beta * log_ratio_margin(pair)
+    size = absolute(margin)
+    win = relu(-margin) + log1p(exp(-size) + 2.0 * nu * exp(-0.5 * size))
+    return where(pair["tie"], win - log(nu) - math.log(2.0) + 0.5 * margin, win)

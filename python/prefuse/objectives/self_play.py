@@ -1,0 +1,210 @@
+"""Pair objectives of self-play and of learning online: from win rates, scores, earlier policies and optimism.
+
+Each is the loss inside a loop that samples from the policy, has the samples judged and replaces the reference or the
+policy that it starts from. Where that is all, the objective is another's: SPIN (arXiv:2401.01335), DNO-Prct, OAIF and
+Curry-DPO are `dpo` with the previous policy as the reference; TR-DPO (arXiv:2404.09656) is any objective here whose
+reference is refreshed, θ_ref ← αθ + (1-α)θ_ref or θ_ref ← θ now and then. `sppo` is in `anchored`.
+
+Notation: ``h(y) = log π(y|x) - log π_ref(y|x)`` summed over the response, ``Δ = h(w) - h(l)``. Where pairs are scored
+rather than ranked, w and l are just the first and the second. ``P(y)`` is a win rate in [0, 1].
+"""
+
+from __future__ import annotations
+
+from ..language import (
+    Expression,
+    GroupView,
+    PairView,
+    group_objective,
+    log,
+    log_sigmoid,
+    pair_objective,
+    sigmoid,
+    square,
+    stop_gradient,
+    where,
+)
+from ._terms import NON_NEGATIVE, POSITIVE, PROBABILITY, choice, length_normalised_margin, log_ratio_margin
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def dno(pair: PairView, *, beta: float = 0.1) -> Expression:
+    """Direct Nash optimization, DNO (Rosset et al. 2024, arXiv:2404.03715).
+
+    ``-ζ log σ(βΔ) - (1-ζ) log σ(-βΔ)`` with ``ζ = σ(P(w) - P(l))``: the columns ``win_prob`` hold P(y), the win rate
+    against the previous policy, which is also the reference.
+
+    beta: η of the paper, 0.05-0.5. With ζ = 1 (DNO-Prct) it is `dpo`.
+    """
+    margin = beta * log_ratio_margin(pair)
+    return -log_sigmoid(margin) + sigmoid(pair.rejected["win_prob"] - pair.chosen["win_prob"]) * margin
+
+
+@pair_objective(bounds={"eta": POSITIVE, "tau": NON_NEGATIVE})
+def inpo(pair: PairView, *, eta: float = 0.005, tau: float = 0.005 / 3) -> Expression:
+    """Iterative Nash policy optimization, INPO (Zhang et al. 2024, arXiv:2407.00617).
+
+    ``(D - (τ/η) D_ref - (1 - τ/η) D_prev - 1/(2η))²``, each D the log-probability of w less that of l: under the
+    policy, the reference, and the previous policy, whose log-probabilities are the columns ``previous_logps``.
+
+    eta: η, 0.002-0.1; the target is 1/(2η) nats. tau: τ, η/3; at η it is `ipo` with sums, at 0 so with the previous
+    policy for a reference.
+    """
+    chosen, rejected = pair.chosen, pair.rejected
+    policy, reference = chosen.logp - rejected.logp, chosen.ref_logp - rejected.ref_logp
+    previous = chosen["previous_logps"] - rejected["previous_logps"]
+    return square(policy - tau / eta * reference - (1.0 - tau / eta) * previous - 0.5 / eta)
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def online_ipo(pair: PairView, *, beta: float = 0.1) -> Expression:
+    """Online IPO with soft labels (Calandriello et al. 2024, arXiv:2403.08635).
+
+    ``(Δ - (p - ½)/β)²``: the column ``win_prob`` holds p, the probability that w, the first sample, beats the second.
+    Both come from the policy, or for IPO-MD from its geometric mixture with the reference.
+
+    beta: τ of the paper, 0.01-1.
+    Libraries: TRL's OnlineDPO has ``loss_type="ipo"`` with hard labels and sums, `ipo` with ``average=False``: the same
+    gradient in expectation.
+    """
+    return square(log_ratio_margin(pair) - (pair["win_prob"] - 0.5) / beta)
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def egpo(pair: PairView, *, beta: float = 0.1, average: bool = False) -> Expression:
+    """The loss inside extragradient preference optimization, EGPO (Zhou et al. 2025, arXiv:2503.08942).
+
+    ``(Δ - [P(w) - P(l)]/β)²``: the columns ``win_prob`` hold the probability of beating a third response, from the
+    policy. Each step is taken twice: to a midpoint, and from the start again with the midpoint's win rates.
+
+    beta: 0.01-1. average: divide each log-ratio by its response's length, as the authors' code for language models.
+    """
+    margin = length_normalised_margin(pair) if average else log_ratio_margin(pair)
+    return square(margin - (pair.chosen["win_prob"] - pair.rejected["win_prob"]) / beta)
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def psi_po(pair: PairView, *, beta: float = 0.1, link: str = "identity") -> Expression:
+    """ΨPO, preference optimization under any utility of the win rate (Azar et al. 2023, arXiv:2310.12036).
+
+    ``(Δ - [Ψ(P(w)) - Ψ(P(l))]/β)²``, the regression that the optimum of ``E Ψ(P) - β KL`` solves: the columns
+    ``win_prob`` hold P(y) against the comparison policy.
+
+    beta: τ of the paper, 0.01-1. link: Ψ, ``"identity"`` (IPO) or ``"logit"`` log(P/(1-P)), under which Bradley-Terry
+    preferences give the optimum of RLHF and DPO. A logit counts P outside [10⁻⁶, 1 - 10⁻⁶] as the end.
+    """
+    chosen, rejected = (_utility(response["win_prob"], link) for response in (pair.chosen, pair.rejected))
+    return square(log_ratio_margin(pair) - (chosen - rejected) / beta)
+
+
+def _utility(win_prob: Expression, link: str) -> Expression:
+    inside = win_prob.clamp(1e-6, 1.0 - 1e-6)
+    return choice("psi_po: link", link, {"identity": win_prob, "logit": log(inside) - log(1.0 - inside)})
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def copg(pair: PairView, *, beta: float = 0.06) -> Expression:
+    """Contrastive policy gradient, CoPG (Flet-Berliac et al. 2024, arXiv:2406.19185).
+
+    ``(β/2) Δ² - [R(w) - R(l)] Δ``: the columns ``score`` hold rewards R of any two responses, from whatever policy.
+
+    beta: 0.01-1. The value may be negative; up to a constant it is `reward_distillation` over 2β.
+    The paper's text says that its eq. 17 is minimised; it is the negative that is.
+    """
+    margin = log_ratio_margin(pair)
+    return 0.5 * beta * square(margin) - (pair.chosen["score"] - pair.rejected["score"]) * margin
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def reward_distillation(pair: PairView, *, beta: float = 0.1) -> Expression:
+    """Reward distillation, e-DPO (Fisch et al. 2024, arXiv:2405.19316); REBEL (Gao et al. 2024, arXiv:2404.16767).
+
+    ``([R(w) - R(l)] - βΔ)²``: the implicit reward's margin is regressed on that of a reward model, in the columns
+    ``score``. REBEL's reference is the previous policy and its β is 1/η.
+
+    beta: 0.01-1.
+    """
+    return square(pair.chosen["score"] - pair.rejected["score"] - beta * log_ratio_margin(pair))
+
+
+@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE})
+def vpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.01, mode: str = "online") -> Expression:
+    """Value-incentivised preference optimization, VPO (Cen et al. 2024, arXiv:2405.19320), as reconstructed.
+
+    ``-log σ(βΔ) ± αβ h(c)``: the role ``calibration`` is a response c of a fixed policy. Plus, ``"online"``, is
+    optimism: what that policy covers already is pushed down. Minus, ``"offline"``, is pessimism: with c = w it is DPO
+    with SFT.
+
+    beta: 0.05-0.5. alpha: 1e-3-1; at 0 it is DPO. mode: the sign.
+    SELM (arXiv:2405.19332) is the online form with c from the reference, and its code's ``alpha`` of 1e-3.
+    """
+    sign = choice("vpo: mode", mode, {"online": 1.0, "offline": -1.0})
+    bonus = alpha * beta * pair.response("calibration").logratio
+    return -log_sigmoid(beta * log_ratio_margin(pair)) + sign * bonus
+
+
+@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE})
+def xpo(pair: PairView, *, beta: float = 0.1, alpha: float = 1e-5, link: str = "sigmoid") -> Expression:
+    """Exploratory preference optimization, XPO (Xie et al. 2024, arXiv:2405.21046).
+
+    ``-log σ(βΔ) + α log π(ỹ)``: of the two responses one is the policy's and ỹ the reference's, which is pushed down.
+    The column ``chosen_from_policy`` is true where w is the policy's, so that ỹ is l.
+
+    beta: 0.05-0.5. alpha: 1e-6-1e-3. link: ``"sigmoid"``, or ``"ipo"`` for (Δ - 1/(2β))².
+    Libraries: TRL's XPO trainer, which 1.16 no longer has, agrees.
+    """
+    margin = log_ratio_margin(pair)
+    loss = choice("xpo: link", link, {"sigmoid": -log_sigmoid(beta * margin), "ipo": square(margin - 0.5 / beta)})
+    return loss + alpha * where(pair["chosen_from_policy"], pair.rejected.logp, pair.chosen.logp)
+
+
+@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "limit": POSITIVE})
+def ofs_dpo(
+    pair: PairView, *, beta: float = 0.1, alpha: float = 0.2, limit: float = 10.0, module: str = "fast"
+) -> Expression:
+    """Online fast-slow chasing DPO, OFS-DPO (Qi et al. 2024, arXiv:2406.05534).
+
+    ``-log σ(βΔ) ± a (-log σ(βΔ_FS))``, plus for the fast of two adapters and minus for the slow, each with the other's
+    log-probabilities in the columns ``other_logps``: Δ_FS is by how much the fast one prefers w over l more than the
+    slow one does.
+
+    beta: 0.05-0.5. alpha: a, 0.1-0.5. limit: of |βΔ_FS|, without which the slow module's loss has no lower bound;
+    beyond it the second term has gradient 0. module: ``"fast"`` or ``"slow"``.
+    """
+    own, other = pair.chosen.logp - pair.rejected.logp, pair.chosen["other_logps"] - pair.rejected["other_logps"]
+    sign = choice("ofs_dpo: module", module, {"fast": 1.0, "slow": -1.0})
+    chase = -log_sigmoid((sign * beta * (own - other)).clamp(-limit, limit))
+    return -log_sigmoid(beta * log_ratio_margin(pair)) + sign * alpha * chase
+
+
+@pair_objective(bounds={"beta": POSITIVE, "alpha": PROBABILITY})
+def srpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.5) -> Expression:
+    """Self-improving robust preference optimization, SRPO (Choi et al. 2024, arXiv:2406.01660), as reconstructed.
+
+    ``(1-α) (1 - β [h(w|l) - h(l|w) + h(w) - h(l)])²`` for the generator and its improver together, and
+    ``α {(½ - β [h(w|l) - h(l|l)])² + (½ - β [h(w|w) - h(l|w)])²}`` for the improver alone: h(y|y') is the log-ratio of
+    y from a prompt that also shows y'. Roles: ``improved`` w|l, ``worsened`` l|w, ``kept_chosen`` w|w,
+    ``kept_rejected`` l|l.
+
+    beta: 0.01-1. alpha: share of the improver's own loss, in [0, 1].
+    """
+    improved, worsened = pair.response("improved").logratio, pair.response("worsened").logratio
+    kept_chosen, kept_rejected = pair.response("kept_chosen").logratio, pair.response("kept_rejected").logratio
+    joint = square(1.0 - beta * (improved - worsened + log_ratio_margin(pair)))
+    improver = square(0.5 - beta * (improved - kept_rejected)) + square(0.5 - beta * (kept_chosen - worsened))
+    return (1.0 - alpha) * joint + alpha * improver
+
+
+@group_objective(bounds={"weight": NON_NEGATIVE})
+def hypo_kl(group: GroupView, *, weight: float = 1e-4) -> Expression:
+    """The online term of hybrid preference optimization, HyPO (Song et al. 2024, arXiv:2406.01462).
+
+    ``(λ/k) Σ_s a_s log π(y_s)`` with ``a_s`` the log-ratio of sample s less the mean of the other samples', which takes
+    no gradient: an unbiased gradient of ``λ KL(π‖π_ref)`` from k samples of the policy. Add it to `dpo` on offline
+    pairs, each on its own batch. The value means nothing; a single sample has no baseline.
+
+    weight: λ, 1e-5-1e-2.
+    """
+    ratio = group.response.logratio
+    others = (ratio.sum() - ratio) / (group.size - 1.0).clamp(min=1.0)
+    return weight * (stop_gradient(ratio - others) * group.response.logp).mean()

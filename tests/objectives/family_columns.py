@@ -1,0 +1,175 @@
+"""The wider family of pair and point objectives: variants to try, and the columns they take beyond the usual ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .fixtures import Columns
+
+Parameters = dict[str, Any]
+
+# Responses beyond chosen and rejected, in sums; and those that are looked at token by token.
+ROLES = (
+    "gold",
+    "rationale",
+    "calibration",
+    "improved",
+    "worsened",
+    "kept_chosen",
+    "kept_rejected",
+    "chosen_damaged",
+    "revised",
+    "revised_damaged",
+)
+TOKEN_ROLES = ("chosen", "rejected", "revised", "revised_damaged")
+TOKENS = 6
+
+# Objectives with a weight or a scale that depends on the columns and takes no gradient.
+DETACHED = frozenset({"alpha_dpo", "beta_dpo", "hypo_kl", "kto_pair", "nbpo", "wpo"})
+
+VARIANTS: list[tuple[str, Parameters]] = [
+    # a likelihood held up
+    ("dpop", {"beta": 0.3, "penalty": 2.0}),
+    ("rpo", {"beta": 0.3, "alpha": 0.7}),
+    ("rpo", {"beta": 0.3, "label_smoothing": 0.1, "nll": "token_mean"}),
+    ("rpo", {"beta": 0.3, "alpha": 0.02, "nll": "sum"}),
+    ("codpo", {"beta": 0.3, "weight": 2.0}),
+    ("cal_dpo", {"beta": 0.3}),
+    ("cal_dpo", {"beta": 0.3, "variant": "original"}),
+    ("rationale_dpo", {"beta": 0.3, "gamma": 0.5}),
+    ("rationale_dpo", {"beta": 0.3, "gamma": 0.05, "variant": "original"}),
+    ("rationale_orpo", {"beta": 0.3, "gamma": 2.0}),
+    ("rationale_orpo", {"nll": "response_mean"}),
+    ("spo_degree", {"beta": 0.3, "weight": 0.4}),
+    # lengths
+    ("r_dpo", {"beta": 0.3, "alpha": 0.05}),
+    ("ld_dpo", {"beta": 0.3, "alpha": 0.4}),
+    ("ld_dpo", {"beta": 0.3, "scope": "policy"}),
+    ("sampo", {"beta": 0.3}),
+    ("sampo", {"beta": 0.3, "independent": True}),
+    # weights and strengths
+    ("wpo", {"beta": 0.3}),
+    ("wpo", {"beta": 0.3, "label_smoothing": 0.1, "variant": "trl-1.16"}),
+    ("wpo", {"variant": "trl-0.24"}),
+    ("beta_dpo", {"beta": 0.3, "sensitivity": 0.2, "centre": 0.5}),
+    ("beta_dpo", {"beta": 0.3, "sensitivity": 0.2, "level": "pair"}),
+    ("ns_dpo", {"beta": 0.3, "gamma": 0.8}),
+    ("mallows_po", {"beta": 0.3}),
+    # without a reference
+    ("alphapo", {"beta": 3.0, "alpha": 0.3}),
+    ("alphapo", {"beta": 3.0, "alpha": -0.4, "gamma": 0.7, "label_smoothing": 0.1}),
+    ("alphapo", {"beta": 3.0, "alpha": 0.0, "gamma_beta_ratio": 0.2}),
+    ("simper", {}),
+    ("slic", {"delta": 2.0, "alpha": 0.3}),
+    ("slic", {"nll": "response_mean"}),
+    ("tpo", {"beta": 0.2, "alpha": 0.7, "label_smoothing": 0.1}),
+    ("tpo", {"nll": "response_mean"}),
+    ("tpo_l", {"beta": 1.5, "gamma": 0.4, "alpha": 0.7, "label_smoothing": 0.1}),
+    ("asft", {"beta": 0.6, "weight": 0.4, "alpha": 0.5}),
+    # margins
+    ("odpo", {"beta": 0.3}),
+    ("modpo", {"beta": 0.3, "weight": 0.7}),
+    ("modpo", {"beta": 0.3, "link": "hinge"}),
+    ("alpha_dpo", {"beta": 3.0, "alpha": 0.4, "gamma": 0.7}),
+    ("alpha_dpo", {"gamma_beta_ratio": 0.2}),
+    ("dpo_gamma", {"beta": 0.3, "gamma": 0.7}),
+    ("flex_dpo", {"beta_chosen": 0.3, "beta_rejected": 0.2}),
+    ("daa", {"beta": 0.3, "alpha": 0.02}),
+    ("daa", {"beta": 0.3, "link": "ipo"}),
+    ("daa", {"beta": 0.3, "link": "slic"}),
+    ("daa", {"beta": 0.3, "link": "exponential"}),
+    ("daa", {"beta": 0.3, "link": "squared_hinge"}),
+    ("chi_po", {"beta": 0.3, "limit": 4.0}),
+    # robustness
+    ("mcts_dpo", {"beta": 0.3}),
+    ("gdpo", {"beta": 0.3}),
+    ("upo", {"beta": 0.3, "alpha": 0.5}),
+    ("ropo", {"beta": 0.3, "alpha": 2.5}),
+    ("dr_dpo", {"beta": 0.3, "beta_prime": 0.5}),
+    ("dpo_rk", {"beta": 0.3, "nu": 1.8}),
+    ("dpo_d", {"beta": 0.3, "nu": 0.7}),
+    # self-play and online
+    ("dno", {"beta": 0.3}),
+    ("inpo", {"eta": 0.2, "tau": 0.05}),
+    ("online_ipo", {"beta": 0.3}),
+    ("egpo", {"beta": 0.3}),
+    ("egpo", {"beta": 0.3, "average": True}),
+    ("psi_po", {"beta": 0.3}),
+    ("psi_po", {"beta": 0.3, "link": "logit"}),
+    ("copg", {"beta": 0.3}),
+    ("reward_distillation", {"beta": 0.3}),
+    ("vpo", {"beta": 0.3, "alpha": 0.1}),
+    ("vpo", {"beta": 0.3, "mode": "offline"}),
+    ("xpo", {"beta": 0.3, "alpha": 0.02}),
+    ("xpo", {"beta": 0.3, "alpha": 0.02, "link": "ipo"}),
+    ("ofs_dpo", {"beta": 0.3, "alpha": 0.4, "limit": 2.0}),
+    ("ofs_dpo", {"beta": 0.3, "module": "slow"}),
+    ("srpo", {"beta": 0.3, "alpha": 0.2}),
+    ("hypo_kl", {"weight": 0.3}),
+    ("sppo", {"beta": 0.05, "single": True}),
+    ("kto_pair", {"beta": 0.3}),
+    # with an image
+    ("opa_dpo", {"beta": 0.3, "image_weight": 0.4, "anchor_weight": 0.7}),
+    # points
+    ("sppo_point", {"beta": 0.05}),
+    ("gpo", {"beta": 0.05}),
+    ("dro", {"tau": 0.3}),
+    ("asft_unpaired", {"beta": 0.6, "weight": 0.4, "alpha": 0.5}),
+    ("crraft", {}),
+    ("nbpo", {"beta": 0.3}),
+    ("nbpo", {"beta": 0.3, "variant": "likelihood"}),
+    ("nbpo", {"beta": 0.3, "variant": "surrogate"}),
+    ("npo", {"beta": 0.3}),
+    ("simnpo", {"beta": 2.0, "gamma": 0.3}),
+    # further options of the objectives in `checking`
+    ("f_dpo", {"divergence": "alpha", "coefficient": 0.3, "beta": 0.3}),
+    ("f_dpo", {"divergence": "alpha", "coefficient": 1.0, "beta": 0.3}),
+]
+
+
+def random_columns(size: int, seed: int) -> Columns:
+    """What the family reads beyond log-probabilities of the usual responses."""
+    rng = np.random.default_rng([seed, 1])
+    columns: Columns = {}
+    for role in ROLES:
+        lengths = rng.integers(1, 30, size)
+        columns[f"{role}_lengths"] = lengths
+        columns[f"{role}_logps"] = -rng.uniform(0.1, 3.0, size) * lengths
+        columns[f"ref_{role}_logps"] = columns[f"{role}_logps"] + rng.normal(0, 2, size)
+    for role in TOKEN_ROLES:
+        columns |= token_columns(rng, role, size)
+    for role in ("chosen_", "rejected_", ""):
+        columns[f"{role}score"] = rng.normal(0, 1, size)
+    for role in ("chosen", "rejected"):
+        columns[f"{role}_visits"] = rng.uniform(0, 12, size)
+        columns[f"{role}_previous_logps"] = rng.normal(-20, 2, size)
+        columns[f"{role}_other_logps"] = rng.normal(-20, 2, size)
+    columns["age"] = rng.uniform(0, 5, size)
+    columns["degree_loss"] = rng.uniform(0, 2, size)
+    columns["dispersion"] = rng.uniform(0.2, 2, size)
+    columns["uncertainty"] = rng.uniform(0, 0.7, size)
+    for name in ("margin", "reward", "value", "flip"):
+        columns[name] = rng.normal(0, 1, size)
+    columns["chosen_from_policy"] = rng.uniform(0, 1, size) < 0.5
+    columns["tie"] = rng.uniform(0, 1, size) < 0.4
+    columns["groups"] = np.arange(size) // 3
+    return columns
+
+
+def token_columns(rng: np.random.Generator, role: str, size: int) -> Columns:
+    """A response of up to `TOKENS` tokens."""
+    lengths = rng.integers(1, TOKENS + 1, size)
+    shape = (size, TOKENS)
+    policy = -rng.uniform(0.1, 3.0, shape)
+    return {
+        f"{role}_mask": np.arange(TOKENS) < lengths[:, None],
+        f"{role}_token_logps": policy,
+        f"ref_{role}_token_logps": policy + rng.normal(0, 0.5, shape),
+        f"{role}_token_log_sum_sq": -rng.uniform(0.1, 5.0, shape),
+        f"{role}_token_severity": rng.uniform(1, 2.5, shape),
+        f"{role}_token_recognition": rng.uniform(1, 3, shape),
+        f"{role}_token_sampled": rng.uniform(0, 1, shape) < 0.7,
+        f"{role}_token_ref_sampled": rng.uniform(0, 1, shape) < 0.7,
+    }

@@ -1,0 +1,551 @@
+"""The wider family of pair and point objectives as plain float64 PyTorch, beside `reference`.
+
+A formula takes the columns it reads as attributes of its first argument, then the hyper-parameters, and returns one
+loss per item and the rewards. `reads` says which columns those are, also where a structural option decides it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid as log_sigmoid
+
+from .reference import relu, smoothed
+
+PAIR = "chosen_logps rejected_logps ref_chosen_logps ref_rejected_logps"
+LENGTHS = "chosen_lengths rejected_lengths"
+FREE = f"chosen_logps rejected_logps {LENGTHS}"
+TOKENS = (
+    "chosen_token_logps rejected_token_logps ref_chosen_token_logps ref_rejected_token_logps chosen_mask rejected_mask"
+)
+
+
+def reads(columns: str | Callable[..., str]) -> Callable[..., Any]:
+    """Give a formula its columns: their names, or a function from the hyper-parameters to their names."""
+
+    def decorate(formula):
+        names = columns if callable(columns) else lambda **_: columns
+
+        def call(**given):
+            settings = formula.__kwdefaults__ or {}
+            hyper = {key: given.pop(key) for key in list(given) if key in settings}
+            floats = {key: value.double() if value.dtype is torch.int64 else value for key, value in given.items()}
+            return formula(SimpleNamespace(**floats), **hyper)
+
+        call.columns = lambda parameters: names(**parameters).split()
+        return call
+
+    return decorate
+
+
+def rewards(c: SimpleNamespace, beta: float, *roles: str) -> dict[str, Tensor]:
+    """β times the log-ratio of each role; chosen and rejected if none is named."""
+    ratio = lambda role: getattr(c, f"{role}_logps") - getattr(c, f"ref_{role}_logps")  # noqa: E731
+    return {role: beta * ratio(role) for role in roles or ("chosen", "rejected")}
+
+
+def margin(c: SimpleNamespace) -> Tensor:
+    return (c.chosen_logps - c.rejected_logps) - (c.ref_chosen_logps - c.ref_rejected_logps)
+
+
+def averages(c: SimpleNamespace, *roles: str) -> list[Tensor]:
+    return [getattr(c, f"{role}_logps") / getattr(c, f"{role}_lengths") for role in roles or ("chosen", "rejected")]
+
+
+def negative_log_likelihood(logps: Tensor, lengths: Tensor | None, mode: str) -> Tensor:
+    if mode == "token_mean":
+        return (-logps.sum() / lengths.sum()).expand(len(logps))
+    return -logps / lengths if mode == "response_mean" else -logps
+
+
+# --- a likelihood held up -----------------------------------------------------------------------------------------
+
+
+@reads(PAIR)
+def dpop(c, *, beta=0.1, penalty=50.0):
+    fall = relu(c.ref_chosen_logps - c.chosen_logps)
+    return -log_sigmoid(beta * (margin(c) - penalty * fall)), rewards(c, beta)
+
+
+@reads(lambda nll="response_mean", **_: PAIR + (" chosen_lengths" if nll != "sum" else ""))
+def rpo(c, *, beta=0.1, alpha=1.0, label_smoothing=0.0, nll_mode="response_mean"):
+    likelihood = negative_log_likelihood(c.chosen_logps, getattr(c, "chosen_lengths", None), nll_mode)
+    return smoothed(beta * margin(c), label_smoothing) + alpha * likelihood, rewards(c, beta)
+
+
+@reads(f"{PAIR} chosen_lengths")
+def codpo(c, *, beta=0.1, weight=5.0):
+    return -log_sigmoid(beta * margin(c)) - weight * c.chosen_logps / c.chosen_lengths, rewards(c, beta)
+
+
+@reads(PAIR)
+def cal_dpo(c, *, beta=0.1, variant="paper"):
+    chosen, rejected = rewards(c, 1.0).values()
+    squares = (chosen - 1 / (2 * beta)) ** 2 + (rejected + 1 / (2 * beta)) ** 2
+    return -log_sigmoid(chosen - rejected) + squares * (1 if variant == "paper" else 0.5), rewards(c, beta)
+
+
+@reads(f"{PAIR} rationale_logps")
+def rationale_dpo(c, *, beta=0.1, gamma=2.0, variant="paper"):
+    dpo = -log_sigmoid(beta * margin(c))
+    scaled = gamma * c.rationale_logps
+    return dpo - (scaled if variant == "paper" else torch.log(torch.sigmoid(scaled))), rewards(c, beta)
+
+
+@reads(f"{FREE} rationale_logps rationale_lengths")
+def rationale_orpo(c, *, beta=0.1, gamma=10.0, nll_mode="token_mean"):
+    chosen, rejected, rationale = averages(c, "chosen", "rejected", "rationale")
+    p, q = torch.exp(chosen), torch.exp(rejected)
+    odds_ratio = (p / (1 - p)) / (q / (1 - q))
+    loss = negative_log_likelihood(c.chosen_logps, c.chosen_lengths, nll_mode)
+    loss = loss - beta * torch.log(odds_ratio / (1 + odds_ratio)) - gamma * rationale
+    return loss, {"chosen": beta * chosen, "rejected": beta * rejected}
+
+
+@reads(f"{PAIR} degree_loss")
+def spo_degree(c, *, beta=0.1, weight=0.1):
+    return -log_sigmoid(beta * margin(c)) + weight * c.degree_loss, rewards(c, beta)
+
+
+# --- lengths ------------------------------------------------------------------------------------------------------
+
+
+@reads(f"{PAIR} {LENGTHS}")
+def r_dpo(c, *, beta=0.1, alpha=0.01):
+    return -log_sigmoid(beta * margin(c) + alpha * (c.chosen_lengths - c.rejected_lengths)), rewards(c, beta)
+
+
+def summed(c, role: str, weight: Tensor | float = 1.0, ref_weight: Tensor | float = 1.0) -> Tensor:
+    """A response's log-ratio from its tokens, those of policy and reference weighted."""
+    mask = getattr(c, f"{role}_mask")
+    policy, reference = getattr(c, f"{role}_token_logps"), getattr(c, f"ref_{role}_token_logps")
+    return (mask * (weight * policy - ref_weight * reference)).sum(1)
+
+
+def token_rewards(c, beta):
+    return {role: beta * summed(c, role) for role in ("chosen", "rejected")}
+
+
+@reads(TOKENS)
+def ld_dpo(c, *, beta=0.1, alpha=0.5, scope="both"):
+    shared = torch.minimum(c.chosen_mask.sum(1), c.rejected_mask.sum(1))
+    inside = torch.arange(c.chosen_mask.shape[1]) < shared[:, None]
+    weight = inside + alpha * (~inside).double()
+    ref_weight = weight if scope == "both" else 1.0
+    chosen, rejected = (summed(c, role, weight, ref_weight) for role in ("chosen", "rejected"))
+    return -log_sigmoid(beta * (chosen - rejected)), token_rewards(c, beta)
+
+
+SAMPLED = "chosen_token_sampled rejected_token_sampled"
+
+
+@reads(lambda independent=False, **_: f"{TOKENS} {SAMPLED} {SAMPLED.replace('_s', '_ref_s') if independent else ''}")
+def sampo(c, *, beta=0.1, independent=False):
+    def kept(role):
+        policy = getattr(c, f"{role}_token_sampled")
+        return summed(c, role, policy, getattr(c, f"{role}_token_ref_sampled") if independent else policy)
+
+    return -log_sigmoid(beta * (kept("chosen") - kept("rejected"))), token_rewards(c, beta)
+
+
+# --- weights and strengths ----------------------------------------------------------------------------------------
+
+
+@reads(f"{TOKENS} chosen_token_log_sum_sq rejected_token_log_sum_sq")
+def wpo(c, *, beta=0.1, label_smoothing=0.0, variant="original"):
+    def weight(role):
+        mask = getattr(c, f"{role}_mask")
+        gap = getattr(c, f"{role}_token_logps") - getattr(c, f"{role}_token_log_sum_sq")
+        return torch.exp((mask * gap).sum(1) / mask.sum(1)).detach()
+
+    product = weight("chosen") * weight("rejected")
+    product = product if variant == "trl-1.16" else torch.clamp(product, max=1.0)
+    return product * smoothed(beta * (summed(c, "chosen") - summed(c, "rejected")), label_smoothing), token_rewards(
+        c, beta
+    )
+
+
+@reads(PAIR)
+def beta_dpo(c, *, beta=0.1, sensitivity=0.6, centre=0.0, level="batch"):
+    gap = margin(c).detach()
+    gap = gap.mean() if level == "batch" else gap
+    strength = torch.clamp(beta * (1 + sensitivity * (gap - centre)), min=1e-3)
+    return -log_sigmoid(strength * margin(c)), rewards(c, beta)
+
+
+@reads(f"{PAIR} age")
+def ns_dpo(c, *, beta=0.1, gamma=0.95):
+    return -log_sigmoid(beta * margin(c)) * torch.exp(c.age * math.log(gamma)), rewards(c, beta)
+
+
+@reads(f"{PAIR} dispersion")
+def mallows_po(c, *, beta=0.1):
+    return -log_sigmoid(c.dispersion * beta * margin(c)), rewards(c, beta)
+
+
+# --- without a reference ------------------------------------------------------------------------------------------
+
+
+@reads(FREE)
+def alphapo(c, *, beta=2.5, alpha=0.25, gamma=None, gamma_beta_ratio=0.5, label_smoothing=0.0):
+    bent = lambda average: average if alpha == 0 else (1 - torch.exp(average) ** -alpha) / alpha  # noqa: E731
+    chosen, rejected = (beta * bent(average) for average in averages(c))
+    gamma = beta * gamma_beta_ratio if gamma is None else gamma
+    return smoothed(chosen - rejected - gamma, label_smoothing), {"chosen": chosen, "rejected": rejected}
+
+
+@reads(FREE)
+def simper(c):
+    chosen, rejected = averages(c)
+    return torch.exp(rejected) - torch.exp(chosen), {"chosen": chosen, "rejected": rejected}
+
+
+@reads(lambda nll="sum", **_: "chosen_logps rejected_logps" + (" chosen_lengths" if nll != "sum" else ""))
+def slic(c, *, delta=1.0, alpha=0.1, nll_mode="sum"):
+    likelihood = negative_log_likelihood(c.chosen_logps, getattr(c, "chosen_lengths", None), nll_mode)
+    loss = relu(delta - (c.chosen_logps - c.rejected_logps)) + alpha * likelihood
+    return loss, {"chosen": c.chosen_logps, "rejected": c.rejected_logps}
+
+
+@reads("chosen_logps rejected_logps gold_logps gold_lengths")
+def tpo(c, *, beta=0.01, alpha=1.0, label_smoothing=0.0, nll_mode="token_mean"):
+    chosen, rejected = beta * c.chosen_logps, beta * c.rejected_logps
+    loss = smoothed(chosen - rejected, label_smoothing)
+    loss = loss + alpha * negative_log_likelihood(c.gold_logps, c.gold_lengths, nll_mode)
+    return loss, {"chosen": chosen, "rejected": rejected}
+
+
+@reads(f"{FREE} gold_logps gold_lengths")
+def tpo_l(c, *, beta=2.0, gamma=1.6, alpha=0.05, label_smoothing=0.0, nll_mode="token_mean"):
+    chosen, rejected = (beta * average for average in averages(c))
+    loss = smoothed(chosen - rejected - gamma, label_smoothing)
+    loss = loss + alpha * negative_log_likelihood(c.gold_logps, c.gold_lengths, nll_mode)
+    return loss, {"chosen": chosen, "rejected": rejected}
+
+
+@reads(FREE)
+def asft(c, *, beta=1.0, weight=1.0, alpha=1.0):
+    chosen, rejected = averages(c)
+    p, q = torch.exp(chosen), torch.exp(rejected)
+    up, down = (p / (1 - p)) ** beta, (q / (1 - q)) ** beta
+    loss = -alpha * chosen - weight * (torch.log(up / (1 + up)) + torch.log(1 / (1 + down)))
+    return loss, {"chosen": beta * chosen, "rejected": beta * rejected}
+
+
+# --- margins ------------------------------------------------------------------------------------------------------
+
+
+@reads(f"{PAIR} margin")
+def odpo(c, *, beta=0.1):
+    return -log_sigmoid(beta * margin(c) - c.margin), rewards(c, beta)
+
+
+@reads(f"{PAIR} margin")
+def modpo(c, *, beta=0.1, weight=0.5, link="sigmoid"):
+    z = (beta * margin(c) - c.margin) / weight
+    return (-log_sigmoid(z) if link == "sigmoid" else relu(1 - z)), rewards(c, beta)
+
+
+@reads(f"{PAIR} {LENGTHS}")
+def alpha_dpo(c, *, beta=2.5, alpha=0.2, gamma=None, gamma_beta_ratio=0.5):
+    chosen, rejected = averages(c)
+    ratios = rewards(c, 1.0)
+    gap = (ratios["chosen"] / c.chosen_lengths - ratios["rejected"] / c.rejected_lengths).detach()
+    score = (gap - gap.mean()) / torch.sqrt(gap.var(correction=0) + 1e-12)
+    gamma = beta * gamma_beta_ratio if gamma is None else gamma
+    return -log_sigmoid(beta * (chosen - rejected) - gamma - alpha * score), rewards(c, beta)
+
+
+@reads(PAIR)
+def dpo_gamma(c, *, beta=0.1, gamma=0.5):
+    z = beta * ((c.chosen_logps - c.rejected_logps) - gamma * (c.ref_chosen_logps - c.ref_rejected_logps))
+    reward = lambda policy, reference: beta * (policy - gamma * reference)  # noqa: E731
+    return -log_sigmoid(z), {
+        "chosen": reward(c.chosen_logps, c.ref_chosen_logps),
+        "rejected": reward(c.rejected_logps, c.ref_rejected_logps),
+    }
+
+
+@reads(PAIR)
+def flex_dpo(c, *, beta_chosen=0.1, beta_rejected=0.08):
+    chosen, rejected = rewards(c, beta_chosen)["chosen"], rewards(c, beta_rejected)["rejected"]
+    return -log_sigmoid(chosen - rejected), {"chosen": chosen, "rejected": rejected}
+
+
+@reads(f"{PAIR} {LENGTHS}")
+def daa(c, *, beta=0.1, alpha=0.0, link="dpo"):
+    x = beta * margin(c) + alpha * (c.chosen_lengths - c.rejected_lengths)
+    loss = {
+        "dpo": lambda: -log_sigmoid(x),
+        "ipo": lambda: (x - 1) ** 2,
+        "slic": lambda: relu(1 - x),
+        "exponential": lambda: torch.exp(-x),
+        "squared_hinge": lambda: relu(1 - x) ** 2,
+    }[link]()
+    return loss, rewards(c, beta)
+
+
+@reads(PAIR)
+def chi_po(c, *, beta=0.1, limit=10.0):
+    chosen, rejected = (torch.exp(h) + h for h in rewards(c, 1.0).values())
+    return -log_sigmoid(torch.clamp(beta * (chosen - rejected), -limit, limit)), rewards(c, beta)
+
+
+# --- robustness ---------------------------------------------------------------------------------------------------
+
+
+@reads(f"{PAIR} chosen_visits rejected_visits")
+def mcts_dpo(c, *, beta=0.1):
+    flipped = 1 - 1 / (1 + c.rejected_visits / torch.clamp(c.chosen_visits, min=1.0))
+    return smoothed(beta * margin(c), torch.clamp(flipped, max=0.5)), rewards(c, beta)
+
+
+@reads(f"{PAIR} win_prob")
+def gdpo(c, *, beta=0.1):
+    return -log_sigmoid(beta * (c.win_prob - (1 - c.win_prob)) * margin(c)), rewards(c, beta)
+
+
+@reads(f"{PAIR} uncertainty chosen_lengths")
+def upo(c, *, beta=0.1, alpha=0.1):
+    loss = smoothed(beta * margin(c), torch.clamp(c.uncertainty, max=0.5))
+    return loss - alpha * c.chosen_logps / c.chosen_lengths, rewards(c, beta)
+
+
+@reads(PAIR)
+def ropo(c, *, beta=0.1, alpha=14.0):
+    z = beta * margin(c)
+    logistic, bounded = 4 * alpha / (1 + alpha) ** 2, 4 * alpha**2 / (1 + alpha) ** 2
+    return logistic * -log_sigmoid(z) + bounded * torch.sigmoid(-z), rewards(c, beta)
+
+
+@reads(PAIR)
+def dr_dpo(c, *, beta=0.1, beta_prime=1.0):
+    loss = -log_sigmoid(beta * margin(c))
+    return -beta_prime * torch.log(torch.exp(-loss / beta_prime).mean()).expand(len(loss)), rewards(c, beta)
+
+
+@reads(f"{PAIR} tie")
+def dpo_rk(c, *, beta=0.1, nu=3.0):
+    better, worse = torch.exp(beta * margin(c)), 1.0
+    win = better / (better + nu * worse)
+    tie = (nu**2 - 1) * better * worse / ((better + nu * worse) * (worse + nu * better))
+    return -torch.log(torch.where(c.tie, tie, win)), rewards(c, beta)
+
+
+@reads(f"{PAIR} tie")
+def dpo_d(c, *, beta=0.1, nu=1.0):
+    better, worse = torch.exp(beta * margin(c)), 1.0
+    total = better + worse + 2 * nu * torch.sqrt(better * worse)
+    return -torch.log(torch.where(c.tie, 2 * nu * torch.sqrt(better * worse), better) / total), rewards(c, beta)
+
+
+# --- self-play and online -----------------------------------------------------------------------------------------
+
+WIN_PROB = "chosen_win_prob rejected_win_prob"
+
+
+@reads(f"{PAIR} {WIN_PROB}")
+def dno(c, *, beta=0.1):
+    z, zeta = beta * margin(c), torch.sigmoid(c.chosen_win_prob - c.rejected_win_prob)
+    return -zeta * log_sigmoid(z) - (1 - zeta) * log_sigmoid(-z), rewards(c, beta)
+
+
+@reads(f"{PAIR} chosen_previous_logps rejected_previous_logps")
+def inpo(c, *, eta=0.005, tau=0.005 / 3):
+    reference = tau / eta * (c.ref_chosen_logps - c.ref_rejected_logps)
+    previous = (1 - tau / eta) * (c.chosen_previous_logps - c.rejected_previous_logps)
+    return (c.chosen_logps - c.rejected_logps - reference - previous - 1 / (2 * eta)) ** 2, rewards(c, 1.0)
+
+
+@reads(f"{PAIR} win_prob")
+def online_ipo(c, *, beta=0.1):
+    return (margin(c) - (c.win_prob - 0.5) / beta) ** 2, rewards(c, beta)
+
+
+@reads(lambda average=False, **_: f"{PAIR} {WIN_PROB} {LENGTHS if average else ''}")
+def egpo(c, *, beta=0.1, average=False):
+    ratios = rewards(c, 1.0)
+    lengths = (c.chosen_lengths, c.rejected_lengths) if average else (1.0, 1.0)
+    gap = ratios["chosen"] / lengths[0] - ratios["rejected"] / lengths[1]
+    return (gap - (c.chosen_win_prob - c.rejected_win_prob) / beta) ** 2, rewards(c, beta)
+
+
+@reads(f"{PAIR} {WIN_PROB}")
+def psi_po(c, *, beta=0.1, link="identity"):
+    utility = {"identity": lambda p: p, "logit": torch.logit}[link]
+    return (margin(c) - (utility(c.chosen_win_prob) - utility(c.rejected_win_prob)) / beta) ** 2, rewards(c, beta)
+
+
+@reads(f"{PAIR} chosen_score rejected_score")
+def copg(c, *, beta=0.06):
+    ratios = rewards(c, 1.0)
+    chosen = c.chosen_score - beta / 2 * ratios["chosen"]
+    rejected = c.rejected_score - beta / 2 * ratios["rejected"]
+    return -(chosen - rejected) * (ratios["chosen"] - ratios["rejected"]), rewards(c, beta)
+
+
+@reads(f"{PAIR} chosen_score rejected_score")
+def reward_distillation(c, *, beta=0.1):
+    implicit = rewards(c, beta)
+    return ((c.chosen_score - implicit["chosen"]) - (c.rejected_score - implicit["rejected"])) ** 2, implicit
+
+
+@reads(f"{PAIR} calibration_logps ref_calibration_logps")
+def vpo(c, *, beta=0.1, alpha=0.01, mode="online"):
+    bonus = alpha * beta * (c.calibration_logps - c.ref_calibration_logps)
+    loss = -log_sigmoid(beta * margin(c)) + (bonus if mode == "online" else -bonus)
+    return loss, rewards(c, beta, "chosen", "rejected", "calibration")
+
+
+@reads(f"{PAIR} chosen_from_policy")
+def xpo(c, *, beta=0.1, alpha=1e-5, link="sigmoid"):
+    loss = -log_sigmoid(beta * margin(c)) if link == "sigmoid" else (margin(c) - 1 / (2 * beta)) ** 2
+    return loss + alpha * torch.where(c.chosen_from_policy, c.rejected_logps, c.chosen_logps), rewards(c, beta)
+
+
+@reads(f"{PAIR} chosen_other_logps rejected_other_logps")
+def ofs_dpo(c, *, beta=0.1, alpha=0.2, limit=10.0, module="fast"):
+    fast, slow = c.chosen_logps - c.rejected_logps, c.chosen_other_logps - c.rejected_other_logps
+    fast, slow = (fast, slow) if module == "fast" else (slow, fast)
+    chase = -log_sigmoid(torch.clamp(beta * (fast - slow), -limit, limit))
+    return -log_sigmoid(beta * margin(c)) + (alpha if module == "fast" else -alpha) * chase, rewards(c, beta)
+
+
+SRPO_ROLES = ("chosen", "rejected", "improved", "worsened", "kept_chosen", "kept_rejected")
+
+
+@reads(" ".join(f"{role}_logps ref_{role}_logps" for role in SRPO_ROLES))
+def srpo(c, *, beta=0.1, alpha=0.5):
+    w, l, wl, lw, ww, ll = rewards(c, 1.0, *SRPO_ROLES).values()  # noqa: E741
+    joint = (1 - beta * (wl - lw + w - l)) ** 2
+    improver = (0.5 - beta * (wl - ll)) ** 2 + (0.5 - beta * (ww - lw)) ** 2
+    return (1 - alpha) * joint + alpha * improver, rewards(c, beta, *SRPO_ROLES)
+
+
+@reads("logps ref_logps groups")
+def hypo_kl(c, *, weight=1e-4):
+    ratio = c.logps - c.ref_logps
+    losses = []
+    for group in c.groups.unique(sorted=True):
+        h = ratio[c.groups == group]
+        others = (h.sum() - h) / max(len(h) - 1, 1)
+        losses.append(weight * ((h - others).detach() * c.logps[c.groups == group]).mean())
+    return torch.stack(losses), ratio
+
+
+@reads(lambda single=False, **_: f"{PAIR} {'win_prob' if single else WIN_PROB}")
+def sppo(c, *, beta=1e-3, single=False):
+    wins = (c.win_prob, 1 - c.win_prob) if single else (c.chosen_win_prob, c.rejected_win_prob)
+    halves = [(h - (win - 0.5) / beta) ** 2 for h, win in zip(rewards(c, 1.0).values(), wins, strict=True)]
+    return (halves[0] + halves[1]) / 2, rewards(c, beta)
+
+
+@reads(PAIR)
+def kto_pair(c, *, beta=0.1):
+    chosen, rejected = rewards(c, 1.0).values()
+    anchors = [max(0.0, float(h.detach().mean())) for h in (chosen, rejected)]
+    up, down = 1 - torch.sigmoid(beta * (chosen - anchors[1])), 1 - torch.sigmoid(beta * (anchors[0] - rejected))
+    return (up + down) / 2, rewards(c, beta)
+
+
+# --- with an image ------------------------------------------------------------------------------------------------
+
+OPA_TOKENS = ("rejected", "revised", "revised_damaged")
+
+
+@reads(
+    "chosen_logps ref_chosen_logps chosen_damaged_logps ref_chosen_damaged_logps "
+    + " ".join(f"{role}_mask {role}_token_logps ref_{role}_token_logps" for role in OPA_TOKENS)
+    + " rejected_token_severity revised_token_severity revised_token_recognition revised_damaged_token_recognition"
+)
+def opa_dpo(c, *, beta=0.1, image_weight=0.2, anchor_weight=1.0):
+    def weighted(role, name):
+        weight = getattr(c, f"{role}_token_{name}")
+        return summed(c, role, weight, weight)
+
+    chosen, damaged = rewards(c, 1.0, "chosen", "chosen_damaged").values()
+    rejected = summed(c, "rejected")
+    losses = [
+        -log_sigmoid(beta * (chosen - rejected)),
+        -log_sigmoid(beta * (weighted("revised", "severity") - weighted("rejected", "severity"))),
+        -log_sigmoid(beta * (chosen - damaged)) * image_weight,
+        -log_sigmoid(beta * (weighted("revised", "recognition") - weighted("revised_damaged", "recognition")))
+        * image_weight,
+        -log_sigmoid(beta * chosen) * anchor_weight,
+        -log_sigmoid(-beta * rejected) * anchor_weight,
+    ]
+    return sum(losses), rewards(c, beta, "chosen", "chosen_damaged") | {
+        role: beta * summed(c, role) for role in OPA_TOKENS
+    }
+
+
+# --- points -------------------------------------------------------------------------------------------------------
+
+POINT = "logps ref_logps"
+
+
+@reads(f"{POINT} win_prob")
+def sppo_point(c, *, beta=1e-3):
+    h = c.logps - c.ref_logps
+    return (h - (c.win_prob - 0.5) / beta) ** 2 / 2, beta * h
+
+
+@reads(f"{POINT} score")
+def gpo(c, *, beta=1e-3):
+    h = c.logps - c.ref_logps
+    return (h - c.score / beta) ** 2, beta * h
+
+
+@reads(f"{POINT} reward value")
+def dro(c, *, tau=1.0):
+    h = c.logps - c.ref_logps
+    return (c.reward - c.value - tau * h) ** 2 / 2, h
+
+
+@reads("logps lengths label")
+def asft_unpaired(c, *, beta=1.0, weight=1.0, alpha=1.0):
+    p = torch.exp(c.logps / c.lengths)
+    odds = (p / (1 - p)) ** beta
+    desirable = -alpha * torch.log(p) - weight * torch.log(odds / (1 + odds))
+    return torch.where(c.label, desirable, weight * torch.log(1 + odds)), beta * c.logps / c.lengths
+
+
+@reads("logps lengths score")
+def crraft(c):
+    loss = -(c.score * c.logps).sum() / c.lengths.sum()
+    return loss.expand(len(c.logps)), c.logps / c.lengths
+
+
+@reads(f"{POINT} flip label")
+def nbpo(c, *, beta=1.0, variant="paper"):
+    r, g = beta * (c.logps - c.ref_logps), c.flip
+    held = lambda x: torch.sigmoid(x).detach()  # noqa: E731
+    voted = {
+        "paper": held(-g) * log_sigmoid(r) + held(r) * log_sigmoid(-g),
+        "likelihood": log_sigmoid(r) + log_sigmoid(-g),
+        "surrogate": torch.sigmoid(r) * torch.sigmoid(-g),
+    }
+    unvoted_likelihood = 1 - torch.sigmoid(r) + torch.sigmoid(g) * torch.sigmoid(r)
+    unvoted = {
+        "paper": log_sigmoid(-r) + held(g) * log_sigmoid(r) + held(r) * log_sigmoid(g),
+        "likelihood": torch.log(unvoted_likelihood),
+        "surrogate": unvoted_likelihood,
+    }
+    return -torch.where(c.label, voted[variant], unvoted[variant]), r
+
+
+@reads(POINT)
+def npo(c, *, beta=0.1):
+    ratio = torch.exp(c.logps - c.ref_logps)
+    return 2 / beta * torch.log(1 + ratio**beta), beta * torch.log(ratio)
+
+
+@reads("logps lengths")
+def simnpo(c, *, beta=2.5, gamma=0.0):
+    average = c.logps / c.lengths
+    return 2 / beta * torch.log1p(torch.exp(beta * average + gamma)), beta * average
