@@ -137,6 +137,10 @@ class Expression:
         """log Σ exp over the elements below each element of `to`, in nats; −inf where there are none."""
         return self._reduce("logsumexp", to)
 
+    def count(self, to: str | None = None) -> Expression:
+        """How many elements there are below each element of `to`, whatever their values."""
+        return self.trace.build(self.trace.graph.count, self.space, self._outer(to))
+
     def clamp(self, min: Expression | Number | None = None, max: Expression | Number | None = None) -> Expression:
         """Limit to [min, max]; as with `torch.clamp` the gradient passes inside and at the limits, not outside."""
         lower = self if min is None else binary("clamp_min", self, min)
