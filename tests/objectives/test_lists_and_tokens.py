@@ -11,6 +11,7 @@ from prefuse import objectives
 
 from .checking import variant_id
 from .lists_and_tokens import VARIANTS, autograd, evaluate, random_columns
+from .worked_lists_and_tokens import ROWS, WEIGHTS
 
 # Columns through which a part of the loss is held constant: there the gradient is not the loss's derivative.
 PARTLY_CONSTANT = {
@@ -158,3 +159,24 @@ def test_numbers_out_of_range_are_refused(name):
         with pytest.raises(ValueError, match=parameter):
             objective(**{parameter: -1.0})
         assert bounds.interval
+
+
+def as_arrays(columns):
+    """Worked numbers are written as lists; floats become float64, masks and groups stay what they are."""
+    return {name: np.asarray(value) for name, value in columns.items()}
+
+
+@pytest.mark.parametrize(("name", "parameters", "columns", "loss", "gradients"), ROWS, ids=lambda value: "")
+def test_worked_number(name, parameters, columns, loss, gradients):
+    given = as_arrays(columns)
+    if name == "gpm" or "groups" not in objectives.get(name)(**parameters).columns:
+        given.pop("groups", None)
+    score = evaluate(name, parameters, given)
+    assert_allclose(score.loss, loss, rtol=3e-7, atol=1e-6)
+    for column, expected in gradients.items():
+        assert_allclose(score.gradients[column], expected, rtol=3e-7, atol=1e-6, err_msg=column)
+
+
+@pytest.mark.parametrize(("name", "parameters", "columns", "expected"), WEIGHTS, ids=lambda value: "")
+def test_worked_weights(name, parameters, columns, expected):
+    assert_allclose(evaluate(name, parameters, as_arrays(columns)).losses, expected, rtol=1e-12)
