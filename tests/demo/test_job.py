@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from prefuse import language, objectives
+from prefuse import objectives
 from prefuse.__main__ import main
 
 pytest.importorskip("transformers")
@@ -17,8 +17,9 @@ from prefuse.demo.evaluate import wilson
 from prefuse.demo.job import Settings, run
 from prefuse.demo.progress import Display
 from prefuse.demo.scored import rehearse
+from tests.objectives.checking import VARIANTS
 
-CATALOGUE = [name for name in objectives.__all__ if isinstance(getattr(objectives, name), language.Objective)]
+CATALOGUE = sorted({name for name, _ in VARIANTS})
 SMALL = Settings(steps=4, sft_steps=3, pairs=8, width=32, layers=1, held_out=0.25)
 
 
@@ -67,8 +68,17 @@ def test_other_objectives(name, sources):
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_the_demo_can_feed_every_objective(name):
+def test_the_demo_can_feed_every_objective_of_pairs_and_points(name):
     rehearse(objectives.get(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("sparse_po", "token_kl_weight"), ("grpo", "old_logps"), ("brain", "proposal_logps"), ("p3o", "old_logps")],
+)
+def test_what_the_demo_cannot_feed_is_named(name, column):
+    with pytest.raises(TypeError, match=column):
+        rehearse(objectives.get(name))
 
 
 def test_wilson_interval():

@@ -53,7 +53,7 @@ def draw(column: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nd
     stem = column.removeprefix("chosen_").removeprefix("rejected_").removeprefix("token_")
     if column.endswith("logps"):
         return rng.normal(-2, 0.4, shape)
-    if stem in ("label", "gate", "error", "ref_error", "weight", "kl_weight", "reward_weight", "kl"):
+    if stem in ("label", "gate", "error", "ref_error", "weight", "kl_weight", "reward_weight", "kl", "rkl"):
         return rng.uniform(0.05, 1, shape)
     if stem in ("winner", "judge", "pretrain"):
         return np.arange(np.prod(shape)).reshape(shape) % 2 == 0

@@ -290,7 +290,7 @@ def tdpo(c, beta, drift):
 
 
 def kl_sum(c, role):
-    return sums([kl for (kl,) in side(c, role, "kl")])
+    return sums([kl for (kl,) in side(c, role, "rkl")])
 
 
 def tdpo1(*, beta=0.1, **c):
@@ -304,7 +304,7 @@ def tdpo2(*, beta=0.1, alpha=0.5, **c):
 def sparse_po(*, beta=0.1, reward_penalty=0.0, kl_penalty=0.0, **c):
     u, d, size_u, size_d = {}, {}, {}, {}
     for role in ("chosen", "rejected"):
-        parts = side(c, role, "h", "kl", "reward_weight", "kl_weight")
+        parts = side(c, role, "h", "rkl", "reward_weight", "kl_weight")
         u[role], d[role] = sums([m * h for h, _, m, _ in parts]), sums([m * kl for _, kl, _, m in parts])
         size_u[role], size_d[role] = sums([m for _, _, m, _ in parts]), sums([m for _, _, _, m in parts])
     loss = -logsigmoid(beta * (u["chosen"] - u["rejected"] - (d["rejected"] - d["chosen"])))
@@ -315,7 +315,7 @@ def mapo(*, beta=0.1, **c):
     totals = {}
     for role in ("chosen", "rejected"):
         found = []
-        for h, kl, a in side(c, role, "h", "kl", "activation"):
+        for h, kl, a in side(c, role, "h", "rkl", "activation"):
             span = a.max() - a.min()
             m = ((a - a.min()) / span if span > 0 else 0 * a).detach()
             found.append(torch.stack([(m * h).sum(), (m * kl).sum()]))

@@ -21,7 +21,7 @@ PARTLY_CONSTANT = {
     "p3o": {"chosen_logps", "rejected_logps"},
     "reinforce": {"logps"},
     "rloo": {"logps"},
-    "tdpo2": {"chosen_token_kl"},
+    "tdpo2": {"chosen_token_rkl"},
     "vespo": {"logps"},
 }
 

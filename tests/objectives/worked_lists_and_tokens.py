@@ -203,14 +203,14 @@ OREO = one_response(ref_logps=[0.0] * 3, logps=[0.5, -0.2, 0.3], value=[0.4, 0.6
 SPARSE = token_pairs(
     [[0.5, -0.2, 0.9]],
     [[-0.1, 0.4]],
-    kl=([[0.05, 0.2, 0.1]], [[0.3, 0.15]]),
+    rkl=([[0.05, 0.2, 0.1]], [[0.3, 0.15]]),
     reward_weight=([[1.0, 0.0, 0.5]], [[0.2, 1.0]]),
     kl_weight=([[0.5, 0.5, 0.0]], [[1.0, 0.25]]),
 )
 COMMON_MASK = {f"{role}_token_kl_weight": SPARSE[f"{role}_token_reward_weight"] for role in ("chosen", "rejected")}
-TDPO = token_pairs([[1.0, 0.2]], [[-0.5, 0.25, -0.25]], kl=([[0.5, 0.3]], [[0.5, 0.5, 0.5]]))
+TDPO = token_pairs([[1.0, 0.2]], [[-0.5, 0.25, -0.25]], rkl=([[0.5, 0.3]], [[0.5, 0.5, 0.5]]))
 F2_TDPO = token_pairs(
-    [[-2.388509], [-1.216280]], [[-2.401820], [-1.141082]], kl=([[5.924103], [5.263302]], [[1.781328], [4.390307]])
+    [[-2.388509], [-1.216280]], [[-2.401820], [-1.141082]], rkl=([[5.924103], [5.263302]], [[1.781328], [4.390307]])
 )
 F2_TOKENS = [
     [-0.423358, -4.201231, -2.472275],
@@ -292,8 +292,8 @@ TOKENS: list[Row] = [
         {
             "chosen_token_logps": [[-0.047502] * 2],
             "rejected_token_logps": [[0.047502] * 3],
-            "chosen_token_kl": [[-0.047502] * 2],
-            "rejected_token_kl": [[0.047502] * 3],
+            "chosen_token_rkl": [[-0.047502] * 2],
+            "rejected_token_rkl": [[0.047502] * 3],
         },
     ),
     (
@@ -304,8 +304,8 @@ TOKENS: list[Row] = [
         {
             "chosen_token_logps": [[-0.046630] * 2],
             "rejected_token_logps": [[0.046630] * 3],
-            "chosen_token_kl": [[0.0] * 2],
-            "rejected_token_kl": [[0.023315] * 3],
+            "chosen_token_rkl": [[0.0] * 2],
+            "rejected_token_rkl": [[0.023315] * 3],
         },
     ),
     ("tdpo1", {}, F2_TDPO, 0.580417, {}),
@@ -315,7 +315,7 @@ TOKENS: list[Row] = [
         {},
         F2_TDPO,
         0.634790,
-        {"chosen_token_logps": [[-0.022404], [-0.024548]], "rejected_token_kl": [[0.011202], [0.012274]]},
+        {"chosen_token_logps": [[-0.022404], [-0.024548]], "rejected_token_rkl": [[0.011202], [0.012274]]},
     ),
     ("tdpo2", {"beta": 0.5}, F2_TDPO, 0.454472, {}),
     # token_rl_data.md, SparsePO

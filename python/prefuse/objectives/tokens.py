@@ -1,8 +1,8 @@
 """Objectives that look at single tokens: KL per token, masks, values, weights.
 
 Notation: ``h_t = log π - log π_ref`` at token t, ``h(y) = Σ_t h_t``; ``K(y) = Σ_t KL(π_ref‖π)`` over the full
-vocabulary along the response (column ``token_kl``: `token_stats` gives it as ``rkl`` and pulls its gradient back to the
-logits), w chosen, l rejected.
+vocabulary along the response (columns ``token_rkl``, which `preference_loss` makes from the logits of both models, with
+their gradient), w chosen, l rejected.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def tdpo1(pair: PairView, *, beta: float = 0.1) -> tuple[Expression, Rewards]:
     ``-log σ(β [h(w) - h(l) - (K(l) - K(w))])``. Its gradient enlarges the KL on the chosen side, which `tdpo2` does
     not.
 
-    Columns: ``chosen_token_kl``, ``rejected_token_kl``.
+    Columns: ``chosen_token_rkl``, ``rejected_token_rkl``.
 
     beta: 0.05-0.5.
     Libraries: the authors' code; its README's command for TDPO2 trains this.
@@ -50,7 +50,7 @@ def tdpo2(pair: PairView, *, beta: float = 0.1, alpha: float = 0.5) -> tuple[Exp
 
     ``-log σ(β [h(w) - h(l) - α (K(l) - sg[K(w)])])``: the chosen side's KL is a constant.
 
-    Columns: ``chosen_token_kl``, ``rejected_token_kl``.
+    Columns: ``chosen_token_rkl``, ``rejected_token_rkl``.
 
     beta: 0.05-0.5. alpha: weight of the KL difference, 0-2; 0 is DPO.
     """
@@ -60,7 +60,7 @@ def tdpo2(pair: PairView, *, beta: float = 0.1, alpha: float = 0.5) -> tuple[Exp
 
 def drift_of(response: ResponseView) -> Expression:
     """``K(y)``, the KL summed along the response."""
-    return response.token["kl"].sum()
+    return response.token["rkl"].sum()
 
 
 def tdpo_rewards(pair: PairView, beta: float) -> Rewards:
@@ -80,13 +80,13 @@ def sparse_po(
     terms ``η_u Σ m^u + η_d Σ m^d`` over both responses. Gradients reach the masks, whose network is the caller's.
 
     Columns by token of each response: ``token_reward_weight`` (m^u), ``token_kl_weight`` (m^d; the same array for a
-    common mask), ``token_kl``. Masks of 1 give TDPO1.
+    common mask), ``token_rkl``. Masks of 1 give TDPO1.
 
     beta: 0.1-0.8. reward_penalty, kl_penalty: η_u and η_d, about 1e-3; None leaves them out.
     """
     chosen, rejected = pair.chosen.token, pair.rejected.token
     reward = weighted_sum(chosen, "reward_weight") - weighted_sum(rejected, "reward_weight")
-    drift = (rejected["kl_weight"] * rejected["kl"]).sum() - (chosen["kl_weight"] * chosen["kl"]).sum()
+    drift = (rejected["kl_weight"] * rejected["rkl"]).sum() - (chosen["kl_weight"] * chosen["rkl"]).sum()
     loss = -log_sigmoid(beta * (reward - drift))
     for penalty, mask in ((reward_penalty, "reward_weight"), (kl_penalty, "kl_weight")):
         if penalty is not None:
@@ -106,7 +106,7 @@ def mapo(pair: PairView, *, beta: float = 0.1) -> Expression:
     `sparse_po` with one mask for both: ``m_t = (a_t - min a)/(max a - min a)`` within the response, a constant.
 
     Columns by token of each response: ``token_activation`` (a, the mean of an activation tensor over its features),
-    ``token_kl``. For several layers average their masks and use `sparse_po`. Where all of a response's activations are
+    ``token_rkl``. For several layers average their masks and use `sparse_po`. Where all of a response's activations are
     equal its mask is 0.
 
     beta: 0.1-0.8.
@@ -120,7 +120,7 @@ def masked_parts(token: TokenView) -> tuple[Expression, Expression]:
     low, high = token["activation"].min(), token["activation"].max()
     span = where(high > low, high - low, 1.0)
     mask = stop_gradient((token["activation"] - low) / span)
-    return (mask * token.logratio).sum(), (mask * token["kl"]).sum()
+    return (mask * token.logratio).sum(), (mask * token["rkl"]).sum()
 
 
 @token_objective(bounds={"beta": NON_NEGATIVE})
