@@ -7,6 +7,7 @@ from prefuse import objectives
 from prefuse.functional import STATISTICS, response_lengths, sequence_logps
 from prefuse.preference import preference_loss
 from tests.gpu.making import DTYPES, batch, gradient, statistics
+from tests.objectives import lists_and_tokens
 from tests.objectives.checking import VARIANTS, column_names, random_columns, variant_id
 
 pytestmark = pytest.mark.needs_cuda
@@ -93,9 +94,20 @@ def test_preference_loss(name, inplace):
 def test_every_objective(variant, size):
     name, parameters = variant
     columns = random_columns(size, seed=1)
+    agree_on(name, parameters, {column: columns[column] for column in column_names(name, parameters)})
+
+
+@pytest.mark.parametrize("variant", lists_and_tokens.VARIANTS, ids=variant_id)
+def test_every_objective_of_lists_and_tokens(variant):
+    name, parameters = variant
+    agree_on(name, parameters, lists_and_tokens.random_columns(name, parameters, seed=1))
+
+
+def agree_on(name, parameters, columns):
+    """Losses, gradients and metrics are the same on both devices."""
     results = []
     for device in ("cpu", "cuda"):
-        given = {column: torch.from_numpy(columns[column]).to(device) for column in column_names(name, parameters)}
+        given = {column: torch.from_numpy(value).to(device) for column, value in columns.items()}
         leaves = [value.requires_grad_() for value in given.values() if value.is_floating_point()]
         score = objectives.get(name)(**parameters)(**given)
         grads = torch.autograd.grad(score.loss, leaves, allow_unused=True)

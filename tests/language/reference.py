@@ -166,6 +166,9 @@ class Value:
     def mean(self, to=None):
         return self._reduce(torch.mean, 0.0, to)
 
+    def count(self, to=None):
+        return self._reduce(lambda x: torch.tensor(float(len(x)), dtype=torch.float64), 0.0, to)
+
     def max(self, to=None):
         return self._reduce(torch.max, -math.inf, to)
 

@@ -221,102 +221,6 @@ def test_tied_labels_leave_no_pairs():
     check_numbers(lipo_logistic, columns, 0.0, {"logps": [0.0, 0.0, 0.0]})
 
 
-# --- BRAIn (arXiv:2402.02479): two softmaxes over the list, a third log-prob column ------------------------------
-
-
-@group_objective
-def brain(group, *, gamma=0.5):
-    response = group.response
-    posterior = stop_gradient((response["score"] / gamma + response.ref_logp - response["proposal_logps"]).softmax())
-    policy = response.logp - stop_gradient(response["proposal_logps"])
-    return -(posterior * (policy - policy.logsumexp())).sum()
-
-
-def brain_reference(logps, ref_logps, score, proposal_logps, gamma=0.5):
-    posterior = torch.softmax(score / gamma + ref_logps - proposal_logps, 0).detach()
-    return -(posterior * torch.log_softmax(logps - proposal_logps.detach(), 0)).sum()
-
-
-def test_brain():
-    check_against(brain, lists(score=normal, proposal_logps=normal), per_group(brain_reference), gamma=0.7)
-    # general.md, brain
-    columns = {
-        "logps": [-12.0, -15.0, -13.0],
-        "ref_logps": [-13.0, -14.5, -12.5],
-        "proposal_logps": [-12.5, -14.8, -12.9],
-        "score": [1.0, 0.0, -0.5],
-        "groups": [0, 0, 0],
-    }
-    check_numbers(brain, columns, 0.915297, {"logps": [-0.213517, 0.031217, 0.182300]}, gamma=0.5)
-    pair = {"logps": [-12.0, -15.0], "ref_logps": [-13.0, -14.5], "score": [1.0, 0.0], "groups": [0, 0]}
-    check_numbers(brain, pair | {"proposal_logps": pair["ref_logps"]}, 0.380218, gamma=0.5)
-
-
-# --- EXO and InfoNCA over a list: soft labels from scores (libraries.md 1.7.16) -----------------------------------
-
-
-@group_objective
-def exo_list(group, *, beta=0.1, score_temperature=1.0):
-    policy, target = beta * group.response.logratio, group.response["score"] / score_temperature
-    log_q, log_p = policy - policy.logsumexp(), target - target.logsumexp()
-    return (exp(log_q) * (log_q - log_p)).sum()
-
-
-@group_objective
-def info_nca(group, *, beta=0.1, score_temperature=1.0):
-    policy = beta * group.response.logratio
-    return -((group.response["score"] / score_temperature).softmax() * (policy - policy.logsumexp())).sum()
-
-
-def test_exo_and_info_nca():
-    columns = one_list([0.25, -1.25, 1.0, 0.0], score=[1.0, 0.0, 0.5, -1.0])
-    check_numbers(exo_list, columns, 0.219463, beta=0.1)
-    check_numbers(exo_list, columns, 0.208453, beta=0.5)
-    check_numbers(info_nca, columns, 1.370733, beta=0.1)
-    check_numbers(info_nca, columns, 1.368580, beta=0.5)
-
-    def reference(logps, ref_logps, score, beta=0.1):
-        q = torch.softmax(beta * (logps - ref_logps), 0)
-        return (q * (q.log() - torch.log_softmax(score, 0))).sum()
-
-    check_against(exo_list, lists(score=normal), per_group(reference), beta=0.3)
-
-
-# --- OP-GFN (arXiv:2310.00386): uniform target on the non-dominated set, found inside the objective ---------------
-
-
-@group_objective
-def op_gfn(group):
-    i, j = group.pairs()
-    first, second = group.response["first"], group.response["second"]
-    no_worse = (j(first) >= i(first)) & (j(second) >= i(second))
-    better = (j(first) > i(first)) | (j(second) > i(second))
-    front = (no_worse & better).sum("i") < 1.0
-    logp = group.response.logp
-    return -(front / front.sum() * (logp - logp.logsumexp())).sum()
-
-
-def op_gfn_reference(logps, first, second):
-    front = [
-        not any(
-            first[b] >= first[a] and second[b] >= second[a] and (first[b] > first[a] or second[b] > second[a])
-            for b in range(len(logps))
-        )
-        for a in range(len(logps))
-    ]
-    target = torch.tensor(front, dtype=torch.float64)
-    return -(target / target.sum() * torch.log_softmax(logps, 0)).sum()
-
-
-def test_op_gfn():
-    columns = lists(first=normal, second=normal)
-    del columns["ref_logps"]
-    check_against(op_gfn, columns, per_group(op_gfn_reference))
-    # general.md, op-gfn: Pareto set {1, 3}
-    front = {"first": [1.0, 0.0, 0.0], "second": [0.0, -1.0, 1.0]}
-    check_numbers(op_gfn, {"logps": [-12.0, -15.0, -13.0], "groups": [0, 0, 0]} | front, 0.849012)
-
-
 # --- CoPG (arXiv:2406.19185), its form over K samples, and online IPO with a preference matrix --------------------
 
 
@@ -388,33 +292,6 @@ def test_gpm():
     check_against(gpm, random | gates, reference, temperature=0.8)
 
 
-# --- CGPO's CRRAFT (arXiv:2409.20370): pick the best admissible response of each group ----------------------------
-
-
-@group_objective
-def crraft(group, *, kl_max=10.0):
-    response = group.response
-    calibrated = 1.0 / (1.0 + exp(group["base_reward"] - response["reward"]))
-    admissible = (response["judge"] > 0.5) & (response.logratio <= kl_max)
-    best = stop_gradient(where(admissible, calibrated, -1.0))
-    weight = where((best.rank(descending=True) <= 1.0) & admissible, stop_gradient(calibrated), 0.0)
-    return -(weight * response.logp / response.length).sum()
-
-
-def test_crraft():
-    # token_rl_data.md, CGPO
-    columns = {
-        "logps": [-5.0, -8.0, -6.0],
-        "ref_logps": [-6.0, -14.0, -8.0],
-        "lengths": [5, 8, 6],
-        "reward": [2.0, 0.5, 1.0],
-        "judge": [1.0, 1.0, 0.0],
-        "base_reward": [0.8],
-        "groups": [0, 0, 0],
-    }
-    check_numbers(crraft, columns, 0.768525, {"logps": [-0.768525 / 5, 0.0, 0.0]}, kl_max=5.0)
-
-
 # --- leave-one-out win rates from a preference matrix (SPO, arXiv:2401.04056; DNO) ---------------------------------
 
 
@@ -464,18 +341,3 @@ def test_online_ipo():
         return torch.stack(losses)
 
     check_against(online_ipo, columns | {"preference": wins}, reference, tau=0.2)
-
-
-# --- PF-PPO (arXiv:2409.06957): keep the best and the worst of a group ----------------------------------------------
-
-
-@group_objective
-def best_and_worst(group):
-    reward = group.response["reward"]
-    kept = (reward.rank(descending=True) == 1.0) | (reward.rank(descending=False) == 1.0)
-    return -where(kept, group.response.logp, 0.0).sum()
-
-
-def test_best_and_worst():  # token_rl_data.md, PF-PPO
-    columns = {"logps": [-1.0, -2.0, -3.0, -4.0, -5.0], "reward": [0.2, 1.5, -0.3, 0.9, 1.1], "groups": [0] * 5}
-    check_numbers(best_and_worst, columns, 5.0, {"logps": [0.0, -1.0, -1.0, 0.0, 0.0]})

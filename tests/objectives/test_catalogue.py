@@ -7,6 +7,7 @@ import pytest
 
 from prefuse import objectives
 
+from . import lists_and_tokens
 from .checking import VARIANTS, column_names, random_columns
 
 TRL_LOSS_TYPES = {
@@ -31,11 +32,12 @@ TRL_LOSS_TYPES = {
     "simpo": "simpo",
 }
 WRITTEN = sorted(set(objectives.__all__) - {"ALIASES", "get", "list", "names", "show"})
+PAIRS_AND_POINTS = sorted({name for name, _ in VARIANTS})
 
 
 def test_every_objective_is_registered_and_tested():
     assert set(WRITTEN) <= set(objectives.names())
-    assert {name for name, _ in VARIANTS} == set(WRITTEN)
+    assert {name for name, _ in [*VARIANTS, *lists_and_tokens.VARIANTS]} == set(WRITTEN)
 
 
 @pytest.mark.parametrize("loss_type", TRL_LOSS_TYPES)
@@ -73,7 +75,11 @@ def test_formulas_can_be_written(name, parameters):
 
 @pytest.mark.parametrize(
     ("name", "parameter", "value"),
-    [(name, "beta", 0.0) for name in WRITTEN if "beta" in objectives.get(name).parameters and not name.endswith("orpo")]
+    [
+        (name, "beta", 0.0)
+        for name in PAIRS_AND_POINTS
+        if "beta" in objectives.get(name).parameters and not name.endswith("orpo")
+    ]
     + [("orpo", "beta", -0.1), ("dpo", "label_smoothing", -0.01), ("dpo", "label_smoothing", 1.5)]
     + [("robust", "label_smoothing", 0.5), ("exo", "label_smoothing", 0.0), ("discopop", "tau", 0.0)]
     + [("f_dpo", "alpha", 0.0), ("cpo", "alpha", -1.0), ("kto", "desirable_weight", -1.0)]

@@ -63,10 +63,11 @@ def _section(found: Entry) -> Iterator[str]:
         yield f"Hyper-parameters: {', '.join(f'`{name}` = {value}' for name, value in found.parameters.items())}.\n"
     if found.notes:
         yield f"{found.notes.replace('``', '`')}\n"
-    yield "<details><summary>gradient</summary>\n"
-    for column, derivative in found.derivatives().items():
-        yield f"`{column}`\n\n$$\n{derivative}\n$$\n"
-    yield "</details>\n"
+    derivatives = found.derivatives()
+    if derivatives:
+        yield "<details><summary>gradient</summary>\n"
+        yield from (f"`{column}`\n\n$$\n{derivative}\n$$\n" for column, derivative in derivatives.items())
+        yield "</details>\n"
 
 
 def has_picture(found: Entry) -> bool:

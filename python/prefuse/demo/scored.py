@@ -87,8 +87,8 @@ def _known(objective: Objective, batch: Batch) -> dict[str, Any]:
         for role in roles_of(objective):
             if f"{role}_{name}" in objective.columns:
                 columns[f"{role}_{name}"] = torch.full((batch.pairs,), own if role == "chosen" else other)
-        if name in objective.columns:
-            columns[name] = torch.full((len(batch.tokens),), other)
+        if name in objective.columns:  # of a pair: that its chosen one wins
+            columns[name] = torch.full((batch.pairs if objective.kind == "pair" else len(batch.tokens),), other)
             columns[name][: batch.pairs] = own
     return columns
 

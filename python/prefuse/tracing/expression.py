@@ -139,8 +139,11 @@ class Expression:
 
     def logmeanexp(self, to: str | None = None) -> Expression:
         """log of the mean of exp over the elements below each element of `to`, in nats; −inf where there are none."""
-        count = self.trace.build(self.trace.graph.count, self.space, self._outer(to))
-        return self.logsumexp(to) - unary("log", binary("clamp_min", count, 1.0))
+        return self.logsumexp(to) - unary("log", binary("clamp_min", self.count(to), 1.0))
+
+    def count(self, to: str | None = None) -> Expression:
+        """How many elements there are below each element of `to`, whatever their values."""
+        return self.trace.build(self.trace.graph.count, self.space, self._outer(to))
 
     def clamp(self, min: Expression | Number | None = None, max: Expression | Number | None = None) -> Expression:
         """Limit to [min, max]; as with `torch.clamp` the gradient passes inside and at the limits, not outside."""

@@ -1,0 +1,188 @@
+"""GRPO and its relatives: clipped or softened ratios, advantages from the other responses to the same prompt.
+
+Notation: ``ρ_t = π/π_old`` of a token (columns ``old_logps``), ``A`` one advantage per response. ``advantage`` says
+where A comes from (`_policy_terms.advantage_of`): ``"given"`` reads the column ``advantage``, as TRL's trainers
+compute it beforehand; the others read ``reward`` and ``groups``. Log-ratios above 20 count as 20, with gradient 0.
+"""
+
+from __future__ import annotations
+
+from ..language import Expression, TokenView, clamp, exp, minimum, sigmoid, stop_gradient, token_objective, where
+from ._policy_terms import (
+    advantage_of,
+    averaged,
+    capped,
+    clipped_surrogate,
+    kl_to_reference,
+    log_ratio_to_old,
+    ratio_of,
+)
+from ._terms import NON_NEGATIVE, POSITIVE
+
+CLIP = "[0, 1]"
+BOUNDS = {"clip": CLIP, "clip_high": NON_NEGATIVE}
+
+
+@token_objective(
+    bounds=BOUNDS | {"beta": NON_NEGATIVE, "delta": POSITIVE, "max_tokens": POSITIVE, "num_tokens": POSITIVE}
+)
+def grpo(
+    token: TokenView,
+    *,
+    beta: float = 0.04,
+    clip: float = 0.2,
+    clip_high: float | None = None,
+    delta: float | None = None,
+    estimator: str = "std",
+    divergence: str = "k3",
+    average: str = "response",
+    max_tokens: float | None = None,
+    num_tokens: float | None = None,
+) -> Expression:
+    """Group relative policy optimization, GRPO (Shao et al. 2024, arXiv:2402.03300, eqs. 3 and 4).
+
+    ``-min(ρ_t A, clip(ρ_t, 1-ε, 1+ε) A) + β k3_t``, mean over each response and then over responses;
+    ``A = (r - mean r)/std r`` within the group, ``k3 = e^{-h_t} + h_t - 1``.
+
+    beta: weight of the KL estimate, 0.001-0.04; divergence: ``"none"`` leaves it and the reference out. clip: ε, 0.2;
+    clip_high: another ε upwards. delta: an upper limit of ρ where A < 0 (two-sided clipping, INTELLECT-2), above 1+ε.
+    estimator: as above. average: ``"response"``; ``"tokens"`` is one mean over the batch's tokens; ``"constant"``
+    divides each response's sum by max_tokens; ``"sum"``. num_tokens: with ``"tokens"``, the tokens of an optimiser
+    step made of several calls.
+    Libraries: TRL's ``grpo`` is ``estimator="given", divergence="none"`` by default, ``bnpo`` has
+    ``average="tokens"``; Liger keeps β at 0.04.
+    """
+    amount = advantage_of(token.response, estimator)
+    ratio, high = ratio_of(token), clip if clip_high is None else clip_high
+    if delta is not None:
+        ratio = minimum(ratio, where(amount < 0.0, delta, ratio))
+    loss = clipped_surrogate(ratio, amount, clip, high)
+    if divergence not in ("k3", "none"):
+        raise ValueError(f'grpo: divergence must be "k3" or "none", got {divergence!r}')
+    if divergence == "k3":
+        loss = loss + beta * kl_to_reference(token)
+    return averaged(loss, average, max_tokens, num_tokens)
+
+
+@token_objective(bounds=BOUNDS | {"num_tokens": POSITIVE})
+def dapo(
+    token: TokenView,
+    *,
+    clip: float = 0.2,
+    clip_high: float = 0.28,
+    estimator: str = "std",
+    num_tokens: float | None = None,
+) -> Expression:
+    """Decoupled clip and dynamic sampling policy optimization, DAPO (Yu et al. 2025, arXiv:2503.14476, eq. 8).
+
+    ``-min(ρ_t A, clip(ρ_t, 1-ε_low, 1+ε_high) A)``, one mean over all tokens of the batch, no KL term. Prompts whose
+    rewards are all equal are left out of the batch by the caller.
+
+    clip, clip_high: ε_low 0.2 and ε_high 0.28. estimator, num_tokens: as in `grpo`.
+    Libraries: TRL's and Liger's ``dapo`` clip at ε_high = ε unless told otherwise and may add `grpo`'s KL term.
+    """
+    loss = clipped_surrogate(ratio_of(token), advantage_of(token.response, estimator), clip, clip_high)
+    return averaged(loss, "tokens", None, num_tokens)
+
+
+@token_objective(bounds={"clip": CLIP, "max_tokens": POSITIVE})
+def dr_grpo(token: TokenView, *, clip: float = 0.2, max_tokens: float = 1024.0, estimator: str = "mean") -> Expression:
+    """GRPO done right, Dr. GRPO (Liu et al. 2025, arXiv:2503.20783): without its two biases.
+
+    ``-min(ρ_t A, clip(ρ_t, 1-ε, 1+ε) A)`` summed over the response and divided by a constant, ``A = r - mean r``:
+    neither the response's length nor the spread of rewards scales the gradient.
+
+    clip: ε. max_tokens: the constant, usually the longest completion allowed. estimator: as in `grpo`.
+    Libraries: TRL's and Liger's ``dr_grpo`` changes the average only; the advantage is another of their options.
+    """
+    loss = clipped_surrogate(ratio_of(token), advantage_of(token.response, estimator), clip, clip)
+    return averaged(loss, "constant", max_tokens, None)
+
+
+@token_objective(bounds=BOUNDS)
+def gspo(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4, estimator: str = "std") -> Expression:
+    """Group sequence policy optimization, GSPO (Zheng et al. 2025, arXiv:2507.18071, eqs. 5 to 7).
+
+    ``-min(s A, clip(s, 1-ε_low, 1+ε_high) A)`` with one ratio per response, ``s = (π(y)/π_old(y))^{1/n(y)}``.
+
+    clip, clip_high: 3e-4 and 4e-4, since s is a geometric mean. estimator: as in `grpo`.
+    Libraries: TRL's and Liger's ``importance_sampling_level="sequence"``.
+    """
+    ratio = exp(log_ratio_to_old(token).mean())
+    return clipped_surrogate(ratio, advantage_of(token.response, estimator), clip, clip_high)
+
+
+@token_objective(bounds=BOUNDS)
+def luspo(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4, estimator: str = "std") -> Expression:
+    """Length-unbiased sequence policy optimization, LUSPO (2026, arXiv:2602.05261), as in TRL.
+
+    `gspo` times the response's length, so that every token of every response counts alike.
+
+    clip, clip_high, estimator: as in `gspo`.
+    Libraries: TRL's sum over tokens of one value; Liger agrees when its ratios are those of sequences.
+    """
+    ratio = exp(log_ratio_to_old(token).mean())
+    return token.response.length * clipped_surrogate(ratio, advantage_of(token.response, estimator), clip, clip_high)
+
+
+@token_objective(bounds={"cap": POSITIVE, "num_tokens": POSITIVE})
+def cispo(token: TokenView, *, cap: float = 5.0, estimator: str = "std", num_tokens: float | None = None) -> Expression:
+    """Clipped importance sampling policy optimization, CISPO (MiniMax 2025, arXiv:2506.13585, eqs. 4 and 5).
+
+    ``-sg[min(ρ_t, c)] A log π_t``, one mean over all tokens: the weight is clipped, no token loses its gradient.
+
+    cap: c, the largest weight, ``1 + ε_high`` of the paper; 5 in ScaleRL (arXiv:2510.13786). estimator, num_tokens:
+    as in `grpo`.
+    Libraries: TRL's and Liger's ``epsilon_high`` is the cap itself.
+    """
+    weight = stop_gradient(minimum(ratio_of(token), cap))
+    loss = -weight * advantage_of(token.response, estimator) * token.logp
+    return averaged(loss, "tokens", None, num_tokens)
+
+
+@token_objective(bounds={"tau_pos": POSITIVE, "tau_neg": POSITIVE})
+def sapo(token: TokenView, *, tau_pos: float = 1.0, tau_neg: float = 1.05, estimator: str = "std") -> Expression:
+    """Soft adaptive policy optimization, SAPO (2025, arXiv:2511.20347).
+
+    ``-4/τ σ(τ (ρ_t - 1)) A``, mean over each response; τ depends on the sign of A. At ρ = 1 the gradient is PPO's, away
+    from it a smooth gate closes where PPO clips.
+
+    tau_pos, tau_neg: τ for A > 0 and for the rest, near 1; the larger one closes sooner. estimator: as in `grpo`.
+    Libraries: TRL and Liger agree.
+    """
+    amount = advantage_of(token.response, estimator)
+    tau = where(amount > 0.0, tau_pos, tau_neg)
+    return (-4.0 / tau * sigmoid(tau * (ratio_of(token) - 1.0)) * amount).mean()
+
+
+@token_objective(
+    bounds={"k_pos": POSITIVE, "k_neg": POSITIVE, "rate_pos": POSITIVE, "rate_neg": POSITIVE, "num_tokens": POSITIVE}
+)
+def vespo(
+    token: TokenView,
+    *,
+    k_pos: float = 2.0,
+    rate_pos: float = 3.0,
+    k_neg: float = 3.0,
+    rate_neg: float = 2.0,
+    estimator: str = "std",
+    num_tokens: float | None = None,
+) -> Expression:
+    """Variational sequence-level soft policy optimization, VESPO (2026, arXiv:2602.10693), as in TRL.
+
+    ``-sg[φ(w)] A log π_t``, one mean over all tokens; ``φ(w) = w^k e^{λ(1-w)}`` of the response's whole ratio
+    ``w = π(y)/π_old(y)``, with k and λ by the sign of A.
+
+    k_pos, rate_pos: k and λ for A ≥ 0; k_neg, rate_neg: for A < 0. estimator, num_tokens: as in `grpo`.
+    log w is kept within [log 1e-8, 20], as in TRL and Liger.
+    """
+    amount = advantage_of(token.response, estimator)
+    per_token = clamp(token.logp - token["old_logps"], -20.0, 20.0)
+    log_w = capped(clamp(stop_gradient(per_token).sum(), min=LOG_TINY))
+    k, rate = where(amount >= 0.0, k_pos, k_neg), where(amount >= 0.0, rate_pos, rate_neg)
+    phi = exp(rate + k * log_w - rate * exp(log_w))
+    return averaged(-phi * amount * token.logp, "tokens", None, num_tokens)
+
+
+LOG_TINY = -18.420680743952367
+"""log 1e-8: the smallest log-ratio of a response that `vespo` tells apart from none."""

@@ -1,0 +1,282 @@
+"""Objectives of all K responses to one prompt: learning to rank, posterior matching, contrastive estimation.
+
+Notation: ``h_i = log π(y_i|x) - log π_ref(y_i|x)``, ``s_i = β h_i``, ``ψ_i`` the label of y_i (column ``label``,
+larger is better), ``r_i`` its score. Lists may differ in length. Labels, scores and ranks take no gradient.
+Differences of scores above 700 inside an exponential count as 700, with gradient 0.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+from operator import and_, or_
+
+from ..language import (
+    Expression,
+    GroupView,
+    absolute,
+    clamp,
+    exp,
+    group_objective,
+    log,
+    log1p,
+    log_sigmoid,
+    maximum,
+    relu,
+    softplus,
+    square,
+    stop_gradient,
+    where,
+)
+from ._terms import NON_NEGATIVE, POSITIVE
+
+DIFFERENCE_CAP = 700.0
+"""Largest difference of scores that is exponentiated."""
+
+LOSSES = ("mse", "sigmoid", "logistic", "hinge", "list_mle", "softmax", "lambda")
+
+
+@group_objective(bounds={"beta": POSITIVE, "base": "(1, inf)"})
+def lipo(
+    group: GroupView, *, loss: str = "lambda", beta: float = 0.05, base: float = math.e, variant: str = "paper"
+) -> Expression:
+    """Listwise preference optimization, LiPO (Liu et al. 2024, arXiv:2402.01878).
+
+    With s = β h: ``"mse"`` Σ (ψ - s)²; ``"sigmoid"`` -Σ [ψ log σ(s) + (1-ψ) log σ(-s)]; over pairs with ψ_i > ψ_j
+    ``"hinge"`` Σ max(0, 1 - (s_i - s_j)), ``"logistic"`` Σ log(1 + e^{s_j - s_i}) and ``"lambda"`` Σ Δ_ij log(1 +
+    e^{s_j - s_i}) with ``Δ_ij = |2^{ψ_i} - 2^{ψ_j}| |1/log(1+τ_i) - 1/log(1+τ_j)|``, τ the rank by s, Δ constant;
+    ``"list_mle"`` as `plackett_luce`; ``"softmax"`` -Σ ψ/Σψ log softmax(s).
+
+    Column: ``label`` in [0, 1].
+
+    loss: which of the seven. beta: 0.05; 0.01-0.5. base: of λ's logarithm, e as printed (2 changes a factor only).
+    variant: ``"rax"`` is what the calls to RAX printed in the paper compute: a binary logarithm, Δ times K, a mean over
+    the batch's valid pairs, and no normalisation of ψ in the softmax.
+    """
+    if loss not in LOSSES or variant not in ("paper", "rax"):
+        expected = f'loss one of {", ".join(LOSSES)}, variant "paper" or "rax"'
+        raise ValueError(f"lipo: expected {expected}; got loss={loss!r}, variant={variant!r}")
+    s, label, rax = beta * group.response.logratio, stop_gradient(group.response["label"]), variant == "rax"
+    if loss == "mse":
+        return square(label - s).sum()
+    if loss == "sigmoid":
+        return -(label * log_sigmoid(s) + (1.0 - label) * log_sigmoid(-s)).sum()
+    if loss == "list_mle":
+        return negative_log_order(group, s, label)
+    if loss == "softmax":
+        return -((label if rax else shares(label)) * s.log_softmax()).sum()
+    return pairwise_loss(group, s, label, loss, math.log(2.0) if rax else log(base), rax)
+
+
+def pairwise_loss(
+    group: GroupView, s: Expression, label: Expression, loss: str, log_base: Expression | float, rax: bool
+) -> Expression:
+    """Sum of a pair loss over ordered pairs with the larger label first; in RAX's way, the batch's mean over them."""
+    i, j = group.pairs()
+    margin, beaten = i(s) - j(s), i(label) > j(label)
+    link = relu(1.0 - margin) if loss == "hinge" else softplus(-margin)
+    if loss == "lambda":
+        link = ndcg_weight(group, s, label, log_base) * link * (group.size if rax else 1.0)
+    if rax:
+        return where(beaten, link, 0.0).sum("batch") / maximum(beaten.sum("batch"), 1.0)
+    return where(beaten, link, 0.0).sum("group")
+
+
+def ndcg_weight(group: GroupView, s: Expression, label: Expression, log_base: Expression | float) -> Expression:
+    """λ's weight of a pair: how much DCG would change if the two responses swapped the places s gives them."""
+    i, j = group.pairs()
+    gain = 2.0**label
+    discount = stop_gradient(log_base / log1p(s.rank()))
+    return absolute(i(gain) - j(gain)) * absolute(i(discount) - j(discount))
+
+
+def shares(label: Expression) -> Expression:
+    """Labels divided by their sum in the group, 0 if all are 0."""
+    return label / maximum(label.sum(), 1e-12)
+
+
+def negative_log_order(group: GroupView, s: Expression, label: Expression) -> Expression:
+    """``-log`` probability of the order of labels under Plackett and Luce's model of scores s; ties by input order."""
+    i, j = group.pairs()
+    place = label.rank()
+    weight = where(j(place) >= i(place), exp(clamp(j(s) - i(s), max=DIFFERENCE_CAP)), 0.0)
+    return log(weight.sum("i")).sum()
+
+
+@group_objective(bounds={"beta": POSITIVE})
+def plackett_luce(group: GroupView, *, beta: float = 0.1) -> Expression:
+    """DPO of a full ranking under the Plackett-Luce model (Rafailov et al. 2023, arXiv:2305.18290, eq. 20).
+
+    ``-Σ_k log( e^{s_k} / Σ_{j≥k} e^{s_j} )``, responses sorted by falling label; two responses give DPO.
+
+    Column: ``label``; equal labels keep their input order.
+
+    beta: as in `dpo`, 0.01-0.5.
+    """
+    return negative_log_order(group, beta * group.response.logratio, stop_gradient(group.response["label"]))
+
+
+@group_objective(bounds={"alpha": NON_NEGATIVE})
+def pro(group: GroupView, *, alpha: float = 0.05, temperature: bool = True) -> Expression:
+    """Preference ranking optimization, PRO (Song et al. 2023, arXiv:2306.17492), as reconstructed.
+
+    ``-Σ_{k<K} log( e^{a_k/T_kk} / Σ_{j≥k} e^{a_j/T_kj} ) - α avg(y_1)`` over responses sorted by falling score, a
+    being the average log-probability; ``1/T_kj = r_k - r_j``, ``1/T_kk`` the largest of them. Without temperatures T
+    is 1.
+
+    Column: ``score`` (r).
+
+    alpha: weight of the likelihood of the best response, 0.05-1. temperature: whether gaps of scores scale the terms.
+    """
+    i, j = group.pairs()
+    average, score = group.response.avg_logp, stop_gradient(group.response["score"])
+    place, lowest = score.rank(), score.min()
+    if temperature:
+        own = i(average) * (i(score) - lowest)
+        term = where(i(place) == j(place), own, j(average) * (i(score) - j(score)))
+    else:
+        own, term = i(average), j(average)
+    weight = where(j(place) >= i(place), exp(clamp(term - own, max=DIFFERENCE_CAP)), 0.0)
+    return log(weight.sum("i")).sum() - alpha * where(place == 1.0, average, 0.0).sum()
+
+
+@group_objective(bounds={"gamma": POSITIVE})
+def brain(group: GroupView, *, gamma: float = 0.5) -> Expression:
+    """Bayesian reward-conditioned amortized inference, BRAIn (Pandey et al. 2024, arXiv:2402.02479).
+
+    ``-Σ α̂_i log β̂_i`` with ``α̂ = softmax(r/γ + log π_ref - log q)`` and ``β̂ = softmax(log π - log q)``: the
+    posterior given a good reward, and the policy, both by self-normalised importance sampling from the proposal q.
+    Its gradient is the paper's estimator, ``β̂_i - α̂_i``.
+
+    Columns: ``score`` (r), ``proposal_logps`` (log q). Only the policy takes a gradient.
+
+    gamma: temperature of the reward, 0.1-1.
+    """
+    response = group.response
+    proposal = stop_gradient(response["proposal_logps"])
+    posterior = stop_gradient((response["score"] / gamma + response.ref_logp - proposal).softmax())
+    return -(posterior * (response.logp - proposal).log_softmax()).sum()
+
+
+@group_objective(bounds={"beta": POSITIVE, "temperature": POSITIVE})
+def info_nca(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -> Expression:
+    """InfoNCA, noise contrastive alignment by classification (Chen et al. 2024, arXiv:2402.05369).
+
+    ``-Σ_i softmax(r/α)_i log softmax(s)_i``; two responses with a certain winner give DPO.
+
+    Column: ``score`` (r).
+
+    beta: 0.01-0.5. temperature: α, in the units of the score.
+    """
+    target = stop_gradient((group.response["score"] / temperature).softmax())
+    return -(target * (beta * group.response.logratio).log_softmax()).sum()
+
+
+@group_objective(bounds={"beta": POSITIVE, "temperature": POSITIVE})
+def nca_list(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -> Expression:
+    """Noise contrastive alignment over K responses, NCA (Chen et al. 2024, arXiv:2402.05369).
+
+    ``-Σ_i [ softmax(r/α)_i log σ(s_i) + 1/K log σ(-s_i) ]``: every reward has an optimum of its own, not only their
+    differences. Two responses with a certain winner give `nca`.
+
+    Column: ``score`` (r).
+
+    beta: 0.01-0.5. temperature: α, in the units of the score.
+    """
+    s = beta * group.response.logratio
+    target = stop_gradient((group.response["score"] / temperature).softmax())
+    return -(target * log_sigmoid(s) + log_sigmoid(-s) / group.size).sum()
+
+
+@group_objective(bounds={"beta": POSITIVE, "temperature": POSITIVE})
+def exo_list(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -> Expression:
+    """EXO over K responses (Ji et al. 2024, arXiv:2402.00856): reverse KL from policy to reward.
+
+    ``Σ q_i (log q_i - log p_i)``, ``q = softmax(s)``, ``p = softmax(r/β_r)``: where `info_nca` covers the target,
+    this seeks its modes.
+
+    Column: ``score`` (r).
+
+    beta: β_π, 0.05-0.5. temperature: β_r, in the units of the score.
+    """
+    log_q = (beta * group.response.logratio).log_softmax()
+    log_p = stop_gradient((group.response["score"] / temperature).log_softmax())
+    return (exp(log_q) * (log_q - log_p)).sum()
+
+
+@group_objective(bounds={"beta": POSITIVE})
+def softmax_dpo(group: GroupView, *, beta: float = 0.1) -> Expression:
+    """Softmax-DPO, S-DPO, one winner among many losers (Chen et al. 2024, arXiv:2406.09215).
+
+    ``-log σ( -log Σ_l e^{s_l - s_w} )``; one loser gives DPO. With several winners, the mean over them, each against
+    the losers alone.
+
+    Column: ``label``, 1 for a winner and 0 for a loser.
+
+    beta: 0.1-1.
+    """
+    s, winner = beta * group.response.logratio, group.response["label"] > 0.5
+    losers = where(winner, -math.inf, s).logsumexp()
+    return where(winner, softplus(losers - s), 0.0).sum() / maximum(winner.sum(), 1.0)
+
+
+@group_objective
+def op_gfn(group: GroupView) -> Expression:
+    """Order-preserving GFlowNets, total order (Chen and Mauch 2023, arXiv:2310.00386), for text.
+
+    Mean over unordered pairs of ``-t log σ(log π_i - log π_j) - (1-t) log σ(log π_j - log π_i)``, t being 1, ½ or 0 as
+    ψ_i is above, equal to or below ψ_j. For left-to-right text the learned log-reward is log π plus a constant; there
+    is no reference. One pair with a winner is DPO with β 1 and without reference.
+
+    Column: ``label``.
+    Libraries: the authors' code pairs each object with a random one of the batch, itself included.
+    """
+    i, j = group.pairs()
+    logp, label = group.response.logp, stop_gradient(group.response["label"])
+    share = where(i(label) > j(label), 1.0, where(i(label) == j(label), 0.5, 0.0))
+    place = group.response.position
+    others = i(place) != j(place)
+    loss = where(others, -2.0 * share * log_sigmoid(i(logp) - j(logp)), 0.0)
+    return loss.sum("group") / maximum(others.sum("group"), 1.0)
+
+
+@group_objective
+def op_gfn_pareto(group: GroupView, *, scores: str = "score") -> Expression:
+    """Order-preserving GFlowNets, Pareto front (Chen and Mauch 2023, arXiv:2310.00386), for text.
+
+    ``-Σ_i 1[i on the front]/|front| log softmax(log π)_i``: the target is uniform over the responses of the prompt
+    that no other one beats in some score without losing in another.
+
+    scores: names of the columns of scores, separated by blanks, e.g. ``"helpful harmless"``.
+    """
+    columns = [stop_gradient(group.response[name]) for name in scores.split()]
+    i, j = group.pairs()
+    if not columns:
+        raise ValueError("op_gfn_pareto: scores must name at least one column, got none")
+    better = reduce(or_, [j(column) > i(column) for column in columns])
+    no_worse = reduce(and_, [j(column) >= i(column) for column in columns])
+    front: Expression = (better & no_worse).sum("i") < 1.0
+    return -(front / front.sum() * group.response.logp.log_softmax()).sum()
+
+
+@group_objective(bounds={"beta": POSITIVE, "base": "(1, inf)"})
+def tpo_tree(group: GroupView, *, beta: float = 0.5, base: float = math.e) -> Expression:
+    """Tree preference optimization, TPO (Liao et al. 2024, arXiv:2410.12854), as reconstructed.
+
+    LiPO-λ on the scores ``s_i = β Σ_k w_ik mean_{t in k} h_t / Σ_k w_ik`` over the steps k of response i: its
+    adaptive step reward. The weights are the caller's; the paper takes ``1 + cos`` between the mean hidden states of
+    the step and of the best response's same step.
+
+    Columns by token: ``token_step_start`` (true where a step begins), ``token_weight`` (w, read at a step's start; it
+    may require grad); by response ``label`` in [0, 1].
+
+    beta: 0.5. base: of λ's logarithm.
+    The authors' code minimises -log σ of the ranking loss, which falls as the ranking gets worse: not offered.
+    """
+    token = group.token
+    start, h = token["step_start"], token.logratio
+    mean = h.suffix_sum(reset=start) / (token.position * 0.0 + 1.0).suffix_sum(reset=start)
+    weight = where(start > 0.5, token["weight"], 0.0)
+    total = weight.sum("response")
+    s = beta * (where(start > 0.5, weight * mean, 0.0).sum("response") / where(total == 0.0, 1.0, total))
+    return pairwise_loss(group, s, stop_gradient(group.response["label"]), "lambda", log(base), False)
