@@ -79,7 +79,7 @@ def test_commands(capsys):
     assert main(["show", "dpo", "--latex"]) == 0
     printed = capsys.readouterr().out
     assert "arXiv:2305.18290" in printed and r"\beta" in printed and "d/d chosen_logps" in printed
-    assert main(["show", "dppo"]) == 1
+    assert main(["show", "dpi"]) == 1
     assert "did you mean 'dpo'" in capsys.readouterr().err
 
 

@@ -18,6 +18,9 @@ _KINDS = {
     "token": ("Tokens", "a loss for every token of a response"),
 }
 
+LONGEST_GRADIENT = 3000
+"""Characters of LaTeX up to which a gradient is for reading."""
+
 _HEAD = """# The catalogue
 
 Made from the objectives themselves by `python -m prefuse.catalogue.page docs`; not edited by hand.
@@ -64,10 +67,12 @@ def _section(found: Entry) -> Iterator[str]:
     if found.notes:
         yield f"{found.notes.replace('``', '`')}\n"
     derivatives = found.derivatives()
-    if derivatives:
+    if derivatives and sum(map(len, derivatives.values())) <= LONGEST_GRADIENT:
         yield "<details><summary>gradient</summary>\n"
         yield from (f"`{column}`\n\n$$\n{derivative}\n$$\n" for column, derivative in derivatives.items())
         yield "</details>\n"
+    elif derivatives:
+        yield f"The gradient is long: `python -m prefuse show {found.name} --latex` prints it.\n"
 
 
 def has_picture(found: Entry) -> bool:
