@@ -108,7 +108,7 @@ CASES = {
     "cu_seqlens: begins late": lambda: packed([1, 2, 6]),
     "cu_seqlens: decreases": lambda: packed([0, 4, 2, 6]),
     "objective: a number": lambda: loss(3),
-    "objective: an unknown name": lambda: loss("dppo"),
+    "objective: an unknown name": lambda: loss("dpi"),
     "responses: an odd number of them": lambda: loss(
         "simpo", logits=torch.zeros(3, 3, 5), labels=torch.zeros(3, 3, dtype=torch.int64)
     ),
