@@ -34,11 +34,12 @@ class Timing:
 def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int = 15, warm_up: int = 2) -> dict[str, Timing]:
     """Times every case once per round, in an order that turns from round to round.
 
-    What else the machine does then falls on all cases alike, and none always follows the same other. `rounds` is 2 or
-    more. Each case runs `warm_up` times first. The garbage collector is off meanwhile.
+    What else the machine does then falls on all cases alike. Before each sample its case runs once untimed: PyTorch's
+    threads wait for more work on their processors for some milliseconds, which would fall on whoever comes next.
+    `rounds` is 2 or more. Each case runs `warm_up` times first. The garbage collector is off meanwhile.
     """
     repeats = {name: _repeats(run, warm_up) for name, run in cases.items()}
-    samples = _in_turns({name: functools.partial(_sample, run, repeats[name]) for name, run in cases.items()}, rounds)
+    samples = _in_turns({name: functools.partial(_settled, run, repeats[name]) for name, run in cases.items()}, rounds)
     return {name: _summary(samples[name], repeats[name]) for name in cases}
 
 
@@ -81,6 +82,11 @@ def _repeats(run: Callable[[], object], warm_up: int) -> int:
     for _ in range(warm_up):
         run()
     return max(1, round(_SHORTEST_SAMPLE / max(_sample(run, 1), 1e-7)))
+
+
+def _settled(run: Callable[[], object], repeats: int) -> float:
+    run()
+    return _sample(run, repeats)
 
 
 def _sample(run: Callable[[], object], repeats: int) -> float:
