@@ -10,6 +10,7 @@ import argparse
 import os
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from prefuse import _prefuse
 from prefuse._compile_all import compile_all
 from prefuse._cuda import ARCHITECTURES, nvrtc_candidates, prepare
+from prefuse._display import bold, table
 
 
 class Finding(NamedTuple):
@@ -33,6 +35,28 @@ def findings() -> list[Finding]:
     return [_processor(), _torch(), _driver(), *_devices(), *_nvrtc(), _cache()]
 
 
+@dataclass(frozen=True, repr=False)
+class Report:
+    """All findings; prints as a table and, below it, what to do."""
+
+    findings: tuple[Finding, ...]
+
+    def __repr__(self) -> str:
+        states = _table([("part", "state"), *((finding.part, finding.state) for finding in self.findings)])
+        return "\n\n".join(
+            [states, *(f"{finding.part}: {finding.advice}" for finding in self.findings if finding.advice)]
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [(bold(part) if advice else part, state, advice) for part, state, advice in self.findings]
+        return table(rows, ("part", "state", "what to do"))
+
+
+def report() -> Report:
+    """What prefuse finds on this machine; a notebook shows it as a table."""
+    return Report(tuple(findings()))
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the doctor's options."""
     parser.add_argument("--compile", action="store_true", help="compile every kernel for every supported architecture")
@@ -41,11 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Prints the table; returns the exit status: 1 if a kernel does not compile, else 0."""
-    found = findings()
-    print(_table([("part", "state"), *((finding.part, finding.state) for finding in found)]))
-    for finding in found:
-        if finding.advice:
-            print(f"\n{finding.part}: {finding.advice}")
+    print(report())
     return compile_all(options.detail) if options.compile else 0
 
 

@@ -20,7 +20,9 @@ recompute    the backward pass makes the logits again                           
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from prefuse._display import table
 
 PLANS = ("forward", "single-pass", "grouped", "keep", "recompute")
 
@@ -86,7 +88,7 @@ class Job:
         return len([name for name in self.statistics if name != "lse" or "logp" not in self.statistics])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What will run.
 
@@ -111,17 +113,16 @@ class Plan:
     tiles: int
     tile_bytes: int
     kept_bytes: int
-    job: Job = field(repr=False)
+    job: Job
     sums_bytes: int = 0
     backward_tile: tuple[int, int] = (0, 0)
-    chunks: tuple[int, ...] = field(default=(), repr=False)
+    chunks: tuple[int, ...] = ()
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(f"{name:<11}{value}" for name, value in self._lines())
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._lines())
-        return f"<table>{rows}</table>"
+        return table(self._lines())
 
     def _lines(self) -> list[tuple[str, str]]:
         job, (rows, classes) = self.job, self.tile

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prefuse import language
 from prefuse._columns import Scoring, check_reference, reading, reference_form, statistics
+from prefuse._display import announce
 from prefuse._layout import check_layout, scored_tokens, shift_left
 from prefuse._processes import check_process_group
 from prefuse._rows import REFERENCE_STATISTICS, check_integer
@@ -129,7 +130,9 @@ def preference_loss(
 
 
 def explain(objective: str | Objective, **arguments: Any) -> Plan:
-    """Print how `preference_loss` would run from hidden states, without running it: plan, GEMMs, tiles, memory.
+    """Tell how `preference_loss` would run from hidden states, without running it: plan, GEMMs, tiles, memory.
+
+    A script prints the plan; at a prompt, Python's or a notebook's, it shows itself as what comes back.
 
     Args:
         objective: see `preference_loss`.
@@ -137,7 +140,7 @@ def explain(objective: str | Objective, **arguments: Any) -> Plan:
             is allocated, and every token is taken to be scored.
 
     Returns:
-        The plan that was printed.
+        The plan.
 
     Raises:
         TypeError, ValueError: as `preference_loss`.
@@ -148,7 +151,7 @@ def explain(objective: str | Objective, **arguments: Any) -> Plan:
         batch = _prepare(**bound.arguments)
     if not isinstance(batch, Head):
         raise TypeError("hidden: missing; there is a plan only for hidden states and a weight, not for logits")
-    print(batch.plan)
+    announce(batch.plan)
     return batch.plan
 
 

@@ -1,19 +1,19 @@
 """Objectives drawn: loss and gradient against the margin, chosen and rejected apart, and over the plane of log-ratios.
 
-Each function returns a matplotlib figure (install ``prefuse[demo]`` or matplotlib). Log-ratios are
-``log π(y|x) − log π_ref(y|x)`` summed over a response of 20 tokens, in nats; an objective without a reference sees
-log-probabilities that far from −20.
+And what training under them did to likelihoods. Each function returns a matplotlib figure, which a notebook draws
+(``prefuse[demo]`` or ``prefuse[notebooks]`` brings matplotlib). Log-ratios are ``log π(y|x) − log π_ref(y|x)`` summed
+over a response of 20 tokens, in nats; an objective without a reference sees log-probabilities that far from −20.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prefuse import objectives as _catalogue
+from prefuse.catalogue.entries import Entry, Objectives, resolve, resolve_all
 from prefuse.catalogue.samples import log_ratio_grid
 from prefuse.scoring.objective import Objective
 from prefuse.scoring.settings import show
@@ -21,9 +21,9 @@ from prefuse.scoring.settings import show
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["contour", "gradients", "margin"]
+__all__ = ["contour", "gradients", "likelihoods", "margin"]
 
-Objectives = str | Objective | Sequence[str | Objective]
+_COLOURS = {"chosen": "C2", "rejected": "C3"}
 
 
 def margin(objectives: Objectives, *, span: float = 40.0, points: int = 401, **columns: Any) -> Figure:
@@ -45,7 +45,7 @@ def margin(objectives: Objectives, *, span: float = 40.0, points: int = 401, **c
     """
     figure, (left, right) = _figure(2)
     at = np.linspace(-span, span, points)
-    for objective in _several(objectives):
+    for objective in resolve_all(objectives):
         losses, chosen, rejected = _slopes(objective, at / 2, -at / 2, columns)
         left.plot(at, losses, label=_label(objective))
         right.plot(at, (rejected - chosen) / 2)
@@ -59,14 +59,14 @@ def gradients(objectives: Objectives, *, span: float = 40.0, points: int = 401, 
     """
     figure, (left, right) = _figure(2)
     at = np.linspace(-span, span, points)
-    for objective in _several(objectives):
+    for objective in resolve_all(objectives):
         _, chosen, rejected = _slopes(objective, at / 2, -at / 2, columns)
         left.plot(at, -chosen, label=_label(objective))
         right.plot(at, -rejected)
     return _finish(figure, {left: "pull on chosen", right: "pull on rejected"})
 
 
-def contour(objective: str | Objective, *, span: float = 20.0, points: int = 101, **columns: Any) -> Figure:
+def contour(objective: str | Objective | Entry, *, span: float = 20.0, points: int = 101, **columns: Any) -> Figure:
     """The loss over the plane of both log-ratios, and the direction in which a step moves them.
 
     Args:
@@ -78,7 +78,7 @@ def contour(objective: str | Objective, *, span: float = 20.0, points: int = 101
     figure, (axes,) = _figure(1)
     at = np.linspace(-span, span, points)
     chosen, rejected = (grid.ravel() for grid in np.meshgrid(at, at))
-    (found,) = _several(objective)
+    found = resolve(objective)
     losses, pull_chosen, pull_rejected = _slopes(found, chosen, rejected, columns)
     shape, few = (points, points), slice(None, None, max(1, points // 12))
     drawn = axes.contourf(at, at, losses.reshape(shape), levels=24)
@@ -91,9 +91,41 @@ def contour(objective: str | Objective, *, span: float = 20.0, points: int = 101
     return figure
 
 
-def _several(objectives: Objectives) -> list[Objective]:
-    given = [objectives] if isinstance(objectives, str | Objective) else list(objectives)
-    return [_catalogue.get(one) if isinstance(one, str) else one for one in given]
+def likelihoods(
+    histories: Mapping[str, Mapping[str, Sequence[float]]], *, probability: bool = False, columns: int = 5
+) -> Figure:
+    """How likely the responses were from step to step of training, one panel per run.
+
+    Args:
+        histories: by the run's name, then by the role ("chosen", "rejected", or whatever else): a log-probability in
+            nats for every step.
+        probability: draw e to the power of them, from 0 to 1.
+        columns: panels in a row.
+
+    Returns:
+        A figure whose panels share their axes.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    if not histories:
+        raise ValueError("histories: expected at least one run, got none")
+    wide = min(columns, len(histories))
+    rows = -(-len(histories) // wide)
+    figure = _new_figure(2.5 * wide, 2.1 * rows + 0.4)
+    panels = figure.subplots(rows, wide, squeeze=False, sharex=True, sharey=True)
+    for axes, (name, history) in zip(panels.flat, histories.items(), strict=False):
+        for role, values in history.items():
+            drawn = np.exp(values) if probability else values
+            axes.plot(drawn, label=role, color=_COLOURS.get(role), zorder=2 if role in _COLOURS else 1)
+        axes.set_title(name, fontsize="medium")
+    for axes in panels.flat[len(histories) :]:
+        axes.set_axis_off()
+    figure.supxlabel("step", fontsize="medium")
+    figure.supylabel("probability" if probability else "log-probability (nats)", fontsize="medium")
+    lines = {line.get_label(): line for axes in panels.flat for line in axes.lines}
+    figure.legend(list(lines.values()), list(lines), loc="outside lower right", ncols=len(lines), fontsize="small")
+    return figure
 
 
 def _slopes(
@@ -121,10 +153,14 @@ def _label(objective: Objective) -> str:
 
 
 def _figure(panels: int) -> tuple[Figure, Sequence[Any]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5 * panels, 4.2), layout="constrained")
+    figure = _new_figure(5.5 * panels, 4.2)
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    from prefuse._figure import NotebookFigure
+
+    return NotebookFigure(figsize=(width, height), layout="constrained")
 
 
 def _finish(figure: Figure, panels: dict[Any, str]) -> Figure:

@@ -67,7 +67,8 @@ def test_the_table_can_be_searched():
     found = catalogue("transport", "paired")
     assert {page.name for page in found} == {"aot", "aot_unpaired"}
     assert len(found) == 2 and found[0].name == "aot"
-    assert "aot_unpaired" in repr(found) and "<td>aot</td>" in found._repr_html_()
+    assert [page.name for page in found[1:]] == ["aot_unpaired"] and "1 objectives" in repr(found[1:])
+    assert "aot_unpaired" in repr(found) and "<code>aot</code>" in found._repr_html_()
     assert len(catalogue("no objective says this")) == 0
 
 
@@ -109,6 +110,32 @@ def test_a_check_of_token_columns_and_own_columns():
     assert prefuse.check(of_a_root, columns={"score": np.linspace(6, 7, 12)})
 
 
+def test_several_are_checked_together(capsys):
+    reports = prefuse.check(["ipo", broken_far_out, entry("hinge")])
+    assert [report.name for report in reports] == ["ipo", "broken_far_out", "hinge"]
+    assert [bool(report) for report in reports] == [True, False, True] and not reports
+    printed = capsys.readouterr().out
+    assert printed == f"{reports}\n" and printed.startswith("2 of 3 objectives pass\nok   ipo\nFAIL broken_far_out")
+    assert "log-ratios of -1e+04: not finite" in printed
+    assert prefuse.check(catalogue("transport", "paired")[:1])
+    with pytest.raises(ValueError, match="objective: expected at least one, got none"):
+        prefuse.check(catalogue("no objective says this"))
+
+
+def test_what_cannot_be_checked_or_shown_says_so():
+    for call in (prefuse.check, objectives.show, viz.margin):
+        with pytest.raises(TypeError, match="objective: expected an Objective or the name of one, got int"):
+            call(3)
+        with pytest.raises(ValueError, match="did you mean 'dpo'"):
+            call("dpi")
+
+
+def test_a_page_of_ones_own():
+    page = objectives.show(without_a_paper(beta=2.0))
+    assert (page.name, page.aliases, page.parameters["beta"]) == ("without_a_paper", (), "2.0")
+    assert objectives.show(objectives.dpo(beta=0.5)).aliases == ("sigmoid", "spin")
+
+
 def test_a_wrong_gradient_would_be_found(monkeypatch):
     from prefuse.catalogue import checking
 
@@ -133,6 +160,20 @@ class TestDrawing:
     def test_the_plane_of_log_ratios(self):
         figure = viz.contour("dpo", points=13)
         assert figure.axes[0].get_title() == "dpo(beta=0.1)"
+
+    def test_likelihoods_from_step_to_step(self):
+        runs = {name: {"chosen": [-2.0, -1.0], "rejected": [-2.0, -4.0]} for name in ("dpo", "ipo", "sft")}
+        figure = viz.likelihoods(runs, columns=2)
+        assert [axes.get_title() for axes in figure.axes] == ["dpo", "ipo", "sft", ""]
+        np.testing.assert_allclose(figure.axes[2].lines[1].get_ydata(), [-2.0, -4.0])
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["chosen", "rejected"]
+        shown = viz.likelihoods(runs, probability=True)
+        np.testing.assert_allclose(shown.axes[0].lines[0].get_ydata(), np.exp([-2.0, -1.0]))
+        with pytest.raises(ValueError, match="histories: expected at least one run, got none"):
+            viz.likelihoods({})
+
+    def test_a_notebook_draws_figures_without_pyplot(self):
+        assert viz.margin("dpo", points=3)._repr_png_().startswith(b"\x89PNG")
 
     def test_further_columns_and_what_cannot_be_drawn(self):
         soft = viz.margin("sppo", points=5, chosen_win_prob=0.9, rejected_win_prob=0.1)

@@ -167,8 +167,16 @@ def test_types_of_arguments():
         dpo(beta="0.1")
     with pytest.raises(TypeError, match=r"beta: expected a number .*, got bool"):
         dpo(beta=True)
-    with pytest.raises(TypeError, match=r"chosen_logps: expected a torch.Tensor or a numpy.ndarray, got list"):
-        dpo(**{**columns, "chosen_logps": [1.0] * 6})
+    with pytest.raises(TypeError, match=r"chosen_logps: expected a torch.Tensor or a numpy.ndarray, got str"):
+        dpo(**{**columns, "chosen_logps": "-1.0"})
+    for hostile in ([1.0, "two"], [[1.0], [2.0, 3.0]], [None] * 6, [torch.ones(1, requires_grad=True)]):
+        with pytest.raises(TypeError, match=r"chosen_logps: expected a list of numbers, or of rows of one length"):
+            dpo(**{**columns, "chosen_logps": hostile})
+    for call in (dpo, dpo.value_and_grad):
+        with pytest.raises(
+            TypeError, match=r"dpo: expected arguments by name: dpo\(beta=…\), or columns: chosen_logps"
+        ):
+            call(0.2)
     with pytest.raises(TypeError, match=r"give all columns as torch tensors or all as NumPy arrays"):
         dpo(**{**columns, "chosen_logps": np.ones(6)})
     with pytest.raises(ValueError, match="reduction: expected 'mean', 'sum', 'none', got 'average'"):

@@ -16,9 +16,25 @@ AVERAGES = rf"\frac{{{PI.format('w')}}}{{|y_w|}} - \frac{{{PI.format('l')}}}{{|y
 
 def test_latex_of_dpo():
     assert plain_dpo.latex() == rf"-\log\sigma\left(\beta \, \left({MARGIN}\right)\right)"
-    assert plain_dpo._repr_latex_() == f"$${plain_dpo.latex()}$$"
     derivative = plain_dpo.latex("chosen_logps")
+    assert derivative._repr_latex_() == f"$${derivative}$$"
     assert derivative == rf"-\beta \, \sigma\left(-\beta \, \left({MARGIN}\right)\right)"
+
+
+def test_a_notebook_shows_the_formula_and_its_numbers():
+    shown = rf"$$\begin{{gathered}} {simpo.latex()} \\ \mathrm{{simpo}}\left(\beta = 3,\ \gamma = 0.5\right) \end{{gathered}}$$"
+    assert simpo(beta=3, gamma=0.5)._repr_latex_() == shown
+    mixed = 0.5 * plain_dpo + simpo
+    assert r"w_{\mathrm{plain\_dpo}} = 0.5" in mixed._repr_latex_()
+
+    @pair_objective
+    def without_numbers(pair, *, which="a"):
+        seen.append(pair.chosen.logp._repr_latex_())
+        return -pair.chosen.logp
+
+    seen = []
+    assert without_numbers._repr_latex_() == rf"$$-{PI.format('w')}$$"
+    assert seen[0] == f"$${PI.format('w')}$$"
 
 
 def test_latex_of_simpo():

@@ -115,7 +115,7 @@ def test_it_says_what_it_does():
     text = str(plan)
     assert "recompute" in text and "4 x 8.61 TFLOP" in text and "1.96 GiB of logits" in text
     assert "keep" in text and text.count("\n") >= 5
-    assert plan._repr_html_().startswith("<table>")
+    assert plan._repr_html_().startswith("<table")
 
 
 def test_explain_prints_and_runs_nothing(capsys):

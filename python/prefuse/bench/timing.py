@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from prefuse._progress import track
+
 _FLUSH_BYTES = 1 << 28  # more than the second-level cache of any GPU so far
 _SHORTEST_SAMPLE = 1e-3  # seconds; below it the clock and the call weigh in, so a sample repeats the case
 
@@ -68,7 +70,7 @@ def _in_turns(sample: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        for _ in range(rounds):
+        for _ in track(range(rounds), "rounds"):
             for name in order:
                 samples[name].append(sample[name]())
             order = [*order[1:], order[0]]

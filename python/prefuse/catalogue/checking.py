@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from prefuse._cuda import ARCHITECTURES
+from prefuse._display import Markup, announce, bold, code, table
+from prefuse._progress import track
+from prefuse.catalogue.entries import Entry, Objectives, resolve_all
 from prefuse.catalogue.samples import Columns, sample
 from prefuse.scoring import device
 from prefuse.scoring.objective import Objective
@@ -17,6 +19,8 @@ from prefuse.scoring.objective import Objective
 STEP = 1e-6
 TOLERANCE = 1e-5
 EXTREMES = (1e4, -1e4)
+_MARKS = {True: "ok", False: "FAIL", None: "-"}
+_VERDICTS = {True: "passes", False: "does not pass"}
 
 
 class Finding(NamedTuple):
@@ -27,9 +31,9 @@ class Finding(NamedTuple):
     found: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """What `check` found; true where nothing failed."""
+    """What `check` found of one objective; true where nothing failed."""
 
     name: str
     findings: tuple[Finding, ...]
@@ -37,35 +41,112 @@ class Report:
     def __bool__(self) -> bool:
         return all(finding.passed is not False for finding in self.findings)
 
-    def __str__(self) -> str:
-        marks = {True: "ok  ", False: "FAIL", None: "-   "}
+    @property
+    def failed(self) -> tuple[Finding, ...]:
+        """The findings that speak against it."""
+        return tuple(finding for finding in self.findings if finding.passed is False)
+
+    def __repr__(self) -> str:
         width = max(len(finding.check) for finding in self.findings)
-        lines = [f"{marks[f.passed]} {f.check.ljust(width)}  {f.found}" for f in self.findings]
-        return "\n".join([f"{self.name}: {'passes' if self else 'does not pass'}", *lines])
+        lines = [f"{_MARKS[f.passed]:<4} {f.check.ljust(width)}  {f.found}" for f in self.findings]
+        return "\n".join([f"{self.name}: {_VERDICTS[bool(self)]}", *lines])
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        rows = [(_mark(f.passed), f.check, f.found) for f in self.findings]
+        return f"<div>{bold(self.name)} {_VERDICTS[bool(self)]}</div>{table(rows, ('', 'check', 'found'))}"
 
 
-def check(objective: Objective, *, seed: int = 0, columns: Mapping[str, Any] | None = None) -> Report:
-    """Check an objective on made-up columns and print the report.
+@dataclass(frozen=True, repr=False)
+class Reports(Sequence[Report]):
+    """What `check` found of several objectives; true where nothing failed."""
+
+    reports: tuple[Report, ...]
+
+    def __bool__(self) -> bool:
+        return all(self.reports)
+
+    def __len__(self) -> int:
+        return len(self.reports)
+
+    @overload
+    def __getitem__(self, index: int) -> Report: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Report]: ...
+
+    def __getitem__(self, index: int | slice) -> Report | Sequence[Report]:
+        return self.reports[index]
+
+    def __repr__(self) -> str:
+        width = max((len(report.name) for report in self), default=0)
+        lines = [
+            f"{_MARKS[bool(report)]:<4} {report.name.ljust(width)}  {_failures(report)}".rstrip() for report in self
+        ]
+        return "\n".join([self._verdict(), *lines])
+
+    def _repr_html_(self) -> str:
+        rows = [(_mark(bool(report)), code(report.name), _failures(report)) for report in self]
+        return f"<div>{self._verdict()}</div>{table(rows, ('', 'objective', 'what failed'))}"
+
+    def _verdict(self) -> str:
+        return f"{sum(map(bool, self))} of {len(self)} objectives pass"
+
+
+def _mark(passed: bool | None) -> str | Markup:
+    return bold(_MARKS[passed]) if passed is False else _MARKS[passed]
+
+
+def _failures(report: Report) -> str:
+    return "; ".join(f"{finding.check}: {finding.found}" for finding in report.failed)
+
+
+@overload
+def check(  # type: ignore[overload-overlap]  # a str is one name, though it can be iterated
+    objective: str | Objective | Entry, *, seed: int = ..., columns: Mapping[str, Any] | None = ...
+) -> Report: ...
+
+
+@overload
+def check(
+    objective: Iterable[str | Objective | Entry], *, seed: int = ..., columns: Mapping[str, Any] | None = ...
+) -> Reports: ...
+
+
+def check(objective: Objectives, *, seed: int = 0, columns: Mapping[str, Any] | None = None) -> Report | Reports:
+    """Check one objective, or several, on made-up columns.
 
     It traces (levels, names), its values are finite, its gradient is that of finite differences in float64, it stays
     finite at log-ratios of ±10⁴ and lengths of 1 and 100 000, and its kernels compile for every supported
     architecture without spilling registers (where NVRTC is installed).
 
+    A script prints the report; at a prompt, Python's or a notebook's, it shows itself as what comes back.
+
     Args:
-        objective: with the hyper-parameters to check it at.
+        objective: with the hyper-parameters to check it at, or the name of one; or several, for instance
+            ``prefuse.objectives.list("length")``.
         seed: of the made-up columns.
         columns: columns to take instead of made-up ones, as NumPy arrays: for those whose values are of a kind that
             cannot be guessed.
 
     Returns:
-        The report that was printed; true where nothing failed.
+        A report, true where nothing failed; of several objectives one with a line for each, whose items are reports.
+
+    Raises:
+        TypeError: neither an `Objective` nor the name of one.
+        ValueError: no objective of this name, or none at all.
     """
-    report = Report(objective.name, tuple(_findings(objective, seed, dict(columns or {}))))
-    print(report)
-    return report
+    one = isinstance(objective, str | Objective | Entry) or not isinstance(objective, Iterable)
+    wanted = resolve_all(objective)
+    if not wanted:
+        raise ValueError("objective: expected at least one, got none")
+    reports = tuple(_report(found, seed, columns or {}) for found in track(wanted, "checking"))
+    result = reports[0] if one else Reports(reports)
+    announce(result)
+    return result
+
+
+def _report(objective: Objective, seed: int, columns: Mapping[str, Any]) -> Report:
+    return Report(objective.name, tuple(_findings(objective, seed, dict(columns))))
 
 
 def _findings(objective: Objective, seed: int, columns: Columns) -> Iterator[Finding]:

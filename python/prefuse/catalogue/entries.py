@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import html
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from prefuse import objectives
+from prefuse._display import bold, code, markup, paper, table
 from prefuse.objectives import ALIASES
 from prefuse.scoring.objective import Objective
 from prefuse.scoring.settings import show
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Entry:
     """One objective.
 
@@ -105,7 +106,7 @@ class Entry:
         haystack = " ".join([self.name, *self.aliases, self.kind, self._doc, *self.objective.columns])
         return word.lower() in haystack.lower()
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         also = f" (also {', '.join(self.aliases)})" if self.aliases else ""
         parts = [
             f"{self.name}{also}: {self.summary}",
@@ -119,14 +120,16 @@ class Entry:
         return "\n".join(part for part in parts if part)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(value)}</td></tr>"
-            for name, value in (*self.inputs.items(), *self.parameters.items())
-        )
-        return (
-            f"<h4>{html.escape(self.name)}: {html.escape(self.summary)}</h4><p>{html.escape(self.citation)}</p>"
-            f"<p>$${self.objective.latex()}$$</p><table>{rows}</table><pre>{html.escape(self.notes)}</pre>"
-        )
+        rows = [(code(name), value) for name, value in (*self.inputs.items(), *self.parameters.items())]
+        cited = self.citation.partition(f"arXiv:{self.paper}") if self.paper else (self.citation, "", "")
+        parts = [
+            f"<div>{bold(self.name)}: {markup(self.summary)}</div>",
+            f"<div>{markup(cited[0])}{paper(self.paper, cited[1])}{markup(cited[2])}</div>",
+            f"<div>{markup(self.objective.latex()._repr_latex_())}</div>",
+            table(rows, ("takes", "what")),
+            f'<div style="white-space:pre-wrap">{markup(self.notes)}</div>' if self.notes else "",
+        ]
+        return "".join(parts)
 
 
 class Catalogue(Sequence[Entry]):
@@ -135,8 +138,15 @@ class Catalogue(Sequence[Entry]):
     def __init__(self, entries: Sequence[Entry]) -> None:
         self._entries = tuple(entries)
 
-    def __getitem__(self, index: int) -> Entry:  # type: ignore[override]
-        return self._entries[index]
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Catalogue: ...
+
+    def __getitem__(self, index: int | slice) -> Entry | Catalogue:
+        found = self._entries[index]
+        return found if isinstance(found, Entry) else Catalogue(found)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -158,11 +168,8 @@ class Catalogue(Sequence[Entry]):
         return plain(f"{len(self)} objectives", ("name", "kind", "what it is", "arXiv"), self.rows())
 
     def _repr_html_(self) -> str:
-        head = "<tr><th>name</th><th>kind</th><th>what it is</th><th>arXiv</th></tr>"
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows()
-        )
-        return f"<table>{head}{rows}</table>"
+        rows = [(code(name), kind, what, paper(arxiv)) for name, kind, what, arxiv in self.rows()]
+        return table(rows, ("name", "kind", "what it is", "arXiv"))
 
 
 def catalogue(*words: str) -> Catalogue:
@@ -171,18 +178,50 @@ def catalogue(*words: str) -> Catalogue:
     return every.search(*words) if words else every
 
 
-def entry(name: str) -> Entry:
-    """One registered objective, by its name or an alias.
+def entry(objective: str | Objective) -> Entry:
+    """An objective's page: a registered one by its name or an alias, or any.
 
     Raises:
-        ValueError: there is none; the message proposes a similar name.
+        TypeError: neither a name nor an `Objective`.
+        ValueError: no objective of this name; the message proposes a similar one.
     """
-    return _entry(objectives.get(name).name)
+    found = resolve(objective)
+    same = found.name in objectives.names() and objectives.get(found.name)._definition is found._definition
+    return Entry(found, _aliases(found.name) if same else ())
+
+
+def resolve(objective: str | Objective | Entry) -> Objective:
+    """The objective that a name, an objective or a page of the catalogue stands for.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: no objective of this name; the message proposes a similar one.
+    """
+    if isinstance(objective, str):
+        return objectives.get(objective)
+    if isinstance(objective, Entry):
+        return objective.objective
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective: expected an Objective or the name of one, got {type(objective).__name__}")
+    return objective
+
+
+Objectives = str | Objective | Entry | Iterable[str | Objective | Entry]
+
+
+def resolve_all(given: Objectives) -> list[Objective]:
+    """What one or several of the things that `resolve` takes stand for."""
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        return [resolve(one) for one in given]
+    return [resolve(given)]
 
 
 def _entry(name: str) -> Entry:
-    aliases = sorted(alias for alias, known in ALIASES.items() if known == name)
-    return Entry(objectives.get(name), tuple(aliases))
+    return Entry(objectives.get(name), _aliases(name))
+
+
+def _aliases(name: str) -> tuple[str, ...]:
+    return tuple(sorted(alias for alias, known in ALIASES.items() if known == name))
 
 
 def _listing(title: str, entries: dict[str, str]) -> str:

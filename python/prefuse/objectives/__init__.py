@@ -226,12 +226,16 @@ def list(*words: str) -> Catalogue:
     return catalogue(*words)
 
 
-def show(name: str) -> Entry:
+def show(objective: str | Objective) -> Entry:
     """Return the page of an objective: formula, inputs, hyper-parameters, paper; a notebook draws it with LaTeX.
 
+    Args:
+        objective: a registered one's name or alias, or an objective of your own.
+
     Raises:
+        TypeError: neither a name nor an objective.
         ValueError: there is none of this name or alias.
     """
     from ..catalogue import entry
 
-    return entry(name)
+    return entry(objective)

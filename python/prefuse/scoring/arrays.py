@@ -197,6 +197,24 @@ TORCH = TorchArrays()
 NUMPY = NumpyArrays()
 
 
+def from_list(name: str, values: Sequence[Any], beside: torch.Tensor | None) -> Array:
+    """Return a list of numbers as an array; beside tensors as one of them, floats in torch's default dtype.
+
+    Raises:
+        TypeError: it holds something else, or rows of different lengths.
+    """
+    try:
+        array = np.asarray(values)
+    except (RuntimeError, TypeError, ValueError):  # rows of different lengths; a tensor that requires grad
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name}: expected a list of numbers, or of rows of one length, got {str(values)[:60]}")
+    if beside is None:
+        return array
+    dtype = torch.get_default_dtype() if array.dtype.kind == "f" else None
+    return torch.as_tensor(array, dtype=dtype, device=beside.device)
+
+
 def library_of(arguments: Mapping[str, Array]) -> Arrays:
     """Return the library all of these arguments come from.
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from .._display import Latex
+from ..tracing import notation
 from .definition import Definition
 from .plan import ColumnInfo, Plan, describe
 from .score import Score
-from .settings import Form, Setting, check_reduction, check_setting, form_of, forms_of, is_array, is_number
+from .settings import Form, Setting, check_reduction, check_setting, form_of, forms_of, is_array, is_number, show
 from .traced import REDUCTIONS, Traced
 
 
@@ -71,28 +73,37 @@ class Objective:
         """What a call needs, by argument name; response sums and lengths may be left to token columns."""
         return describe(self._traced(None))
 
-    def latex(self, column: str | None = None) -> str:
-        """Return the loss of one item as LaTeX, or its derivative with respect to a column.
+    def latex(self, column: str | None = None) -> Latex:
+        """Return the loss of one item as LaTeX, or its derivative with respect to a column; a notebook typesets it.
 
         Raises:
             ValueError: it reads no such column.
         """
         traced = self._traced(None)
         if column is None:
-            return traced.latex()
+            return Latex(traced.latex())
         if column not in traced.columns:
             raise ValueError(f"column: {self.name} reads {', '.join(traced.columns)}, not {column!r}")
-        return traced.latex_derivative(column)
+        return Latex(traced.latex_derivative(column))
 
     def _repr_latex_(self) -> str:
-        return f"$${self.latex()}$$"
+        """The formula and, below it, the numbers that stand in it."""
+        used = self._traced(None).trace.parameters
+        numbers = [
+            f"{notation.parameter(name)} = {show(self._settings[name])}" for name in self._numbers if name in used
+        ]
+        if not numbers:
+            return self.latex()._repr_latex_()
+        settings = r",\ ".join(numbers)
+        named = rf"{notation.word(self.name)}\left({settings}\right)"
+        return rf"$$\begin{{gathered}} {self.latex()} \\ {named} \end{{gathered}}$$"
 
     def __repr__(self) -> str:
         return self._definition.text(self._settings)
 
     # Calling
 
-    def __call__(self, **arguments: Any) -> Any:
+    def __call__(self, *unnamed: Any, **arguments: Any) -> Any:
         """Set hyper-parameters, or score a batch.
 
         Args:
@@ -107,6 +118,8 @@ class Objective:
             TypeError: an unknown or missing argument, or one of the wrong type.
             ValueError: a shape, range or device that does not fit.
         """
+        if unnamed:
+            raise self._by_name()
         if torch.compiler.is_compiling():
             from .operator import score_compiled
 
@@ -116,12 +129,14 @@ class Objective:
             return self._set_or_score(arguments)
         return plan.score(arguments, self._numbers, "mean")
 
-    def value_and_grad(self, **arguments: Any) -> Score:
+    def value_and_grad(self, *unnamed: Any, **arguments: Any) -> Score:
         """Score a batch together with the gradient of the loss, without autograd: the shortest way to a gradient.
 
         Takes what a call takes, with reduction "mean" or "sum". `score.gradients` has d(loss)/d(column) for the torch
         columns that require grad, or for every float column if none does or they are NumPy arrays.
         """
+        if unnamed:
+            raise self._by_name()
         plan = self._plans.get(tuple(arguments))
         if plan is None or self._arrays:
             return self._set_and_differentiate(arguments)
@@ -154,6 +169,11 @@ class Objective:
         return weigh(self, weight, detach)
 
     # Behind a call
+
+    def _by_name(self) -> TypeError:
+        """What to say of an argument that came without its name."""
+        own = next((f"{self.name}({name}=…)" for name in self._settings), f"{self.name}()")
+        return TypeError(f"{self.name}: expected arguments by name: {own}, or columns: {', '.join(self.columns)}")
 
     def _set_or_score(self, arguments: dict[str, Any]) -> Any:
         """Take a call that names hyper-parameters or a reduction."""

@@ -12,7 +12,7 @@ import torch
 
 from ..tracing.kinds import BATCH, PAIR, token_space
 from . import device
-from .arrays import NUMPY, PLAIN_TENSORS, TORCH, Array, Arrays, library_of
+from .arrays import NUMPY, PLAIN_TENSORS, TORCH, Array, Arrays, from_list, library_of
 from .autograd import score_with_grad
 from .call import Call, bind
 from .definition import Definition
@@ -164,13 +164,16 @@ class Plan:
         return score if score.loss.device == where else score.to(where)
 
     def _as_arrays(self, arguments: Mapping[str, Any]) -> dict[str, Array]:
-        """Let numbers stand for columns of the batch."""
-        numpy = any(isinstance(value, np.ndarray) for value in arguments.values())
+        """Let numbers stand for columns of the batch, and lists of numbers for any column."""
+        tensor = next((value for value in arguments.values() if isinstance(value, torch.Tensor)), None)
+        numpy = any(isinstance(value, np.ndarray | list | tuple) for value in arguments.values())
         arrays = dict(arguments)
         for name, value in arguments.items():
-            if is_number(value) and self.traced.columns.get(name) == BATCH:
+            if isinstance(value, list | tuple):
+                arrays[name] = from_list(name, value, tensor)
+            elif is_number(value) and self.traced.columns.get(name) == BATCH:
                 array = np.asarray(value, np.float64)
-                arrays[name] = array if numpy else torch.from_numpy(array)
+                arrays[name] = array if numpy and tensor is None else torch.from_numpy(array)
         return arrays
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from .._display import code, table
 from .arrays import Array
 
 
@@ -88,9 +89,19 @@ class Score:
         )
 
     def __repr__(self) -> str:
+        return f"Score({', '.join(f'{name}={value}' for name, value in self._figures().items())})"
+
+    def _repr_html_(self) -> str:
+        rows = [(code(name), value) for name, value in self._figures().items()]
+        if self.plan is not None:
+            rows.append((code("plan"), f"{self.plan.name}: {self.plan.reason}"))
+        if self._gradients:
+            rows.append((code("gradients"), f"to {', '.join(self._gradients)}"))
+        return table(rows)
+
+    def _figures(self) -> dict[str, str]:
         loss = f"{self.loss.item():.6g}" if getattr(self.loss, "shape", ()) == () else f"<{len(self.losses)} values>"
-        metrics = "".join(f", {name}={float(value):.4g}" for name, value in self.metrics.items())
-        return f"Score(loss={loss}{metrics})"
+        return {"loss": loss, **{name: f"{float(value):.4g}" for name, value in self.metrics.items()}}
 
 
 class _Moved:

@@ -262,6 +262,9 @@ class Expression:
     def __repr__(self) -> str:
         return f"<{self.level}: {self.trace.graph.text(self.node, self.trace.texts)}>"
 
+    def _repr_latex_(self) -> str:
+        return f"$${self.trace.graph.latex(self.node, self.trace.symbols)}$$"
+
 
 class Pairs:
     """All ordered pairs (i, j) of responses in one group, i = j included.
