@@ -22,8 +22,9 @@ def test_latex_of_dpo():
 
 
 def test_a_notebook_shows_the_formula_and_its_numbers():
-    shown = rf"$$\begin{{gathered}} {simpo.latex()} \\ \mathrm{{simpo}}\left(\beta = 3,\ \gamma = 0.5\right) \end{{gathered}}$$"
-    assert simpo(beta=3, gamma=0.5)._repr_latex_() == shown
+    numbers = r"\mathrm{simpo}\left(\beta = 3,\ \gamma = 0.5\right)"
+    shown = simpo(beta=3, gamma=0.5)._repr_latex_()
+    assert shown == rf"$$\begin{{gathered}} {simpo.latex()} \\ {numbers} \end{{gathered}}$$"
     mixed = 0.5 * plain_dpo + simpo
     assert r"w_{\mathrm{plain\_dpo}} = 0.5" in mixed._repr_latex_()
 
