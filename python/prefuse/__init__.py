@@ -15,6 +15,7 @@ from prefuse._prefuse import __version__
 from prefuse.catalogue.checking import check
 from prefuse.errors import LanguageError
 from prefuse.functional import TokenStats, response_lengths, sequence_logps, token_logps, token_stats
+from prefuse.head import Head, head
 from prefuse.language import (
     Objective,
     Score,
@@ -28,6 +29,7 @@ from prefuse.linear.functions import linear_sequence_logps, linear_token_logps, 
 from prefuse.preference import dpo_loss, explain, pair_loss, preference_loss
 
 __all__ = [
+    "Head",
     "LanguageError",
     "Objective",
     "Score",
@@ -38,6 +40,7 @@ __all__ = [
     "explain",
     "from_torch",
     "group_objective",
+    "head",
     "language",
     "linear_sequence_logps",
     "linear_token_logps",
