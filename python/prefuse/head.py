@@ -458,7 +458,7 @@ def _load_balancing(causal_lm: Any, outputs: Any, kwargs: Mapping[str, Any]) -> 
 
 
 def _projection(module: Any, hidden: Tensor | None = None) -> tuple[Tensor, Tensor | None, Lora | None]:
-    """Weight, bias and adapter of an LM head, in the dtype of `hidden` where it is the adapter's to be converted.
+    """Weight, bias and adapter of an LM head, in the dtype of `hidden`.
 
     Raises:
         ValueError: the head is not one that `head` takes.
@@ -474,9 +474,12 @@ def _projection(module: Any, hidden: Tensor | None = None) -> tuple[Tensor, Tens
         )
     if hidden is not None and module.weight.is_meta and not hidden.is_meta:
         raise ValueError("model: its LM head is offloaded; keep it on a device")
+    weight, bias = module.weight, module.bias
+    if hidden is not None and weight.dtype != hidden.dtype:  # FSDP's mixed precision, where the head is its own unit
+        weight, bias = weight.to(hidden.dtype), bias if bias is None else bias.to(hidden.dtype)
     if adapter is None:
-        return module.weight, module.bias, None
-    return module.weight, *_lora(adapter, module.bias, hidden)
+        return weight, bias, None
+    return weight, *_lora(adapter, bias, hidden)
 
 
 def _without_peft(module: Any) -> tuple[Any, Any]:
@@ -512,7 +515,8 @@ def _lora(layer: Any, bias: Tensor | None, hidden: Tensor | None) -> tuple[Tenso
             )
         first, second, scaling = layer.lora_A[name].weight, layer.lora_B[name], layer.scaling[name]
         if second.bias is not None:
-            bias = second.bias * scaling if bias is None else bias + second.bias * scaling
+            own = (second.bias * scaling).to(hidden.dtype)
+            bias = own if bias is None else bias + own
         found.append((first.to(hidden.dtype), second.weight.to(hidden.dtype), scaling))
     if len(found) < 2:
         return bias, next(iter(found), None)

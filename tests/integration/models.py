@@ -38,7 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "hyperclovax": ("HyperCLOVAXForCausalLM", {"logits_scaling": 4.0}),
     "recurrent-gemma": (
         "RecurrentGemmaForCausalLM",
-        {"logits_soft_cap": 2.0, "lru_width": 32, "attention_window_size": 64, "block_types": ["recurrent", "attention"]},
+        {"logits_soft_cap": 2.0, "lru_width": 32, "block_types": ["recurrent", "attention"]},
     ),
     "phi": ("PhiForCausalLM", {}),  # its head has a bias
 }
