@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,25 @@ class HeadTensors:
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments that say the same to `preference_loss`, `linear_token_stats` and their like."""
         return {name: getattr(self, name) for name in ("weight", "bias", "lora", "softcap", "scale")}
+
+    def given_labels(self) -> Tensor:
+        """The labels.
+
+        Raises:
+            TypeError: the model was called without.
+        """
+        if self.labels is None:
+            raise TypeError("labels: missing")
+        return self.labels
+
+    def in_float32(self) -> HeadTensors:
+        """The same with weight, bias and adapter in float32."""
+        return replace(
+            self,
+            weight=self.weight.float(),
+            bias=None if self.bias is None else self.bias.float(),
+            lora=None if self.lora is None else (self.lora[0].float(), self.lora[1].float(), self.lora[2]),
+        )
 
 
 def run_inside(causal_lm: Any, inside: Inside, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

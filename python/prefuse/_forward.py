@@ -24,11 +24,13 @@ class Layer:
     Attributes:
         beneath: the instance's own forward before; None: that of its class.
         autocasts: those that lie beneath, outermost first.
+        settings: what the forward wants to know.
         count: how often it was laid and not taken off.
     """
 
-    def __init__(self, beneath: Any, count: int = 1) -> None:
+    def __init__(self, beneath: Any, settings: Any, count: int = 1) -> None:
         self.beneath = beneath
+        self.settings = settings
         self.autocasts = [
             found
             for function in _functions(beneath)
@@ -44,13 +46,13 @@ class Layer:
         return run
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
-        return Layer(copy.deepcopy(self.beneath, memo), self.count)
+        return Layer(copy.deepcopy(self.beneath, memo), self.settings, self.count)
 
     def __reduce__(self) -> Any:
         return type(None), ()  # a pickled module comes back with the forward of its class
 
 
-def lay(module: nn.Module, key: str, forward: Callable[..., Any]) -> None:
+def lay(module: nn.Module, key: str, forward: Callable[..., Any], settings: Any = None) -> None:
     """Lays a forward, whose first argument is the module, over that of `module`; again: counts it once more.
 
     To those who look at signatures (`generate`, `Trainer`) it has that of the class's forward.
@@ -67,7 +69,7 @@ def lay(module: nn.Module, key: str, forward: Callable[..., Any]) -> None:
     # Not through __wrapped__, along which accelerate unwraps a forward past this one.
     laid.__signature__ = inspect.signature(like)  # type: ignore[attr-defined]
     setattr(laid, _KEY, key)
-    setattr(module, key, Layer(vars(module).get("forward")))
+    setattr(module, key, Layer(vars(module).get("forward"), settings))
     module.forward = types.MethodType(laid, module)
 
 

@@ -11,7 +11,7 @@ forward pass like any other. Without the argument the forward is the original on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,10 +45,12 @@ class Head:
     Attributes:
         model: the model as it was given, wrapped or not.
         causal_lm: the transformers model inside.
+        fresh: whether it was patched for this head, and not before.
     """
 
     model: nn.Module
     causal_lm: nn.Module
+    fresh: bool = field(default=False, compare=False, repr=False)
 
     def preference_loss(
         self, objective: str | Objective, *, labels: Tensor, inputs: Mapping[str, Any], **options: Any
@@ -73,12 +75,12 @@ class Head:
 
         def inside(hidden: Tensor, tensors: HeadTensors) -> tuple[dict[str, Tensor], Score]:
             score = preference_loss(
-                objective, hidden=hidden, labels=_labels(tensors), shift=True, **tensors.arguments, **options
+                objective, hidden=hidden, labels=tensors.given_labels(), shift=True, **tensors.arguments, **options
             )
             loss = score.loss if tensors.router_loss is None else score.loss + tensors.router_loss
             return {"loss": loss, "losses": score.losses}, score
 
-        tensors, score = self._call(inside, labels, inputs)
+        tensors, score = self._carry(inside, labels, inputs)
         moved: Score = score.with_tensors(**tensors)
         return moved
 
@@ -115,7 +117,7 @@ class Head:
         tokens = labels.shape[-1]
 
         def inside(hidden: Tensor, tensors: HeadTensors) -> tuple[dict[str, Tensor], LinearTokenStats]:
-            scored = _labels(tensors)
+            scored = tensors.given_labels()
             offsets = check_layout(scored, mask, cu_seqlens)
             moved, moved_mask = shift_left(scored, mask, ignore_index, offsets)
             made = linear_token_stats(
@@ -129,7 +131,7 @@ class Head:
             )
             return {name: value.roll(1, -1)[..., -tokens:] for name, value in made.items()}, made
 
-        tensors, made = self._call(inside, labels, inputs)
+        tensors, made = self._carry(inside, labels, inputs)
         return LinearTokenStats(tensors, made.plan)
 
     def token_logps(self, labels: Tensor, *, inputs: Mapping[str, Any], **options: Any) -> Tensor:
@@ -152,10 +154,36 @@ class Head:
         """
 
         def inside(hidden: Tensor, tensors: HeadTensors) -> tuple[dict[str, Tensor], None]:
-            logps = linear_sequence_logps(hidden, labels=_labels(tensors), shift=True, **tensors.arguments, **options)
+            logps = linear_sequence_logps(
+                hidden, labels=tensors.given_labels(), shift=True, **tensors.arguments, **options
+            )
             return {"logps": logps}, None
 
-        return self._call(inside, labels, inputs)[0]["logps"]
+        return self._carry(inside, labels, inputs)[0]["logps"]
+
+    def run(self, function: Inside, *, labels: Tensor, inputs: Mapping[str, Any]) -> Any:
+        """Calls the model with `function` in the place of its LM head.
+
+        Args:
+            function: takes the last hidden states [B, T, H] and the `HeadTensors`. Wrappers hook into the tensors that
+                it returns, alone or in a tuple, list or dict.
+            labels: [B, T], which come as ``tensors.labels``.
+            inputs: of the model.
+
+        Returns:
+            What `function` returned, as the wrappers hand it on.
+
+        Raises:
+            RuntimeError: the head was removed.
+            TypeError: `inputs` is no mapping, or holds labels of its own.
+        """
+        if not isinstance(inputs, Mapping):
+            raise TypeError(f"inputs: expected the model's arguments by name, got {type(inputs).__name__}")
+        if inputs.get("labels", labels) is not labels:
+            raise TypeError("inputs: holds labels; give them as labels= alone")
+        if not _forward.is_laid(self.causal_lm, _KEY):
+            raise RuntimeError("this head was removed from its model; call prefuse.head(model) for a new one")
+        return self.model(**{**inputs, "labels": labels}, fused=function)
 
     def remove(self) -> None:
         """Puts the original forward back. Other heads of the same model are removed with it."""
@@ -167,17 +195,15 @@ class Head:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    def _call(self, inside: Inside, labels: Tensor, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
-        """Runs `inside` through the outermost wrapper: the tensors that it returned, and the rest."""
-        if not isinstance(inputs, Mapping):
-            raise TypeError(f"inputs: expected the model's arguments by name, got {type(inputs).__name__}")
-        if inputs.get("labels", labels) is not labels:
-            raise TypeError("inputs: holds labels; give them as labels= alone")
-        if not _forward.is_laid(self.causal_lm, _KEY):
-            raise RuntimeError("this head was removed from its model; call prefuse.head(model) for a new one")
-        carried = _Carried(inside)
-        tensors = self.model(**{**inputs, "labels": labels}, fused=carried)
-        return tensors, carried.rest
+    def _carry(
+        self,
+        function: Callable[[Tensor, HeadTensors], tuple[dict[str, Tensor], Any]],
+        labels: Tensor,
+        inputs: Mapping[str, Any],
+    ) -> tuple[dict[str, Tensor], Any]:
+        """`run` for what returns more than tensors: the tensors by name, and the rest past the wrappers."""
+        carried = _Carried(function)
+        return self.run(carried, labels=labels, inputs=inputs), carried.rest
 
 
 def head(model: nn.Module) -> Head:
@@ -207,9 +233,10 @@ def head(model: nn.Module) -> Head:
         score.loss.backward()
     """
     causal_lm = find_causal_lm(model)
-    if not _forward.is_laid(causal_lm, _KEY):
+    fresh = not _forward.is_laid(causal_lm, _KEY)
+    if fresh:
         _forward.lay(causal_lm, _KEY, _patched)
-    return Head(model, causal_lm)
+    return Head(model, causal_lm, fresh)
 
 
 class _Carried:
@@ -233,9 +260,3 @@ def _patched(self: Any, *args: Any, fused: Inside | None = None, **kwargs: Any) 
     if layer.count == 0:
         raise RuntimeError("fused: the head was removed from this model; call prefuse.head(model) again")
     return layer.around(run_inside)(self, fused, args, kwargs)
-
-
-def _labels(tensors: HeadTensors) -> Tensor:
-    if tensors.labels is None:
-        raise TypeError("labels: missing")
-    return tensors.labels
