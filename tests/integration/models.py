@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 VOCABULARY = 96
+IMAGE = 4
+"""The token that stands for an image; those of text are above."""
 
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -60,6 +62,14 @@ def causal_lm(family: str, seed: int = 0, **changes: Any) -> nn.Module:
     return model
 
 
+def saved(family: str, folder: Any, seed: int = 0) -> nn.Module:
+    """The same as a model that was loaded from a folder, whose name it knows."""
+    import transformers
+
+    causal_lm(family, seed).save_pretrained(folder)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
 def vision_language_model(seed: int = 0) -> nn.Module:
     """A Llava of a CLIP tower of two patches by two, and a Llama."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -77,7 +87,7 @@ def vision_language_model(seed: int = 0) -> nn.Module:
                 projection_dim=16,
             ),
             text_config=LlamaConfig(**_SIZES),
-            image_token_index=VOCABULARY - 1,
+            image_token_index=IMAGE,
             image_seq_length=4,
         )
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import prefuse
-from tests.integration.models import FAMILIES, VOCABULARY, causal_lm, vision_language_model
+from tests.integration.models import FAMILIES, IMAGE, VOCABULARY, causal_lm, vision_language_model
 
 pytest.importorskip("transformers")
 
@@ -27,7 +27,7 @@ def one_thread() -> Iterator[None]:
 def batch(rows: int = 4, length: int = 9) -> tuple[dict[str, Tensor], Tensor]:
     """Tokens with padding in front of every other row, and labels without prompt and padding."""
     generator = torch.Generator().manual_seed(5)
-    tokens = torch.randint(3, VOCABULARY - 1, (rows, length), generator=generator)
+    tokens = torch.randint(5, VOCABULARY, (rows, length), generator=generator)
     mask = torch.ones_like(tokens)
     mask[::2, :2] = 0
     labels = tokens.masked_fill(mask == 0, -100)
@@ -116,7 +116,7 @@ def test_remove_puts_the_forward_back():
 def test_vision_and_language():
     model = vision_language_model()
     inputs, labels = batch()
-    inputs["input_ids"][:, 2:6] = model.config.image_token_id
+    inputs["input_ids"][:, 2:6] = IMAGE
     labels[:, :6] = -100
     inputs["pixel_values"] = torch.randn(4, 3, 8, 8)
     head = prefuse.head(model)
@@ -139,7 +139,7 @@ def test_numbers_that_the_forward_does_not_use_are_left_alone():
         AyaVisionConfig(
             vision_config=SiglipVisionConfig(**sizes, image_size=8, patch_size=4),
             text_config=Cohere2Config(**sizes, vocab_size=VOCABULARY, num_key_value_heads=2, logit_scale=0.125),
-            image_token_index=VOCABULARY - 1,
+            image_token_index=IMAGE,
         )
     )
     inputs, labels = batch()

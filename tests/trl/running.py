@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 
 import prefuse.trl
-from tests.integration.models import VOCABULARY, causal_lm
+from tests.integration.models import VOCABULARY, causal_lm, saved
 
 WORDS = [f"w{number}" for number in range(VOCABULARY - 5)]
 TIMES = ("runtime", "per_second", "time", "memory", "total_flos", "clock", "mfu")
@@ -31,14 +31,35 @@ def tokenizer() -> Any:
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=made,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+
+
+@functools.cache
+def processor() -> Any:
+    """Of `vision_language_model`: four tokens and 8 by 8 pixels an image; without torchvision."""
+    from transformers import CLIPImageProcessorPil, LlavaProcessor
+
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}),
+        tokenizer=tokenizer(),
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
     )
 
 
 def text(length: int, seed: int) -> str:
     """Words with a blank before each, so that a prompt and a response join at a token's border."""
     generator = torch.Generator().manual_seed(seed)
-    return "".join(f" {WORDS[number]}" for number in torch.randint(len(WORDS), (length,), generator=generator))
+    words = torch.randint(len(WORDS), (length,), generator=generator).repeat_interleave(2)
+    return "".join(f" {WORDS[number]}" for number in words)  # each twice: a tied head gets some of them right
 
 
 def pairs(count: int = 8) -> Dataset:
@@ -53,47 +74,83 @@ def pairs(count: int = 8) -> Dataset:
     )
 
 
+def unpaired(count: int = 8) -> Dataset:
+    """Prompts with a response that was liked or not."""
+    made = pairs(count)
+    label = [row % 3 != 0 for row in range(count)]
+    return Dataset.from_dict({"prompt": made["prompt"], "completion": made["chosen"], "label": label})
+
+
+def illustrated(count: int = 8) -> Dataset:
+    """Pairs with an image before each prompt."""
+    from datasets import Features, Image, Value
+    from PIL.Image import fromarray
+
+    generator = torch.Generator().manual_seed(9)
+    pixels = torch.randint(256, (count, 8, 8, 3), dtype=torch.uint8, generator=generator).numpy()
+    made = {name: pairs(count)[name] for name in ("chosen", "rejected")}
+    made |= {"prompt": [f"<image>{text(2, seed=row)}" for row in range(count)], "image": list(map(fromarray, pixels))}
+    return Dataset.from_dict(made, Features({**dict.fromkeys(made, Value("string")), "image": Image()}))
+
+
+def prompts(count: int = 8) -> Dataset:
+    """Prompts to answer."""
+    return pairs(count).select_columns(["prompt"])
+
+
+def reward(completions: list[str], **_: Any) -> list[float]:
+    """Of the words' letters, so that it depends on all of them."""
+    return [float(sum(map(ord, completion)) % 17) for completion in completions]
+
+
 class Run(NamedTuple):
     """What came of a training run."""
 
     logs: list[dict[str, float]]
-    weights: dict[str, Tensor]
+    change: dict[str, Tensor]  # of each weight
 
 
-def train(make: Callable[[], Any], accelerated: str) -> Run:
-    """Trains what `make` makes: "plain", or with prefuse put in "before" or "after" it is made."""
+def train(
+    made: Callable[[], Any],
+    how: str,
+    during: Callable[[Any], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> Run:
+    """Trains what `made` makes: "plain", or with prefuse put in "before" or "after" it is made."""
     torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        handle = prefuse.trl.accelerate() if accelerated == "before" else None
-        trainer = make()
-        if accelerated == "after":
+    handle = prefuse.trl.accelerate() if how == "before" else None
+    try:
+        trainer = made()
+        if how == "after":
             handle = prefuse.trl.accelerate(trainer)
-        try:
+        first = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+        with during(trainer):
             trainer.train()
-        finally:
-            if handle is not None:
-                handle.remove()
+    finally:
+        if handle is not None:
+            handle.remove()
     logs = [
-        {name: value for name, value in entry.items() if not any(part in name for part in TIMES)}
+        {name: float(value) for name, value in entry.items() if not any(part in name for part in TIMES)}
         for entry in trainer.state.log_history
     ]
-    return Run(logs, {name: value.detach().clone() for name, value in trainer.model.state_dict().items()})
+    return Run(logs, {name: value.detach() - first[name] for name, value in trainer.model.state_dict().items()})
 
 
-def assert_same(found: Run, expected: Run, rtol: float = 1e-4, atol: float = 1e-5, weights: float = 1e-5) -> None:
-    assert len(found.logs) == len(expected.logs) >= 2
+def assert_same(found: Run, expected: Run, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+    """The same numbers in the logs, and weights that have changed by the same."""
+    assert len(found.logs) == len(expected.logs) == 4  # three steps and the end
     for step, (mine, theirs) in enumerate(zip(found.logs, expected.logs, strict=True)):
         assert mine.keys() == theirs.keys()
         for name, value in theirs.items():
+            about = f"{name} of entry {step}"
             torch.testing.assert_close(
-                float(mine[name]), float(value), rtol=rtol, atol=atol, equal_nan=True,
-                msg=lambda m, n=name, s=step: f"{n} of entry {s}: {m}",
+                mine[name], value, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, a=about: f"{a}: {m}"
             )
-    assert found.weights.keys() == expected.weights.keys()
-    for name, value in expected.weights.items():
+    assert found.change.keys() == expected.change.keys()
+    most = max(value.abs().max().item() for value in expected.change.values())
+    assert most > 1e-5
+    for name, value in expected.change.items():
         torch.testing.assert_close(
-            found.weights[name], value, rtol=0, atol=weights, msg=lambda m, n=name: f"{n}: {m}"
+            found.change[name], value, rtol=0, atol=rtol * most + 2e-7 * 8, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -130,7 +187,10 @@ def make(kind: str, folder: Path, model: Any = "llama", **options: Any) -> Any:
         "disable_tqdm": True,
         "seed": 0,
     }
-    policy = causal_lm(model) if isinstance(model, str) else model
+    if kind in ("GRPO", "RLOO") and options.get("beta", 0.05) and "peft_config" not in options:
+        policy = saved(model, folder / "model")  # of which they load their reference
+    else:
+        policy = causal_lm(model) if isinstance(model, str) else model
     given = {"train_dataset": pairs(), "processing_class": tokenizer()}
     if kind in ("DPO", "KTO", "OnlineDPO") and "peft_config" not in options and not hasattr(policy, "peft_config"):
         given["ref_model"] = causal_lm(model, seed=1) if isinstance(model, str) else causal_lm("llama", seed=1)
@@ -138,5 +198,13 @@ def make(kind: str, folder: Path, model: Any = "llama", **options: Any) -> Any:
     return cls(model=policy, args=config(**{**settings, **options}), **given)
 
 
-TAKEN = ("train_dataset", "eval_dataset", "processing_class", "ref_model", "peft_config", "reward_funcs", "data_collator")
+TAKEN = (
+    "train_dataset",
+    "eval_dataset",
+    "processing_class",
+    "ref_model",
+    "peft_config",
+    "reward_funcs",
+    "data_collator",
+)
 """Arguments of trainers; all others are their configurations'."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from prefuse.compat.trl import ChunkedLogProbFunction
 from prefuse.trl import fused, gathered, seams
-from prefuse.trl.swaps import Swap, swap
+from prefuse.trl.swaps import Swap, original, swap
 
 __all__ = ["Acceleration", "accelerate"]
 
@@ -154,6 +154,6 @@ def _gather(made: Acceleration, kind: seams.LogitTrainer, owner: Any) -> None:
         made._undo.append(swap(module, name, gathered.FUNCTIONS[name]).remove)
     heads = gathered.Heads()
     made._undo.append(heads.remove)
-    method = gathered.METHODS[kind.name](getattr(getattr(module, kind.name), kind.method), heads)
+    method = gathered.METHODS[kind.name](original(getattr(module, kind.name), kind.method), heads)
     place = method if inspect.isclass(owner) else types.MethodType(method, owner)
     made._add(kind.name, swap(owner, kind.method, lambda _: place).remove)

@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from prefuse.trl.swaps import original
+
 FITS = "1.16"
 """The version of TRL whose places these are."""
 
@@ -141,7 +143,7 @@ def check_fused() -> None:
     from prefuse.compat.trl import ChunkedLogProbFunction
 
     for path, name in ((UTILITIES, "_ChunkedLogProbFunction"), *((path, "ChunkedLogProbFunction") for path in KERNELS)):
-        function = getattr(module(path), name, None)
+        function = original(module(path), name)
         found = _parameters(getattr(function, "forward", None))[1:]
         if found != _parameters(ChunkedLogProbFunction.apply):
             raise _moved(version, f"{path}.{name} with the arguments that it had")
@@ -157,7 +159,7 @@ def check_logit_trainer(trainer: LogitTrainer) -> None:
     version, home = installed(), module(trainer.module)
     found = getattr(home, trainer.name, None)
     for method, digest in trainer.sources.items():
-        if found is None or not hasattr(found, method) or _digest(getattr(found, method)) != digest:
+        if _digest(original(found, method)) != digest:
             raise _moved(version, f"{trainer.path}.{method} as it was")
     for function in trainer.functions:
         _check(version, f"{trainer.module}.{function}", home, function)
@@ -181,7 +183,7 @@ def no_settings(causal_lm: str) -> RuntimeError:
 
 
 def _check(version: str, what: str, owner: Any, name: str) -> None:
-    if _parameters(getattr(owner, name, None)) != list(_SIGNATURES[name]):
+    if _parameters(original(owner, name)) != list(_SIGNATURES[name]):
         raise _moved(version, f"{what}({', '.join(_SIGNATURES[name])})")
 
 

@@ -55,3 +55,9 @@ def swap(owner: Any, name: str, make: Callable[[Swap], Any]) -> Swap:
     swaps[name]._count += 1
     found: Swap = swaps[name]
     return found
+
+
+def original(owner: Any, name: str) -> Any:
+    """An attribute as it is without ours; None where there is none."""
+    swaps = getattr(owner, "__dict__", {}).get(_KEY, {})
+    return swaps[name].original if name in swaps else getattr(owner, name, None)
