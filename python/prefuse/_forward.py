@@ -79,12 +79,11 @@ def take_off(module: nn.Module, key: str) -> None:
     if layer is None or layer.count == 0:
         return
     layer.count -= 1
-    if layer.count or getattr(vars(module).get("forward"), _KEY, None) != key:
-        return
-    delattr(module, key)
-    del module.forward
-    if layer.beneath is not None:
-        module.forward = layer.beneath
+    while (top := getattr(vars(module).get("forward"), _KEY, None)) and (layer := getattr(module, top)).count == 0:
+        delattr(module, top)
+        del module.forward
+        if layer.beneath is not None:
+            module.forward = layer.beneath
 
 
 def is_laid(module: nn.Module, key: str) -> bool:

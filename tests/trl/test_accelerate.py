@@ -77,6 +77,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "GRPO",
         {**GENERATED, "model": "qwen3", "beta": 0.1, "entropy_coef": 0.1, "peft_config": lambda: lora("q_proj")},
     ),
+    "grpo, tied embeddings, bonus of entropy": (
+        "GRPO",
+        {**GENERATED, "model": "qwen3-tied", "beta": 0.0, "entropy_coef": 0.1},
+    ),
     "rloo, tied embeddings": ("RLOO", {**GENERATED, "model": "qwen3-tied", "beta": 0.1}),
     "cpo, bf16": ("CPO", {"bf16": True}),
     "cpo, router loss": ("CPO", {"model": "mixtral"}),

@@ -161,13 +161,16 @@ class _EntropyOnDemand(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2:]
         if upstream is None:
             return (None,) * (2 + len(wanted))
-        hidden, weight, bias, first, second = tensors = ctx.saved_tensors
+        hidden, *others = ctx.saved_tensors
+        # Apart from the model, whose embeddings may be the weight: a gradient must not come to it by way of these.
+        hidden = hidden.detach().requires_grad_(wanted[0])
+        weight, bias, first, second = others
         options = dict(ctx.settings)
         targets, scaling = options.pop("targets"), options.pop("scaling")
         lora = None if first is None else (first, second, scaling)
         with torch.enable_grad():
             made = linear_token_stats(hidden, weight, targets, "entropy", bias=bias, lora=lora, **options)
-        asked = [tensor for tensor, wants in zip(tensors, wanted, strict=True) if wants]
+        asked = [tensor for tensor, wants in zip((hidden, *others), wanted, strict=True) if wants]
         grads = iter(torch.autograd.grad(made.entropy, asked, upstream.to(made.entropy.dtype)))
         return None, None, *(next(grads) if wants else None for wants in wanted)
 
