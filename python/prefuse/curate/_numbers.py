@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prefuse import _buffers
+
 from ._rows import Floats, Indices, finite
 
 Array = TypeVar("Array", NDArray[Any], torch.Tensor)
@@ -83,3 +85,8 @@ def count(name: str, value: int, least: int = 1) -> None:
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name}: expected an int >= {least}, got {value}")
+
+
+def view(array: NDArray[Any]) -> _buffers.View:
+    """The memory of an array in C order, for the extension; the caller keeps the array alive."""
+    return _buffers.view(torch.from_numpy(array))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Rows = TypeVar("Rows")
@@ -204,11 +205,15 @@ def table(rows: Rows, name: str = "rows") -> Table[Rows]:
 
 def finite(argument: str, values: Iterable[Any], place: str | None = None) -> Floats:
     """Numbers as float64; an error names the argument (or the place it stands) and the first index that is wrong."""
-    given = values if isinstance(values, np.ndarray) else list(values)
     try:
-        numbers = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{place or argument}: expected numbers, got {_first_other(given)}") from None
+        given = values if isinstance(values, np.ndarray) else np.asarray(list(values))
+    except ValueError:
+        raise ValueError(f"{place or argument}: expected lists of equal lengths") from None
+    if given.dtype.kind not in "biuf":
+        for value in given.ravel().tolist():
+            if not _is_number(value):
+                raise TypeError(f"{place or argument}: expected numbers, got {value!r}")
+    numbers = given.astype(np.float64)
     bad = np.argwhere(~np.isfinite(numbers))
     if len(bad):
         at = bad[0].tolist()
@@ -217,16 +222,15 @@ def finite(argument: str, values: Iterable[Any], place: str | None = None) -> Fl
     return numbers
 
 
-def _first_other(values: Iterable[Any]) -> str:
-    for index, value in enumerate(values):
-        if not isinstance(value, (int, float, np.number)):
-            return f"{value!r} at {index}"
-    return "something else"
+def _is_number(value: object) -> bool:
+    """None too, which becomes NaN."""
+    return value is None or isinstance(value, (int, float, np.number))
 
 
 def hooked(name: str, hook: Callable[..., Iterable[Any]], count: int, *arguments: Any) -> list[Any]:
     """What the caller's function returns for `count` items: as many; ValueError if not."""
-    returned = list(hook(*arguments))
+    answer: Any = hook(*arguments)
+    returned = answer.tolist() if isinstance(answer, (np.ndarray, torch.Tensor)) else list(answer)
     if len(returned) != count:
         raise ValueError(f"{name}: expected it to return {count} items, one for each, got {len(returned)}")
     return returned

@@ -171,6 +171,6 @@ def _by_score(scores: Floats) -> Callable[[Indices, Indices], Floats]:
 def _by_judge(given: Table[Any], judge: Judge) -> Callable[[Indices, Indices], Floats]:
     def decide(first: Indices, second: Indices) -> Floats:
         returned = hooked("judge", judge, len(first), given.selected(first), given.selected(second))
-        return probabilities("judge", np.asarray(returned, dtype=object).astype(np.float64))
+        return probabilities("judge", returned)
 
     return decide

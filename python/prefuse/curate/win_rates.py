@@ -66,7 +66,7 @@ def add_win_rates(
     returned: Iterable[Any] = hooked(
         "judge", judge, len(first), given.selected(order[first]), given.selected(order[second])
     )
-    wins = probabilities("judge", np.asarray(list(returned), dtype=object).astype(np.float64))
+    wins = probabilities("judge", returned)
     totals = np.bincount(order[first], weights=wins, minlength=len(ids))
     totals = totals + np.bincount(order[second], weights=1.0 - wins, minlength=len(ids))
     played = sizes[ids] - 1.0 if len(ids) else totals
