@@ -14,10 +14,10 @@ fn run_starts(offsets: &[i64]) -> Vec<usize> {
     let last = offsets.len() - 1;
     let mut starts = vec![0];
     let mut taken = 0;
-    for segment in 1..last {
-        if (offsets[segment] - taken) as usize >= GRAIN {
+    for (segment, &offset) in offsets.iter().enumerate().take(last).skip(1) {
+        if (offset - taken) as usize >= GRAIN {
             starts.push(segment);
-            taken = offsets[segment];
+            taken = offset;
         }
     }
     if last > 0 {

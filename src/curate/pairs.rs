@@ -17,13 +17,13 @@ pub fn first_beaten(
     for group in offsets.windows(2) {
         let (start, end) = (group[0] as usize, group[1] as usize);
         let mut beaten = start;
-        for place in start..end {
+        for (place, first) in (start..end).zip(&mut first[start..end]) {
             let own = score(place);
             // Whoever is too close to a better one is too close to this one.
             while beaten < end && !(own > score(beaten) && own - score(beaten) >= min_gap) {
                 beaten += 1;
             }
-            first[place] = beaten as i64;
+            *first = beaten as i64;
             pairs += end - beaten;
         }
     }

@@ -149,7 +149,7 @@ mod tests {
         let count = 5 * super::super::GRAIN;
         let groups: Vec<i64> = (0..count as i64).map(|i| (i * 7919) % 10_007).collect();
         let scores: Vec<f64> = (0..count).map(|i| ((i * 31) % 17) as f64).collect();
-        let mut results = [1, 4].map(|threads| {
+        let [serial, parallel] = [1, 4].map(|threads| {
             let (mut offsets, mut order) = (vec![0; 10_008], vec![0; count]);
             rank(&scores, &groups, &mut offsets, &mut order, threads).unwrap();
             (offsets, order)
@@ -161,7 +161,7 @@ mod tests {
                 .cmp(&groups[b])
                 .then(scores[b].total_cmp(&scores[a]))
         });
-        assert_eq!(results[0].1, expected);
-        assert_eq!(results[0], std::mem::take(&mut results[1]));
+        assert_eq!(serial.1, expected);
+        assert_eq!(serial, parallel);
     }
 }

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefuse import curate
+from prefuse import _prefuse, curate
+from prefuse.curate._numbers import view
 
 SMALL = st.lists(st.tuples(st.integers(-3, 4), st.integers(0, 5)), max_size=40)
 
@@ -120,3 +121,51 @@ def test_bad_arrays_are_named(scores, groups, error, message):
 def test_a_gap_is_no_less_than_zero(gap):
     with pytest.raises(ValueError, match=r"^min_gap: expected a number >= 0"):
         curate.all_pairs_indices(np.array([1.0]), np.array([0]), min_gap=gap)
+
+
+def test_read_only_arrays_are_welcome():
+    scores = np.array([1.0, 2.0])
+    scores.flags.writeable = False
+    assert listed(curate.best_versus_worst_indices(scores, np.zeros(2, np.int64))) == [(1, 0)]
+
+
+ARRAYS = {  # which live while views of them are in use
+    "floats": np.zeros(2),
+    "zeros": np.zeros(2, np.int64),
+    "out": np.zeros(2, np.int64),
+    "long": np.zeros(3, np.int64),
+    "one": np.array([0, 1]),
+    "two": np.array([0, 2]),
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "error", "message"),
+    [
+        ("curate_rank", ["floats", "two", "out", "out", 1], ValueError, "groups: 2 at 1 is no group"),
+        (
+            "curate_rank",
+            ["zeros", "zeros", "out", "out", 1],
+            TypeError,
+            "scores: expected a contiguous f64 array, got i64",
+        ),
+        ("curate_ends", ["floats", "zeros", "out", "long"], ValueError, "worst: expected 2 values, got 3"),
+        (
+            "curate_first_beaten",
+            ["floats", "zeros", "one", 0.0, "out"],
+            ValueError,
+            "offsets: expected to rise from 0 to 2",
+        ),
+        ("curate_first_beaten", ["floats", "two", "two", 0.0, "out"], ValueError, "order: 2, expected 0 to 1"),
+        (
+            "curate_pairs",
+            ["zeros", "two", "zeros", "out", "out", 1],
+            ValueError,
+            "first: 0 at 0, expected a later place",
+        ),
+    ],
+)
+def test_the_extension_trusts_nobody(function, arguments, error, message):
+    views = [view(ARRAYS[argument]) if isinstance(argument, str) else argument for argument in arguments]
+    with pytest.raises(error, match=message):
+        getattr(_prefuse, function)(*views)

@@ -121,6 +121,34 @@ def test_a_data_set_that_was_selected_from_and_formatted():
     assert texts(curate.all_pairs(rows)) == [("a1", "a2"), ("a1", "a0"), ("a2", "a0")]
 
 
+def test_a_data_set_of_several_chunks():
+    rows = datasets.concatenate_datasets([datasets.Dataset.from_list([row]) for row in ROWS])
+    assert rows.data.num_rows == len(ROWS)
+    assert texts(curate.best_versus_worst(rows)) == texts(curate.best_versus_worst(ROWS))
+
+
+def test_features_of_a_data_set_are_kept():
+    features = datasets.Features(
+        {
+            "prompt": datasets.Value("large_string"),
+            "response": datasets.Value("string"),
+            "score": datasets.Value("float32"),
+            "tokens": datasets.ClassLabel(names=[str(i) for i in range(21)]),
+            "image": datasets.Image(decode=False),
+        }
+    )
+    rows = datasets.Dataset.from_list([{**row, "image": {"bytes": b"png", "path": None}} for row in ROWS], features)
+    pairs = curate.best_versus_worst(rows, shared=["image"])
+    assert pairs.features["prompt"] == features["prompt"]
+    assert pairs.features["chosen_score"] == features["score"]
+    assert pairs.features["rejected_tokens"] == features["tokens"]
+    assert pairs.features["image"] == features["image"]
+    assert pairs[0]["image"]["bytes"] == b"png"
+    stage = curate.curry_stages(rows, shared=["image"])[0]
+    assert stage.features == pairs.features
+    assert curate.filtered(rows).features == rows.features
+
+
 @pytest.mark.parametrize(
     ("wrong", "kind"),
     [
@@ -150,7 +178,7 @@ def test_a_missing_column_is_named(make):
 
 
 def test_a_column_missing_in_one_dict_is_named():
-    with pytest.raises(ValueError, match=r"no column 'score' in row 1, while row 0 has it"):
+    with pytest.raises(ValueError, match=r"no column 'score' in row 1, while others have it"):
         curate.best_versus_worst([ROWS[0], {"prompt": "a", "response": "b"}])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefuse import _buffers
+from prefuse._buffers import View
 
 from ._rows import Floats, Indices, finite
 
@@ -42,7 +42,7 @@ def integers(name: str, values: Any) -> Indices:
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
-    return array.astype(np.int64)
+    return array.astype(np.int64, copy=False)
 
 
 def like(given: Array, result: NDArray[Any]) -> Array:
@@ -87,6 +87,8 @@ def count(name: str, value: int, least: int = 1) -> None:
         raise ValueError(f"{name}: expected an int >= {least}, got {value}")
 
 
-def view(array: NDArray[Any]) -> _buffers.View:
-    """The memory of an array in C order, for the extension; the caller keeps the array alive."""
-    return _buffers.view(torch.from_numpy(array))
+def view(array: NDArray[Any]) -> View:
+    """The memory of a float64 or int64 array, read-only ones too, for the extension; the caller keeps it alive."""
+    address, _ = array.__array_interface__["data"]
+    dtype = {"f": "f64", "i": "i64"}[array.dtype.kind]
+    return address, dtype, array.shape, tuple(stride // array.itemsize for stride in array.strides)

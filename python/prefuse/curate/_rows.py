@@ -67,7 +67,12 @@ class Table(ABC, Generic[Rows]):
 
     def numbers(self, column: str) -> Floats:
         """A column as float64 [N]; ValueError at a missing, infinite or NaN value, TypeError at what is no number."""
-        return finite(column, self.values(column), f"{self.name}: column '{column}'")
+        self.require(column)
+        return finite(column, self._array(column), f"{self.name}: column '{column}'")
+
+    def _array(self, column: str) -> Iterable[Any]:
+        """A column that is there as an array, where that is cheaper than Python objects."""
+        return self.values(column)
 
     def group_ids(self, column: str) -> Indices:
         """Equal values as equal numbers 0, 1, … in order of first appearance; ValueError at a missing value."""
@@ -94,19 +99,21 @@ class _Dicts(Table[list[dict[str, Any]]]):
 
     def values(self, column: str) -> list[Any]:
         self.require(column)
-        try:
-            return [row[column] for row in self.rows]
-        except KeyError:
-            at = next(index for index, row in enumerate(self.rows) if column not in row)
-            raise ValueError(f"{self.name}: no column '{column}' in row {at}, while row 0 has it") from None
+        return self._picked(self.rows, column)
 
     def gathered(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
         columns: dict[str, list[Any]] = {}
         for rows, names in parts:
-            for source, target in names.items():
-                values = self.values(source)
-                columns[target] = [values[index] for index in rows.tolist()]
+            taken = [self.rows[index] for index in rows.tolist()]
+            columns.update({target: self._picked(taken, source) for source, target in names.items()})
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def _picked(self, rows: list[dict[str, Any]], column: str) -> list[Any]:
+        try:
+            return [row[column] for row in rows]
+        except KeyError:
+            at = next(index for index, row in enumerate(self.rows) if column not in row)
+            raise ValueError(f"{self.name}: no column '{column}' in row {at}, while others have it") from None
 
     def with_columns(self, columns: Mapping[str, Column]) -> list[dict[str, Any]]:
         added = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -127,6 +134,9 @@ class _Frame(Table[Any]):
     def values(self, column: str) -> list[Any]:
         self.require(column)
         return cast("list[Any]", self.rows[column].tolist()) if len(self) else []
+
+    def _array(self, column: str) -> Iterable[Any]:
+        return np.asarray(self.rows[column]) if len(self) else ()
 
     def group_ids(self, column: str) -> Indices:
         self.require(column)
@@ -171,22 +181,60 @@ class _Dataset(Table[Any]):
             return []
         return cast("list[Any]", self.rows.select_columns([column]).with_format(None)[:][column])
 
+    def group_ids(self, column: str) -> Indices:
+        self.require(column)
+        encoded = self._encoded(column) if len(self) else None
+        return super().group_ids(column) if encoded is None else encoded
+
     def gathered(self, parts: Sequence[Part]) -> Any:
-        taken = [
-            self.rows.select_columns(list(names)).select(rows).rename_columns(dict(names))
-            for rows, names in parts
-            if names
-        ]
-        return taken[0] if len(taken) == 1 else sys.modules["datasets"].concatenate_datasets(taken, axis=1)
+        if len(parts) == 1:
+            rows, names = parts[0]
+            return self.rows.select_columns(list(names)).select(rows).rename_columns(dict(names))
+        features, columns = {}, {}
+        for rows, names in parts:
+            taken = _arrow(self.rows.select_columns(list(names))).take(rows)
+            features.update({target: self.rows.features[source] for source, target in names.items()})
+            columns.update({target: taken[source] for source, target in names.items()})
+        return _in_memory(features, columns)
 
     def with_columns(self, columns: Mapping[str, Column]) -> Any:
+        datasets = sys.modules["datasets"]
         kept = self.rows.remove_columns([name for name in columns if name in self.rows.column_names])
-        for name, values in columns.items():
-            kept = kept.add_column(name, values.tolist() if isinstance(values, np.ndarray) else list(values))
-        return kept
+        lists = {
+            name: values.tolist() if isinstance(values, np.ndarray) else values for name, values in columns.items()
+        }
+        added = datasets.Dataset.from_dict(lists)
+        features, columns = {}, {}
+        for rows in (kept, added):
+            features.update(rows.features)
+            columns.update({name: _arrow(rows)[name] for name in rows.column_names})
+        return _in_memory(features, columns)
 
     def followed_by(self, others: Sequence[Any]) -> Any:
         return sys.modules["datasets"].concatenate_datasets([self.rows, *others])
+
+    def _array(self, column: str) -> Iterable[Any]:
+        return cast("Iterable[Any]", _arrow(self.rows.select_columns([column]))[column].to_numpy()) if len(self) else ()
+
+    def _encoded(self, column: str) -> Indices | None:
+        """The group ids of a column of texts or numbers, None for another."""
+        values = _arrow(self.rows.select_columns([column]))[column]
+        if values.null_count or values.type.num_fields:
+            return None
+        chunks = values.dictionary_encode().unify_dictionaries().chunks
+        return np.concatenate([np.asarray(chunk.indices, dtype=np.int64) for chunk in chunks])
+
+
+def _in_memory(features: Mapping[str, Any], columns: Mapping[str, Any]) -> Any:
+    """A data set of Arrow columns, as they are."""
+    datasets, pyarrow = sys.modules["datasets"], sys.modules["pyarrow"]
+    info = datasets.DatasetInfo(features=datasets.Features(features))
+    return datasets.Dataset(pyarrow.table(dict(columns)), info=info)
+
+
+def _arrow(rows: Any) -> Any:
+    """A data set as an Arrow table, nothing decoded."""
+    return rows.with_format("arrow")[:]
 
 
 def table(rows: Rows, name: str = "rows") -> Table[Rows]:
@@ -213,10 +261,10 @@ def finite(argument: str, values: Iterable[Any], place: str | None = None) -> Fl
         for value in given.ravel().tolist():
             if not _is_number(value):
                 raise TypeError(f"{place or argument}: expected numbers, got {value!r}")
-    numbers = given.astype(np.float64)
-    bad = np.argwhere(~np.isfinite(numbers))
-    if len(bad):
-        at = bad[0].tolist()
+    numbers = given.astype(np.float64, copy=False)
+    usable = np.isfinite(numbers)
+    if not usable.all():
+        at = np.argwhere(~usable)[0].tolist()
         where = f"row {at[0]}" if place and len(at) == 1 else str(at)
         raise ValueError(f"{place or argument}: {numbers[tuple(at)]} at {where}, expected finite numbers")
     return numbers
