@@ -142,10 +142,10 @@ ARRAYS = {  # which live while views of them are in use
 @pytest.mark.parametrize(
     ("function", "arguments", "error", "message"),
     [
-        ("curate_rank", ["floats", "two", "out", "out", 1], ValueError, "groups: 2 at 1 is no group"),
+        ("curate_rank", ["floats", "two", "long", "out", 1], ValueError, "groups: 2 at 1 is no group"),
         (
             "curate_rank",
-            ["zeros", "zeros", "out", "out", 1],
+            ["zeros", "zeros", "long", "out", 1],
             TypeError,
             "scores: expected a contiguous f64 array, got i64",
         ),
@@ -159,7 +159,7 @@ ARRAYS = {  # which live while views of them are in use
         ("curate_first_beaten", ["floats", "two", "two", 0.0, "out"], ValueError, "order: 2, expected 0 to 1"),
         (
             "curate_pairs",
-            ["zeros", "two", "zeros", "out", "out", 1],
+            ["zeros", "two", "zeros", "out", "long", 1],
             ValueError,
             "first: 0 at 0, expected a later place",
         ),

@@ -45,7 +45,7 @@ def test_kind_columns_and_dtypes_are_kept(make):
 def test_nothing_is_changed_in_place(make):
     rows = make(ROWS)
     before = copy.deepcopy(as_dicts(rows))
-    curate.certain_pairs(make([{"probabilities": [0.5, 0.6]}]), 1)
+    curate.certain_pairs(make([{"passes": [0.5, 0.6]}]), 1)
     curate.ensemble_scores(rows, ["score", "tokens"])
     curate.all_pairs(rows)
     assert as_dicts(rows) == before
@@ -91,6 +91,13 @@ def test_no_rows_give_no_pairs(make):
             rows[:0] if isinstance(rows, list) else nothing, response="chosen", score="chosen_score"
         )
     ] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("nothing", [pd.DataFrame(), datasets.Dataset.from_list([])], ids=["pandas", "datasets"])
+def test_no_rows_need_no_columns(nothing):
+    assert len(curate.best_versus_worst(nothing)) == 0
+    assert len(curate.tournament_pairs(nothing)) == 0
+    assert len(curate.step_pairs(nothing)) == 0
 
 
 def test_an_empty_list_has_no_columns_and_needs_none():

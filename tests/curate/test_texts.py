@@ -1,5 +1,6 @@
 """What is done to texts and by the caller's models: blind responses, degradation, hindsight, rationales, alignment."""
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -191,3 +192,13 @@ def test_severity_weights_by_token():
         curate.severity_weights([5], [1])
     with pytest.raises(ValueError, match=r"^lengths: expected 2, one per sentence, got 1"):
         curate.severity_weights([1, 2], [1])
+
+
+def test_blind_pairs_of_a_data_set_with_long_strings():
+    features = datasets.Features(
+        {name: datasets.Value("large_string") for name in ("prompt", "image", "chosen", "rejected")}
+    )
+    rows = datasets.Dataset.from_list([{name: row[name] for name in features} for row in PAIRS], features)
+    doubled = curate.blind_as_pairs(curate.blind_responses(rows, lambda rows: ["b"] * 3))
+    assert doubled.features["rejected"] == features["rejected"]
+    assert doubled["rejected"][:] == ["r0", "r1", "r2", "b", "b", "b"]

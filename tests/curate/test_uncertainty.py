@@ -42,7 +42,7 @@ def test_certainty_weights_worked():
 
 
 def test_certain_pairs_keep_order_and_tell_the_gain(make):
-    rows = make([{"id": i, "probabilities": [0.9, 0.7, 0.8, 0.95]} for i in range(6)])
+    rows = make([{"id": i, "passes": [0.9, 0.7, 0.8, 0.95]} for i in range(6)])
     kept = as_dicts(curate.certain_pairs(rows, 4, seed=3))
     assert len(kept) == 4
     assert [row["id"] for row in kept] == sorted({row["id"] for row in kept})
@@ -53,7 +53,7 @@ def test_certain_pairs_keep_order_and_tell_the_gain(make):
 
 
 def test_certain_pairs_are_drawn_by_weight():
-    rows = [{"id": i, "probabilities": [0.0, 1.0] if i else [0.9, 0.9]} for i in range(2)]
+    rows = [{"id": i, "passes": [0.0, 1.0] if i else [0.9, 0.9]} for i in range(2)]
     random = np.random.default_rng(0)
     drawn = [curate.certain_pairs(rows, 1, exponent=2.0, seed=random)[0]["id"] for _ in range(4000)]
     doubtful = (1.0 - math.log(2.0)) ** 2
@@ -91,14 +91,14 @@ def test_to_query_only_where_the_posterior_disagrees():
     [
         (
             lambda: curate.information_gain([0.5, 1.5]),
-            r"^probabilities: 1.5 at \[1\], expected probabilities in \[0, 1\]",
+            r"^passes: 1.5 at \[1\], expected probabilities in \[0, 1\]",
         ),
-        (lambda: curate.information_gain(np.zeros((2, 0))), r"^probabilities: expected shape \(..., T\) with T >= 1"),
+        (lambda: curate.information_gain(np.zeros((2, 0))), r"^passes: expected shape \(..., T\) with T >= 1"),
         (lambda: curate.certainty_weights([-0.1]), r"^gain: -0.1 at 0, expected nats in \[0, log 2\]"),
         (lambda: curate.certainty_weights([0.1], exponent=-1.0), "^exponent: expected a number >= 0"),
         (
-            lambda: curate.certain_pairs([{"probabilities": [0.5]}, {"probabilities": [0.5, 0.5]}], 1),
-            "^probabilities: expected equally many",
+            lambda: curate.certain_pairs([{"passes": [0.5]}, {"passes": [0.5, 0.5]}], 1),
+            "^passes: expected equally many",
         ),
         (lambda: curate.posterior_disagreement([1.0, 2.0], [[1.0]]), r"^covariance: expected shape \(D, D\)"),
         (lambda: curate.posterior_disagreement([1.0], [[-1.0]]), "^covariance: expected a positive semi-definite"),

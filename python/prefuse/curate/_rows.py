@@ -76,6 +76,10 @@ class Table(ABC, Generic[Rows]):
 
     def group_ids(self, column: str) -> Indices:
         """Equal values as equal numbers 0, 1, … in order of first appearance; ValueError at a missing value."""
+        self.require(column)
+        return self._ids(column) if len(self) else np.zeros(0, np.int64)
+
+    def _ids(self, column: str) -> Indices:
         return _numbered(column, self.values(column))
 
     def require(self, *columns: str) -> None:
@@ -138,12 +142,11 @@ class _Frame(Table[Any]):
     def _array(self, column: str) -> Iterable[Any]:
         return np.asarray(self.rows[column]) if len(self) else ()
 
-    def group_ids(self, column: str) -> Indices:
-        self.require(column)
+    def _ids(self, column: str) -> Indices:
         try:
             ids, _ = sys.modules["pandas"].factorize(self.rows[column])
         except TypeError:  # values that have no hash: lists of messages
-            return super().group_ids(column)
+            return super()._ids(column)
         if (ids < 0).any():
             raise ValueError(f"{column}: missing in row {int(np.flatnonzero(ids < 0)[0])}")
         return np.asarray(ids, dtype=np.int64)
@@ -181,17 +184,20 @@ class _Dataset(Table[Any]):
             return []
         return cast("list[Any]", self.rows.select_columns([column]).with_format(None)[:][column])
 
-    def group_ids(self, column: str) -> Indices:
-        self.require(column)
-        encoded = self._encoded(column) if len(self) else None
-        return super().group_ids(column) if encoded is None else encoded
+    def _ids(self, column: str) -> Indices:
+        values = _arrow(self.rows.select_columns([column]))[column]
+        if values.null_count or values.type.num_fields:  # nothing to number, or lists of messages
+            return super()._ids(column)
+        chunks = values.dictionary_encode().unify_dictionaries().chunks
+        return np.concatenate([np.asarray(chunk.indices, dtype=np.int64) for chunk in chunks])
 
     def gathered(self, parts: Sequence[Part]) -> Any:
         if len(parts) == 1:
-            rows, names = parts[0]
-            return self.rows.select_columns(list(names)).select(rows).rename_columns(dict(names))
+            rows, names = parts[0][0], self._there(parts[0].names)
+            return self.rows.select_columns(list(names)).select(rows).rename_columns(names)
         features, columns = {}, {}
-        for rows, names in parts:
+        for rows, wanted in parts:
+            names = self._there(wanted)
             taken = _arrow(self.rows.select_columns(list(names))).take(rows)
             features.update({target: self.rows.features[source] for source, target in names.items()})
             columns.update({target: taken[source] for source, target in names.items()})
@@ -211,18 +217,22 @@ class _Dataset(Table[Any]):
         return _in_memory(features, columns)
 
     def followed_by(self, others: Sequence[Any]) -> Any:
-        return sys.modules["datasets"].concatenate_datasets([self.rows, *others])
+        return sys.modules["datasets"].concatenate_datasets([self.rows, *(self._alike(rows) for rows in others)])
+
+    def _alike(self, rows: Any) -> Any:
+        """Rows with the features of these, e.g. both kinds of string as one."""
+        features = self.rows.features
+        if rows.features == features:
+            return rows
+        arrow = _arrow(rows).select(list(features)).cast(features.arrow_schema)
+        return _in_memory(features, {name: arrow[name] for name in features})
+
+    def _there(self, names: Mapping[str, str]) -> dict[str, str]:
+        """Those of the columns that there are: all of them, unless there is no row."""
+        return {source: target for source, target in names.items() if source in self.rows.column_names}
 
     def _array(self, column: str) -> Iterable[Any]:
         return cast("Iterable[Any]", _arrow(self.rows.select_columns([column]))[column].to_numpy()) if len(self) else ()
-
-    def _encoded(self, column: str) -> Indices | None:
-        """The group ids of a column of texts or numbers, None for another."""
-        values = _arrow(self.rows.select_columns([column]))[column]
-        if values.null_count or values.type.num_fields:
-            return None
-        chunks = values.dictionary_encode().unify_dictionaries().chunks
-        return np.concatenate([np.asarray(chunk.indices, dtype=np.int64) for chunk in chunks])
 
 
 def _in_memory(features: Mapping[str, Any], columns: Mapping[str, Any]) -> Any:
