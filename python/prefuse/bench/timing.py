@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 _FLUSH_BYTES = 1 << 28  # more than the second-level cache of any GPU so far
-_SHORTEST_SAMPLE = 1e-2  # seconds; below it the clock, the call and single interrupts weigh in, so a sample repeats the case
+_SHORTEST_SAMPLE = 1e-2  # seconds; below it the call and single interrupts weigh in, so a sample repeats the case
 _SETTLING = 2e-2  # seconds, longer than PyTorch's threads look for more work before they sleep
 
 
