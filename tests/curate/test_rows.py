@@ -123,6 +123,16 @@ def test_a_frame_with_any_index():
     assert with_scores["score"].tolist() == frame["score"].tolist()
 
 
+def test_a_frame_whose_columns_are_strided():
+    frame = pd.DataFrame(
+        np.array([[0.0, 1.0, 5.0], [0.0, 2.0, 6.0], [1.0, 3.0, 7.0]]), columns=["prompt", "score", "response"]
+    )
+    assert texts(curate.best_versus_worst(frame)) == [(6.0, 5.0)]
+    assert texts(curate.curry_stages(frame)[0]) == [(6.0, 5.0)]
+    assert len(curate.filtered(frame, rule="best")) == 2
+    assert len(curate.rejection_sampling(frame, keep=1)) == 2
+
+
 def test_a_data_set_that_was_selected_from_and_formatted():
     rows = datasets.Dataset.from_list(ROWS).with_format("numpy").select([4, 0, 7])
     assert texts(curate.all_pairs(rows)) == [("a1", "a2"), ("a1", "a0"), ("a2", "a0")]

@@ -42,7 +42,7 @@ def integers(name: str, values: Any) -> Indices:
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
-    return array.astype(np.int64, copy=False)
+    return np.asarray(array, np.int64, order="C")
 
 
 def like(given: Array, result: NDArray[Any]) -> Array:

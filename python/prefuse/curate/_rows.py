@@ -271,7 +271,7 @@ def finite(argument: str, values: Iterable[Any], place: str | None = None) -> Fl
         for value in given.ravel().tolist():
             if not _is_number(value):
                 raise TypeError(f"{place or argument}: expected numbers, got {value!r}")
-    numbers = given.astype(np.float64, copy=False)
+    numbers = np.asarray(given, np.float64, order="C")
     usable = np.isfinite(numbers)
     if not usable.all():
         at = np.argwhere(~usable)[0].tolist()

@@ -47,8 +47,8 @@ def rank_within_groups(scores: Array, groups: Array) -> Ranking[Array]:
 
 def best_versus_worst_indices(scores: Array, groups: Array, *, min_gap: float = 0.0) -> Pairs[Array]:
     """One pair per group, its best against its worst, where their scores differ by at least `min_gap`."""
-    values, ids = _checked(scores, groups)
-    best, worst = np.empty((2, _group_count(ids)), np.int64)
+    values, ids = checked(scores, groups)
+    best, worst = np.empty((2, group_count(ids)), np.int64)
     _prefuse.curate_ends(view(values), view(ids), view(best), view(worst))
     filled = best >= 0
     return _kept(scores, values, best[filled], worst[filled], min_gap)
@@ -94,7 +94,7 @@ def upper_versus_lower_indices(scores: Array, groups: Array, *, min_gap: float =
 
 def ranked(values: Floats, ids: Indices) -> Ranking[Any]:
     """`rank_within_groups` of checked arrays; ids count from 0, and there is a group for each up to the largest."""
-    order, offsets = np.empty(len(ids), np.int64), np.empty(_group_count(ids) + 1, np.int64)
+    order, offsets = np.empty(len(ids), np.int64), np.empty(group_count(ids) + 1, np.int64)
     _prefuse.curate_rank(view(values), view(ids), view(offsets), view(order), torch.get_num_threads())
     return Ranking(order, offsets)
 
@@ -104,22 +104,24 @@ def positions_within(offsets: Indices) -> Indices:
     return _within(np.diff(offsets))
 
 
-def _ranked(scores: Any, groups: Any) -> tuple[Floats, Indices, Indices]:
-    values, ids = _checked(scores, groups)
-    return values, *ranked(values, ids)
-
-
-def _checked(scores: Any, groups: Any) -> tuple[Floats, Indices]:
+def checked(scores: Any, groups: Any) -> tuple[Floats, Indices]:
+    """Scores [N] as float64, and ids of their groups that leave few numbers out."""
     values, ids = floats("scores", scores), integers("groups", groups)
     if values.ndim != 1:
         raise ValueError(f"scores: expected shape (N,), got {values.shape}")
     if ids.shape != values.shape:
         raise ValueError(f"groups: expected shape {values.shape}, like scores, got {ids.shape}")
-    return np.ascontiguousarray(values), np.ascontiguousarray(_dense(ids))
+    return values, _dense(ids)
 
 
-def _group_count(ids: Indices) -> int:
+def group_count(ids: Indices) -> int:
+    """One more than the largest id."""
     return int(ids.max(initial=-1)) + 1
+
+
+def _ranked(scores: Any, groups: Any) -> tuple[Floats, Indices, Indices]:
+    values, ids = checked(scores, groups)
+    return values, *ranked(values, ids)
 
 
 def _dense(ids: Indices) -> Indices:
