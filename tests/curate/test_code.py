@@ -47,7 +47,7 @@ def test_edges_and_batches_agree_with_the_matrix(shape):
 
 
 def test_broken_tests_mislead_less_than_counting():
-    """Programs of known quality, two fifths of the tests broken: the ranking knows the truth better than pass counts do."""
+    """Programs of known quality, two fifths of the tests broken: the ranking knows the truth better than counting."""
     rng = np.random.default_rng(0)
     ours, counts = [], []
     for _ in range(200):
