@@ -19,8 +19,8 @@ from prefuse.linear.functions import Lora
 Inside = Callable[[Tensor, "HeadTensors"], Any]
 """What runs inside of the model: hidden states [B, T, H] and the head in, anything out."""
 
-_WRAPPED = ("_orig_mod", "module")
-"""Where torch.compile, and DDP, FSDP1 and DeepSpeed, keep what they wrap."""
+_WRAPPED = ("_orig_mod", "module", "_fsdp_wrapped_module")
+"""Where torch.compile, DDP and DeepSpeed, and FSDP1 keep what they wrap."""
 
 _SOFTCAPS = {
     "final_logit_softcapping": "final_logit_softcapping",
