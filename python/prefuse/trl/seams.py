@@ -138,7 +138,11 @@ def check_fused() -> None:
     missing = [path for path in FUSED_TRAINERS[:5] if not hasattr(module(path), "add_fused_lm_head")]
     fields = getattr(getattr(utilities, "FusedCausalLMOutput", None), "__dataclass_fields__", {})
     if missing or tuple(fields) != _OUTPUT_FIELDS:
-        what = f"add_fused_lm_head in {missing[0]}" if missing else f"{UTILITIES}.FusedCausalLMOutput as it was"
+        what = (
+            f"add_fused_lm_head in {missing[0]}"
+            if missing
+            else f"{UTILITIES}.FusedCausalLMOutput with the fields that it had"
+        )
         raise _moved(version, what)
     from prefuse.compat.trl import ChunkedLogProbFunction
 
@@ -160,7 +164,7 @@ def check_logit_trainer(trainer: LogitTrainer) -> None:
     found = getattr(home, trainer.name, None)
     for method, digest in trainer.sources.items():
         if _digest(original(found, method)) != digest:
-            raise _moved(version, f"{trainer.path}.{method} as it was")
+            raise _moved(version, f"{trainer.path}.{method} with the source that it had")
     for function in trainer.functions:
         _check(version, f"{trainer.module}.{function}", home, function)
 
@@ -189,8 +193,9 @@ def _check(version: str, what: str, owner: Any, name: str) -> None:
 
 def _moved(version: str, what: str) -> RuntimeError:
     return RuntimeError(
-        f"prefuse.trl: trl {version} has not {what}; nothing was changed. prefuse.trl fits trl {FITS}, and others that "
-        f"are the same there: install trl {FITS}, or a newer prefuse"
+        f"prefuse.trl fits trl {FITS}, and trl {version} differs from it where prefuse takes hold of it: not found is "
+        f"{what}. Nothing was changed. Install trl {FITS} or a newer prefuse; prefuse.trl.accelerate(trainer) looks at "
+        "what that trainer needs alone"
     )
 
 
