@@ -14,6 +14,7 @@ from trl.trainer import dpo_trainer, utils
 
 import prefuse.trl
 import trl
+from prefuse.compat.trl import ChunkedLogProbFunction
 from prefuse.trl import fused, gathered, seams
 from tests.integration.models import causal_lm
 from tests.trl import running
@@ -43,7 +44,7 @@ def test_of_all():
         inside = everything()
         changed = {name for name in before if inside[name] is not before[name]}
         assert "trl.trainer.dpo_trainer.add_fused_lm_head" in changed
-        assert "utils._ChunkedLogProbFunction" in changed
+        assert "trl.trainer.utils._ChunkedLogProbFunction" in changed
         assert "TPOTrainer._compute_loss" in changed
         assert repr(handle).startswith("Acceleration(trl.add_fused_lm_head, ")
     assert everything() == before
@@ -74,6 +75,19 @@ def test_of_models_that_were_built_under_it():
     other = causal_lm("llama")
     held(other)
     assert fused.settings_of(other) is not None and not fused.is_laid(other)
+
+
+def test_of_trainers_that_are_there(tmp_path, monkeypatch):
+    """TRL's forward, which they have, finds prefuse's function in the place of its kernel."""
+    trainer = make("DPO", tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    expected = trainer.compute_loss(trainer.model, dict(batch))
+    calls = []
+    function = ChunkedLogProbFunction.apply
+    monkeypatch.setattr(ChunkedLogProbFunction, "apply", lambda *a: calls.append(1) or function(*a))
+    with prefuse.trl.accelerate():
+        torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), expected)
+    assert len(calls) == 2  # policy and reference
 
 
 def test_of_one_trainer(tmp_path):
@@ -193,6 +207,13 @@ def test_a_fused_head_without_settings(monkeypatch):
         pytest.raises(RuntimeError, match="not found is the settings of the fused head of Llama"),
     ):
         dpo_trainer.add_fused_lm_head(causal_lm("llama"))
+
+
+def test_a_trainer_without_settings(monkeypatch, tmp_path):
+    trainer = make("SFT", tmp_path, train_dataset=running.unpaired())
+    monkeypatch.setattr(fused, "settings_of", lambda model: None)
+    with pytest.raises(RuntimeError, match="not found is the settings of the fused head of SFTTrainer"):
+        prefuse.trl.accelerate(trainer)
 
 
 def test_without_trl(monkeypatch):

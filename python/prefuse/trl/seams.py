@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from prefuse.trl.swaps import original
@@ -137,13 +137,10 @@ def check_fused() -> None:
     _check(version, f"{UTILITIES}.add_fused_lm_head", utilities, "add_fused_lm_head")
     missing = [path for path in FUSED_TRAINERS[:5] if not hasattr(module(path), "add_fused_lm_head")]
     fields = getattr(getattr(utilities, "FusedCausalLMOutput", None), "__dataclass_fields__", {})
-    if missing or tuple(fields) != _OUTPUT_FIELDS:
-        what = (
-            f"add_fused_lm_head in {missing[0]}"
-            if missing
-            else f"{UTILITIES}.FusedCausalLMOutput with the fields that it had"
-        )
-        raise _moved(version, what)
+    if missing:
+        raise _moved(version, f"add_fused_lm_head in {missing[0]}")
+    if tuple(fields) != _OUTPUT_FIELDS:
+        raise _moved(version, f"{UTILITIES}.FusedCausalLMOutput with the fields that it had")
     from prefuse.compat.trl import ChunkedLogProbFunction
 
     for path, name in ((UTILITIES, "_ChunkedLogProbFunction"), *((path, "ChunkedLogProbFunction") for path in KERNELS)):
@@ -208,6 +205,3 @@ def _digest(function: Callable[..., Any]) -> str:
         return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
     except (OSError, TypeError):
         return ""
-
-
-__all__: Sequence[str] = ("FITS", "check_fused", "check_logit_trainer", "fit", "installed")
