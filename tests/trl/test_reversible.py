@@ -84,8 +84,8 @@ def test_of_trainers_that_are_there(tmp_path, monkeypatch):
     expected = trainer.compute_loss(trainer.model, dict(batch))
     calls = []
     function = ChunkedLogProbFunction.apply
-    monkeypatch.setattr(ChunkedLogProbFunction, "apply", lambda *a: calls.append(1) or function(*a))
     with prefuse.trl.accelerate():
+        monkeypatch.setattr(ChunkedLogProbFunction, "apply", lambda *a: calls.append(1) or function(*a))
         torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), expected)
     assert len(calls) == 2  # policy and reference
 
