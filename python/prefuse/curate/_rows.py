@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Rows = TypeVar("Rows")
@@ -66,10 +67,19 @@ class Table(ABC, Generic[Rows]):
 
     def numbers(self, column: str) -> Floats:
         """A column as float64 [N]; ValueError at a missing, infinite or NaN value, TypeError at what is no number."""
-        return finite(column, self.values(column), f"{self.name}: column '{column}'")
+        self.require(column)
+        return finite(column, self._array(column), f"{self.name}: column '{column}'")
+
+    def _array(self, column: str) -> Iterable[Any]:
+        """A column that is there as an array, where that is cheaper than Python objects."""
+        return self.values(column)
 
     def group_ids(self, column: str) -> Indices:
         """Equal values as equal numbers 0, 1, … in order of first appearance; ValueError at a missing value."""
+        self.require(column)
+        return self._ids(column) if len(self) else np.zeros(0, np.int64)
+
+    def _ids(self, column: str) -> Indices:
         return _numbered(column, self.values(column))
 
     def require(self, *columns: str) -> None:
@@ -93,19 +103,21 @@ class _Dicts(Table[list[dict[str, Any]]]):
 
     def values(self, column: str) -> list[Any]:
         self.require(column)
-        try:
-            return [row[column] for row in self.rows]
-        except KeyError:
-            at = next(index for index, row in enumerate(self.rows) if column not in row)
-            raise ValueError(f"{self.name}: no column '{column}' in row {at}, while row 0 has it") from None
+        return self._picked(self.rows, column)
 
     def gathered(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
         columns: dict[str, list[Any]] = {}
         for rows, names in parts:
-            for source, target in names.items():
-                values = self.values(source)
-                columns[target] = [values[index] for index in rows.tolist()]
+            taken = [self.rows[index] for index in rows.tolist()]
+            columns.update({target: self._picked(taken, source) for source, target in names.items()})
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def _picked(self, rows: list[dict[str, Any]], column: str) -> list[Any]:
+        try:
+            return [row[column] for row in rows]
+        except KeyError:
+            at = next(index for index, row in enumerate(self.rows) if column not in row)
+            raise ValueError(f"{self.name}: no column '{column}' in row {at}, while others have it") from None
 
     def with_columns(self, columns: Mapping[str, Column]) -> list[dict[str, Any]]:
         added = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -127,12 +139,14 @@ class _Frame(Table[Any]):
         self.require(column)
         return cast("list[Any]", self.rows[column].tolist()) if len(self) else []
 
-    def group_ids(self, column: str) -> Indices:
-        self.require(column)
+    def _array(self, column: str) -> Iterable[Any]:
+        return np.asarray(self.rows[column]) if len(self) else ()
+
+    def _ids(self, column: str) -> Indices:
         try:
             ids, _ = sys.modules["pandas"].factorize(self.rows[column])
         except TypeError:  # values that have no hash: lists of messages
-            return super().group_ids(column)
+            return super()._ids(column)
         if (ids < 0).any():
             raise ValueError(f"{column}: missing in row {int(np.flatnonzero(ids < 0)[0])}")
         return np.asarray(ids, dtype=np.int64)
@@ -170,22 +184,67 @@ class _Dataset(Table[Any]):
             return []
         return cast("list[Any]", self.rows.select_columns([column]).with_format(None)[:][column])
 
+    def _ids(self, column: str) -> Indices:
+        values = _arrow(self.rows.select_columns([column]))[column]
+        if values.null_count or values.type.num_fields:  # nothing to number, or lists of messages
+            return super()._ids(column)
+        chunks = values.dictionary_encode().unify_dictionaries().chunks
+        return np.concatenate([np.asarray(chunk.indices, dtype=np.int64) for chunk in chunks])
+
     def gathered(self, parts: Sequence[Part]) -> Any:
-        taken = [
-            self.rows.select_columns(list(names)).select(rows).rename_columns(dict(names))
-            for rows, names in parts
-            if names
-        ]
-        return taken[0] if len(taken) == 1 else sys.modules["datasets"].concatenate_datasets(taken, axis=1)
+        if len(parts) == 1:
+            rows, names = parts[0][0], self._there(parts[0].names)
+            return self.rows.select_columns(list(names)).select(rows).rename_columns(names)
+        features, columns = {}, {}
+        for rows, wanted in parts:
+            names = self._there(wanted)
+            taken = _arrow(self.rows.select_columns(list(names))).take(rows)
+            features.update({target: self.rows.features[source] for source, target in names.items()})
+            columns.update({target: taken[source] for source, target in names.items()})
+        return _in_memory(features, columns)
 
     def with_columns(self, columns: Mapping[str, Column]) -> Any:
+        datasets = sys.modules["datasets"]
         kept = self.rows.remove_columns([name for name in columns if name in self.rows.column_names])
-        for name, values in columns.items():
-            kept = kept.add_column(name, values.tolist() if isinstance(values, np.ndarray) else list(values))
-        return kept
+        lists = {
+            name: values.tolist() if isinstance(values, np.ndarray) else values for name, values in columns.items()
+        }
+        added = datasets.Dataset.from_dict(lists)
+        features, columns = {}, {}
+        for rows in (kept, added):
+            features.update(rows.features)
+            columns.update({name: _arrow(rows)[name] for name in rows.column_names})
+        return _in_memory(features, columns)
 
     def followed_by(self, others: Sequence[Any]) -> Any:
-        return sys.modules["datasets"].concatenate_datasets([self.rows, *others])
+        return sys.modules["datasets"].concatenate_datasets([self.rows, *(self._alike(rows) for rows in others)])
+
+    def _alike(self, rows: Any) -> Any:
+        """Rows with the features of these, e.g. both kinds of string as one."""
+        features = self.rows.features
+        if rows.features == features:
+            return rows
+        arrow = _arrow(rows).select(list(features)).cast(features.arrow_schema)
+        return _in_memory(features, {name: arrow[name] for name in features})
+
+    def _there(self, names: Mapping[str, str]) -> dict[str, str]:
+        """Those of the columns that there are: all of them, unless there is no row."""
+        return {source: target for source, target in names.items() if source in self.rows.column_names}
+
+    def _array(self, column: str) -> Iterable[Any]:
+        return cast("Iterable[Any]", _arrow(self.rows.select_columns([column]))[column].to_numpy()) if len(self) else ()
+
+
+def _in_memory(features: Mapping[str, Any], columns: Mapping[str, Any]) -> Any:
+    """A data set of Arrow columns, as they are."""
+    datasets, pyarrow = sys.modules["datasets"], sys.modules["pyarrow"]
+    info = datasets.DatasetInfo(features=datasets.Features(features))
+    return datasets.Dataset(pyarrow.table(dict(columns)), info=info)
+
+
+def _arrow(rows: Any) -> Any:
+    """A data set as an Arrow table, nothing decoded."""
+    return rows.with_format("arrow")[:]
 
 
 def table(rows: Rows, name: str = "rows") -> Table[Rows]:
@@ -204,29 +263,32 @@ def table(rows: Rows, name: str = "rows") -> Table[Rows]:
 
 def finite(argument: str, values: Iterable[Any], place: str | None = None) -> Floats:
     """Numbers as float64; an error names the argument (or the place it stands) and the first index that is wrong."""
-    given = values if isinstance(values, np.ndarray) else list(values)
     try:
-        numbers = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{place or argument}: expected numbers, got {_first_other(given)}") from None
-    bad = np.argwhere(~np.isfinite(numbers))
-    if len(bad):
-        at = bad[0].tolist()
+        given = values if isinstance(values, np.ndarray) else np.asarray(list(values))
+    except ValueError:
+        raise ValueError(f"{place or argument}: expected lists of equal lengths") from None
+    if given.dtype.kind not in "biuf":
+        for value in given.ravel().tolist():
+            if not _is_number(value):
+                raise TypeError(f"{place or argument}: expected numbers, got {value!r}")
+    numbers = np.asarray(given, np.float64, order="C")
+    usable = np.isfinite(numbers)
+    if not usable.all():
+        at = np.argwhere(~usable)[0].tolist()
         where = f"row {at[0]}" if place and len(at) == 1 else str(at)
         raise ValueError(f"{place or argument}: {numbers[tuple(at)]} at {where}, expected finite numbers")
     return numbers
 
 
-def _first_other(values: Iterable[Any]) -> str:
-    for index, value in enumerate(values):
-        if not isinstance(value, (int, float, np.number)):
-            return f"{value!r} at {index}"
-    return "something else"
+def _is_number(value: object) -> bool:
+    """None too, which becomes NaN."""
+    return value is None or isinstance(value, (int, float, np.number))
 
 
 def hooked(name: str, hook: Callable[..., Iterable[Any]], count: int, *arguments: Any) -> list[Any]:
     """What the caller's function returns for `count` items: as many; ValueError if not."""
-    returned = list(hook(*arguments))
+    answer: Any = hook(*arguments)
+    returned = answer.tolist() if isinstance(answer, (np.ndarray, torch.Tensor)) else list(answer)
     if len(returned) != count:
         raise ValueError(f"{name}: expected it to return {count} items, one for each, got {len(returned)}")
     return returned

@@ -48,20 +48,26 @@ def mutual_ranking(passed: Array, *, damping: float = 0.85, rounds: int = 10) ->
     their order means something. With more rounds it tends to that of the first singular vectors of L.
 
     Args:
-        passed: true or 1 where program j passes test k, [J, K].
+        passed: true or 1 where program j passes test k, [..., J, K].
         damping: d in [0, 1].
         rounds: 10 in the paper.
 
     Returns:
-        `programs` [J] and `tests` [K].
+        `programs` [..., J] and `tests` [..., K].
 
     Raises:
         ValueError: scores have grown too large for float64.
     """
-    matrix = _matrix(passed)
-    programs, tests = np.nonzero(matrix)
-    scores = mutual_ranking_of_edges(programs, tests, matrix.shape, damping=damping, rounds=rounds)
-    return MutualScores(*(like(passed, side) for side in scores))
+    matrix = _matrix(passed).astype(np.float64)
+    transposed = np.ascontiguousarray(matrix.swapaxes(-1, -2))
+    c, t = _rounds(
+        lambda t: (matrix @ t[..., None])[..., 0],
+        lambda c: (transposed @ c[..., None])[..., 0],
+        (matrix.shape[:-1], transposed.shape[:-1]),
+        damping,
+        rounds,
+    )
+    return MutualScores(like(passed, c), like(passed, t))
 
 
 def mutual_ranking_of_edges(
@@ -74,18 +80,20 @@ def mutual_ranking_of_edges(
         shape: number of programs and of tests.
         damping, rounds: as in `mutual_ranking`.
     """
-    _must_be_share("damping", damping)
-    count("rounds", rounds, least=0)
     rows, columns = integers("programs", programs), integers("tests", tests)
     if rows.shape != columns.shape or rows.ndim != 1:
         raise ValueError(f"tests: expected one per program, shape {rows.shape}, got {columns.shape}")
     for name, ids, limit in (("programs", rows, shape[0]), ("tests", columns, shape[1])):
         if len(ids) and not (ids.min() >= 0 and ids.max() < limit):
             raise ValueError(f"{name}: expected indices from 0 to {limit - 1}, got {ids.min()} to {ids.max()}")
-    scores = _power_iteration(rows, columns, shape, damping, rounds)
-    if not all(np.isfinite(side).all() for side in scores):
-        raise ValueError(f"rounds: scores overflow after {rounds} rounds; take fewer, as only their order matters")
-    return MutualScores(like(programs, scores[0]), like(programs, scores[1]))
+    c, t = _rounds(
+        lambda t: np.bincount(rows, weights=t[columns], minlength=shape[0]),
+        lambda c: np.bincount(columns, weights=c[rows], minlength=shape[1]),
+        ((shape[0],), (shape[1],)),
+        damping,
+        rounds,
+    )
+    return MutualScores(like(programs, c), like(programs, t))
 
 
 def correctness_pairs(
@@ -170,6 +178,8 @@ def minimax_selection(passed: Any, *, ties: Seed | None = None) -> Selected | No
         the two programs pass equally many.
     """
     matrix = _matrix(passed)
+    if matrix.ndim != 2:
+        raise ValueError(f"passed: expected shape (J, K), got {matrix.shape}")
     random = None if ties is None else generator(ties)
     by_program, by_test = matrix.sum(1), matrix.sum(0)
     if not matrix.size or by_program.max() == by_program.min():
@@ -226,22 +236,29 @@ def code_and_test_pairs(
     )
 
 
-def _power_iteration(
-    programs: Indices, tests: Indices, shape: tuple[int, int], damping: float, rounds: int
+def _rounds(
+    to_programs: Callable[[Floats], NDArray[Any]],
+    to_tests: Callable[[Floats], NDArray[Any]],
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    damping: float,
+    rounds: int,
 ) -> tuple[Floats, Floats]:
-    c, t = np.ones(shape[0]), np.ones(shape[1])
+    """Rounds of mutual ranking, given what the scores of one side add up to on the other."""
+    _must_be_share("damping", damping)
+    count("rounds", rounds, least=0)
+    c, t = np.ones(shapes[0]), np.ones(shapes[1])
     with np.errstate(over="ignore", invalid="ignore"):
         for _ in range(rounds):
-            to_programs = np.bincount(programs, weights=t[tests], minlength=shape[0])
-            to_tests = np.bincount(tests, weights=c[programs], minlength=shape[1])
-            c, t = (1.0 - damping) * c + damping * to_programs, (1.0 - damping) * t + damping * to_tests
+            c, t = (1.0 - damping) * c + damping * to_programs(t), (1.0 - damping) * t + damping * to_tests(c)
+    if not (np.isfinite(c).all() and np.isfinite(t).all()):
+        raise ValueError(f"rounds: scores overflow in {rounds} rounds; take fewer, as only their order matters")
     return c, t
 
 
 def _matrix(passed: Any) -> NDArray[np.bool_]:
     values = probabilities("passed", passed)
-    if values.ndim != 2:
-        raise ValueError(f"passed: expected shape (J, K), got {values.shape}")
+    if values.ndim < 2:
+        raise ValueError(f"passed: expected shape (..., J, K), got {values.shape}")
     if not np.isin(values, (0.0, 1.0)).all():
         raise ValueError("passed: expected true or false, 1 or 0, got numbers between")
     return np.asarray(values != 0.0)
@@ -251,7 +268,7 @@ def _problems(programs: list[Any], passed: list[Any]) -> list[tuple[Any, NDArray
     found = []
     for row, (texts, matrix) in enumerate(zip(programs, passed, strict=True)):
         try:
-            checked = _matrix(np.asarray([np.asarray(line) for line in matrix]))
+            checked = _matrix([np.asarray(line) for line in matrix])
         except ValueError as error:
             raise ValueError(f"{error} (row {row})") from None
         if len(checked) != len(texts):

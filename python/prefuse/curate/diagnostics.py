@@ -102,7 +102,7 @@ def drift_report(
         raise ValueError("rows: expected at least one response")
     if lengths.min() <= 0.0:
         raise ValueError(f"{length}: expected numbers above 0, got {lengths.min()} in row {int(lengths.argmin())}")
-    policy, reference = torch.from_numpy(given.numbers(logps)), torch.from_numpy(given.numbers(ref_logps))
+    policy, reference = torch.tensor(given.numbers(logps)), torch.tensor(given.numbers(ref_logps))
     ratios = kl_estimate(policy, reference, estimator="k1")
     samples = len(lengths)
     error = float(ratios.std(correction=1)) / samples**0.5 if samples > 1 else float("nan")
@@ -113,7 +113,7 @@ def drift_report(
         error,
         float(ratios.sum()) / float(lengths.sum()),
         float(lengths.mean()),
-        length_extrapolation(ratios, torch.from_numpy(lengths)) if varied else None,
+        length_extrapolation(ratios, torch.tensor(lengths)) if varied else None,
     )
 
 

@@ -80,14 +80,15 @@ def filtered(
 def reward_fit(rewards: Any, truth: Any) -> float:
     """How well rewards tell the truth: R² of a line through the mean true score of each distinct reward.
 
-    The paper takes the rule whose kept responses have the highest.
+    Means weigh by how many responses have that reward. The paper takes the rule whose kept responses have the highest
+    fit; round rewards first, so that many share one.
 
     Args:
         rewards: of the responses kept, [N].
         truth: their true scores, e.g. whether the program passed, [N].
 
     Returns:
-        In [0, 1]; 1 where the true scores do not vary.
+        In [0, 1]; 1 where the mean true scores do not vary.
 
     Raises:
         ValueError: there are not at least two different rewards.
@@ -98,10 +99,10 @@ def reward_fit(rewards: Any, truth: Any) -> float:
     levels, which = np.unique(x, return_inverse=True)
     if len(levels) < 2:
         raise ValueError(f"rewards: expected at least two different ones, got {len(levels)}")
-    means = np.bincount(which, weights=y) / np.bincount(which)
-    level, mean = levels - levels.mean(), means - means.mean()
-    total = (mean**2).sum()
-    return float((level @ mean) ** 2 / ((level**2).sum() * total)) if total > 0.0 else 1.0
+    means = (np.bincount(which, weights=y) / np.bincount(which))[which]
+    level, mean = x - x.mean(), means - means.mean()
+    total = float(mean @ mean)
+    return float((level @ mean) ** 2 / ((level @ level) * total)) if total > 0.0 else 1.0
 
 
 def _others_shuffled(order: Indices, offsets: Indices, random: np.random.Generator) -> Indices:

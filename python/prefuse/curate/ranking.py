@@ -12,8 +12,11 @@ from __future__ import annotations
 from typing import Any, Generic, NamedTuple
 
 import numpy as np
+import torch
 
-from ._numbers import Array, at_least, floats, integers, like
+from prefuse import _prefuse
+
+from ._numbers import Array, at_least, floats, integers, like, view
 from ._rows import Floats, Indices
 
 
@@ -44,9 +47,11 @@ def rank_within_groups(scores: Array, groups: Array) -> Ranking[Array]:
 
 def best_versus_worst_indices(scores: Array, groups: Array, *, min_gap: float = 0.0) -> Pairs[Array]:
     """One pair per group, its best against its worst, where their scores differ by at least `min_gap`."""
-    values, order, offsets = _ranked(scores, groups)
-    filled = np.flatnonzero(np.diff(offsets))
-    return _kept(scores, values, order[offsets[filled]], order[offsets[filled + 1] - 1], min_gap)
+    values, ids = checked(scores, groups)
+    best, worst = np.empty((2, group_count(ids)), np.int64)
+    _prefuse.curate_ends(view(values), view(ids), view(best), view(worst))
+    filled = best >= 0
+    return _kept(scores, values, best[filled], worst[filled], min_gap)
 
 
 def best_versus_each_indices(scores: Array, groups: Array, *, min_gap: float = 0.0) -> Pairs[Array]:
@@ -62,10 +67,15 @@ def best_versus_each_indices(scores: Array, groups: Array, *, min_gap: float = 0
 
 def all_pairs_indices(scores: Array, groups: Array, *, min_gap: float = 0.0) -> Pairs[Array]:
     """Every two responses of a group whose scores differ by at least `min_gap`, by rank of chosen, then of rejected."""
+    at_least("min_gap", min_gap, 0.0)
     values, order, offsets = _ranked(scores, groups)
-    after = np.repeat(offsets[1:], np.diff(offsets)) - 1 - np.arange(len(order))
-    chosen = np.repeat(np.arange(len(order)), after)
-    return _kept(scores, values, order[chosen], order[chosen + 1 + _within(after)], min_gap)
+    first = np.empty_like(order)
+    count = _prefuse.curate_first_beaten(view(values), view(order), view(offsets), min_gap, view(first))
+    chosen, rejected = np.empty(count, np.int64), np.empty(count, np.int64)
+    _prefuse.curate_pairs(
+        view(order), view(offsets), view(first), view(chosen), view(rejected), torch.get_num_threads()
+    )
+    return Pairs(like(scores, chosen), like(scores, rejected))
 
 
 def upper_versus_lower_indices(scores: Array, groups: Array, *, min_gap: float = 0.0) -> Pairs[Array]:
@@ -83,9 +93,10 @@ def upper_versus_lower_indices(scores: Array, groups: Array, *, min_gap: float =
 
 
 def ranked(values: Floats, ids: Indices) -> Ranking[Any]:
-    """`rank_within_groups` of checked arrays; ids count from 0 without gaps, or nearly."""
-    order = np.lexsort((-values, ids))
-    return Ranking(order, np.concatenate([[0], np.cumsum(np.bincount(ids))]).astype(np.int64))
+    """`rank_within_groups` of checked arrays; ids count from 0, and there is a group for each up to the largest."""
+    order, offsets = np.empty(len(ids), np.int64), np.empty(group_count(ids) + 1, np.int64)
+    _prefuse.curate_rank(view(values), view(ids), view(offsets), view(order), torch.get_num_threads())
+    return Ranking(order, offsets)
 
 
 def positions_within(offsets: Indices) -> Indices:
@@ -93,13 +104,24 @@ def positions_within(offsets: Indices) -> Indices:
     return _within(np.diff(offsets))
 
 
-def _ranked(scores: Any, groups: Any) -> tuple[Floats, Indices, Indices]:
+def checked(scores: Any, groups: Any) -> tuple[Floats, Indices]:
+    """Scores [N] as float64, and ids of their groups that leave few numbers out."""
     values, ids = floats("scores", scores), integers("groups", groups)
     if values.ndim != 1:
         raise ValueError(f"scores: expected shape (N,), got {values.shape}")
     if ids.shape != values.shape:
         raise ValueError(f"groups: expected shape {values.shape}, like scores, got {ids.shape}")
-    return values, *ranked(values, _dense(ids))
+    return values, _dense(ids)
+
+
+def group_count(ids: Indices) -> int:
+    """One more than the largest id."""
+    return int(ids.max(initial=-1)) + 1
+
+
+def _ranked(scores: Any, groups: Any) -> tuple[Floats, Indices, Indices]:
+    values, ids = checked(scores, groups)
+    return values, *ranked(values, ids)
 
 
 def _dense(ids: Indices) -> Indices:

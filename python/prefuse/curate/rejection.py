@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ._numbers import Seed, at_least, count, floats, generator, integers, like, probabilities
+from ._numbers import Seed, at_least, count, generator, like, probabilities
 from ._rows import Floats, Indices, Rows, Table, hooked, table
 from .pairs import as_rows
-from .ranking import Pairs, ranked
+from .ranking import Pairs, checked, group_count, positions_within, ranked
 
 Judge = Callable[[Any, Any], Iterable[float]]
 """From two sets of rows of the caller's kind, the probability that each row of the first beats that of the second."""
@@ -20,7 +20,7 @@ def rejection_sampling_indices(scores: Any, groups: Any, *, keep: int = 8, beta:
     """Choose responses as the policy ``π ∝ π_sft e^{r/β}`` would draw them, without replacement (algorithm 1).
 
     In sweeps over what is left of a group: with M its highest score, a response of score r is accepted with probability
-    ``e^{(r-M)/β}``; the accepted leave the group, until `keep` are.  Two equal responses are two candidates.
+    ``e^{(r-M)/β}``; the accepted leave the group, until `keep` are. Two equal responses are two candidates.
 
     Args:
         scores: r of each response, [N].
@@ -32,25 +32,22 @@ def rejection_sampling_indices(scores: Any, groups: Any, *, keep: int = 8, beta:
     Returns:
         Indices of the accepted, group after group, in the order they were accepted.
     """
-    values, ids = floats("scores", scores), integers("groups", groups)
+    values, ids = checked(scores, groups)
     count("keep", keep)
     at_least("beta", beta, 0.0)
-    if ids.shape != values.shape or values.ndim != 1:
-        raise ValueError(f"groups: expected one per score, shape {values.shape}, got {ids.shape}")
-    dense = np.unique(ids, return_inverse=True)[1]
     random = generator(seed)
     if beta == 0.0:
-        order, offsets = ranked(values, dense)
-        return like(scores, order[_first(np.diff(offsets), keep)])
-    left, accepted, taken = np.argsort(dense, kind="stable"), [], np.zeros(len(dense), np.int64)
+        order, offsets = ranked(values, ids)
+        return like(scores, order[positions_within(offsets) < keep])
+    left, accepted, taken = _by_group(ids), [np.zeros(0, np.int64)], np.zeros(group_count(ids), np.int64)
     while len(left):
-        hit = _sweep(values[left], dense[left], beta, random)
-        hit &= _running_count(hit, dense[left]) <= keep - taken[dense[left]]
+        hit = _sweep(values[left], ids[left], beta, random)
+        hit &= _running_count(hit, ids[left]) <= keep - taken[ids[left]]
         accepted.append(left[hit])
-        taken += np.bincount(dense[left[hit]], minlength=len(taken))
-        left = left[~hit & (taken[dense[left]] < keep)]
-    chosen = np.concatenate([*accepted, np.zeros(0, np.int64)])
-    return like(scores, chosen[np.argsort(dense[chosen], kind="stable")])
+        taken += np.bincount(ids[left[hit]], minlength=len(taken))
+        left = left[~hit & (taken[ids[left]] < keep)]
+    chosen = np.concatenate(accepted)
+    return like(scores, chosen[_by_group(ids[chosen])])
 
 
 def rejection_sampling(
@@ -121,9 +118,9 @@ def _running_count(hit: Any, ids: Indices) -> Indices:
     return np.asarray(total - np.repeat(before, np.diff(starts, append=len(ids))), np.int64)
 
 
-def _first(sizes: Indices, keep: int) -> Any:
-    """True for the first `keep` of each group."""
-    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes) < keep
+def _by_group(ids: Indices) -> Indices:
+    """The order that puts groups one after the other, each as it was."""
+    return np.asarray(ranked(np.zeros(len(ids)), ids).order)
 
 
 def _knockout(
@@ -150,7 +147,7 @@ def _knockout(
         chosen.append(np.where(wins > 0.5, first, second)[wins != 0.5])
         rejected.append(np.where(wins > 0.5, second, first)[wins != 0.5])
         alive = np.concatenate([np.where(wins >= 0.5, first, second), alone])
-        alive = alive[np.argsort(ids[alive], kind="stable")]
+        alive = alive[_by_group(ids[alive])]
     pairs = Pairs(np.concatenate(chosen), np.concatenate(rejected))
     return as_rows(given, pairs, prompt=prompt, response=response, shared=shared)
 
@@ -171,6 +168,6 @@ def _by_score(scores: Floats) -> Callable[[Indices, Indices], Floats]:
 def _by_judge(given: Table[Any], judge: Judge) -> Callable[[Indices, Indices], Floats]:
     def decide(first: Indices, second: Indices) -> Floats:
         returned = hooked("judge", judge, len(first), given.selected(first), given.selected(second))
-        return probabilities("judge", np.asarray(returned, dtype=object).astype(np.float64))
+        return probabilities("judge", returned)
 
     return decide

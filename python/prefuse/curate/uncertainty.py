@@ -11,23 +11,23 @@ from ._numbers import Array, Seed, above_zero, at_least, count, floats, generato
 from ._rows import Floats, Rows, table
 
 
-def information_gain(probabilities_of_passes: Array) -> Array:
+def information_gain(passes: Array) -> Array:
     """How far passes of a classifier under dropout disagree, in nats (BALD, Houlsby et al. 2011, arXiv:1112.5745).
 
     ``H(mean_t p_t) - mean_t H(p_t)`` with H the entropy of a yes-or-no answer: 0 where all passes agree, log 2 where
     half are sure of yes and half of no.
 
     Args:
-        probabilities_of_passes: p, that the chosen response is the better one, [..., T] over T passes; 10 in UPO.
+        passes: p, the probability that the chosen response is the better one, [..., T] over T passes; 10 in UPO.
 
     Returns:
         In [0, log 2], [...].
     """
-    p = probabilities("probabilities", probabilities_of_passes)
+    p = probabilities("passes", passes)
     if p.ndim == 0 or p.shape[-1] == 0:
-        raise ValueError(f"probabilities: expected shape (..., T) with T >= 1, got {p.shape}")
+        raise ValueError(f"passes: expected shape (..., T) with T >= 1, got {p.shape}")
     gain = _entropy(p.mean(-1)) - _entropy(p).mean(-1)
-    return like(probabilities_of_passes, np.clip(gain, 0.0, math.log(2.0)))
+    return like(passes, np.clip(gain, 0.0, math.log(2.0)))
 
 
 def certainty_weights(gain: Array, *, exponent: float = 1.0) -> Array:
@@ -46,15 +46,13 @@ def certainty_weights(gain: Array, *, exponent: float = 1.0) -> Array:
     return like(gain, weights / weights.sum() if weights.any() else weights)
 
 
-def certain_pairs(
-    rows: Rows, keep: int, *, probabilities: str = "probabilities", exponent: float = 1.0, seed: Seed = 0
-) -> Rows:
+def certain_pairs(rows: Rows, keep: int, *, passes: str = "passes", exponent: float = 1.0, seed: Seed = 0) -> Rows:
     """Sample pairs that a preference classifier is sure of, as UPO does (Wang et al. 2024, arXiv:2409.11212).
 
     Args:
         rows: one per pair.
         keep: how many to draw, without replacement; all if there are no more.
-        probabilities: the column of a list of T probabilities each, from T passes under dropout.
+        passes: the column of a list of T probabilities each, from T passes under dropout.
         exponent: μ of `certainty_weights`.
         seed: int or generator.
 
@@ -64,10 +62,10 @@ def certain_pairs(
     """
     count("keep", keep, least=0)
     given = table(rows)
-    passes = given.values(probabilities)
-    if len({len(opinions) for opinions in passes}) > 1:
-        raise ValueError(f"{probabilities}: expected equally many passes in all rows")
-    gain = information_gain(np.asarray(passes, np.float64).reshape(len(passes), -1)) if passes else np.zeros(0)
+    opinions = given.values(passes)
+    if len({len(one) for one in opinions}) > 1:
+        raise ValueError(f"{passes}: expected equally many passes in all rows")
+    gain = information_gain(floats(passes, opinions)) if opinions else np.zeros(0)
     weights = certainty_weights(gain, exponent=exponent)
     with np.errstate(divide="ignore"):
         arrivals = generator(seed).exponential(size=len(weights)) / weights

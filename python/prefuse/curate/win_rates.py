@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 
 from ._numbers import Array, like, probabilities
@@ -63,10 +60,8 @@ def add_win_rates(
     after = np.repeat(sizes, sizes) - 1 - positions_within(offsets)
     first = np.repeat(np.arange(len(order)), after)
     second = first + 1 + positions_within(np.concatenate([[0], np.cumsum(after)]))
-    returned: Iterable[Any] = hooked(
-        "judge", judge, len(first), given.selected(order[first]), given.selected(order[second])
-    )
-    wins = probabilities("judge", np.asarray(list(returned), dtype=object).astype(np.float64))
+    asked = given.selected(order[first]), given.selected(order[second])
+    wins = probabilities("judge", hooked("judge", judge, len(first), *asked))
     totals = np.bincount(order[first], weights=wins, minlength=len(ids))
     totals = totals + np.bincount(order[second], weights=1.0 - wins, minlength=len(ids))
     played = sizes[ids] - 1.0 if len(ids) else totals
