@@ -15,7 +15,7 @@ help:
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make lint    rustfmt, clippy, ruff, mypy"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives)"
-	@echo "make docs    write the catalogue's pages from the objectives"
+	@echo "make docs    write the catalogue's pages from the objectives and their tests"
 	@echo "make wheel   build the abi3 wheel into dist/"
 
 demo: $(VENV)/.demo
@@ -44,6 +44,7 @@ $(BENCHES): bench
 
 docs: $(VENV)/.test
 	$(BIN)/python -m prefuse.catalogue.page docs
+	$(BIN)/python -m tests.evidence docs
 
 wheel: $(VENV)/.created
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

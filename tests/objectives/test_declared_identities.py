@@ -60,6 +60,7 @@ def losses(side: Objective, columns: Columns) -> np.ndarray:
     return np.asarray(side(**given).losses)
 
 
+@pytest.mark.evidence("identities")
 @pytest.mark.parametrize(("name", "identity"), DECLARED, ids=[identity for _, identity in DECLARED])
 def test_equal_losses(name, identity):
     left, right, conditions = parsed(identity)

@@ -8,6 +8,8 @@ from numpy.testing import assert_allclose
 
 from .checking import evaluate, random_columns
 
+pytestmark = pytest.mark.evidence("identities")
+
 SIZE = 9
 COLUMNS = random_columns(SIZE, seed=22)
 H = {role: COLUMNS[f"{role}_logps"] - COLUMNS[f"ref_{role}_logps"] for role in ("chosen", "rejected")}

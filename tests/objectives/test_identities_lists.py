@@ -14,6 +14,8 @@ from prefuse import objectives, preference_loss
 from . import checking
 from .lists_and_tokens import GROUPS, MASK, evaluate, random_columns
 
+pytestmark = pytest.mark.evidence("identities")
+
 PAIRS = checking.random_columns(5, seed=41)
 
 

@@ -13,7 +13,9 @@ from prefuse.objectives import ALIASES
 from prefuse.scoring.objective import Objective
 from prefuse.scoring.settings import show
 
-_LABELLED = re.compile(r"^(Paper|Identities): (?!none\b)(.*?)(?=^(?:Paper|Identities|Libraries): |^$|\Z)", re.MULTILINE | re.DOTALL)
+_LABELLED = re.compile(
+    r"^(Paper|Identities): (?!none\b)(.*?)(?=^(?:Paper|Identities|Libraries): |^$|\Z)", re.MULTILINE | re.DOTALL
+)
 """What a docstring says in a paragraph of its own: the paper's title, losses it equals."""
 
 
@@ -139,7 +141,9 @@ class Entry:
             f"  {self.formula}",
             _listing("takes", self.inputs),
             _listing("hyper-parameters", self.parameters) if self.parameters else "",
-            "\n".join(["\nequal losses", *(f"  {identity}" for identity in self.identities)]) if self.identities else "",
+            "\n".join(["\nequal losses", *(f"  {identity}" for identity in self.identities)])
+            if self.identities
+            else "",
             f"\n{self.notes}" if self.notes else "",
         ]
         return "\n".join(part for part in parts if part)

@@ -26,9 +26,10 @@ _HEAD = """# The catalogue
 Made from the objectives themselves by `python -m prefuse.catalogue.page docs`; not edited by hand.
 
 `prefuse.objectives.show("simpo")` or `python -m prefuse show simpo` shows one, `prefuse.objectives.list("length")` or
-`python -m prefuse objectives length` those that mention a word. Log-probabilities are sums over a response, in nats. What has been
-checked of each stands in [the table of evidence](evidence.md), which one to take in [choosing](choosing.md), what the papers propose in
-[papers](papers.md). "Equal losses" hold for every batch, with `where` for every column in whose name the word occurs.
+`python -m prefuse objectives length` those that mention a word. Log-probabilities are sums over a response, in nats.
+What has been checked of each stands in [the table of evidence](evidence.md), which one to take in
+[choosing](choosing.md), what the papers propose in [papers](papers.md). "Equal losses" hold for every batch; `where`
+sets every column in whose name the word occurs.
 """
 
 

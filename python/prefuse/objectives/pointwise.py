@@ -116,6 +116,7 @@ def dro(response: ResponseView, *, tau: float = 1.0) -> Expression:
 
     tau: strength of the pull towards the reference, 0.1-5.
     Paper: Offline Regularised Reinforcement Learning for Large Language Models Alignment.
+    Identities: `dro(tau=0.1) = 0.005 * gpo(beta=0.1) where value=0, reward=score`.
     """
     return 0.5 * square(response["reward"] - response["value"] - tau * response.logratio)
 

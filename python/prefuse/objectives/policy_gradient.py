@@ -117,6 +117,7 @@ def ppo_max(
     clip, value_clip: 0.2. value_weight: c. entropy_weight: w, and entropy_target: H₀ in nats. ptx_weight: λ, 0-1.
     Rewards are normalised outside (`RunningMoments`), advantages may be whitened and clipped to ±0.5.
     Paper: Secrets of RLHF in Large Language Models Part I: PPO.
+    Identities: `ppo_max = ppo(value_weight=0.5, value_clip=0.2)`.
     """
     rollout = token.position * 0.0 + 1.0 if ptx_weight is None else 1.0 - token.response["pretrain"]
     policy = clipped_surrogate(ratio_of(token), stop_gradient(token["advantage"]), clip, clip)
