@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Processes that share the tests.
+WORKERS ?= 2
 RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 2>/dev/null)
 
 # `make bench` runs all of these, `make bench head` (or `make head`) those that are named.
@@ -26,8 +28,9 @@ test: test-rust test-python
 test-rust:
 	cargo test --no-default-features --lib --quiet
 
+# OpenMP's threads of two processes would wait for each other's processors.
 test-python: $(VENV)/.test
-	$(BIN)/python -m pytest $(PYTEST)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST)
 
 lint: $(VENV)/.test $(VENV)/.lint
 	cargo fmt --check
