@@ -162,9 +162,8 @@ Made from the tests by `python -m tests.evidence docs`; not edited by hand.
 
 What has been checked of every objective of [the catalogue](objectives.md): the number of cases, or what it was
 compared with. A case is listed because the test suite contains it, and a test fails that does not compute the
-objectives it is listed for. Empty means not done: no number was at hand, no relation to another objective is tested,
-a part of the loss is detached so that its gradient is no derivative (finite differences), or TRL and Liger do not
-have it.
+objectives it is listed for. Empty means not done: a part of the loss is detached so that its gradient is no
+derivative (finite differences), or TRL and Liger do not have it.
 """
 
 

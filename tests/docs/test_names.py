@@ -14,13 +14,7 @@ from tests import evidence
 
 ROOT = Path(__file__).parents[2]
 CHOOSING, PAPERS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("choosing.md", "papers.md"))
-WORDS = {
-    "numbers": "numbers",
-    "identities": "identities",
-    "finite differences": "slopes",
-    "TRL": "TRL",
-    "Liger": "Liger",
-}
+WORDS = {"finite differences": "slopes", "TRL": "TRL", "Liger": "Liger"}
 """What the column "evidence" of papers.md says, and the kind of evidence it means."""
 
 
