@@ -17,7 +17,7 @@ help:
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make lint    rustfmt, clippy, ruff, mypy"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate)"
-	@echo "make docs    write the catalogue's pages from the objectives"
+	@echo "make docs    write the catalogue's pages from the objectives and their tests"
 	@echo "make gallery run the papers' toy experiments (examples/papers), draw their figures"
 	@echo "make wheel   build the abi3 wheel into dist/"
 
@@ -48,6 +48,7 @@ $(BENCHES): bench
 
 docs: $(VENV)/.test
 	$(BIN)/python -m prefuse.catalogue.page docs
+	$(BIN)/python -m tests.evidence docs
 
 gallery: $(VENV)/.test
 	$(BIN)/python examples/papers
