@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -27,3 +28,16 @@ def test_transformers_trainer():
     pytest.importorskip("accelerate")
     losses = runpy.run_path(str(EXAMPLES / "transformers_trainer.py"))["main"](steps=24)
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+
+
+def test_iterative_rounds():
+    """Three rounds against a rule-based judge: the script asserts that the win rate rises."""
+    pytest.importorskip("transformers")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rates = runpy.run_path(str(EXAMPLES / "iterative_rounds.py"))["main"]()
+    finally:
+        torch.set_num_threads(threads)
+    assert len(rates) == 4
+    assert rates[-1] > 0.65
