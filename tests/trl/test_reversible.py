@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from trl.experimental.cpo import cpo_trainer
 from trl.trainer import dpo_trainer, utils
 
 import prefuse.trl
-import trl
 from prefuse.compat.trl import ChunkedLogProbFunction
 from prefuse.trl import fused, gathered, seams
 from tests.integration.models import causal_lm
