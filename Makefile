@@ -10,7 +10,7 @@ RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 
 BENCHES := rows objectives head
 BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 
-.PHONY: demo test test-rust test-python lint bench $(BENCHES) docs wheel clean help
+.PHONY: demo test test-rust test-python lint bench $(BENCHES) docs site wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint    rustfmt, clippy, ruff, mypy"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives)"
 	@echo "make docs    write the catalogue's pages from the objectives"
+	@echo "make site    build the documentation as a site into site/, without network"
 	@echo "make wheel   build the abi3 wheel into dist/"
 
 demo: $(VENV)/.demo
@@ -48,11 +49,14 @@ $(BENCHES): bench
 docs: $(VENV)/.test
 	$(BIN)/python -m prefuse.catalogue.page docs
 
+site: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 wheel: $(VENV)/.created
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf target dist $(VENV) python/prefuse/*.so demo-output
+	rm -rf target dist site $(VENV) python/prefuse/*.so demo-output
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prefuse needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0])'
@@ -61,6 +65,6 @@ $(VENV)/.created:
 	touch $@
 
 # Editable: Python changes need no reinstall, changed Rust sources rebuild the extension.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.created $(RUST)
+$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.created $(RUST)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
