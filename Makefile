@@ -10,7 +10,7 @@ RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 
 BENCHES := rows objectives head
 BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 
-.PHONY: demo test test-rust test-python lint bench $(BENCHES) docs site wheel clean help
+.PHONY: demo test test-rust test-python lint bench $(BENCHES) docs site smoke wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
@@ -20,6 +20,7 @@ help:
 	@echo "make docs    write the catalogue's pages from the objectives"
 	@echo "make site    build the documentation as a site into site/, without network"
 	@echo "make wheel   build the abi3 wheel into dist/"
+	@echo "make smoke   try that wheel, or WHEEL=, in an environment that has torch and nothing else"
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m prefuse demo $(DEMO)
@@ -48,6 +49,10 @@ $(BENCHES): bench
 
 docs: $(VENV)/.test
 	$(BIN)/python -m prefuse.catalogue.page docs
+
+# WHEEL: one that is there already.
+smoke: $(VENV)/.test $(if $(WHEEL),,wheel)
+	$(BIN)/python -m tests.wheel.environment $(or $(WHEEL),dist/prefuse-*.whl)
 
 site: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
