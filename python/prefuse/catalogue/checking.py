@@ -62,7 +62,15 @@ def check(objective: Objective, *, seed: int = 0, columns: Mapping[str, Any] | N
 
     Returns:
         The report that was printed; true where nothing failed.
+
+    Raises:
+        TypeError: it is no `Objective`.
     """
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"objective: expected an Objective, as @pair_objective and its like make of a function, "
+            f"got {type(objective).__name__}"
+        )
     report = Report(objective.name, tuple(_findings(objective, seed, dict(columns or {}))))
     print(report)
     return report

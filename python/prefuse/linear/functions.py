@@ -16,11 +16,11 @@ from prefuse._rows import (
     BACKWARD_NEEDS,
     FLOATS,
     INTEGERS,
-    REFERENCE_STATISTICS,
-    STATISTICS,
+    check_flag,
     check_integer,
     check_k,
     check_mask,
+    check_statistics,
     check_temperatures,
     check_tensor,
     check_values,
@@ -169,7 +169,7 @@ def linear_token_stats(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device, layout or range, or a plan that is not possible here.
     """
-    names = check_names(stats, reference_hidden)
+    names = check_statistics(stats, reference_hidden, "reference_hidden")
     smoothing = check_smoothing(label_smoothing)
     asked = tuple(SMOOTHED if name == "logp" and smoothing else name for name in names)
     wanted = _differentiable(names, differentiable)
@@ -181,7 +181,7 @@ def linear_token_stats(
             labels,
             bias=bias,
             lora=lora,
-            reference=_reference(names, reference_hidden, reference_weight, reference_bias),
+            reference=_reference(reference_hidden, reference_weight, reference_bias),
             mask=mask,
             ignore_index=ignore_index,
             temperature=temperature,
@@ -273,8 +273,9 @@ def linear_sequence_logps(
     Returns:
         [B] or [R], float32 (float64 for float64 hidden states).
     """
+    check_flag("average", average)
     cu_seqlens = check_layout(labels, mask, cu_seqlens)
-    if shift:
+    if check_flag("shift", shift):
         labels, mask = shift_left(labels, mask, ignore_index, cu_seqlens)
     logps = linear_token_logps(hidden, weight, labels, mask=mask, ignore_index=ignore_index, **options)
     sums = sum_responses(logps, cu_seqlens)
@@ -330,19 +331,6 @@ def check_operands(
     )
 
 
-def check_names(stats: str | Sequence[str], reference: Tensor | None) -> tuple[str, ...]:
-    """The names of the statistics, each once."""
-    names = (stats,) if isinstance(stats, str) else tuple(dict.fromkeys(stats))
-    if not names:
-        raise ValueError("stats: expected at least one statistic, got none")
-    for name in names:
-        if name not in STATISTICS:
-            raise ValueError(f"stats: unknown statistic {name!r}; known are {', '.join(STATISTICS)}")
-        if name in REFERENCE_STATISTICS and reference is None:
-            raise ValueError(f"reference_hidden: missing, and the statistic {name!r} needs it")
-    return names
-
-
 def check_smoothing(label_smoothing: float) -> float:
     """`label_smoothing` as a float in [0, 1)."""
     if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, int | float):
@@ -390,14 +378,14 @@ def _differentiable(names: Sequence[str], chosen: Sequence[str] | None) -> tuple
 
 
 def _reference(
-    names: Sequence[str], hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None
+    hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
     if hidden is None:
         for name, value in (("reference_weight", weight), ("reference_bias", bias)):
             if value is not None:
                 raise ValueError(f"{name}: given without reference_hidden")
         return None
-    return (hidden, weight, bias) if not REFERENCE_STATISTICS.isdisjoint(names) else None
+    return hidden, weight, bias
 
 
 def _reference_operands(
@@ -502,9 +490,10 @@ def _check_weight(name: str, weight: Tensor, hidden: Tensor) -> None:
 
 def _check_features(name: str, hidden: Tensor, weight_name: str, weight: Tensor) -> None:
     if hidden.shape[-1] != weight.shape[-1]:
+        turned = f"; if {weight_name} is [H, V], pass {weight_name}.T" if hidden.shape[-1] == weight.shape[0] else ""
         raise ValueError(
             f"{name}: expected {weight.shape[-1]} features, as {weight_name} of shape {tuple(weight.shape)} has, "
-            f"got shape {tuple(hidden.shape)}"
+            f"got shape {tuple(hidden.shape)}{turned}"
         )
 
 

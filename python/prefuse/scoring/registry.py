@@ -25,11 +25,15 @@ def find(name: str) -> Objective:
     """Return the objective registered under a name.
 
     Raises:
+        TypeError: it is not a name.
         ValueError: there is none; the message proposes a similar name.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected that of an objective, a str, got {type(name).__name__}")
     if name not in _known:
-        close = difflib.get_close_matches(name, _known, 1)
-        raise ValueError(f"no objective is called {name!r}{f'; did you mean {close[0]!r}?' if close else ''}")
+        close = difflib.get_close_matches(name.lower(), _known, 1)
+        advice = f"did you mean {close[0]!r}?" if close else "prefuse.objectives.list() shows them all"
+        raise ValueError(f"no objective is called {name!r}; {advice}")
     return _known[name]
 
 
