@@ -14,6 +14,7 @@ MODULES = (
     "prefuse",
     "prefuse.compat.liger",
     "prefuse.compat.trl",
+    "prefuse.curate",
     "prefuse.functional",
     "prefuse.language",
     "prefuse.preference",
