@@ -160,7 +160,7 @@ def check_rows(
         rows_contiguous(logits),
         labels.to(torch.int64),
         mask,
-        reference_logits,
+        reference_logits if REFERENCE_STATISTICS.intersection(names) else None,
         temperatures,
         1.0 if isinstance(temperature, torch.Tensor) else positive_number("temperature", temperature),
         positive_number("scale", scale),
@@ -253,8 +253,6 @@ def check_statistics(stats: str | Sequence[str], reference: object, argument: st
             raise ValueError(f"stats: unknown statistic {name!r}; known are {', '.join(STATISTICS)}")
         if name in REFERENCE_STATISTICS and reference is None:
             raise ValueError(f"{argument}: missing, and the statistic {name!r} needs it")
-    if reference is not None and REFERENCE_STATISTICS.isdisjoint(names):
-        raise ValueError(f"{argument}: given, but no statistic asked for reads it ({', '.join(names)}); leave it out")
     return names
 
 

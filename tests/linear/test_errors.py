@@ -36,7 +36,6 @@ BAD = {
     "an unknown statistic": lambda: {"stats": "logprob"},
     "no statistic": lambda: {"stats": ()},
     "no reference": lambda: {"stats": "kl"},
-    "a reference that is not read": lambda: {"reference_hidden": torch.zeros(37, 8)},
     "a reference weight alone": lambda: {"reference_weight": torch.zeros(53, 8)},
     "a reference of another shape": lambda: {"stats": "kl", "reference_hidden": torch.zeros(36, 8)},
     "a reference of another vocabulary": lambda: {

@@ -16,6 +16,7 @@ from prefuse._rows import (
     BACKWARD_NEEDS,
     FLOATS,
     INTEGERS,
+    REFERENCE_STATISTICS,
     check_flag,
     check_integer,
     check_k,
@@ -181,7 +182,7 @@ def linear_token_stats(
             labels,
             bias=bias,
             lora=lora,
-            reference=_reference(reference_hidden, reference_weight, reference_bias),
+            reference=_reference(names, reference_hidden, reference_weight, reference_bias),
             mask=mask,
             ignore_index=ignore_index,
             temperature=temperature,
@@ -378,14 +379,14 @@ def _differentiable(names: Sequence[str], chosen: Sequence[str] | None) -> tuple
 
 
 def _reference(
-    hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None
+    names: Sequence[str], hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
     if hidden is None:
         for name, value in (("reference_weight", weight), ("reference_bias", bias)):
             if value is not None:
                 raise ValueError(f"{name}: given without reference_hidden")
         return None
-    return hidden, weight, bias
+    return (hidden, weight, bias) if not REFERENCE_STATISTICS.isdisjoint(names) else None
 
 
 def _reference_operands(
