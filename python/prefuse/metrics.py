@@ -44,6 +44,15 @@ def ranking_accuracy(
     With lengths, log-probabilities per token are compared. It is not what trainers log: that is
     `implicit_reward_accuracy`.
 
+    Args:
+        chosen_logps: of the model, [B].
+        rejected_logps: [B].
+        chosen_lengths: numbers of tokens, [B]; None: sums are compared.
+        rejected_lengths: [B]; both lengths or neither.
+
+    Returns:
+        A share from 0 to 1, float64, as every accuracy here.
+
     Raises:
         ValueError: one of the lengths is missing.
     """
@@ -53,7 +62,12 @@ def ranking_accuracy(
 
 
 def list_ranking_accuracy(logps: Tensor, labels: Tensor) -> Tensor:
-    """Share of lists [G, K] that the log-probabilities put in exactly the order of the labels."""
+    """Share of lists [G, K] that the log-probabilities put in exactly the order of the labels.
+
+    Args:
+        logps: of the model, [G, K].
+        labels: scores of the same responses, [G, K]; the larger the better.
+    """
     _check(logps=logps, labels=labels)
     if logps.ndim != 2:
         raise ValueError(f"logps: expected shape [G, K], got {tuple(logps.shape)}")
@@ -74,7 +88,8 @@ def idealised_ranking_accuracy(
     Share of pairs with ``log π_ref(w) - log π_ref(l) + 1/β log(α/(1-α)) > 0``.
 
     Args:
-        ref_chosen_logps, ref_rejected_logps: of the reference.
+        ref_chosen_logps: of the reference, [B].
+        ref_rejected_logps: [B].
         rater_share: α, the share of raters who prefer the chosen response, above 0 and below 1: a number, or one
             per pair; the paper takes 0.999 for 1.
         beta: of DPO.
@@ -97,7 +112,10 @@ def idealised_log_odds(
     chosen_lengths: Tensor | None = None,
     rejected_lengths: Tensor | None = None,
 ) -> Tensor:
-    """The log-odds of chosen over rejected under DPO's optimum, one per pair; arguments of the function above."""
+    """The log-odds of chosen over rejected under DPO's optimum: [B], in nats.
+
+    Arguments and errors are those of `idealised_ranking_accuracy`, the share of pairs in which they are above 0.
+    """
     _check(ref_chosen_logps=ref_chosen_logps, ref_rejected_logps=ref_rejected_logps)
     chosen, rejected = _by_token(ref_chosen_logps, ref_rejected_logps, chosen_lengths, rejected_lengths)
     share = torch.as_tensor(rater_share, dtype=torch.float64, device=chosen.device)
@@ -113,6 +131,14 @@ def ranking_threshold(ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, *, b
 
     ``-log σ(β c)`` with the difficulty ``c = log π_ref(l) - log π_ref(w)``: the pair is ranked right exactly if its
     loss is at most this.
+
+    Args:
+        ref_chosen_logps: of the reference, [B].
+        ref_rejected_logps: [B].
+        beta: of DPO, above 0.
+
+    Returns:
+        [B], in nats.
     """
     _check(ref_chosen_logps=ref_chosen_logps, ref_rejected_logps=ref_rejected_logps)
     return softplus(positive_number("beta", beta) * (ref_chosen_logps - ref_rejected_logps).detach())
@@ -121,7 +147,14 @@ def ranking_threshold(ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, *, b
 def implicit_reward_accuracy(
     chosen_logps: Tensor, rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor
 ) -> Tensor:
-    """Share of pairs with ``h(w) > h(l)``: ``rewards/accuracies`` of TRL. Ties count as wrong."""
+    """Share of pairs with ``h(w) > h(l)``: ``rewards/accuracies`` of TRL. Ties count as wrong.
+
+    Args:
+        chosen_logps: of the policy, [B].
+        rejected_logps: [B].
+        ref_chosen_logps: of the reference, [B].
+        ref_rejected_logps: [B].
+    """
     _check(
         chosen_logps=chosen_logps,
         rejected_logps=rejected_logps,

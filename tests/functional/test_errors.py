@@ -165,6 +165,7 @@ CASES = {
     "point_objective: no function": lambda: prefuse.point_objective(3),
     "pair_objective: an objective": lambda: prefuse.pair_objective(dpo),
     "from_torch: no function": lambda: prefuse.from_torch(3),
+    "register: a function": lambda: prefuse.language.register(lambda pair: pair),
     "check: a function": lambda: prefuse.check(lambda pair: pair),
     "metrics: NumPy": lambda: metrics.ranking_accuracy(np.zeros(4), np.zeros(4)),
     "metrics: shapes that would broadcast": lambda: metrics.ranking_accuracy(PAIR[0], PAIR[1][:, None]),

@@ -38,6 +38,8 @@ from prefuse.plans import WORKSPACE_BYTES, Job, Plan, choose
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+__all__ = ["LinearTokenStats", "linear_sequence_logps", "linear_token_logps", "linear_token_stats"]
+
 Lora = tuple[Tensor, Tensor, float]
 
 

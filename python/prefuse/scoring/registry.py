@@ -13,9 +13,12 @@ def register(*objectives: Objective) -> None:
     """Make objectives known by their names, as `preference_loss("dpo", …)` wants them.
 
     Raises:
+        TypeError: one is no `Objective`.
         ValueError: another objective has the name already.
     """
     for objective in objectives:
+        if not isinstance(objective, Objective):
+            raise TypeError(f"objectives: expected each to be an Objective, got {type(objective).__name__}")
         known = _known.setdefault(objective.name, objective)
         if known._definition is not objective._definition:
             raise ValueError(f"{objective.name}: an objective of this name is registered already")
