@@ -79,6 +79,29 @@ def objectives() -> None:
     prefuse.check(mine)
 
 
+def objectives_of_every_kind() -> None:
+    """What is written with each decorator, and in torch, scores."""
+    import torch
+
+    import prefuse
+    from prefuse.language import exp
+
+    logps = torch.tensor([[-1.0, -2.0], [-3.0, -1.5]])
+    point = prefuse.point_objective(lambda response, *, beta=1.0: -beta * response.logp)
+    torch.testing.assert_close(point(logps=logps[0]).loss, torch.tensor(1.5))
+    group = prefuse.group_objective(lambda group, *, beta=1.0: -(group.response.logp.softmax() * beta).max())
+    torch.testing.assert_close(group(logps=logps).loss, -logps.softmax(1).amax(1).mean())
+    token = prefuse.token_objective(lambda token, *, beta=1.0: (beta * exp(token.logp)).mean())
+    expected = torch.stack([logps[0].exp().mean(), logps[1, 1].exp()])
+    torch.testing.assert_close(token(logps=logps, mask=logps > -2.5).losses, expected)
+    hinge = prefuse.from_torch(lambda pair, *, beta=1.0: torch.relu(1 - beta * (pair.chosen.logp - pair.rejected.logp)))
+    losses = hinge(chosen_logps=logps[0], rejected_logps=logps[1]).losses
+    torch.testing.assert_close(losses, torch.relu(1 - logps[0] + logps[1]))
+    tokens = torch.zeros(2, 3, dtype=torch.int64)
+    plan = prefuse.explain("simpo", hidden=torch.zeros(2, 3, 4), weight=torch.zeros(5, 4), labels=tokens)
+    assert plan.name == "forward", plan
+
+
 def commands() -> None:
     said = {words: _said(*words) for words in (("doctor",), ("objectives", "length"), ("show", "dpo"))}
     assert "torch" in said["doctor",].lower(), said
@@ -94,7 +117,7 @@ def what_is_missing() -> None:
     try:
         viz.margin(prefuse.objectives.dpo)
     except ImportError as error:
-        assert "matplotlib" in str(error), error
+        assert "matplotlib is not installed" in str(error) and "pip install" in str(error), error
     else:
         raise AssertionError("drew without matplotlib")
     assert "pip install 'prefuse[demo]'" in _said("demo", status=2)
@@ -120,7 +143,16 @@ def _said(*words: str, status: int = 0) -> str:
 
 
 def main() -> None:
-    for step in (alone, importing, logits, hidden_states, objectives, commands, what_is_missing):
+    for step in (
+        alone,
+        importing,
+        logits,
+        hidden_states,
+        objectives,
+        objectives_of_every_kind,
+        commands,
+        what_is_missing,
+    ):
         step()
         print(f"ok  {step.__name__}")
 
