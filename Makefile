@@ -10,14 +10,15 @@ RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 
 BENCHES := rows objectives head curate
 BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 
-.PHONY: demo test test-rust test-python lint bench $(BENCHES) docs site smoke wheel clean help
+.PHONY: demo test test-rust test-python lint bench $(BENCHES) docs gallery site smoke wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make lint    rustfmt, clippy, ruff, mypy"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate)"
-	@echo "make docs    write the catalogue's pages from the objectives"
+	@echo "make docs    write the catalogue's pages from the objectives and their tests"
+	@echo "make gallery run the papers' toy experiments (examples/papers), draw their figures"
 	@echo "make site    build the documentation as a site into site/, without network"
 	@echo "make wheel   build the abi3 wheel into dist/"
 	@echo "make smoke   try that wheel, or WHEEL=, in an environment that has torch and nothing else"
@@ -49,6 +50,10 @@ $(BENCHES): bench
 
 docs: $(VENV)/.test
 	$(BIN)/python -m prefuse.catalogue.page docs
+	$(BIN)/python -m tests.evidence docs
+
+gallery: $(VENV)/.test
+	$(BIN)/python examples/papers
 
 # WHEEL: one that is there already.
 smoke: $(VENV)/.test $(if $(WHEEL),,wheel)

@@ -23,6 +23,7 @@ MODULES = (
     "prefuse.linear.functions",
     "prefuse.metrics",
     "prefuse.objectives.advantages",
+    "prefuse.outer",
     "prefuse.plans",
     "prefuse.preference",
     "prefuse.viz",
