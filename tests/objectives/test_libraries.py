@@ -268,6 +268,19 @@ def test_trl_cpo_trainer(experimental, loss_type, name, parameters, divisor):
         assert_allclose(score.rewards[role], reward.numpy(), rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["hinge", "ipo"])
+def test_trl_cpo_trainer_with_losses_of_dpo(experimental, name):
+    """They are those of DPO whose reference finds everything certain; its "ipo" averages over tokens."""
+    trainer = object.__new__(experimental.cpo)
+    trainer.__dict__.update(accelerator=LocalAccelerator(), alpha=0.0, loss_type=name, beta=0.3, label_smoothing=0.0)
+    chosen, rejected = (
+        torch.tensor(COLUMNS[f"{r}_logps"] / (COLUMNS[f"{r}_lengths"] if name == "ipo" else 1)) for r in ROLES
+    )
+    losses, *_ = trainer.cpo_loss(chosen, rejected)
+    certain = {f"ref_{role}_logps": np.zeros(SIZE) for role in ROLES}
+    assert_allclose(evaluate(name, {"beta": 0.3}, COLUMNS | certain).losses, losses.numpy(), rtol=1e-12)
+
+
 @pytest.mark.evidence("TRL", "ORPO")
 def test_trl_orpo_trainer(experimental):
     trainer = object.__new__(experimental.orpo)
