@@ -60,7 +60,7 @@ __all__ = [
     "token_stats",
 ]
 
-_LAZY = frozenset({"curate"})
+_LAZY = frozenset({"compat", "curate", "metrics", "outer", "trl", "viz"})
 
 
 def __getattr__(name: str) -> Any:
