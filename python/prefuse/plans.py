@@ -24,7 +24,10 @@ from dataclasses import dataclass
 
 from prefuse._display import table
 
+__all__ = ["PLANS", "WORKSPACE_BYTES", "Job", "Plan", "choose"]
+
 PLANS = ("forward", "single-pass", "grouped", "keep", "recompute")
+"""The names of the plans, as `plan=` takes them."""
 
 Tile = tuple[int, int]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefuse._rows import check_integer, positive_number
 from prefuse.catalogue.entries import Entry, Objectives, resolve, resolve_all
 from prefuse.catalogue.samples import log_ratio_grid
 from prefuse.scoring.objective import Objective
@@ -41,10 +42,13 @@ def margin(objectives: Objectives, *, span: float = 40.0, points: int = 401, **c
         A figure of two panels.
 
     Raises:
-        ValueError: an objective that is not of pairs, or reads columns by token.
+        ImportError: matplotlib is not installed.
+        TypeError: no objective, or a number that is none.
+        ValueError: an objective that is not of pairs or reads columns by token, or a span or number of points that
+            leaves nothing to draw.
     """
     figure, (left, right) = _figure(2)
-    at = np.linspace(-span, span, points)
+    at = _axis(span, points)
     for objective in resolve_all(objectives):
         losses, chosen, rejected = _slopes(objective, at / 2, -at / 2, columns)
         left.plot(at, losses, label=_label(objective))
@@ -58,7 +62,7 @@ def gradients(objectives: Objectives, *, span: float = 40.0, points: int = 401, 
     Above 0 a step raises the response's likelihood. Arguments as for `margin`.
     """
     figure, (left, right) = _figure(2)
-    at = np.linspace(-span, span, points)
+    at = _axis(span, points)
     for objective in resolve_all(objectives):
         _, chosen, rejected = _slopes(objective, at / 2, -at / 2, columns)
         left.plot(at, -chosen, label=_label(objective))
@@ -76,7 +80,7 @@ def contour(objective: str | Objective | Entry, *, span: float = 20.0, points: i
         columns: as for `margin`.
     """
     figure, (axes,) = _figure(1)
-    at = np.linspace(-span, span, points)
+    at = _axis(span, points)
     chosen, rejected = (grid.ravel() for grid in np.meshgrid(at, at))
     found = resolve(objective)
     losses, pull_chosen, pull_rejected = _slopes(found, chosen, rejected, columns)
@@ -128,6 +132,14 @@ def likelihoods(
     return figure
 
 
+def _axis(span: float, points: int) -> NDArray[Any]:
+    """So many values from −span to span."""
+    if check_integer("points", points) < 2:
+        raise ValueError(f"points: expected at least 2, got {points}")
+    span = positive_number("span", span)
+    return np.linspace(-span, span, points)
+
+
 def _slopes(
     objective: Objective, chosen: NDArray[Any], rejected: NDArray[Any], columns: dict[str, Any]
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -158,7 +170,10 @@ def _figure(panels: int) -> tuple[Figure, Sequence[Any]]:
 
 
 def _new_figure(width: float, height: float) -> Figure:
-    from prefuse._figure import NotebookFigure
+    try:
+        from prefuse._figure import NotebookFigure
+    except ImportError as error:
+        raise ImportError('matplotlib is not installed, which draws; pip install "prefuse[demo]"') from error
 
     return NotebookFigure(figsize=(width, height), layout="constrained")
 

@@ -174,7 +174,7 @@ def test_types_of_arguments():
             dpo(**{**columns, "chosen_logps": hostile})
     for call in (dpo, dpo.value_and_grad):
         with pytest.raises(
-            TypeError, match=r"dpo: expected arguments by name: dpo\(beta=…\), or columns: chosen_logps"
+            TypeError, match=r"dpo: expected columns and hyper-parameters by name, such as chosen_logps=…, got 1"
         ):
             call(0.2)
     with pytest.raises(TypeError, match=r"give all columns as torch tensors or all as NumPy arrays"):

@@ -16,6 +16,8 @@ from prefuse.catalogue.samples import Columns, sample
 from prefuse.scoring import device
 from prefuse.scoring.objective import Objective
 
+__all__ = ["Finding", "Report", "check"]
+
 STEP = 1e-6
 TOLERANCE = 1e-5
 EXTREMES = (1e4, -1e4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -103,10 +103,11 @@ class Objective:
 
     # Calling
 
-    def __call__(self, *unnamed: Any, **arguments: Any) -> Any:
+    def __call__(self, *unnamed: NoReturn, **arguments: Any) -> Any:
         """Set hyper-parameters, or score a batch.
 
         Args:
+            unnamed: refused; every argument goes by name.
             arguments: hyper-parameters by name; columns by name (then the batch is scored); `reduction="mean"`,
                 `"sum"` or `"none"` for `score.loss`; `mask`/`cu_seqlens` of token columns; `groups`. A numeric
                 hyper-parameter may be an array with one value per item.
@@ -119,7 +120,7 @@ class Objective:
             ValueError: a shape, range or device that does not fit.
         """
         if unnamed:
-            raise self._by_name()
+            raise self._by_name(unnamed)
         if torch.compiler.is_compiling():
             from .operator import score_compiled
 
@@ -129,14 +130,14 @@ class Objective:
             return self._set_or_score(arguments)
         return plan.score(arguments, self._numbers, "mean")
 
-    def value_and_grad(self, *unnamed: Any, **arguments: Any) -> Score:
+    def value_and_grad(self, *unnamed: NoReturn, **arguments: Any) -> Score:
         """Score a batch together with the gradient of the loss, without autograd: the shortest way to a gradient.
 
         Takes what a call takes, with reduction "mean" or "sum". `score.gradients` has d(loss)/d(column) for the torch
         columns that require grad, or for every float column if none does or they are NumPy arrays.
         """
         if unnamed:
-            raise self._by_name()
+            raise self._by_name(unnamed)
         plan = self._plans.get(tuple(arguments))
         if plan is None or self._arrays:
             return self._set_and_differentiate(arguments)
@@ -170,10 +171,12 @@ class Objective:
 
     # Behind a call
 
-    def _by_name(self) -> TypeError:
-        """What to say of an argument that came without its name."""
-        own = next((f"{self.name}({name}=…)" for name in self._settings), f"{self.name}()")
-        return TypeError(f"{self.name}: expected arguments by name: {own}, or columns: {', '.join(self.columns)}")
+    def _by_name(self, unnamed: tuple[object, ...]) -> TypeError:
+        """What to say of arguments that came without their names."""
+        return TypeError(
+            f"{self.name}: expected columns and hyper-parameters by name, such as {next(iter(self.columns))}=…, "
+            f"got {len(unnamed)} without one"
+        )
 
     def _set_or_score(self, arguments: dict[str, Any]) -> Any:
         """Take a call that names hyper-parameters or a reduction."""
