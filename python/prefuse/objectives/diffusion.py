@@ -21,7 +21,7 @@ from ..language import (
     stop_gradient,
     where,
 )
-from ._terms import POSITIVE
+from ._terms import POSITIVE, choice
 
 Rewards = dict[str, Expression]
 
@@ -50,22 +50,27 @@ def regression(response: ResponseView) -> Expression:
 
 
 @pair_objective(bounds={"beta": POSITIVE})
-def seppo(pair: PairView, *, beta: float = 2500.0) -> Expression:
+def seppo(pair: PairView, *, beta: float = 2500.0, anchor: str = "model") -> Expression:
     """Semi-policy preference optimization, SePPO (Zhang et al. 2024, arXiv:2410.05255, eqs. 7 and 8), as reconstructed.
 
     ``-log σ( -b [ d(w) - s d(l) ] )`` with d as in `diffusion_dpo`: the rejected sample is drawn from an earlier
     checkpoint, which is the reference as well. ``s = 1`` where the model's error on the chosen sample is below the
     checkpoint's (d(w) < 0), else -1: then both samples are pulled in.
 
-    Columns and beta: those of `diffusion_dpo`.
+    Columns and beta: those of `diffusion_dpo`. anchor: ``"model"``, or ``"given"`` for a column ``sign`` of the pair
+    that holds s, 1 or -1.
     Paper: SePPO: Semi-Policy Preference Optimization for Diffusion Alignment.
     """
     chosen, rejected = regression(pair.chosen), regression(pair.rejected)
-    sign = where(stop_gradient(chosen) < 0.0, 1.0, -1.0)
+    signs = {
+        "model": lambda: where(stop_gradient(chosen) < 0.0, 1.0, -1.0),
+        "given": lambda: stop_gradient(pair["sign"]),
+    }
+    sign = choice("seppo: anchor", anchor, signs)()
     return -log_sigmoid(beta * (sign * rejected - chosen))
 
 
-@pair_objective(bounds={"beta": POSITIVE, "clip": "(0, 1)"})
+@pair_objective(bounds={"beta": POSITIVE, "clip": "(0, 1)"}, variants={"original": {"clip": 0.1}})
 def d3po(pair: PairView, *, beta: float = 0.1, clip: float | None = None) -> Expression:
     """Denoising diffusion policy optimization from preferences, D3PO (Yang et al. 2023, arXiv:2311.13231).
 
