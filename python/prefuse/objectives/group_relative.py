@@ -174,7 +174,7 @@ def gspo(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4, estim
 
 @token_objective(bounds={"clip": CLIP, "clip_high": NON_NEGATIVE})
 def gspo_token(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4) -> Expression:
-    """GSPO with advantages by token, GSPO-token (Zheng et al. 2025, arXiv:2507.18071, eqs. 13 and 14).
+    """GSPO with advantages by token, GSPO-token (Zheng et al. 2025, arXiv:2507.18071, section 4.3).
 
     ``-min(s_t A_t, clip(s_t, 1-ε_low, 1+ε_high) A_t)``, mean over the response, ``s_t = sg[s] π_t / sg[π_t]``: the
     value of `gspo`'s ratio s, with the gradient of the token's own log-probability.

@@ -72,7 +72,7 @@ def safe_dpo(pair: PairView, *, beta: float = 0.1, delta: float = 0.0) -> Expres
 
     beta: 0.05-0.5. delta: δ, by how much a safe response should exceed an unsafe one, 0-10.
     Paper: SafeDPO: A Simple Approach to Direct Preference Optimization with Enhanced Safety.
-    Identities: `safe_dpo = dpo where unsafe=0`; `safe_dpo = 0 * dpo where unsafe=1`.
+    Identities: `safe_dpo = dpo where unsafe=0`.
     """
     chosen, rejected = pair.chosen["unsafe"] > 0.5, pair.rejected["unsafe"] > 0.5
     turned = where(chosen, -1.0, 1.0)

@@ -108,7 +108,7 @@ def nash_md(token: TokenView, *, beta: float = 0.1) -> Expression:
     beta: τ of the paper, 0.01-1.
     Libraries: TRL up to 1.10; the KL part credits each token with its own log-ratio alone, not with those that follow.
     Paper: Nash Learning from Human Feedback.
-    Identities: `nash_md(beta=0) = 0 * nash_md where preference=0.5`.
+    Identities: `nash_md(beta=0.2) = 2 * nash_md(beta=0.1) where preference=0.5`.
     """
     anchor = (stop_gradient(token.logratio) * token.logp).sum()
     return beta * anchor - (stop_gradient(token.response["preference"]) - 0.5) * token.logp.sum()
