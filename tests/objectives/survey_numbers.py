@@ -10,7 +10,7 @@ import numpy as np
 
 from .family_numbers import column, point
 from .fixtures import COMMON, F1, F2, F2_POINTS, SURVEY, T0, Columns, tokens
-from .worked_lists_and_tokens import one_list, one_response
+from .worked_lists_and_tokens import one_list, one_response, pad
 from .worked_numbers import Row, wl
 
 F2_GOLD = F2 | {"gold_logps": np.array([-3.81069, -3.81069]), "gold_lengths": np.array([2, 3])}
@@ -212,6 +212,18 @@ LISTS: list[Row] = [
         {"logps": [[-1.0, -2.0]], "ref_logps": [[-1.2, -1.5]], "mask": [[True, True]], "preference": [0.7]},
         0.68,
         {"logps": [[-0.18, -0.25]]},
+    ),
+    (
+        "nash_md",
+        {},
+        {
+            "logps": pad([[-0.423358, -4.201231, -2.472275], [-3.595217, -0.244511, -2.037348, -1.735858]], 4),
+            "ref_logps": pad([[-1.993148, -0.575343, -2.139865], [-1.090285, -2.387491, -0.800731, -2.118148]], 4),
+            "mask": np.arange(4) < np.array([[3], [4]]),
+            "preference": [0.7, 0.3],
+        },
+        1.234795,
+        {},
     ),
     # GSPO-token: s is the geometric mean of the ratios e^0.2 and e^-0.1
     (

@@ -90,12 +90,14 @@ def test_torch_tensors_give_the_same(variant):
 
 
 def extreme(columns, seed):
-    """Log-probabilities and what is like them scattered over ±1e4."""
+    """Log-probabilities and what is like them scattered over ±1e4, lengths of 1 and 1e5."""
     rng = np.random.default_rng(seed)
     far = {}
     for column, values in columns.items():
         if column.endswith("logps") and values.dtype.kind == "f":
             far[column] = np.where(np.isfinite(values), rng.choice([0.0, -1.0, -1e4], values.shape), np.nan)
+        elif column.endswith("lengths"):
+            far[column] = rng.choice([1, 100_000], values.shape)
     return columns | far
 
 
@@ -141,6 +143,10 @@ def test_formulas_can_be_written(name, parameters):
     [
         ("lipo", {"loss": "ndcg"}, "ndcg"),
         ("lipo", {"variant": "tf-ranking"}, "tf-ranking"),
+        ("multi_dpo", {"link": "hinge"}, "link"),
+        ("grpo", {"sampler": "tis"}, "sampler must be"),
+        ("vespo", {"sampler": "sequence_mask"}, "sampler must be"),
+        ("seppo", {"anchor": "both"}, "anchor"),
         ("op_gfn_pareto", {"scores": " "}, "scores"),
         ("reinforce", {"baseline": "critic"}, "critic"),
         ("reinforce", {"average": "tokens"}, "tokens"),

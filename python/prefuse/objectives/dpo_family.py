@@ -71,6 +71,7 @@ def cdpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -> 
     beta: 0.01-0.5. label_smoothing: ε, the believed share of flipped labels, below 0.5.
     Libraries: the original DPO code, TRL 0.x and OpenRLHF reach it through DPO's ``label_smoothing``; TRL 1.x and Liger
     have it no longer.
+    Paper: none; a note of the author's.
     Identities: `cdpo = dpo(label_smoothing=0.1)`.
     """
     return logistic(beta * log_ratio_margin(pair), label_smoothing)

@@ -153,7 +153,7 @@ def rrhf(group: GroupView, *, alpha: float = 1.0) -> Expression:
     Column: ``score`` (r).
 
     alpha: weight of the best response's likelihood, which the paper sums over tokens; 1.
-    Paper: RRHF: Rank Responses to Align Language Models with Human Feedback without tears.
+    Paper: RRHF: Rank Responses to Align Language Models with Human Feedback without Tears.
     """
     i, j = group.pairs()
     response, score = group.response, stop_gradient(group.response["score"])

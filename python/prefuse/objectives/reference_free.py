@@ -46,7 +46,7 @@ def simpo(
     link: str = "sigmoid",
     alpha: float | None = None,
     nll: str = "token_mean",
-) -> tuple[Expression, Rewards]:
+) -> Expression:
     """SimPO, average log-probability as reward with a margin (Meng et al. 2024, arXiv:2405.14734, eq. 6).
 
     ``-log σ(β [avg(w) - avg(l)] - γ)``, smoothed by ε as in `dpo`.
@@ -60,12 +60,9 @@ def simpo(
     Paper: SimPO: Simple Preference Optimization with a Reference-Free Reward.
     Identities: `simpo(beta=2, gamma=0) = dpo(beta=0.4) where lengths=5, ref=0`.
     """
-    chosen, rejected = beta * pair.chosen.avg_logp, beta * pair.rejected.avg_logp
     margin = beta * (pair.chosen.avg_logp - pair.rejected.avg_logp) - target_margin(beta, gamma, gamma_beta_ratio)
     loss = hinge_or_logistic("simpo: link", link, margin, label_smoothing)
-    if alpha is not None:
-        loss = loss + alpha * negative_log_likelihood(pair.chosen, nll)
-    return loss, {"chosen": chosen, "rejected": rejected}
+    return loss if alpha is None else loss + alpha * negative_log_likelihood(pair.chosen, nll)
 
 
 @pair_objective(
