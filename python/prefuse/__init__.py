@@ -3,7 +3,7 @@
 Three steps, each a drop-in function and together `preference_loss`:
 
 1. gather: `token_stats`, `token_logps`, `sequence_logps`, from logits; the same with `linear_` before the name from
-   hidden states and the LM-head weight, without the logits;
+   hidden states and the LM-head weight, without the logits; of diffusion models `squared_errors`, `gaussian_logps`;
 2. score: an objective of `prefuse.objectives`, or one of your own written in `prefuse.language`;
 3. pull back: the exact gradient, through autograd for torch tensors.
 
@@ -13,6 +13,7 @@ Importing initialises nothing: no thread pool, no device.
 from prefuse import language, objectives
 from prefuse._prefuse import __version__
 from prefuse.catalogue.checking import check
+from prefuse.denoising import gaussian_logps, squared_errors
 from prefuse.errors import LanguageError
 from prefuse.functional import TokenStats, response_lengths, sequence_logps, token_logps, token_stats
 from prefuse.language import (
@@ -37,6 +38,7 @@ __all__ = [
     "dpo_loss",
     "explain",
     "from_torch",
+    "gaussian_logps",
     "group_objective",
     "language",
     "linear_sequence_logps",
@@ -49,6 +51,7 @@ __all__ = [
     "preference_loss",
     "response_lengths",
     "sequence_logps",
+    "squared_errors",
     "token_logps",
     "token_objective",
     "token_stats",
