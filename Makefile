@@ -7,17 +7,18 @@ WORKERS ?= 2
 RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 2>/dev/null)
 
 # `make bench` runs all of these, `make bench head` (or `make head`) those that are named.
-BENCHES := rows objectives head
+BENCHES := rows objectives head curate
 BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 
-.PHONY: demo test test-rust test-python lint bench $(BENCHES) docs wheel clean help
+.PHONY: demo test test-rust test-python lint bench $(BENCHES) docs gallery wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make lint    rustfmt, clippy, ruff, mypy"
-	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives)"
+	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate)"
 	@echo "make docs    write the catalogue's pages from the objectives and their tests"
+	@echo "make gallery run the papers' toy experiments (examples/papers), draw their figures"
 	@echo "make wheel   build the abi3 wheel into dist/"
 
 demo: $(VENV)/.demo
@@ -48,6 +49,9 @@ $(BENCHES): bench
 docs: $(VENV)/.test
 	$(BIN)/python -m prefuse.catalogue.page docs
 	$(BIN)/python -m tests.evidence docs
+
+gallery: $(VENV)/.test
+	$(BIN)/python examples/papers
 
 wheel: $(VENV)/.created
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -10,6 +10,9 @@ Three steps, each a drop-in function and together `preference_loss`:
 Importing initialises nothing: no thread pool, no device.
 """
 
+import importlib
+from typing import Any
+
 from prefuse import language, objectives
 from prefuse._prefuse import __version__
 from prefuse.catalogue.checking import check
@@ -56,3 +59,12 @@ __all__ = [
     "token_objective",
     "token_stats",
 ]
+
+_LAZY = frozenset({"curate"})
+
+
+def __getattr__(name: str) -> Any:
+    """Packages that most programs do without are imported when they are first named."""
+    if name in _LAZY:
+        return importlib.import_module(f"prefuse.{name}")
+    raise AttributeError(f"module 'prefuse' has no attribute '{name}'")

@@ -3,7 +3,8 @@
 Each is the loss inside a loop that samples from the policy, has the samples judged and replaces the reference or the
 policy that it starts from. Where that is all, the objective is another's: SPIN (arXiv:2401.01335), DNO-Prct, OAIF and
 Curry-DPO are `dpo` with the previous policy as the reference; TR-DPO (arXiv:2404.09656) is any objective here whose
-reference is refreshed, θ_ref ← αθ + (1-α)θ_ref or θ_ref ← θ now and then. `sppo` is in `anchored`.
+reference is refreshed, θ_ref ← αθ + (1-α)θ_ref or θ_ref ← θ now and then. The loops are in `prefuse.outer`, and
+`sppo` is in `anchored`.
 
 Notation: ``h(y) = log π(y|x) - log π_ref(y|x)`` summed over the response, ``Δ = h(w) - h(l)``. Where pairs are scored
 rather than ranked, w and l are just the first and the second. ``P(y)`` is a win rate in [0, 1].
