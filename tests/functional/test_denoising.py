@@ -24,7 +24,7 @@ def errors(predicted, target):
     return squares.sum(tuple(range(1, squares.dim()))) if squares.dim() > 1 else squares
 
 
-@pytest.mark.parametrize(("shape", "dtype"), itertools.product(SHAPES, DTYPES))
+@pytest.mark.parametrize(("shape", "dtype"), list(itertools.product(SHAPES, DTYPES)))
 def test_values_and_gradients(shape, dtype):
     predicted, target = draw(shape, dtype), draw(shape, torch.float32, seed=1)
     weights = draw(shape[:1], seed=2)
