@@ -62,7 +62,7 @@ class Objective:
     @property
     def variants(self) -> dict[str, dict[str, Setting]]:
         """What `variant=` may be, and the hyper-parameters that each stands for; empty where all agree."""
-        return self._definition.variants.declared
+        return {name: dict(settings) for name, settings in self._definition.variants.declared.items()}
 
     @property
     def roles(self) -> tuple[str, ...]:
