@@ -19,6 +19,7 @@ from prefuse.catalogue.checking import check
 from prefuse.denoising import gaussian_logps, squared_errors
 from prefuse.errors import LanguageError
 from prefuse.functional import TokenStats, response_lengths, sequence_logps, token_logps, token_stats
+from prefuse.head import Head, head
 from prefuse.language import (
     Objective,
     Score,
@@ -32,6 +33,7 @@ from prefuse.linear.functions import linear_sequence_logps, linear_token_logps, 
 from prefuse.preference import dpo_loss, explain, pair_loss, preference_loss
 
 __all__ = [
+    "Head",
     "LanguageError",
     "Objective",
     "Score",
@@ -43,6 +45,7 @@ __all__ = [
     "from_torch",
     "gaussian_logps",
     "group_objective",
+    "head",
     "language",
     "linear_sequence_logps",
     "linear_token_logps",
