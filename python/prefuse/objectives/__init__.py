@@ -7,8 +7,8 @@ Pairs are in `dpo_family` (one margin), `anchored` (each response on its own), `
 `lengths`, `margins`, `weighted`, `robustness`, `self_play`, `transport` and `visual`; single responses in `pointwise`.
 What a formula is known to be only at second hand is marked "as reconstructed".
 Defaults are the papers'. What a library or an author's code computes under the same name is `variant=`, where it
-differs: `ipo(variant="trl-1.16")`; `ipo.variants` says what that sets. `advantages`, `mixtures` and `steps` make columns
-that some objectives read.
+differs: `ipo(variant="trl-1.16")`; `ipo.variants` says what that sets. `advantages`, `mixtures` and `steps` make
+columns that some objectives read.
 """
 
 from __future__ import annotations
