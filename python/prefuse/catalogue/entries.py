@@ -95,6 +95,14 @@ class Entry:
         }
 
     @property
+    def variants(self) -> dict[str, str]:
+        """What `variant=` may be beside "paper", and the hyper-parameters that make it so."""
+        return {
+            name: ", ".join(f"{parameter}={show(value)}" for parameter, value in settings.items()) or "as the paper"
+            for name, settings in self.objective.variants.items()
+        }
+
+    @property
     def formula(self) -> str:
         """The loss of one item, in plain text."""
         traced = self.objective._traced(None)
@@ -142,6 +150,7 @@ class Entry:
             f"  {self.formula}",
             _listing("takes", self.inputs),
             _listing("hyper-parameters", self.parameters) if self.parameters else "",
+            _listing("variants", self.variants) if self.variants else "",
             "\n".join(["\nequal losses", *(f"  {identity}" for identity in self.identities)])
             if self.identities
             else "",
@@ -150,7 +159,8 @@ class Entry:
         return "\n".join(part for part in parts if part)
 
     def _repr_html_(self) -> str:
-        rows = [(code(name), value) for name, value in (*self.inputs.items(), *self.parameters.items())]
+        named = (*self.inputs.items(), *self.parameters.items(), *self.variants.items())
+        rows = [(code(name), value) for name, value in named]
         cited = self.citation.partition(f"arXiv:{self.paper}") if self.paper else (self.citation, "", "")
         title = f"<i>{markup(self.title)}</i>. " if self.title else ""
         equal = "".join(f"<li>{code(identity)}</li>" for identity in self.identities)
