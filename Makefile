@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Processes that share the tests.
+WORKERS ?= 2
 RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 2>/dev/null)
 
 # `make bench` runs all of these, `make bench head` (or `make head`) those that are named.
-BENCHES := rows objectives head
+BENCHES := rows objectives head curate
 BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 
 .PHONY: demo test test-rust test-python lint bench $(BENCHES) docs wheel clean help
@@ -14,7 +16,7 @@ help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make lint    rustfmt, clippy, ruff, mypy"
-	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives)"
+	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate)"
 	@echo "make docs    write the catalogue's pages from the objectives"
 	@echo "make wheel   build the abi3 wheel into dist/"
 
@@ -26,8 +28,9 @@ test: test-rust test-python
 test-rust:
 	cargo test --no-default-features --lib --quiet
 
+# OpenMP's threads of two processes would wait for each other's processors.
 test-python: $(VENV)/.test
-	$(BIN)/python -m pytest $(PYTEST)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST)
 
 lint: $(VENV)/.test $(VENV)/.lint
 	cargo fmt --check

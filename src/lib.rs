@@ -3,6 +3,7 @@
 #[cfg(feature = "python")]
 mod bindings;
 pub mod cuda;
+pub mod curate;
 pub mod objective;
 pub mod rows;
 pub mod segments;

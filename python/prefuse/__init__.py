@@ -10,11 +10,15 @@ Three steps, each a drop-in function and together `preference_loss`:
 Importing initialises nothing: no thread pool, no device.
 """
 
+import importlib
+from typing import Any
+
 from prefuse import language, objectives
 from prefuse._prefuse import __version__
 from prefuse.catalogue.checking import check
 from prefuse.errors import LanguageError
 from prefuse.functional import TokenStats, response_lengths, sequence_logps, token_logps, token_stats
+from prefuse.head import Head, head
 from prefuse.language import (
     Objective,
     Score,
@@ -28,6 +32,7 @@ from prefuse.linear.functions import linear_sequence_logps, linear_token_logps, 
 from prefuse.preference import dpo_loss, explain, pair_loss, preference_loss
 
 __all__ = [
+    "Head",
     "LanguageError",
     "Objective",
     "Score",
@@ -38,6 +43,7 @@ __all__ = [
     "explain",
     "from_torch",
     "group_objective",
+    "head",
     "language",
     "linear_sequence_logps",
     "linear_token_logps",
@@ -53,3 +59,12 @@ __all__ = [
     "token_objective",
     "token_stats",
 ]
+
+_LAZY = frozenset({"curate"})
+
+
+def __getattr__(name: str) -> Any:
+    """Packages that most programs do without are imported when they are first named."""
+    if name in _LAZY:
+        return importlib.import_module(f"prefuse.{name}")
+    raise AttributeError(f"module 'prefuse' has no attribute '{name}'")

@@ -56,6 +56,25 @@ def segment_sum(values: View, offsets: View, out: View) -> None:
 def segment_expand(values: View, offsets: View, out: View) -> None:
     """Writes `values[k]` to all of `out[offsets[k]:offsets[k+1]]`: the transpose of `segment_sum`."""
 
+def curate_rank(scores: View, groups: View, offsets: View, order: View, threads: int) -> None:
+    """Writes the indices of all elements by group, then by descending score, then by index, into `order`.
+
+    `scores` are f64 without NaN, `groups` i64 from 0 to below len(offsets) - 1; group k is
+    `order[offsets[k]:offsets[k+1]]`.
+    """
+
+def curate_first_beaten(scores: View, order: View, offsets: View, min_gap: float, first: View) -> int:
+    """Writes where the elements begin that each place of a ranking beats into `first`; the number of such pairs.
+
+    An element beats those of its group whose score is lower, by at least `min_gap`; they reach to the group's end.
+    """
+
+def curate_pairs(order: View, offsets: View, first: View, chosen: View, rejected: View, threads: int) -> None:
+    """Writes the two elements of each pair that `curate_first_beaten` counted."""
+
+def curate_ends(scores: View, groups: View, best: View, worst: View) -> None:
+    """Writes the first of the best and the last of the worst elements of each group; -1 for an empty one."""
+
 class Graph:
     """The expressions of one objective over a tree of index spaces.
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 from collections.abc import Callable
+from importlib import metadata
 from typing import NamedTuple
 
 import torch
@@ -27,10 +29,50 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
+class Library(NamedTuple):
+    """A library that prefuse works with where it is installed.
+
+    Attributes:
+        name: of its distribution.
+        integration: what of prefuse works with it.
+        problem: from its version, why that does not fit; empty where it does.
+    """
+
+    name: str
+    integration: str
+    problem: Callable[[str], str]
+
+
+def _at_least(oldest: str) -> Callable[[str], str]:
+    return lambda version: "" if _numbers(version) >= _numbers(oldest) else f"needs {oldest} or later"
+
+
+def _as_of(followed: str) -> Callable[[str], str]:
+    return lambda version: (
+        "" if version == followed else f"follows {followed}; what another version computes may have changed"
+    )
+
+
+def _trl_fits(_: str) -> str:
+    from prefuse.trl import seams  # which imports all of TRL
+
+    return seams.fit()
+
+
+LIBRARIES = (
+    Library("transformers", "prefuse.head", _at_least("4.56")),
+    Library("peft", "prefuse.head", _at_least("0.13")),
+    Library("accelerate", "prefuse.head", _at_least("1.10")),
+    Library("trl", "prefuse.trl", _trl_fits),
+    Library("datasets", "prefuse.trl", _at_least("4.7")),
+    Library("liger-kernel", "prefuse.compat.liger", _as_of("0.8.5")),
+)
+
+
 def findings() -> list[Finding]:
     """Everything that decides what prefuse can do here."""
     prepare()
-    return [_processor(), _torch(), _driver(), *_devices(), *_nvrtc(), _cache()]
+    return [_processor(), _torch(), _driver(), *_devices(), *_nvrtc(), _cache(), *map(_library, LIBRARIES)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +153,20 @@ def _cache() -> Finding:
     files = [entry for entry in os.scandir(directory) if entry.name.endswith(".cubin")]
     size = sum(entry.stat().st_size for entry in files)
     return Finding("kernel cache", f"{directory}, {len(files)} kernels, {size / 1e6:.1f} MB")
+
+
+def _library(library: Library) -> Finding:
+    try:
+        version = metadata.version(library.name)
+    except metadata.PackageNotFoundError:
+        return Finding(library.name, "not installed")
+    problem = library.problem(version)
+    state = f"{version}, {library.integration} {'does not fit' if problem else 'fits'}"
+    return Finding(library.name, state, f"{library.integration}: {problem}" if problem else "")
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
 
 
 def _asked(part: str, question: Callable[[], str]) -> Finding:

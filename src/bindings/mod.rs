@@ -3,6 +3,7 @@
 mod arrays;
 mod codegen;
 mod cuda;
+mod curate;
 mod dlpack;
 mod objective;
 mod rows;
@@ -15,5 +16,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     rows::register(module)?;
     segments::register(module)?;
     objective::register(module)?;
+    curate::register(module)?;
     cuda::register(module)
 }

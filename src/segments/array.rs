@@ -90,16 +90,40 @@ impl Array {
 
     /// The elements as a slice, if they lie one behind the other, aligned, with this element type.
     pub fn as_slice<T: Element>(&self) -> Option<&[T]> {
+        let first = self.first_of::<T>(T::DTYPE)?;
+        // SAFETY: `new`'s caller vouches for live memory of this dtype; contiguity and alignment were just checked.
+        Some(unsafe { std::slice::from_raw_parts(first, self.len) })
+    }
+
+    /// As [`Array::as_slice`], of an i64 array.
+    pub fn as_integers(&self) -> Option<&[i64]> {
+        let first = self.first_of::<i64>(Dtype::I64)?;
+        // SAFETY: as in `as_slice`.
+        Some(unsafe { std::slice::from_raw_parts(first, self.len) })
+    }
+
+    /// As [`Array::as_integers`], to write to.
+    ///
+    /// # Safety
+    /// Nothing else reads or writes the memory while the slice lives.
+    #[expect(clippy::mut_from_ref, reason = "the memory is somebody else's")]
+    pub unsafe fn as_mut_integers(&self) -> Option<&mut [i64]> {
+        let first = self.first_of::<i64>(Dtype::I64)?;
+        // SAFETY: as in `as_slice`, and the caller's promise.
+        Some(unsafe { std::slice::from_raw_parts_mut(first, self.len) })
+    }
+
+    /// The first of the elements, if they have this dtype, lie one behind the other and are aligned.
+    fn first_of<T>(&self, dtype: Dtype) -> Option<*mut T> {
         let contiguous = self.stride == 1 || self.len <= 1;
         let aligned = self.address.is_multiple_of(align_of::<T>());
-        if T::DTYPE != self.dtype || !contiguous || !aligned {
+        if dtype != self.dtype || !contiguous || !aligned {
             return None;
         }
         if self.len == 0 {
-            return Some(&[]);
+            return Some(std::ptr::dangling_mut());
         }
-        // SAFETY: `new`'s caller vouches for live memory of this dtype; contiguity and alignment were just checked.
-        Some(unsafe { std::slice::from_raw_parts(self.address as *const T, self.len) })
+        Some(self.address as *mut T)
     }
 
     /// Copies the elements into `out`, which has this array's length, as f64. Bools become 0 and 1.

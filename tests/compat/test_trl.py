@@ -292,3 +292,17 @@ def test_labels_that_are_no_classes(device):
         ours.selective_log_softmax(logits(2), torch.zeros(3, 1, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"row_mask: expected the shape of index, \(2, 1\), got \(2,\)"):
         ours.selective_log_softmax(logits(2), torch.zeros(2, 1, dtype=torch.int64), row_mask=torch.ones(2))
+
+
+def test_entropy_of_tied_embeddings(theirs):
+    """Hidden states that depend on the weight: its gradient comes by both ways once."""
+    found = []
+    for package in (theirs, ours):
+        weight = normal(CLASSES, FEATURES, seed=2).requires_grad_()
+        hidden = torch.tanh(weight[integers(CLASSES, TOKENS, seed=7)])
+        entropy = package.ChunkedLogProbFunction.apply(
+            hidden, weight, None, integers(CLASSES, TOKENS, seed=4), 1.0, 16
+        )[1]
+        entropy.sum().backward()
+        found.append(weight.grad)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)

@@ -14,3 +14,16 @@ def test_dpo_from_logits():
     losses = runpy.run_path(str(EXAMPLES / "dpo_from_logits.py"))["main"](steps=12)
     assert losses[0] == pytest.approx(math.log(2), abs=1e-7)  # policy and reference are still the same
     assert losses[-1] < 0.6
+
+
+def test_hand_written_loop():
+    pytest.importorskip("peft")
+    losses = runpy.run_path(str(EXAMPLES / "hand_written_loop.py"))["main"](steps=12)
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)  # an adapter begins as nothing
+    assert losses[-1] < 0.6
+
+
+def test_transformers_trainer():
+    pytest.importorskip("accelerate")
+    losses = runpy.run_path(str(EXAMPLES / "transformers_trainer.py"))["main"](steps=24)
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])

@@ -7,6 +7,7 @@ import pytest
 from sample_objectives import dpo, listwise, plain_dpo, policy_gradient, regression, simpo
 
 from prefuse.language import ColumnInfo, find, pair_objective, register
+from prefuse.scoring import registry
 
 PI = r"\log\pi_\theta(y_{})"
 REF = r"\log\pi_{{\mathrm{{ref}}}}(y_{})"
@@ -88,7 +89,9 @@ def test_roles_of_several_words():
     assert revisions.roles == ("revised_again", "revised", "chosen")
 
 
-def test_registry():
+def test_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_known", {})  # what this registers is not to be found by other tests
+
     @pair_objective(name="test only")
     def first(pair):
         return pair["x"]

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 _FLUSH_BYTES = 1 << 28  # more than the second-level cache of any GPU so far
-_SHORTEST_SAMPLE = 1e-3  # seconds; below it the clock and the call weigh in, so a sample repeats the case
+_SHORTEST_SAMPLE = 1e-2  # seconds; below it the call and single interrupts weigh in, so a sample repeats the case
+_SETTLING = 2e-2  # seconds, longer than PyTorch's threads look for more work before they sleep
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class Timing:
 def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int = 15, warm_up: int = 2) -> dict[str, Timing]:
     """Times every case once per round, in an order that turns from round to round.
 
-    What else the machine does then falls on all cases alike. Before each sample its case runs once untimed: PyTorch's
-    threads wait for more work on their processors for some milliseconds, which would fall on whoever comes next.
+    What else the machine does then falls on all cases alike. Before each sample its case runs untimed for a while:
+    PyTorch's threads keep their processors for some milliseconds, looking for more work, which would fall on whoever
+    comes next.
     `rounds` is 2 or more. Each case runs `warm_up` times first. The garbage collector is off meanwhile.
     """
     repeats = {name: _repeats(run, warm_up) for name, run in cases.items()}
@@ -85,7 +87,10 @@ def _repeats(run: Callable[[], object], warm_up: int) -> int:
 
 
 def _settled(run: Callable[[], object], repeats: int) -> float:
+    end = time.perf_counter() + _SETTLING
     run()
+    while time.perf_counter() < end:
+        run()
     return _sample(run, repeats)
 
 

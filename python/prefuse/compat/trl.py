@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from prefuse.compat._shared import NO_LABEL_IGNORED, check_chunk_size
 from prefuse.functional import token_stats
-from prefuse.linear.functions import linear_token_stats
+from prefuse.linear.functions import Lora, linear_token_stats
 
 __all__ = [
     "OPTIONAL_OUTPUTS",
@@ -79,66 +79,100 @@ class ChunkedLogProbFunction:
             TypeError: an argument of the wrong type or dtype.
             ValueError: a wrong shape, device or range, a target that is no class, or an unknown name in `outputs`.
         """
-        _check_outputs(outputs)
         dtype = _compute_dtype(hidden)
-        head = (hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-        options: dict[str, Any] = {
-            "ignore_index": NO_LABEL_IGNORED,
-            "temperature": temperature,
-            "softcap": final_logit_softcapping,
-            "scale": logit_scale,
-            "workspace_bytes": TOKEN_CHUNK_SIZE * check_chunk_size(chunk_size) * dtype.itemsize,
-        }
-        names = {name: _STATISTICS[name] for name in OPTIONAL_OUTPUTS if name in outputs}
-        on_demand = "entropy" in names and not torch.compiler.is_compiling()
-        made = linear_token_stats(
-            head[0],
-            head[1],
+        return token_outputs(
+            hidden.to(dtype),
             targets,
-            ("logp", *names.values()),
-            bias=head[2],
-            differentiable=("logp", "entropy") if "entropy" in names and not on_demand else ("logp",),
-            **options,
+            outputs,
+            weight=weight.to(dtype),
+            bias=None if bias is None else bias.to(dtype),
+            softcap=final_logit_softcapping,
+            scale=logit_scale,
+            temperature=temperature,
+            ignore_index=NO_LABEL_IGNORED,
+            workspace_bytes=TOKEN_CHUNK_SIZE * check_chunk_size(chunk_size) * dtype.itemsize,
         )
-        found = {name: made[statistic].float() for name, statistic in names.items()}
-        if on_demand:
-            found["entropy"] = _EntropyOnDemand.apply(found["entropy"], targets, options, *head)
-        if "is_top1" in found:
-            found["is_top1"] = found["is_top1"].bool()
-        log_sum_sq_probs, mean_logits, is_top1 = (found.get(name) for name in OPTIONAL_OUTPUTS[1:])
-        return made.logp.float(), found.get("entropy"), log_sum_sq_probs, mean_logits, is_top1
+
+
+def token_outputs(hidden: Tensor, targets: Tensor, outputs: Sequence[str], **options: Any) -> Outputs:
+    """What `ChunkedLogProbFunction` returns, of any layout, labels to ignore, and adapters.
+
+    Args:
+        hidden: [*lead, H].
+        targets: [*lead].
+        outputs: some of `OPTIONAL_OUTPUTS`; "log_probs" may stand among them.
+        options: further arguments of `prefuse.linear_token_stats`, `weight` among them.
+
+    Returns:
+        As `ChunkedLogProbFunction.apply`, [*lead] each.
+
+    Raises:
+        TypeError, ValueError: as `prefuse.linear_token_stats`, or an unknown name in `outputs`.
+    """
+    _check_outputs(outputs)
+    names = {name: _STATISTICS[name] for name in OPTIONAL_OUTPUTS if name in outputs}
+    on_demand = "entropy" in names and not torch.compiler.is_compiling()
+    made = linear_token_stats(
+        hidden,
+        labels=targets,
+        stats=("logp", *names.values()),
+        differentiable=("logp", "entropy") if "entropy" in names and not on_demand else ("logp",),
+        **options,
+    )
+    found = {name: made[statistic].float() for name, statistic in names.items()}
+    if on_demand:
+        found["entropy"] = _EntropyOnDemand.of(found["entropy"], targets, hidden, **options)
+    if "is_top1" in found:
+        found["is_top1"] = found["is_top1"].bool()
+    log_sum_sq_probs, mean_logits, is_top1 = (found.get(name) for name in OPTIONAL_OUTPUTS[1:])
+    return made.logp.float(), found.get("entropy"), log_sum_sq_probs, mean_logits, is_top1
 
 
 class _EntropyOnDemand(torch.autograd.Function):
     """An entropy whose gradient is made where one comes: most trainers only log it, and its products are dear."""
 
-    @staticmethod
-    def forward(
-        ctx: Any,
+    @classmethod
+    def of(
+        cls,
         entropy: Tensor,
         targets: Tensor,
-        options: dict[str, Any],
         hidden: Tensor,
         weight: Tensor,
-        bias: Tensor | None,
+        bias: Tensor | None = None,
+        lora: Lora | None = None,
+        **options: Any,
     ) -> Tensor:
+        """The entropy, with its gradient to whichever of the tensors want one."""
+        first, second, scaling = (None, None, None) if lora is None else lora
+        settings = options | {"targets": targets, "scaling": scaling}
+        found: Tensor = cls.apply(entropy, settings, hidden, weight, bias, first, second)
+        return found
+
+    @staticmethod
+    def forward(ctx: Any, entropy: Tensor, settings: dict[str, Any], *tensors: Tensor | None) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(targets, hidden, weight, bias)
-        ctx.options = options
+        ctx.save_for_backward(*tensors)
+        ctx.settings = settings
         return entropy.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor | None) -> Any:
-        wanted = ctx.needs_input_grad[3:]
+        wanted = ctx.needs_input_grad[2:]
         if upstream is None:
-            return (None,) * 6
-        targets, *head = ctx.saved_tensors
+            return (None,) * (2 + len(wanted))
+        hidden, *others = ctx.saved_tensors
+        # Apart from the model, whose embeddings may be the weight: a gradient must not come to it by way of these.
+        hidden = hidden.detach().requires_grad_(wanted[0])
+        weight, bias, first, second = others
+        options = dict(ctx.settings)
+        targets, scaling = options.pop("targets"), options.pop("scaling")
+        lora = None if first is None else (first, second, scaling)
         with torch.enable_grad():
-            made = linear_token_stats(head[0], head[1], targets, "entropy", bias=head[2], **ctx.options)
-        tensors = [tensor for tensor, wants in zip(head, wanted, strict=True) if wants]
-        grads = iter(torch.autograd.grad(made.entropy, tensors, upstream.to(made.entropy.dtype)))
-        return None, None, None, *(next(grads) if wants else None for wants in wanted)
+            made = linear_token_stats(hidden, weight, targets, "entropy", bias=bias, lora=lora, **options)
+        asked = [tensor for tensor, wants in zip((hidden, *others), wanted, strict=True) if wants]
+        grads = iter(torch.autograd.grad(made.entropy, asked, upstream.to(made.entropy.dtype)))
+        return None, None, *(next(grads) if wants else None for wants in wanted)
 
 
 def selective_log_softmax(

@@ -80,7 +80,13 @@ class Score:
 
     def with_loss(self, loss: Array) -> Score:
         """Return the score with another loss in its place, which alone carries gradients."""
-        return Score(loss, self.losses.detach(), self._source, self._extras)
+        return self.with_tensors(loss, self.losses.detach())
+
+    def with_tensors(self, loss: Array, losses: Array) -> Score:
+        """Return the score with another loss and other losses, as they came through a module's forward pass."""
+        score = Score(loss, losses, self._source, self._extras)
+        score.plan = self.plan
+        return score
 
     def to(self, device: Any) -> Score:
         """Return the score with its tensors on a torch device."""

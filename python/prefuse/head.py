@@ -1,0 +1,262 @@
+"""`prefuse.head(model)`: a transformers causal LM whose head runs fused, through whatever the model is wrapped in.
+
+The model's ``forward`` learns one more argument. ``model(..., fused=function)`` runs the backbone and hands its hidden
+states, with what makes logits of them, to ``function``; what that returns, the call returns. This happens inside the
+model, where FSDP has gathered the parameters and autocast is on, so that DDP, FSDP, PEFT and ``torch.compile`` see a
+forward pass like any other. Without the argument the forward is the original one.
+
+`Head` puts prefuse's losses and statistics there. Importing this imports neither transformers nor PEFT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefuse import _forward
+from prefuse._causal_lm import HeadTensors, Inside, find_causal_lm, run_inside
+from prefuse._layout import check_layout, shift_left
+from prefuse.language import Objective, Score
+from prefuse.linear.functions import (
+    LinearTokenStats,
+    linear_sequence_logps,
+    linear_token_stats,
+)
+from prefuse.preference import preference_loss
+
+__all__ = ["Head", "HeadTensors", "head"]
+
+_KEY = "_prefuse_head"
+
+
+@dataclass(frozen=True)
+class Head:
+    """The fused head of a model: made by `head`, used as context manager or until `remove`.
+
+    Every method calls `model` as a forward pass does, so hooks run and wrapped parameters are gathered. `labels` are
+    aligned with the input tokens, as Hugging Face models take them: token t is scored with the hidden state of t − 1,
+    and −100 is not scored. `inputs` are the model's other arguments: ``input_ids``, ``attention_mask``,
+    ``pixel_values`` and so on.
+
+    Attributes:
+        model: the model as it was given, wrapped or not.
+        causal_lm: the transformers model inside.
+        fresh: whether it was patched for this head, and not before.
+    """
+
+    model: nn.Module
+    causal_lm: nn.Module
+    fresh: bool = field(default=False, compare=False, repr=False)
+
+    def preference_loss(
+        self, objective: str | Objective, *, labels: Tensor, inputs: Mapping[str, Any], **options: Any
+    ) -> Score:
+        """`prefuse.preference_loss` of the model's responses.
+
+        Where a mixture of experts is asked for router logits (``output_router_logits`` in its configuration or in
+        `inputs`), its weighed load-balancing loss is added to ``score.loss``, as the model's own forward adds it.
+
+        Args:
+            objective: an `Objective` or the name of one.
+            labels: [R, T], or [1, N] beside ``cu_seqlens``.
+            inputs: of the model.
+            options: further arguments of `prefuse.preference_loss`: ``reference=``, hyper-parameters, columns, …
+
+        Returns:
+            A `Score`; `.losses` without the load-balancing loss.
+
+        Raises:
+            TypeError, ValueError: as `prefuse.preference_loss`, or for a head that cannot be fused: see `head`.
+        """
+
+        def inside(hidden: Tensor, tensors: HeadTensors) -> tuple[dict[str, Tensor], Score]:
+            score = preference_loss(
+                objective, hidden=hidden, labels=tensors.given_labels(), shift=True, **tensors.arguments, **options
+            )
+            loss = score.loss if tensors.router_loss is None else score.loss + tensors.router_loss
+            return {"loss": loss, "losses": score.losses}, score
+
+        tensors, score = self._carry(inside, labels, inputs)
+        moved: Score = score.with_tensors(**tensors)
+        return moved
+
+    def token_stats(
+        self,
+        labels: Tensor,
+        statistics: str | Sequence[str] = ("logp",),
+        *,
+        inputs: Mapping[str, Any],
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        ignore_index: int = -100,
+        **options: Any,
+    ) -> LinearTokenStats:
+        """`prefuse.linear_token_stats` of the labels.
+
+        Args:
+            labels: [B, T], or [1, N] beside `cu_seqlens`.
+            statistics: names of `prefuse.functional`'s table.
+            inputs: of the model.
+            mask: the shape of `labels`; 0 marks tokens to ignore.
+            cu_seqlens: [R + 1] integers, where each packed response begins and the last ends. Its first token has no
+                hidden state that predicts it.
+            ignore_index: the label that marks tokens to ignore.
+            options: further arguments of `prefuse.linear_token_stats`.
+
+        Returns:
+            One tensor per statistic, in the shape and alignment of `labels`: 0 where none is scored, as for the first
+            token of each response.
+
+        Raises:
+            TypeError, ValueError: as `prefuse.linear_token_stats`, or for a head that cannot be fused: see `head`.
+        """
+        tokens = labels.shape[-1]
+
+        def inside(hidden: Tensor, tensors: HeadTensors) -> tuple[dict[str, Tensor], LinearTokenStats]:
+            scored = tensors.given_labels()
+            offsets = check_layout(scored, mask, cu_seqlens)
+            moved, moved_mask = shift_left(scored, mask, ignore_index, offsets)
+            made = linear_token_stats(
+                hidden,
+                labels=moved,
+                stats=statistics,
+                mask=moved_mask,
+                ignore_index=ignore_index,
+                **tensors.arguments,
+                **options,
+            )
+            return {name: value.roll(1, -1)[..., -tokens:] for name, value in made.items()}, made
+
+        tensors, made = self._carry(inside, labels, inputs)
+        return LinearTokenStats(tensors, made.plan)
+
+    def token_logps(self, labels: Tensor, *, inputs: Mapping[str, Any], **options: Any) -> Tensor:
+        """log p of each label in nats, in the shape of `labels`; arguments and errors are those of `token_stats`.
+
+        Under ``torch.no_grad()`` this is the ``reference=`` of another head's `preference_loss`.
+        """
+        return self.token_stats(labels, "logp", inputs=inputs, **options).logp
+
+    def sequence_logps(self, labels: Tensor, *, inputs: Mapping[str, Any], **options: Any) -> Tensor:
+        """log p of each response in nats, [B] (packed: [R]): `prefuse.linear_sequence_logps` of the labels.
+
+        Args:
+            labels: [B, T], or [1, N] beside ``cu_seqlens``.
+            inputs: of the model.
+            options: further arguments of `prefuse.linear_sequence_logps`: ``average=``, ``mask=``, …
+
+        Raises:
+            TypeError, ValueError: as `prefuse.linear_sequence_logps`, or for a head that cannot be fused: see `head`.
+        """
+
+        def inside(hidden: Tensor, tensors: HeadTensors) -> tuple[dict[str, Tensor], None]:
+            logps = linear_sequence_logps(
+                hidden, labels=tensors.given_labels(), shift=True, **tensors.arguments, **options
+            )
+            return {"logps": logps}, None
+
+        return self._carry(inside, labels, inputs)[0]["logps"]
+
+    def run(self, function: Inside, *, labels: Tensor, inputs: Mapping[str, Any]) -> Any:
+        """Calls the model with `function` in the place of its LM head.
+
+        Args:
+            function: takes the last hidden states [B, T, H] and the `HeadTensors`. Wrappers hook into the tensors that
+                it returns, alone or in a tuple, list or dict.
+            labels: [B, T], which come as ``tensors.labels``.
+            inputs: of the model.
+
+        Returns:
+            What `function` returned, as the wrappers hand it on.
+
+        Raises:
+            RuntimeError: the head was removed.
+            TypeError: `inputs` is no mapping, or holds labels of its own.
+        """
+        if not isinstance(inputs, Mapping):
+            raise TypeError(f"inputs: expected the model's arguments by name, got {type(inputs).__name__}")
+        if inputs.get("labels", labels) is not labels:
+            raise TypeError("inputs: holds labels; give them as labels= alone")
+        if not _forward.is_laid(self.causal_lm, _KEY):
+            raise RuntimeError("this head was removed from its model; call prefuse.head(model) for a new one")
+        return self.model(**{**inputs, "labels": labels}, fused=function)
+
+    def remove(self) -> None:
+        """Puts the original forward back. Other heads of the same model are removed with it."""
+        _forward.take_off(self.causal_lm, _KEY)
+
+    def __enter__(self) -> Head:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def _carry(
+        self,
+        function: Callable[[Tensor, HeadTensors], tuple[dict[str, Tensor], Any]],
+        labels: Tensor,
+        inputs: Mapping[str, Any],
+    ) -> tuple[dict[str, Tensor], Any]:
+        """`run` for what returns more than tensors: the tensors by name, and the rest past the wrappers."""
+        carried = _Carried(function)
+        return self.run(carried, labels=labels, inputs=inputs), carried.rest
+
+
+def head(model: nn.Module) -> Head:
+    """The fused head of a causal LM; patches the ``forward`` of the innermost transformers model in place.
+
+    A second call, with the model or anything it is wrapped in, patches nothing. `generate`, saving and copying the
+    model go on as they did. Which of the configuration's numbers transform the logits (soft cap, scale) is read off the
+    model's own forward pass.
+
+    Args:
+        model: a transformers causal LM, vision-language models among them, or one wrapped by PEFT, DDP, FSDP,
+            accelerate or ``torch.compile``. The head belongs to the same FSDP unit as the root, or (FSDP2) to its own.
+
+    Returns:
+        A `Head`.
+
+    Raises:
+        TypeError: there is no transformers causal LM in `model`.
+        ValueError: its LM head is not a floating-point ``nn.Linear``, alone, with plain LoRA, or as PEFT's module to
+            save; it raises when it is called where the state can change in between: dropout on a head's adapter in
+            training, other adapters, tensor parallelism inside of the model.
+
+    Example::
+
+        head = prefuse.head(model)
+        score = head.preference_loss("simpo", labels=labels, inputs={"input_ids": tokens})
+        score.loss.backward()
+    """
+    causal_lm = find_causal_lm(model)
+    fresh = not _forward.is_laid(causal_lm, _KEY)
+    if fresh:
+        _forward.lay(causal_lm, _KEY, _patched)
+    return Head(model, causal_lm, fresh)
+
+
+class _Carried:
+    """Runs inside of the model and returns tensors alone, as wrappers look for those; the rest goes past them."""
+
+    def __init__(self, inside: Callable[[Tensor, HeadTensors], tuple[dict[str, Tensor], Any]]) -> None:
+        self._inside = inside
+        self.rest: Any = None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, hidden: Tensor, tensors: HeadTensors) -> dict[str, Tensor]:
+        found, self.rest = self._inside(hidden, tensors)
+        return found
+
+
+def _patched(self: Any, *args: Any, fused: Inside | None = None, **kwargs: Any) -> Any:
+    """The forward of a model with a head."""
+    if fused is None:
+        return _forward.pass_on(self, _KEY, *args, **kwargs)
+    layer = getattr(self, _KEY)
+    if layer.count == 0:
+        raise RuntimeError("fused: the head was removed from this model; call prefuse.head(model) again")
+    return layer.around(run_inside)(self, fused, args, kwargs)

@@ -1,0 +1,24 @@
+"""TRL on prefuse. Importing this imports nothing of TRL's; what needs it says so when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefuse.trl.acceleration import Acceleration, accelerate
+
+_HOMES = {"Acceleration": "prefuse.trl.acceleration", "accelerate": "prefuse.trl.acceleration"}
+"""Which module each public name comes from."""
+
+__all__ = ["Acceleration", "accelerate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

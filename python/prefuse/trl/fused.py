@@ -1,0 +1,92 @@
+"""TRL's fused head, run by prefuse: a layer over the forward that TRL's `add_fused_lm_head` gives a model."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from prefuse import _forward
+from prefuse._causal_lm import HeadTensors, find_causal_lm, run_inside
+from prefuse._layout import shift_left
+from prefuse.compat.trl import token_outputs
+
+_KEY = "_prefuse_trl"
+
+
+class Settings(NamedTuple):
+    """What a model's fused head was asked for: the arguments of `add_fused_lm_head`."""
+
+    temperature: float
+    cast_lm_head_to_fp32: bool
+    outputs: tuple[str, ...]
+
+
+def settings_of(causal_lm: nn.Module) -> Settings | None:
+    """Those that TRL's forward of this model has closed over; None where it has none of TRL's."""
+    for function in _forward.functions(causal_lm):
+        code = getattr(function, "__code__", None)
+        if code is not None and set(Settings._fields) <= set(code.co_freevars):
+            found = dict(zip(code.co_freevars, _forward.closure(function), strict=True))
+            return Settings(*(found[name] for name in Settings._fields))
+    return None
+
+
+def lay(model: nn.Module) -> nn.Module | None:
+    """Have prefuse run the fused head that TRL gave to `model`; returns its causal LM, or None without such a head."""
+    causal_lm: nn.Module = find_causal_lm(model)
+    settings = settings_of(causal_lm)
+    if settings is None:
+        return None
+    _forward.lay(causal_lm, _KEY, _fused_forward, settings)
+    return causal_lm
+
+
+def take_off(causal_lm: nn.Module) -> None:
+    """Undo one `lay`."""
+    _forward.take_off(causal_lm, _KEY)
+
+
+def is_laid(causal_lm: nn.Module) -> bool:
+    """Whether prefuse runs the fused head of this model."""
+    return _forward.is_laid(causal_lm, _KEY)
+
+
+def _fused_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    layer = getattr(self, _KEY)
+    if not kwargs.get("fused_lm_head") or layer.count == 0:
+        return _forward.pass_on(self, _KEY, *args, **kwargs)
+    own = {name: kwargs.pop(name, None) for name in ("fused_lm_head", "shift_labels", "num_items_in_batch")}
+
+    def inside(hidden: Tensor, tensors: HeadTensors) -> Any:
+        return _output(hidden, tensors, layer.settings, own["shift_labels"], own["num_items_in_batch"])
+
+    return layer.around(run_inside)(self, inside, args, kwargs)
+
+
+def _output(hidden: Tensor, tensors: HeadTensors, settings: Settings, shift_labels: Tensor | None, items: Any) -> Any:
+    """TRL's output of the labels, which are moved here unless they have been (context parallelism)."""
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    if shift_labels is None:
+        # Hidden states stay whole: to slice them would cost a second gradient of their size.
+        targets, keep = shift_left(tensors.given_labels(), None, -100, None)[0], slice(None, -1)
+    else:
+        targets, keep = shift_labels.to(hidden.device), slice(None)
+    with _without_autocast(hidden) if settings.cast_lm_head_to_fp32 else contextlib.nullcontext():
+        if settings.cast_lm_head_to_fp32:
+            hidden, tensors = hidden.float(), tensors.in_float32()
+        found = token_outputs(hidden, targets, settings.outputs, temperature=settings.temperature, **tensors.arguments)
+    log_probs = found[0][:, keep]
+    others = [None if values is None else values[:, keep] for values in found[1:]]
+    mask = targets[:, keep] != -100
+    loss = -log_probs.sum() / (mask.sum().clamp(min=1) if items is None else items)
+    if tensors.router_loss is not None:
+        loss = loss + tensors.router_loss
+    return FusedCausalLMOutput(loss, log_probs, *others, mask, tensors.aux_loss)
+
+
+def _without_autocast(hidden: Tensor) -> torch.autocast:
+    return torch.autocast(hidden.device.type, enabled=False)

@@ -1,0 +1,323 @@
+"""Logits that are not there, for the trainers of TRL's that build them all: CPO, ORPO, TPO, online DPO.
+
+Those trainers call the model and ask its logits for a few numbers per token, all of which `Gathered` has: the model's
+forward pass has made them of hidden states, and the logits never existed. The trainers' own code runs on, so that
+losses and metrics are theirs.
+"""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefuse._causal_lm import HeadTensors
+from prefuse._layout import shift_left
+from prefuse.compat.trl import OPTIONAL_OUTPUTS, token_outputs
+from prefuse.head import Head, head
+from prefuse.linear.functions import linear_token_stats
+from prefuse.linear.gathering import gathered, whole
+from prefuse.trl.swaps import Swap
+
+LabelsOf = Callable[[Tensor], Tensor]
+"""From the input tokens [B, T], the labels [B, T] of those that are scored; −100 elsewhere."""
+
+Method = Callable[..., Any]
+
+
+class GatheringModel:
+    """A model to call for `Gathered` logits.
+
+    Args:
+        head: of the model.
+        labels_of: which tokens are scored.
+        outputs: what is asked of the logits beside log-probabilities: some of TRL's names of outputs.
+    """
+
+    def __init__(self, head: Head, labels_of: LabelsOf, outputs: Sequence[str] = ()) -> None:
+        self._head = head
+        self._labels_of = labels_of
+        self._outputs = tuple(outputs)
+
+    def __call__(self, input_ids: Tensor, **inputs: Any) -> Any:
+        """The model's output, as far as the trainers look at it: `.logits` and `.aux_loss`."""
+        labels = self._labels_of(input_ids).to(input_ids.device)
+
+        def inside(hidden: Tensor, tensors: HeadTensors) -> dict[str, Tensor]:
+            return _statistics(hidden, tensors, self._outputs)
+
+        found = self._head.run(inside, labels=labels, inputs={"input_ids": input_ids, **inputs})
+        found = {name: values[:, -labels.shape[1] :] if values.ndim else values for name, values in found.items()}
+        aux_loss = found.pop("aux_loss", None)
+        positions = torch.arange(labels.numel(), device=labels.device).view_as(labels)
+        flat = {name: values.reshape(-1) for name, values in found.items()}
+        config: Any = self._head.causal_lm.config
+        classes = config.get_text_config().vocab_size
+        logits = Gathered(flat, labels.roll(-1, -1).reshape(-1), positions, classes)
+        return types.SimpleNamespace(logits=logits, aux_loss=aux_loss)
+
+
+class Gathered:
+    """What stands for logits [..., V]: indexed like them, and answering from the statistics of each row.
+
+    Args:
+        statistics: [N] each, by TRL's names of outputs.
+        labels: [N], which token each row was scored on.
+        positions: [...], the rows of these logits among the N.
+        classes: V.
+    """
+
+    def __init__(self, statistics: Mapping[str, Tensor], labels: Tensor, positions: Tensor, classes: int) -> None:
+        self._statistics = statistics
+        self._labels = labels
+        self._positions = positions
+        self._classes = classes
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the logits."""
+        return torch.Size((*self._positions.shape, self._classes))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the logits would be."""
+        return self._positions.device
+
+    def log_probs(self) -> Tensor:
+        """Of the label of each row: 0 where none is scored."""
+        return self._of("log_probs")
+
+    def entropy(self) -> Tensor:
+        """Of each row; 0 where none is scored."""
+        return self._of("entropy")
+
+    def mean(self, dim: int | None = None) -> Tensor:
+        """Over the classes, or over everything."""
+        means = self._of("mean_logits")
+        return means.mean() if dim is None else _along_classes(means, dim)
+
+    def argmax(self, dim: int) -> Tensor:
+        """The label where that is the most likely class, and −1 elsewhere: as good for comparing with labels."""
+        likely = torch.where(self._of("is_top1"), self._labels[self._positions], -1)
+        found: Tensor = _along_classes(likely, dim)
+        return found
+
+    def log_softmax(self, dim: int) -> Gathered:
+        """Of which `torch.take_along_dim` takes the labels' log-probabilities."""
+        found: Gathered = _along_classes(self, dim)
+        return found
+
+    def __getitem__(self, key: Any) -> Gathered:
+        keys = key if isinstance(key, tuple) else (key,)
+        if Ellipsis in keys:
+            at = keys.index(Ellipsis)
+            keys = (*keys[:at], *[slice(None)] * (self._positions.ndim + 2 - len(keys)), *keys[at + 1 :])
+        if len(keys) > self._positions.ndim:
+            *keys, classes = keys  # type: ignore[assignment]
+            if classes != slice(None):
+                raise TypeError(f"logits: prefuse has not made them, and classes {classes} were asked for")
+        return self._at(self._positions[tuple(keys)])
+
+    def chunk(self, chunks: int, dim: int = 0) -> tuple[Gathered, ...]:
+        """Parts along another dimension than that of the classes."""
+        return tuple(self._at(positions) for positions in self._positions.chunk(chunks, dim))
+
+    def view(self, *shape: int) -> Gathered:
+        """In another shape, whose last dimension is that of the classes."""
+        return self._at(self._positions.reshape(shape[:-1]))
+
+    def contiguous(self) -> Gathered:
+        """The same."""
+        return self
+
+    def detach(self) -> Gathered:
+        """The same without gradient."""
+        statistics = {name: values.detach() for name, values in self._statistics.items()}
+        return Gathered(statistics, self._labels, self._positions, self._classes)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        kwargs = kwargs or {}
+        if function is torch.nn.functional.cross_entropy:
+            return _cross_entropy(*args, **kwargs)
+        if function is torch.take_along_dim and isinstance(args[0], Gathered):
+            return args[0].log_probs().unsqueeze(-1)
+        raise TypeError(f"logits: prefuse has not made them, and torch.{function.__name__} was called on them")
+
+    def _of(self, name: str) -> Tensor:
+        return self._statistics[name][self._positions]
+
+    def _at(self, positions: Tensor) -> Gathered:
+        return Gathered(self._statistics, self._labels, positions, self._classes)
+
+
+class Heads:
+    """The heads of the models that were called: made when one is, and removed together."""
+
+    def __init__(self) -> None:
+        self._made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+    def of(self, model: nn.Module) -> Head:
+        """The head of a model."""
+        found = head(model)
+        if found.fresh:
+            self._made.add(found.causal_lm)
+        return found
+
+    def remove(self) -> None:
+        """Removes those that were not there before."""
+        for causal_lm in self._made:
+            Head(causal_lm, causal_lm).remove()
+
+
+def _selective_log_softmax(here: Swap) -> Callable[..., Tensor]:
+    def selective_log_softmax(logits: Any, *arguments: Any, **options: Any) -> Tensor:
+        found: Tensor = (
+            logits.log_probs() if isinstance(logits, Gathered) else here.original(logits, *arguments, **options)
+        )
+        return found
+
+    return selective_log_softmax
+
+
+def _selective_log_softmax_and_entropy(here: Swap) -> Callable[..., Any]:
+    def selective_log_softmax_and_entropy(logits: Any, *arguments: Any, **options: Any) -> Any:
+        if not isinstance(logits, Gathered):
+            return here.original(logits, *arguments, **options)
+        return logits.log_probs(), logits.entropy().detach()
+
+    return selective_log_softmax_and_entropy
+
+
+def _cpo(original: Method, heads: Heads) -> Method:
+    def concatenated_forward(self: Any, model: Any, batch: Mapping[str, Tensor]) -> Any:
+        if self.is_encoder_decoder or isinstance(model, GatheringModel):
+            return original(self, model, batch)
+        labels = _roles([batch["chosen_labels"], batch["rejected_labels"]])
+        return original(self, GatheringModel(heads.of(model), lambda _: labels, ("mean_logits",)), batch)
+
+    return concatenated_forward
+
+
+def _orpo(original: Method, heads: Heads) -> Method:
+    def concatenated_forward(self: Any, model: Any, batch: Mapping[str, Tensor]) -> Any:
+        if self.is_encoder_decoder or isinstance(model, GatheringModel):
+            return original(self, model, batch)
+        # The likelihood of a chosen response takes in its prompt.
+        chosen = batch["chosen_input_ids"].masked_fill(batch["chosen_attention_mask"] != 1, -100)
+        labels = _roles([chosen, batch["rejected_labels"]])
+        return original(self, GatheringModel(heads.of(model), lambda _: labels, ("mean_logits",)), batch)
+
+    return concatenated_forward
+
+
+def _tpo(original: Method, heads: Heads) -> Method:
+    def _compute_loss(self: Any, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool) -> Any:
+        if return_outputs or isinstance(model, GatheringModel):  # somebody wants to see the logits
+            return original(self, model, inputs, return_outputs)
+        mask = inputs["completion_mask"]
+        gathering = GatheringModel(
+            heads.of(model),
+            lambda tokens: tokens.masked_fill(mask == 0, -100),
+            ("entropy", "mean_logits", "is_top1"),
+        )
+        return original(self, gathering, inputs, return_outputs)
+
+    return _compute_loss
+
+
+def _online_dpo(original: Method, heads: Heads) -> Method:
+    def _forward(
+        self: Any,
+        model: Any,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        vision_inputs: Any = None,
+    ) -> Any:
+        responses = completion_ids.shape[1]
+        without_prompt = vision_inputs is None and responses >= self.max_length  # of which TRL reads other logits
+        if not without_prompt and prompt_ids.shape[1] and not isinstance(model, GatheringModel):
+            model = GatheringModel(heads.of(model), lambda tokens: _last(tokens, responses))
+        return original(self, model, prompt_ids, prompt_mask, completion_ids, completion_mask, vision_inputs)
+
+    return _forward
+
+
+FUNCTIONS = {
+    "selective_log_softmax": _selective_log_softmax,
+    "selective_log_softmax_and_entropy": _selective_log_softmax_and_entropy,
+}
+"""What takes the place of the functions that are given logits."""
+
+METHODS: dict[str, Callable[[Method, Heads], Method]] = {
+    "CPOTrainer": _cpo,
+    "ORPOTrainer": _orpo,
+    "TPOTrainer": _tpo,
+    "OnlineDPOTrainer": _online_dpo,
+}
+"""What takes the place of the methods that build them: the same with another model to call."""
+
+
+def _roles(labels: Sequence[Tensor]) -> Tensor:
+    """The labels of each role one after the other, padded to one length."""
+    length = max(each.shape[1] for each in labels)
+    return torch.cat([nn.functional.pad(each, (0, length - each.shape[1]), value=-100) for each in labels])
+
+
+def _last(tokens: Tensor, count: int) -> Tensor:
+    """The last `count` tokens of each row as labels."""
+    return tokens.where(torch.arange(tokens.shape[1], device=tokens.device) >= tokens.shape[1] - count, -100)
+
+
+def _along_classes(values: Any, dim: int) -> Any:
+    if dim != -1:
+        raise TypeError(f"logits: prefuse has not made them, and dim={dim} of them was asked for")
+    return values
+
+
+def _cross_entropy(logits: Gathered, labels: Tensor, **options: Any) -> Tensor:
+    """The mean of −log p over the labels that are not −100."""
+    plain = {"weight": None, "size_average": None, "ignore_index": -100, "reduce": None, "reduction": "mean"}
+    for name, value in options.items():
+        if value != plain.get(name, 0.0):
+            raise TypeError(f"cross_entropy: of logits that prefuse has not made, got {name}={value!r}")
+    return -logits.log_probs().sum() / (labels != -100).sum()
+
+
+def _statistics(hidden: Tensor, tensors: HeadTensors, outputs: Sequence[str]) -> dict[str, Tensor]:
+    """[B, T] each, that of position t for the token t + 1; mean logits of all positions, the others of scored ones."""
+    targets = shift_left(tensors.given_labels(), None, -100, None)[0]
+    made = token_outputs(hidden, targets, [name for name in outputs if name != "mean_logits"], **tensors.arguments)
+    found = dict(zip(("log_probs", *OPTIONAL_OUTPUTS), made, strict=True))
+    if "mean_logits" in outputs:
+        found["mean_logits"] = _mean_logits(hidden, tensors)
+    found["aux_loss"] = tensors.aux_loss
+    return {name: values for name, values in found.items() if values is not None}
+
+
+@torch.no_grad()
+def _mean_logits(hidden: Tensor, tensors: HeadTensors) -> Tensor:
+    """The mean logit of every position: without a cap that of ``h·w_v`` is ``h·mean(w)``, and no logits are needed."""
+    if tensors.softcap is not None:
+        labels = hidden.new_zeros(hidden.shape[:-1], dtype=torch.long)
+        made = linear_token_stats(hidden, labels=labels, stats="mean_logit", **tensors.arguments)
+        return made.mean_logit.float()
+    matrices = () if tensors.lora is None else tensors.lora[:2]
+    with gathered([tensors.weight, tensors.bias, *matrices]), torch.autocast(hidden.device.type, enabled=False):
+        states = hidden.float()
+        means = states @ whole(tensors.weight).float().mean(0)
+        if tensors.lora is not None:
+            first, second, scaling = tensors.lora
+            means = means + scaling * ((states @ whole(first).float().T) @ whole(second).float().mean(0))
+        if tensors.bias is not None:
+            means = means + whole(tensors.bias).float().mean()
+        scaled: Tensor = means * tensors.scale
+        return scaled

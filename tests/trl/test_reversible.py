@@ -1,0 +1,248 @@
+"""What `accelerate` changes and puts back, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from trl.experimental.cpo import cpo_trainer
+from trl.trainer import dpo_trainer, utils
+
+import prefuse.trl
+import trl
+from prefuse.trl import fused, gathered, seams
+from tests.integration.models import causal_lm
+from tests.trl import running
+from tests.trl.running import make
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def everything() -> dict[str, Any]:
+    """All attributes of all modules and classes that are touched."""
+    homes = [
+        seams.module(name)
+        for name in (seams.UTILITIES, *seams.KERNELS, *seams.FUSED_TRAINERS, *(t.module for t in seams.LOGIT_TRAINERS))
+    ]
+    homes += [getattr(seams.module(trainer.module), trainer.name) for trainer in seams.LOGIT_TRAINERS]
+    return {
+        f"{home.__name__}.{name}": value
+        for home in homes
+        for name, value in vars(home).items()
+        if not name.startswith("__")
+    }
+
+
+def test_of_all():
+    before = everything()
+    with prefuse.trl.accelerate() as handle:
+        inside = everything()
+        changed = {name for name in before if inside[name] is not before[name]}
+        assert "trl.trainer.dpo_trainer.add_fused_lm_head" in changed
+        assert "trl.trainer.utils._ChunkedLogProbFunction" in changed
+        assert "TPOTrainer._compute_loss" in changed
+        assert repr(handle).startswith("Acceleration(trl.add_fused_lm_head, ")
+    assert everything() == before
+    handle.remove()  # a second time does nothing
+    assert everything() == before and repr(handle) == "Acceleration(removed)"
+
+
+def test_handles_in_any_order():
+    before = everything()
+    first, second = prefuse.trl.accelerate(), prefuse.trl.accelerate()
+    inside = everything()
+    first.remove()
+    assert dpo_trainer.add_fused_lm_head is inside["trl.trainer.dpo_trainer.add_fused_lm_head"]
+    second.remove()
+    assert everything() == before
+
+
+def test_of_models_that_were_built_under_it():
+    """TRL's forward is back; what got hold of our functions in between passes on."""
+    with prefuse.trl.accelerate():
+        model = causal_lm("llama")
+        held = dpo_trainer.add_fused_lm_head
+        held(model)
+        assert fused.is_laid(model)
+        theirs = fused.settings_of(model)
+    assert not fused.is_laid(model) and fused.settings_of(model) == theirs
+    assert model.forward.__func__.__code__.co_name == "_fused_forward"
+    other = causal_lm("llama")
+    held(other)
+    assert fused.settings_of(other) is not None and not fused.is_laid(other)
+
+
+def test_of_one_trainer(tmp_path):
+    before = everything()
+    mine, other = make("DPO", tmp_path), make("DPO", tmp_path)
+    forwards = [mine.model.forward, mine.ref_model.forward]
+    handle = prefuse.trl.accelerate(mine)
+    assert fused.is_laid(mine.model) and fused.is_laid(mine.ref_model)
+    assert not fused.is_laid(other.model) and not fused.is_laid(other.ref_model)
+    assert everything() == before
+    assert repr(handle) == "Acceleration(DPOTrainer.model, DPOTrainer.ref_model)"
+    handle.remove()
+    assert [mine.model.forward, mine.ref_model.forward] == forwards
+    assert not any(name.startswith("_prefuse") for model in (mine.model, mine.ref_model) for name in vars(model))
+
+
+def test_of_one_trainer_that_builds_logits(tmp_path):
+    before = everything()
+    mine, other = make("CPO", tmp_path), make("CPO", tmp_path)
+    with prefuse.trl.accelerate(mine):
+        mine.train()
+        assert prefuse.head(mine.model).fresh is False
+        assert "concatenated_forward" not in vars(other)
+    assert everything() == before
+    assert "concatenated_forward" not in vars(mine) and not any("prefuse" in name for name in vars(mine))
+    assert "forward" not in vars(mine.model)
+
+
+def test_of_all_and_of_one(tmp_path):
+    """They do not wrap each other's."""
+    before = everything()
+    trainer = make("TPO", tmp_path)
+    for outer, inner in ((None, trainer), (trainer, None)):
+        with prefuse.trl.accelerate(outer), prefuse.trl.accelerate(inner):
+            trainer.train()
+    assert everything() == before and "_compute_loss" not in vars(trainer)
+
+
+def test_after_training_has_begun(tmp_path):
+    """accelerate's autocast lies around TRL's forward then."""
+    trainer = make("DPO", tmp_path, bf16=True)
+    trainer.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    expected = trainer.compute_loss(trainer.model, dict(batch))
+    with prefuse.trl.accelerate(trainer):
+        assert fused.is_laid(trainer.model)
+        found = trainer.compute_loss(trainer.model, dict(batch))
+    torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-3)
+    assert not torch.equal(found, expected)  # bf16 products that are rounded otherwise, so autocast was on
+    assert torch.equal(trainer.compute_loss(trainer.model, dict(batch)), expected)
+
+
+def test_another_kind_of_trainer():
+    with pytest.raises(
+        ValueError, match=r"trainer: expected a DPO, KTO.* of trl 1\..*, got SimpleNamespace, which has no"
+    ):
+        import types
+
+        prefuse.trl.accelerate(types.SimpleNamespace(model=None))
+    with pytest.raises(ValueError, match="got SimpleNamespace"):
+        prefuse.trl.accelerate(types.SimpleNamespace(model=causal_lm("llama"), ref_model=None))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value", "what"),
+    [
+        (utils, "add_fused_lm_head", lambda model, temperature: None, "utils.add_fused_lm_head(model, temperature, "),
+        (utils, "FusedCausalLMOutput", object, "utils.FusedCausalLMOutput as it was"),
+        (utils, "_ChunkedLogProbFunction", object, "utils._ChunkedLogProbFunction with the arguments"),
+        (dpo_trainer, "add_fused_lm_head", None, "add_fused_lm_head in trl.trainer.dpo_trainer"),
+        (cpo_trainer.CPOTrainer, "get_batch_logps", lambda logits: None, "CPOTrainer.get_batch_logps as it was"),
+        (cpo_trainer, "selective_log_softmax", lambda logits: None, "cpo_trainer.selective_log_softmax(logits, index"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_trl_that_has_moved(monkeypatch, owner, name, value, what):
+    """One error that says which version, what is not there, and what fits; nothing is changed."""
+    if value is None:
+        monkeypatch.delattr(owner, name)
+    else:
+        monkeypatch.setattr(owner, name, value)
+    before = everything()
+    with pytest.raises(RuntimeError) as raised:
+        prefuse.trl.accelerate()
+    assert f"trl {trl.__version__} has not " in str(raised.value) and what in str(raised.value)
+    assert f"prefuse.trl fits trl {seams.FITS}" in str(raised.value)
+    assert seams.fit() == str(raised.value)
+    assert everything() == before
+
+
+def test_a_moved_trainer_does_not_concern_the_others(monkeypatch, tmp_path):
+    monkeypatch.setattr(cpo_trainer.CPOTrainer, "get_batch_logps", lambda logits: None)
+    prefuse.trl.accelerate(make("DPO", tmp_path)).remove()
+    with pytest.raises(RuntimeError, match="CPOTrainer"):
+        prefuse.trl.accelerate(make("CPO", tmp_path))
+
+
+def test_a_fused_head_without_settings(monkeypatch):
+    monkeypatch.setattr(fused, "settings_of", lambda model: None)
+    with prefuse.trl.accelerate(), pytest.raises(RuntimeError, match="has not the settings of the fused head of Llama"):
+        dpo_trainer.add_fused_lm_head(causal_lm("llama"))
+
+
+def test_without_trl(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(ImportError, match=r"prefuse\.trl: TRL is not installed; pip install 'trl>=1\.16'"):
+        prefuse.trl.accelerate()
+    assert "not installed" in seams.fit()
+
+
+def test_importing_loads_none_of_them():
+    code = (
+        "import sys, prefuse, prefuse.trl; "
+        "assert prefuse.trl.accelerate; "
+        "sys.exit(', '.join(sorted({'trl', 'transformers', 'peft', 'accelerate', 'datasets'} & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match=r"prefuse\.trl' has no attribute 'acelerate'"):
+        prefuse.trl.acelerate  # noqa: B018
+    assert "accelerate" in dir(prefuse.trl)
+
+
+def gathered_logits() -> gathered.Gathered:
+    statistics = {"log_probs": torch.arange(6.0), "is_top1": torch.tensor([True, False] * 3)}
+    return gathered.Gathered(statistics, torch.arange(6) + 10, torch.arange(6).view(2, 3), classes=50)
+
+
+def test_gathered_logits_are_indexed_as_logits_are():
+    logits = gathered_logits()
+    assert logits.shape == (2, 3, 50)
+    full = torch.arange(6.0).view(2, 3, 1).expand(2, 3, 50)
+    mask = torch.tensor([[True, False, True], [False, True, False]])
+    keys = (
+        slice(1),
+        0,
+        (Ellipsis, slice(None, -1), slice(None)),
+        (slice(None), slice(1, None)),
+        (slice(None), slice(None, -1), slice(None)),
+        mask,
+        Ellipsis,
+    )
+    for key in keys:
+        assert logits[key].shape == full[key].shape
+        assert torch.equal(logits[key].log_probs(), full[key][..., 0])
+    assert torch.equal(logits[:, 1:].contiguous().view(-1, 50).log_probs(), full[:, 1:, 0].reshape(-1))
+    assert [part.shape for part in logits.chunk(2, dim=0)] == [(1, 3, 50)] * 2
+    assert logits.argmax(dim=-1).tolist() == [[10, -1, 12], [-1, 14, -1]]
+    labels = torch.tensor([5, -100, 7, -100, -100, 9])
+    found = torch.nn.functional.cross_entropy(logits.view(-1, 50), labels)
+    torch.testing.assert_close(found, -torch.arange(6.0).sum() / 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (lambda logits: logits[..., 3], r"classes 3 were asked for"),
+        (lambda logits: logits.argmax(0), r"dim=0 of them"),
+        (lambda logits: torch.softmax(logits, -1), r"torch\.softmax was called"),
+        (lambda logits: torch.nn.functional.cross_entropy(logits, None, reduction="sum"), r"got reduction='sum'"),
+        (lambda logits: torch.nn.functional.cross_entropy(logits, None, label_smoothing=0.1), r"label_smoothing=0\.1"),
+    ],
+)
+def test_gathered_logits_refuse_what_they_do_not_know(asked, said):
+    with pytest.raises(TypeError, match=f"prefuse has not made.*{said}"):
+        asked(gathered_logits())
+
+
+def test_statistics_of_a_prompt_that_was_cut_away(tmp_path):
+    """Online DPO reads other logits then, and gets them."""
+    options = {"train_dataset": running.prompts(), "reward_funcs": running.reward, "max_new_tokens": 5, "max_length": 5}
+    runs = [running.train(lambda: make("OnlineDPO", tmp_path, **options), how) for how in ("plain", "after")]
+    running.assert_same(*runs)
