@@ -85,7 +85,7 @@ class Score:
     def with_tensors(self, loss: Array, losses: Array) -> Score:
         """Return the score with another loss and other losses, as they came through a module's forward pass."""
         score = Score(loss, losses, self._source, self._extras)
-        score.plan = self.plan
+        score.plan, score.statistics = self.plan, self.statistics
         return score
 
     def to(self, device: Any) -> Score:

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefuse.trl.acceleration import Acceleration, accelerate
+    from prefuse.trl.config import PreferenceConfig
+    from prefuse.trl.trainer import PreferenceTrainer
 
-_HOMES = {"Acceleration": "prefuse.trl.acceleration", "accelerate": "prefuse.trl.acceleration"}
+_HOMES = {
+    "Acceleration": "prefuse.trl.acceleration",
+    "PreferenceConfig": "prefuse.trl.config",
+    "PreferenceTrainer": "prefuse.trl.trainer",
+    "accelerate": "prefuse.trl.acceleration",
+}
 """Which module each public name comes from."""
 
-__all__ = ["Acceleration", "accelerate"]
+__all__ = ["Acceleration", "PreferenceConfig", "PreferenceTrainer", "accelerate"]
 
 
 def __getattr__(name: str) -> Any:
