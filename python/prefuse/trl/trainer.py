@@ -139,7 +139,10 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             )
 
     def _sources_of(self, dataset: Any, name: str) -> Sources:
-        return find_sources(self._demand, names_of(dataset), name)
+        names = names_of(dataset)
+        if has_images(names):
+            raise ValueError(f"{name}: PreferenceTrainer does not take images; trl.DPOTrainer does, with DPO's losses")
+        return find_sources(self._demand, names, name)
 
     def _collator(self, args: PreferenceConfig, processing_class: Any) -> PreferenceCollator:
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
@@ -171,8 +174,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
     # Data
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: PreferenceConfig, dataset_name: str) -> Any:
-        if has_images(names_of(dataset)):
-            raise ValueError(f"{dataset_name}: images are not supported by PreferenceTrainer yet; use trl.DPOTrainer")
         sources = self._sources_of(dataset, dataset_name)
         if sources != self._sources:
             raise ValueError(f"{dataset_name}: expected the columns of train_dataset, {self._sources}, got {sources}")
