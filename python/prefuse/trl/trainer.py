@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import broadcast_object_list, is_peft_model, tqdm
+from accelerate.utils import broadcast_object_list, gather_object, is_peft_model, tqdm
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from datasets.fingerprint import Hasher
 from torch import Tensor
@@ -199,7 +199,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         identity = [Hasher.hash((dataset._fingerprint, self._precompute_model_hash, columns))]
         broadcast_object_list(identity, from_process=0)
         cache = dataset._get_cache_file_path(identity[0])
-        if not os.path.exists(cache):
+        if not all(gather_object([os.path.exists(cache)])):
             values = self._reference_of_rows(dataset, name, batch_size)
             if self.accelerator.is_main_process:
                 dataset.map(
@@ -212,6 +212,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
                     desc=f"Keeping the reference of {name}",
                 )
             self.accelerator.wait_for_everyone()
+            if not os.path.exists(cache):  # data sets in memory keep their files where no other process looks
+                return concatenate_datasets([dataset, Dataset.from_dict(values)], axis=1)
         return concatenate_datasets([dataset, Dataset.from_file(cache)], axis=1)
 
     def _reference_of_rows(self, dataset: Any, name: str, batch_size: int) -> dict[str, list[Any]]:

@@ -1,0 +1,78 @@
+"""`PreferenceTrainer` under `accelerate launch`: two processes arrive where one does with both their batches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trl.two_processes import CASES, run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 300
+"""Seconds until a launch counts as stuck."""
+
+LAUNCHES: dict[str, tuple[list[str], list[str]]] = {
+    "DDP": (["--multi_gpu"], list(CASES)),
+    "FSDP2": (
+        [
+            *("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
+            *("--fsdp_transformer_layer_cls_to_wrap", "LlamaDecoderLayer", "--fsdp_reshard_after_forward", "true"),
+        ],
+        ["dpo", "aot", "simpo, packed", "precomputed"],
+    ),
+}
+"""How accelerate is told to launch, on the CPU by the environment, and the cases that are run so."""
+
+
+@pytest.fixture(scope="module", params=LAUNCHES)
+def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    flags, cases = LAUNCHES[request.param]
+    folder = tmp_path_factory.mktemp("launched")
+    common = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    script = [str(ROOT / "tests" / "trl" / "two_processes.py"), str(folder), "2", *cases]
+    ended = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *flags, *common, "--main_process_port", "0", *script],
+        env=os.environ
+        | {
+            "ACCELERATE_USE_CPU": "true",
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return request.param, folder
+
+
+@cache
+def alone(case: str, folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    return run(case, folder, 4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(launched, case, tmp_path_factory):
+    how, folder = launched
+    if case not in LAUNCHES[how][1]:
+        pytest.skip(f"{case} is run under DDP alone")
+    weights, logs = torch.load(folder / f"{case}.pt")
+    expected: Any = alone(case, tmp_path_factory.getbasetemp() / "alone")
+    for name, value in expected[0].items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert len(logs) == len(expected[1]) == 4
+    for mine, theirs in zip(logs, expected[1], strict=True):
+        assert mine.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert mine[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
