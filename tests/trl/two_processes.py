@@ -1,6 +1,6 @@
 """Trains with `PreferenceTrainer` in every process that is launched and keeps what came of it: a script.
 
-    accelerate launch tests/trl/two_processes.py FOLDER BATCH CASE …
+accelerate launch tests/trl/two_processes.py FOLDER BATCH CASE …
 """
 
 from __future__ import annotations
