@@ -3,7 +3,7 @@
     python benchmarks/trl_side_by_side.py [--steps 30] [--pairs 16] [--vocabulary 4096] [--rounds 3] [--results DIR]
 
 The demo's pairs (the standard library's docstrings) and its model of two layers, float32, AdamW, all weights trained,
-a reference model beside it. Trained `--rounds` times by each in turn; the time is the median of whole runs by each. Peak
+a reference model beside it. Trained `--rounds` times by each in turn; the time is the median of whole runs. Peak
 memory is what three steps add to what the process holds before them, in a process of its own.
 """
 
