@@ -16,7 +16,7 @@ import prefuse
 from prefuse.language import log_sigmoid, pair_objective
 from prefuse.objectives import dpo, sft
 from prefuse.trl import PreferenceConfig
-from tests.integration.models import causal_lm
+from tests.integration.models import causal_lm, vision_language_model
 from tests.trl import running
 from tests.trl.running import Run, assert_same, make, train
 
@@ -137,6 +137,29 @@ def test_tpo_is_that_of_trls_tpo_trainer(tmp_path):
     }
     ignored = ("logps", "logits", "nll", "entropy", "num_tokens", "mean_token", "num_input_tokens", "aux")
     same_as_trl(tmp_path, theirs, mine, "TPO", ignored)
+
+
+def illustrated(**columns: list[Any]) -> dict[str, Any]:
+    data = running.illustrated()
+    for name, values in columns.items():
+        data = data.add_column(name, values)
+    models = {"model": vision_language_model(), "ref_model": vision_language_model(seed=1)}
+    return models | {"train_dataset": data, "processing_class": running.processor(), "max_length": None}
+
+
+def test_dpo_of_images_is_trls(tmp_path):
+    same_as_trl(tmp_path, illustrated(), illustrated() | {"objective": "dpo"})
+
+
+def test_answers_that_did_not_see_the_image(tmp_path):
+    """`bpo` where the blind answer is the rejected one: the mean of its two terms is `dpo`."""
+    once = train(lambda: make("Preference", tmp_path, objective="dpo", **illustrated()), "plain")
+    given = illustrated(blind=[*running.illustrated()["rejected"]])
+    options = {"objective": "bpo", "objective_kwargs": {"combine": "mean"}} | given
+    twice = train(lambda: make("Preference", tmp_path, **options), "plain")
+    for mine, theirs in zip(twice.logs[:-1], once.logs[:-1], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert mine["logps/blind"] == pytest.approx(theirs["logps/rejected"], rel=1e-4)
 
 
 # Packed, evaluated, without a reference
@@ -387,10 +410,19 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "precompute_ref_log_probs: ld_dpo reads the reference of single tokens",
     ),
-    "images": (
-        {"train_dataset": running.illustrated, "processing_class": running.processor},
+    "images of single responses": (
+        {
+            "objective": "simnpo",
+            "train_dataset": lambda: running.illustrated().rename_column("chosen", "completion"),
+            "processing_class": running.processor,
+        },
         ValueError,
-        "does not take images",
+        "only pairs come with images",
+    ),
+    "packed images": (
+        {"padding_free": True, "train_dataset": running.illustrated, "processing_class": running.processor},
+        ValueError,
+        "padding_free: expected False for data with images",
     ),
 }
 

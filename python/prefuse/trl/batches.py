@@ -130,10 +130,7 @@ class PreferenceCollator:
             values = _flat(values)
         elif level == "(i, j)":
             values = _flat(line for value in values for line in value)
-        try:
-            return torch.tensor(values)
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"{name}: expected one number per {level}, got {values[0]!r}") from None
+        return _numbers(name, level, values)
 
     def _check_lists(self, name: str, values: list[Any], responses: Sequence[Response]) -> None:
         if any(not isinstance(value, list) for value in values) or sum(map(len, values)) != len(responses):
@@ -156,6 +153,18 @@ class PreferenceCollator:
             own = iter(given[response.first :])
             laid.append([float(next(own)) if scored else 0.0 for scored in response.scored])
         return torch.tensor(_flat(laid)) if self.packed else self._padded(laid, 0.0, length)
+
+
+def column_of(name: str, level: str, source: str, rows: Sequence[dict[str, Any]]) -> Tensor:
+    """A column with one value per row."""
+    return _numbers(name, level, [_given(row, source) for row in rows])
+
+
+def _numbers(name: str, level: str, values: list[Any]) -> Tensor:
+    try:
+        return torch.tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name}: expected one number per {level}, got {values[0]!r}") from None
 
 
 def _given(row: dict[str, Any], source: str) -> Any:

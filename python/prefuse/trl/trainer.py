@@ -27,7 +27,8 @@ from prefuse.metrics import ranking_accuracy
 from prefuse.preference import preference_loss
 from prefuse.trl.batches import PreferenceCollator, labels_of, roles_of, scored_of
 from prefuse.trl.config import PreferenceConfig
-from prefuse.trl.demands import LISTS, Sources, demand_of, find_sources
+from prefuse.trl.demands import LISTS, PAIRS, Sources, demand_of, find_sources
+from prefuse.trl.images import ImageCollator
 from prefuse.trl.means import Means
 from prefuse.trl.rows import columns_to_keep, has_images, names_of, reference_columns, tokenised, with_room
 from trl import DPOTrainer
@@ -93,8 +94,11 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         self._sources = self._sources_of(train_dataset, "train_dataset")
         if processing_class is None:
             processing_class = _load_processing_class(model, args)
+        images = has_images(names_of(train_dataset))
+        if images:
+            self._check_images(args)
         if data_collator is None:
-            data_collator = self._collator(args, processing_class)
+            data_collator = self._collator(args, processing_class, images)
         absent = self._demand.reference is None
         if absent:
             ref_model = _Absent()
@@ -139,12 +143,22 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             )
 
     def _sources_of(self, dataset: Any, name: str) -> Sources:
-        names = names_of(dataset)
-        if has_images(names):
-            raise ValueError(f"{name}: PreferenceTrainer does not take images; trl.DPOTrainer does, with DPO's losses")
-        return find_sources(self._demand, names, name)
+        return find_sources(self._demand, names_of(dataset), name)
 
-    def _collator(self, args: PreferenceConfig, processing_class: Any) -> PreferenceCollator:
+    def _check_images(self, args: PreferenceConfig) -> None:
+        """Refuses what does not go together with images, beside what TRL refuses."""
+        if self._sources.layout != PAIRS or any(level.startswith("token") for _, level, _ in self._sources.columns):
+            raise ValueError(
+                f"train_dataset: {self.objective.name} reads single responses, lists or columns by token, and only "
+                "pairs come with images"
+            )
+        for name, wanted in (("padding_free", False), ("pad_to_multiple_of", None)):
+            if getattr(args, name) != wanted:
+                raise ValueError(f"{name}: expected {wanted} for data with images, got {getattr(args, name)}")
+
+    def _collator(self, args: PreferenceConfig, processing_class: Any, images: bool) -> Callable[..., Any]:
+        if images:
+            return ImageCollator(self._sources, processing_class, args.max_length)
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -186,8 +200,13 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:  # type: ignore[has-type]
-            precomputed = reference_columns(self._sources) if self.args.precompute_ref_log_probs else ()
-            self._signature_columns = columns_to_keep(self._sources, precomputed)
+            if self._is_vision_dataset:
+                texts = (*self._sources.prompts, *self._sources.responses)
+                own = [source for _, _, source in self._sources.columns]
+                self._signature_columns = [*dict.fromkeys(texts), "image", "images", *own]
+            else:
+                precomputed = reference_columns(self._sources) if self.args.precompute_ref_log_probs else ()
+                self._signature_columns = columns_to_keep(self._sources, precomputed)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """The data set with the reference's log-probabilities of every response, kept on disk beside it."""
