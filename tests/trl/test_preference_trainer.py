@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from collections.abc import Callable
@@ -195,6 +196,69 @@ def test_evaluation_is_trls(tmp_path):
         assert len(names) > 10
         for name in names:
             assert found[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-5), name
+
+
+def conversations() -> Dataset:
+    def said(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    data = running.pairs()
+    made = {name: [said("assistant", text) for text in data[name]] for name in ("chosen", "rejected")}
+    return Dataset.from_dict({"prompt": [said("user", text) for text in data["prompt"]], **made})
+
+
+def chatting() -> Any:
+    tokenizer = copy.deepcopy(running.tokenizer())
+    turn = "{% for message in messages %} {{ message.role }}{{ message.content }} </s>{% endfor %}"
+    tokenizer.chat_template = f"{turn}{{% if add_generation_prompt %}} assistant{{% endif %}}"
+    return tokenizer
+
+
+def without_prompts() -> Dataset:
+    """The prompt is what both responses begin with."""
+    data = running.pairs()
+    joined = {
+        name: [prompt + text for prompt, text in zip(data["prompt"], data[name], strict=True)]
+        for name in ("chosen", "rejected")
+    }
+    return Dataset.from_dict(joined)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: {"train_dataset": conversations(), "processing_class": chatting()},
+        lambda: {"train_dataset": without_prompts()},
+        lambda: {"train_dataset": running.pairs().to_iterable_dataset()},
+    ],
+    ids=["conversations", "prompts in the responses", "streamed"],
+)
+def test_data_is_read_as_trl_reads_it(data, tmp_path):
+    same_as_trl(tmp_path, with_reference(data()), with_reference(data() | {"objective": "dpo"}))
+
+
+def test_beside_an_accelerated_trl(tmp_path):
+    runs = [train(lambda: make("Preference", tmp_path, objective="simpo"), how) for how in ("plain", "before")]
+    assert_same(runs[1], runs[0])
+
+
+def test_logits_where_somebody_computes_metrics_of_them(tmp_path):
+    data = running.pairs(4)
+    trainer = make("Preference", tmp_path, objective="simpo", eval_dataset=data, per_device_eval_batch_size=4)
+    shapes: list[Any] = []
+    trainer.compute_metrics = lambda given: (
+        shapes.append((given.predictions.shape, given.label_ids.shape)) or {"a": 1.0}
+    )
+    assert trainer.evaluate()["eval_a"] == 1.0
+    (logits, tokens), *rest = shapes
+    assert logits == (*tokens, 96) and tokens[0] == 8 and not rest
+
+
+def test_model_card_names_the_paper(tmp_path):
+    trainer = make("Preference", tmp_path, objective="simpo")
+    trainer.create_model_card(model_name="tiny")
+    card = (tmp_path / "README.md").read_text()
+    assert "trained with simpo" in card and "2405.14734" in card and "prefuse" in card
 
 
 def test_no_reference_is_loaded_or_run_where_none_is_read(tmp_path):

@@ -22,7 +22,7 @@ from trl.trainer.utils import get_config_model_id, use_adapter
 
 from prefuse._layout import sum_responses
 from prefuse.head import HeadTensors, head
-from prefuse.language import Score
+from prefuse.language import Objective, Score
 from prefuse.metrics import ranking_accuracy
 from prefuse.preference import preference_loss
 from prefuse.trl.batches import PreferenceCollator, labels_of, roles_of, scored_of
@@ -64,8 +64,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "prefuse", "preference"]
-    _name = "Preference"
-    _paper: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,
@@ -89,6 +87,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         if train_dataset is None:
             raise ValueError("train_dataset: missing")
         self.objective = args.resolved_objective()
+        self._name, self._paper = self.objective.name, _paper_of(self.objective)
         self._demand = demand_of(self.objective)
         self._check_options(args, ref_model)
         self._sources = self._sources_of(train_dataset, "train_dataset")
@@ -456,7 +455,11 @@ class _Absent(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__(PretrainedConfig())
-        self.nothing = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.lm_head = torch.nn.Linear(1, 1, bias=False)  # what patches heads, and wraps parameters, finds one
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        """Its head of one number."""
+        return self.lm_head
 
     def forward(self) -> None:
         """Nothing: it is never run."""
@@ -470,6 +473,13 @@ def _without_packing(args: PreferenceConfig) -> Iterator[None]:
         yield
     finally:
         args.padding_free = packed
+
+
+def _paper_of(objective: Objective) -> dict[str, str]:
+    """What the model card says of an objective."""
+    if objective.paper is None:
+        return {}
+    return {"id": objective.paper, "title": (objective.__doc__ or objective.name).partition(" (")[0]}
 
 
 def _id_of(model: Any) -> str:
