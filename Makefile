@@ -10,15 +10,18 @@ RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 
 BENCHES := rows objectives head curate
 BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 
-.PHONY: demo test test-rust test-python lint bench $(BENCHES) docs wheel clean help
+.PHONY: demo test test-rust test-python lint bench $(BENCHES) docs gallery site smoke wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make lint    rustfmt, clippy, ruff, mypy"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate)"
-	@echo "make docs    write the catalogue's pages from the objectives"
+	@echo "make docs    write the catalogue's pages from the objectives and their tests"
+	@echo "make gallery run the papers' toy experiments (examples/papers), draw their figures"
+	@echo "make site    build the documentation as a site into site/, without network"
 	@echo "make wheel   build the abi3 wheel into dist/"
+	@echo "make smoke   try that wheel, or WHEEL=, in an environment that has torch and nothing else"
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m prefuse demo $(DEMO)
@@ -47,12 +50,23 @@ $(BENCHES): bench
 
 docs: $(VENV)/.test
 	$(BIN)/python -m prefuse.catalogue.page docs
+	$(BIN)/python -m tests.evidence docs
+
+gallery: $(VENV)/.test
+	$(BIN)/python examples/papers
+
+# WHEEL: one that is there already.
+smoke: $(VENV)/.test $(if $(WHEEL),,wheel)
+	$(BIN)/python -m tests.wheel.environment $(or $(WHEEL),dist/prefuse-*.whl)
+
+site: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 wheel: $(VENV)/.created
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf target dist $(VENV) python/prefuse/*.so demo-output
+	rm -rf target dist site $(VENV) python/prefuse/*.so demo-output
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prefuse needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0])'
@@ -61,6 +75,6 @@ $(VENV)/.created:
 	touch $@
 
 # Editable: Python changes need no reinstall, changed Rust sources rebuild the extension.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint: $(VENV)/.%: $(VENV)/.created $(RUST)
+$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.created $(RUST)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@

@@ -21,13 +21,13 @@ from typing import Any
 import datasets
 import torch
 import transformers
+import trl
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 import prefuse.trl
-import trl
 from prefuse.bench import machine, memory, results
 from prefuse.demo.batches import encode
 from prefuse.demo.job import Settings, read

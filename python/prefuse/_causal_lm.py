@@ -19,8 +19,8 @@ from prefuse.linear.functions import Lora
 Inside = Callable[[Tensor, "HeadTensors"], Any]
 """What runs inside of the model: hidden states [B, T, H] and the head in, anything out."""
 
-_WRAPPED = ("_orig_mod", "module")
-"""Where torch.compile, and DDP, FSDP1 and DeepSpeed, keep what they wrap."""
+_WRAPPED = ("_orig_mod", "module", "_fsdp_wrapped_module")
+"""Where torch.compile, DDP and DeepSpeed, and FSDP1 keep what they wrap."""
 
 _SOFTCAPS = {
     "final_logit_softcapping": "final_logit_softcapping",
@@ -86,7 +86,8 @@ class HeadTensors:
 
 def run_inside(causal_lm: Any, inside: Inside, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The backbone, then `inside` in the place of the LM head."""
-    if kwargs.pop("logits_to_keep", 0) != 0:
+    keep = kwargs.pop("logits_to_keep", None)
+    if isinstance(keep, Tensor) or keep:
         raise TypeError("logits_to_keep: given beside fused; mark what is not to be scored in the labels")
     config = causal_lm.config.get_text_config()
     labels = kwargs.pop("labels", None)
@@ -207,7 +208,7 @@ def _linear(module: Any) -> tuple[nn.Linear, Any]:
     if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
         dtype = getattr(getattr(module, "weight", None), "dtype", None)
         raise ValueError(
-            f"model: expected an LM head that is an nn.Linear of floating-point weights, alone, with LoRA, or as "
+            "model: expected an LM head that is an nn.Linear of floating-point weights, alone, with LoRA, or as "
             f"PEFT's module to save, got {type(module).__name__}{f' of {dtype}' if dtype else ''}"
         )
     return module, adapter

@@ -54,16 +54,19 @@ def compile_all(detail: bool) -> int:
     except RuntimeError as error:
         print(f"\nnothing compiled: {error}")
         return 1
-    begin, tally = time.perf_counter(), Tally()
+    tally, seconds = Tally(), []
     architectures = ", ".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
     print(f"\ncompiled for {architectures}; the largest numbers of all")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for title, items in (("kernel", _fixed()), ("objective", map(_generated, objectives.names()))):
             print(f"\n{HEAD}  {title}")
+            begin, before = time.perf_counter(), tally.kernels
             for item in items:
                 _show(item, _everywhere(pool, item), tally, detail)
+            seconds.append(time.perf_counter() - begin)
+            print(f"compiled in {seconds[-1]:.0f} s: {tally.kernels - before} kernels")
     print(
-        f"\n{tally.kernels} kernels compiled in {time.perf_counter() - begin:.0f} s, "
+        f"\n{tally.kernels} kernels compiled in {sum(seconds):.0f} s on {os.cpu_count()} cores, "
         f"{tally.spilling} spill registers, {tally.failures} failed"
     )
     return int(tally.failures > 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -145,7 +145,7 @@ def check_rows(
     if mask is not None:
         check_mask(mask, labels)
         mask = mask if mask.dtype == torch.bool else mask != 0
-    names = _check_statistics(stats, reference_logits)
+    names = check_statistics(stats, reference_logits, "reference_logits")
     if reference_logits is not None:
         check_tensor("reference_logits", reference_logits, FLOATS, "a floating-point", like=logits)
         if reference_logits.shape != logits.shape:
@@ -192,7 +192,7 @@ def check_tensor(
 ) -> None:
     """Checks type, layout, dtype and, where `like` is given, that both are on one device."""
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}{_where_it_is(name, tensor)}")
     if hasattr(tensor, "full_tensor"):
         raise TypeError(
             f"{name}: expected a local tensor, got a DTensor; pass {name}.to_local() or {name}.full_tensor()"
@@ -203,6 +203,19 @@ def check_tensor(
         raise TypeError(f"{name}: expected {wanted} tensor, got {tensor.dtype}")
     if like is not None and tensor.device != like.device:
         raise ValueError(f"{name}: expected device {like.device}, like the other arguments, got {tensor.device}")
+
+
+def _where_it_is(name: str, value: object) -> str:
+    """What to pass instead of a model's output or a layer, which hold the tensor meant."""
+    held = "weight" if "weight" in name else "last_hidden_state" if "hidden" in name else "logits"
+    return f"; pass its .{held}" if isinstance(getattr(value, held, None), torch.Tensor) else ""
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """`value` as a bool; anything else is refused, since every string is true."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
+    return bool(value)
 
 
 def check_mask(mask: torch.Tensor, labels: torch.Tensor) -> None:
@@ -228,7 +241,10 @@ def check_integer(name: str, value: int) -> int:
     return int(value)
 
 
-def _check_statistics(stats: str | Sequence[str], reference: torch.Tensor | None) -> tuple[str, ...]:
+def check_statistics(stats: str | Sequence[str], reference: object, argument: str) -> tuple[str, ...]:
+    """The names of the statistics, each once; `argument` is what the `reference` they may need is called."""
+    if not isinstance(stats, Iterable):
+        raise TypeError(f"stats: expected the name of a statistic, or several, got {type(stats).__name__}")
     names = (stats,) if isinstance(stats, str) else tuple(dict.fromkeys(stats))
     if not names:
         raise ValueError("stats: expected at least one statistic, got none")
@@ -236,7 +252,7 @@ def _check_statistics(stats: str | Sequence[str], reference: torch.Tensor | None
         if name not in STATISTICS:
             raise ValueError(f"stats: unknown statistic {name!r}; known are {', '.join(STATISTICS)}")
         if name in REFERENCE_STATISTICS and reference is None:
-            raise ValueError(f"reference_logits: missing, and the statistic {name!r} needs them")
+            raise ValueError(f"{argument}: missing, and the statistic {name!r} needs it")
     return names
 
 

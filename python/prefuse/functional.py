@@ -45,7 +45,7 @@ from prefuse import _ops
 from prefuse._backends import DEVICES
 from prefuse._buffers import from_numpy
 from prefuse._layout import check_layout, count_scored, shift_left, sum_responses
-from prefuse._rows import BACKWARD_NEEDS, STATISTICS, check_rows, has_contiguous_rows, with_backward_needs
+from prefuse._rows import BACKWARD_NEEDS, STATISTICS, check_flag, check_rows, has_contiguous_rows, with_backward_needs
 
 __all__ = ["STATISTICS", "TokenStats", "response_lengths", "sequence_logps", "token_logps", "token_stats"]
 
@@ -188,6 +188,7 @@ def token_stats(
         k=k,
         devices=DEVICES,
     )
+    check_flag("inplace", inplace)
     _refuse_transforms(logits)
     asked = rows.statistics
     differentiates = torch.is_grad_enabled() and logits.requires_grad
@@ -337,8 +338,9 @@ def sequence_logps(
                 "inplace": inplace,
             },
         )
+    check_flag("average", average)
     cu_seqlens = check_layout(labels, mask, cu_seqlens)
-    if shift:
+    if check_flag("shift", shift):
         labels, mask = shift_left(labels, mask, ignore_index, cu_seqlens)
     logps = token_logps(
         logits,
@@ -368,7 +370,7 @@ def response_lengths(
         lengths: Array = _through_torch(response_lengths, arrays, {"shift": shift, "ignore_index": ignore_index})
         return lengths
     offsets = check_layout(labels, mask, cu_seqlens)
-    if shift:
+    if check_flag("shift", shift):
         labels, mask = shift_left(labels, mask, ignore_index, offsets)
     return count_scored(labels, mask, ignore_index, offsets)
 

@@ -224,7 +224,7 @@ def head(model: nn.Module) -> Head:
         TypeError: there is no transformers causal LM in `model`.
         ValueError: its LM head is not a floating-point ``nn.Linear``, alone, with plain LoRA, or as PEFT's module to
             save; it raises when it is called where the state can change in between: dropout on a head's adapter in
-            training, other adapters, tensor parallelism inside of the model.
+            training, other adapters.
 
     Example::
 

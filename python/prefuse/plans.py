@@ -22,7 +22,10 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
+__all__ = ["PLANS", "WORKSPACE_BYTES", "Job", "Plan", "choose"]
+
 PLANS = ("forward", "single-pass", "grouped", "keep", "recompute")
+"""The names of the plans, as `plan=` takes them."""
 
 Tile = tuple[int, int]
 

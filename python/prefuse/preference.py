@@ -8,7 +8,7 @@ expect three tensors back.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from prefuse import language
 from prefuse._columns import Scoring, check_beside, check_reference, reading, reference_form, row_statistics
 from prefuse._layout import check_layout, scored_tokens, shift_left
 from prefuse._processes import check_process_group
-from prefuse._rows import REFERENCE_STATISTICS, check_integer
+from prefuse._rows import FLOATS, REFERENCE_STATISTICS, check_flag, check_integer, check_tensor
 from prefuse.functional import token_stats
 from prefuse.language import Objective, Score, TorchObjective
 from prefuse.linear.gathering import gathered_head
@@ -181,7 +181,7 @@ def pair_loss(
 
     Raises:
         TypeError: an argument of the wrong type, one that the objective does not read, or one that it misses.
-        ValueError: shapes that do not fit, or an objective that is not of pairs.
+        ValueError: shapes that do not fit, an objective that is not of pairs, or a reference that it does not read.
     """
     objective = _objective(objective)
     if objective.kind != "pair":
@@ -192,6 +192,12 @@ def pair_loss(
         "ref_chosen_logps": reference_chosen_logps,
         "ref_rejected_logps": reference_rejected_logps,
     }
+    for name in ("ref_chosen_logps", "ref_rejected_logps"):
+        if given[name] is not None and not _reads_reference(objective):
+            raise ValueError(
+                f"{name.replace('ref_', 'reference_')}: given, but {objective.name} reads nothing of a reference "
+                "model; leave it out"
+            )
     score = objective(**{name: value for name, value in given.items() if value is not None}, **hyper_and_columns)
     rewards = score.rewards
     return score.losses, rewards.get("chosen"), rewards.get("rejected")
@@ -238,11 +244,22 @@ def _objective(objective: str | Objective) -> Objective:
     return language.find(objective) if objective in language.names() else objectives.get(objective)
 
 
+def _reads_reference(objective: Objective) -> bool:
+    return any(name.startswith("ref_") for name in objective.columns)
+
+
 def _with_settings(objective: Objective, columns: dict[str, Any]) -> Objective:
     """The objective with those of the arguments that are hyper-parameters of it."""
     own = {name: value for name, value in columns.items() if name in objective.parameters}
     result: Objective = objective(**own) if own else objective
     return result
+
+
+def _refuse_other_names_of_reference(columns: Collection[str], objective: Objective) -> None:
+    """What other functions call the argument `reference`."""
+    for name in ("reference_logits", "ref_logits", "reference_hidden", "ref_hidden", "ref_logps", "reference_logps"):
+        if name in columns and name not in objective.columns:
+            raise TypeError(f"{name}: no argument here; what there is of the reference model goes as reference=")
 
 
 class _Logits(NamedTuple):
@@ -290,6 +307,8 @@ def _prepare(
         columns = columns | {name: head.pop(name) for name in mine}
         head |= dict.fromkeys(mine)
     source = check_source(logits, inplace, objective.columns, hidden=hidden, **head)
+    if source is None:
+        check_tensor("logits", logits, FLOATS, "a float16, bfloat16, float32 or float64")  # type: ignore[arg-type]
     rows, shape = ("logits", _shape(logits)) if source is None else ("hidden states", _shape(hidden))
     if source is not None and isinstance(source.reference_weight, Tensor):
         shape = (*shape[:-1], source.reference_weight.shape[-1])
@@ -298,11 +317,15 @@ def _prepare(
     read = reading(objective if settled._forms == objective._forms else settled, tuple(columns))
     offsets = check_layout(labels, mask, cu_seqlens)
     check_integer("ignore_index", ignore_index)
+    for name, flag in (("shift", shift), ("inplace", inplace)):
+        check_flag(name, flag)
     check_process_group("data_group", data_group)
     if data_group is not None and data_group is head["group"]:
         raise ValueError("data_group: expected other processes than those of group, which share one batch")
     at_logits = shift_left(labels, mask, ignore_index, offsets) if shift else (labels, mask)
     form = reference_form(reference, rows, shape, labels, offsets)
+    if form is None:
+        _refuse_other_names_of_reference(columns, objective)
     check_reference(objective.name, read.needs, form, rows)
     scoring = Scoring(
         settled,

@@ -7,13 +7,14 @@ log-probabilities that far from −20.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefuse import objectives as _catalogue
+from prefuse._rows import check_integer, positive_number
 from prefuse.catalogue.samples import log_ratio_grid
 from prefuse.scoring.objective import Objective
 from prefuse.scoring.settings import show
@@ -41,10 +42,13 @@ def margin(objectives: Objectives, *, span: float = 40.0, points: int = 401, **c
         A figure of two panels.
 
     Raises:
-        ValueError: an objective that is not of pairs, or reads columns by token.
+        ImportError: matplotlib is not installed.
+        TypeError: no objective, or a number that is none.
+        ValueError: an objective that is not of pairs or reads columns by token, or a span or number of points that
+            leaves nothing to draw.
     """
     figure, (left, right) = _figure(2)
-    at = np.linspace(-span, span, points)
+    at = _axis(span, points)
     for objective in _several(objectives):
         losses, chosen, rejected = _slopes(objective, at / 2, -at / 2, columns)
         left.plot(at, losses, label=_label(objective))
@@ -58,7 +62,7 @@ def gradients(objectives: Objectives, *, span: float = 40.0, points: int = 401, 
     Above 0 a step raises the response's likelihood. Arguments as for `margin`.
     """
     figure, (left, right) = _figure(2)
-    at = np.linspace(-span, span, points)
+    at = _axis(span, points)
     for objective in _several(objectives):
         _, chosen, rejected = _slopes(objective, at / 2, -at / 2, columns)
         left.plot(at, -chosen, label=_label(objective))
@@ -76,7 +80,7 @@ def contour(objective: str | Objective, *, span: float = 20.0, points: int = 101
         columns: as for `margin`.
     """
     figure, (axes,) = _figure(1)
-    at = np.linspace(-span, span, points)
+    at = _axis(span, points)
     chosen, rejected = (grid.ravel() for grid in np.meshgrid(at, at))
     (found,) = _several(objective)
     losses, pull_chosen, pull_rejected = _slopes(found, chosen, rejected, columns)
@@ -91,9 +95,21 @@ def contour(objective: str | Objective, *, span: float = 20.0, points: int = 101
     return figure
 
 
+def _axis(span: float, points: int) -> NDArray[Any]:
+    """So many values from −span to span."""
+    if check_integer("points", points) < 2:
+        raise ValueError(f"points: expected at least 2, got {points}")
+    span = positive_number("span", span)
+    return np.linspace(-span, span, points)
+
+
 def _several(objectives: Objectives) -> list[Objective]:
-    given = [objectives] if isinstance(objectives, str | Objective) else list(objectives)
-    return [_catalogue.get(one) if isinstance(one, str) else one for one in given]
+    given = [objectives] if isinstance(objectives, str) or not isinstance(objectives, Iterable) else list(objectives)
+    found = [_catalogue.get(one) if isinstance(one, str) else one for one in given]
+    for one in found:
+        if not isinstance(one, Objective):
+            raise TypeError(f"objective: expected an Objective or the name of one, got {type(one).__name__}")
+    return found
 
 
 def _slopes(
@@ -121,7 +137,10 @@ def _label(objective: Objective) -> str:
 
 
 def _figure(panels: int) -> tuple[Figure, Sequence[Any]]:
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('matplotlib is not installed, which draws; pip install "prefuse[demo]"') from error
 
     figure = Figure(figsize=(5.5 * panels, 4.2), layout="constrained")
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -45,9 +46,34 @@ def test_every_objective_has_a_page(name):
     assert page.derivatives() or name == "pf_ppo_weight"  # a weight, which takes no gradient
 
 
+@pytest.mark.parametrize("name", objectives.names())
+def test_every_objective_declares_its_paper(name):
+    """Title, authors and year for those with an arXiv id; those without say that there is no paper."""
+    page = entry(name)
+    if page.paper is None:
+        assert "\nPaper: none; " in page.notes and page.title is None
+    else:
+        assert page.title and page.title in str(page) and "Paper:" not in page.notes
+        assert re.match(r"[A-Z][\w'\-]+.*? (19|20)\d\d\b", page.citation), page.citation
+
+
+def test_one_paper_has_one_title():
+    titles = {page.paper: page.title for page in catalogue()}
+    assert all(titles[page.paper] == page.title for page in catalogue())
+
+
+def test_equal_losses_are_shown():
+    page = entry("cpo")
+    assert page.identities == ("cpo(alpha=0) = dpo where ref=0", "cpo = cpo(alpha=0) + sft")
+    assert "cpo(alpha=0) = dpo where ref=0" in str(page) and "<li><code>cpo = cpo(alpha=0)" in page._repr_html_()
+    assert "Identities" not in str(page) and "\n\n\n" not in page.notes
+
+
 def test_what_a_page_says():
     page = objectives.show("sigmoid")
     assert (page.name, page.kind, page.paper, page.equation) == ("dpo", "pair", "2305.18290", "eq. 7")
+    assert page.title == "Direct Preference Optimization: Your Language Model is Secretly a Reward Model"
+    assert [entry(name).equation for name in ("cpo", "gspo", "rto")] == ["eq. 3", "eqs. 5 to 7", "eq. 4.7"]
     assert page.summary == "Direct preference optimization" and "sigmoid" in page.aliases
     assert page.inputs["chosen_logps"] == "one float per pair"
     assert page.parameters["beta"] == "0.1 in (0, inf)"

@@ -15,6 +15,7 @@ def _library():
     return Library([run for log in catalogue.runs().values() for run in log])
 
 
+@pytest.mark.evidence("emulated")
 @pytest.mark.parametrize("name", catalogue.NAMES)
 def test_objective(name):
     runs = catalogue.runs()[name]

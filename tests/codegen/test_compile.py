@@ -18,6 +18,7 @@ def _spilled(kernels):
     return {entry: log for entry, _, log in kernels if resources(log).spilled}
 
 
+@pytest.mark.evidence("compiled")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", objectives.names())
 def test_objective(name, architecture):

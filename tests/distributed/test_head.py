@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -75,6 +76,24 @@ def with_fsdp(family: str, own_head: bool) -> None:
 @pytest.mark.parametrize(("family", "own_head"), [("llama", False), ("llama", True), ("qwen3-tied", False)])
 def test_fsdp(processes, family, own_head):
     processes.run(with_fsdp, family, own_head)
+
+
+def with_first_fsdp(original: bool) -> None:
+    model = causal_lm("llama")
+    layers = ModuleWrapPolicy({type(model.model.layers[0])})
+    model = FullyShardedDataParallel(
+        model, auto_wrap_policy=layers, use_orig_params=original, device_id=torch.device("cpu")
+    )
+    step(model, batch(own=True))
+    alone = causal_lm("llama")
+    step(alone, batch(own=False))
+    expected = torch.nn.utils.get_total_norm([p.grad for p in alone.parameters()])
+    torch.testing.assert_close(model.clip_grad_norm_(1e9), expected)
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_fsdp_of_the_first_kind(processes, original):
+    processes.run(with_first_fsdp, original)
 
 
 def with_mixed_precision(own_head: bool) -> None:

@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -34,3 +35,16 @@ def test_trl_preference_trainer():
     losses = runpy.run_path(str(EXAMPLES / "trl_preference_trainer.py"))["main"](steps=12)
     assert set(losses) == {"simpo", "sure + sft", "lipo"}
     assert all(values[-1] < values[0] for values in losses.values())
+
+
+def test_iterative_rounds():
+    """Three rounds against a rule-based judge: the script asserts that the win rate rises."""
+    pytest.importorskip("transformers")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rates = runpy.run_path(str(EXAMPLES / "iterative_rounds.py"))["main"]()
+    finally:
+        torch.set_num_threads(threads)
+    assert len(rates) == 4
+    assert rates[-1] > 0.65

@@ -4,12 +4,17 @@ The tables of the fused head are checked in `tests/linear/test_errors.py`.
 """
 
 import re
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import prefuse
+from prefuse import metrics, viz
 from prefuse.functional import response_lengths, sequence_logps, token_logps, token_stats
+from prefuse.objectives import dpo, kto
 from prefuse.preference import pair_loss, preference_loss
 from tests.devices import here, normal
 from tests.error_page import HEAD, PAGE, rows
@@ -54,12 +59,27 @@ def loss(objective, **changes):
     return preference_loss(objective, **{"logits": X, "labels": Y} | changes)
 
 
+COLUMNS = {name: torch.zeros(4) for name in dpo.columns}
+PAIR = COLUMNS["chosen_logps"], COLUMNS["rejected_logps"]
+
+
+def scored(**changes):
+    return dpo(**COLUMNS | changes)
+
+
+def without_matplotlib():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.figure", None)
+        viz.margin(dpo)
+
+
 def leaf():
     return X.clone().requires_grad_()
 
 
 CASES = {
     "logits: a list": lambda: token_logps([[0.0]], Y),
+    "logits: a model's output": lambda: token_logps(SimpleNamespace(logits=X), Y),
     "logits: int64": lambda: token_logps(X.long(), Y),
     "logits: a number, shape ()": lambda: token_logps(torch.tensor(1.0), Y),
     "logits: no classes, shape (2, 3, 0)": lambda: token_logps(X[..., :0], Y),
@@ -88,8 +108,10 @@ CASES = {
     "stats: an unknown name": lambda: token_stats(X, Y, ("logp", "logprob")),
     "stats: kl without reference": lambda: token_stats(X, Y, "kl"),
     "reference_logits: another shape": lambda: token_stats(X, Y, "kl", reference_logits=X[..., :4]),
+    "stats: a number": lambda: token_stats(X, Y, 3),
     "k: 0": lambda: token_stats(X, Y, "topk_mass", k=0),
     "k: 65": lambda: token_stats(X, Y, "topk_mass", k=65),
+    "inplace: a string": lambda: token_logps(X, Y, inplace="no"),
     "inplace: logits are a leaf": lambda: token_logps(leaf(), Y, inplace=True),
     "inplace: expanded logits": lambda: token_logps((1.0 * leaf()[:1]).expand(2, 3, 5), Y, inplace=True),
     "inplace: classes that do not lie together": lambda: token_logps(
@@ -107,17 +129,54 @@ CASES = {
     "cu_seqlens: ends early": lambda: packed([0, 2, 5]),
     "cu_seqlens: begins late": lambda: packed([1, 2, 6]),
     "cu_seqlens: decreases": lambda: packed([0, 4, 2, 6]),
+    "average: a string": lambda: sequence_logps(X, Y, average="no"),
+    "shift: a number": lambda: sequence_logps(X, Y, shift=1),
     "objective: a number": lambda: loss(3),
     "objective: an unknown name": lambda: loss("dpi"),
+    "objective: a name in capitals": lambda: loss("DPO", reference=X),
+    "objective: a name unlike any": lambda: loss("zzzz"),
     "responses: an odd number of them": lambda: loss(
         "simpo", logits=torch.zeros(3, 3, 5), labels=torch.zeros(3, 3, dtype=torch.int64)
     ),
     "reference: missing": lambda: loss("dpo"),
     "reference: not read": lambda: loss("simpo", reference=X),
+    "reference: by another name": lambda: loss("dpo", reference_logits=X),
     "reference: an odd shape": lambda: loss("dpo", reference=torch.zeros(3)),
     "column: unknown": lambda: loss("dpo", reference=X, nonsense=torch.zeros(1)),
     "column: missing": lambda: loss("kto", reference=X),
     "pair_loss: an objective that is not of pairs": lambda: pair_loss("kto", torch.zeros(1), torch.zeros(1)),
+    "pair_loss: a reference that is not read": lambda: pair_loss("simpo", *PAIR, *PAIR),
+    "columns without names": lambda: dpo(*COLUMNS.values()),
+    "a column: missing": lambda: dpo(**{name: COLUMNS[name] for name in COLUMNS if name != "ref_rejected_logps"}),
+    "a column: misspelt": lambda: dpo(
+        **{name.replace("chosen_logps", "chosen_logpss"): x for name, x in COLUMNS.items()}
+    ),
+    "a column: a list": lambda: scored(chosen_logps=[0.0]),
+    "a column: NumPy beside torch": lambda: scored(chosen_logps=np.zeros(4)),
+    "a column: complex": lambda: scored(chosen_logps=torch.zeros(4, dtype=torch.complex64)),
+    "a column: of strings": lambda: dpo(**dict.fromkeys(COLUMNS, np.array(list("abcd")))),
+    "a column: another number of pairs": lambda: scored(rejected_logps=torch.zeros(3)),
+    "beta: a string": lambda: dpo(beta="0.1"),
+    "beta: −1": lambda: dpo(beta=-1.0),
+    "reduction: an unknown name": lambda: scored(reduction="avg"),
+    "get: a number": lambda: prefuse.objectives.get(3),
+    "a sum with a number": lambda: dpo + 1,
+    "a sum of two kinds": lambda: dpo + kto,
+    "point_objective: no function": lambda: prefuse.point_objective(3),
+    "pair_objective: an objective": lambda: prefuse.pair_objective(dpo),
+    "from_torch: no function": lambda: prefuse.from_torch(3),
+    "register: a function": lambda: prefuse.language.register(lambda pair: pair),
+    "check: a function": lambda: prefuse.check(lambda pair: pair),
+    "metrics: NumPy": lambda: metrics.ranking_accuracy(np.zeros(4), np.zeros(4)),
+    "metrics: shapes that would broadcast": lambda: metrics.ranking_accuracy(PAIR[0], PAIR[1][:, None]),
+    "metrics: lengths of one response alone": lambda: metrics.ranking_accuracy(*PAIR, chosen_lengths=torch.ones(4)),
+    "metrics: a share of 1": lambda: metrics.idealised_ranking_accuracy(*PAIR, 1.0),
+    "metrics: beta of 0": lambda: metrics.ranking_threshold(*PAIR, beta=0),
+    "metrics: an unknown estimator": lambda: metrics.kl_estimate(*PAIR, estimator="k4"),
+    "viz: a function": lambda: viz.contour(lambda pair: pair),
+    "viz: an objective that is not of pairs": lambda: viz.margin("kto"),
+    "viz: one point": lambda: viz.margin(dpo, points=1),
+    "viz: without matplotlib": without_matplotlib,
 }
 
 

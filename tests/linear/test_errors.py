@@ -23,6 +23,8 @@ BAD = {
     "hidden of integers": lambda: {"hidden": torch.zeros(37, 8, dtype=torch.int64)},
     "hidden without features": lambda: {"hidden": torch.zeros(37, 0)},
     "weight of another width": lambda: {"weight": torch.zeros(53, 9)},
+    "weight the wrong way round": lambda: {"weight": torch.zeros(8, 53)},
+    "the head itself as weight": lambda: {"weight": torch.nn.Linear(8, 53)},
     "weight of another rank": lambda: {"weight": torch.zeros(53)},
     "weight without classes": lambda: {"weight": torch.zeros(0, 8)},
     "weight of another dtype": lambda: {"weight": torch.zeros(53, 8).double()},

@@ -25,6 +25,7 @@ from .fixtures import (
     T0,
     Columns,
     opa,
+    tokens,
 )
 from .worked_numbers import Row, wl
 
@@ -245,4 +246,33 @@ ROWS: list[Row] = [
     ("nbpo", {"variant": "surrogate"}, point(1.0, flip=-2.0, label=False), -0.356086, {}),
     ("nbpo", {}, point(1.0, flip=-2.0, label=True), 0.368712, {"logps": [-0.236883], "flip": [0.087144]}),
     ("nbpo", {}, point(1.0, flip=-2.0, label=False), 2.905512, {"logps": [0.699000], "flip": [-0.643914]}),
+    # from the formulas, with gradients by differences in 30 digits
+    ("mallows_po", {}, column(COMMON, dispersion=0.5), 0.598139, wl(-0.022508, 0.022508)),
+    ("ns_dpo", {}, column(COMMON, age=2.0), 0.462996, wl(-0.036218, 0.036218)),
+    ("ropo", {}, COMMON, 1.526034, wl(-0.093706, 0.093706)),
+    (
+        "rationale_orpo",
+        {"gamma": 0.5},
+        column(CONFIDENT, rationale_logps=-40.0, rationale_lengths=20),
+        2.230979,
+        wl(-0.103812, 0.002054) | {"rationale_logps": [-0.025]},
+    ),
+    (
+        "alpha_dpo",
+        {"beta": 2.0, "gamma": 1.0},
+        F1,
+        0.879107,
+        wl(-0.239250, -0.097340, 0.143550, 0.194680),
+    ),
+    (
+        "sampo",
+        {},
+        tokens("chosen", [[0.5, -0.2, 0.9]], [[0.0] * 3], sampled=[[1, 0, 1]])
+        | tokens("rejected", [[-0.1, 0.4]], [[0.0] * 2], sampled=[[1, 1]]),
+        0.639659,
+        {
+            "chosen_token_logps": [[-0.047253, 0.0, -0.047253]],
+            "rejected_token_logps": [[0.047253, 0.047253]],
+        },
+    ),
 ]

@@ -38,6 +38,7 @@ def extreme_family_columns(columns):
     return found
 
 
+@pytest.mark.evidence("extremes")
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
 def test_finite_at_enormous_log_ratios(variant):
     name, parameters = variant
@@ -48,6 +49,7 @@ def test_finite_at_enormous_log_ratios(variant):
         assert np.all(np.isfinite(gradient)), column
 
 
+@pytest.mark.evidence("extremes")
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
 def test_finite_without_tokens(variant):
     """Responses of length zero: log-probabilities 0, averages 0."""

@@ -8,6 +8,8 @@ from numpy.testing import assert_allclose
 
 from .checking import evaluate, random_columns
 
+pytestmark = pytest.mark.evidence("identities")
+
 SIZE = 9
 COLUMNS = random_columns(SIZE, seed=22)
 H = {role: COLUMNS[f"{role}_logps"] - COLUMNS[f"ref_{role}_logps"] for role in ("chosen", "rejected")}
@@ -397,3 +399,39 @@ FREE = {"ref_logps": np.zeros(SIZE)}
 def test_crraft_with_certain_rewards_is_a_token_mean():
     sure = COLUMNS | {"score": np.ones(SIZE)}
     assert_allclose(evaluate("crraft", {}, sure).loss, -COLUMNS["logps"].sum() / COLUMNS["lengths"].sum(), rtol=1e-13)
+
+
+# --- those without a relative of the same inputs ----------------------------------------------------------------------
+
+
+def test_apo_down_pays_for_distance_alone_where_the_rejected_response_stays():
+    stays = COLUMNS | {"ref_rejected_logps": COLUMNS["rejected_logps"]}
+    same(losses("apo_down", stays, beta=0.2), 1.0)
+    assert not gradients("apo_down", stays, beta=0.2)["chosen_logps"].any()
+
+
+def test_discopop_is_logistic_below_and_exponential_above():
+    moved = lambda by: COLUMNS | {"chosen_logps": COLUMNS["chosen_logps"] - MARGIN + by}  # noqa: E731
+    same(losses("discopop", moved(-30.0), beta=0.2), losses("dpo", moved(-30.0), beta=0.2))
+    same(losses("discopop", moved(30.0), beta=0.2), np.exp(-0.2 * 30.0), rtol=1e-9)
+    same(losses("discopop", moved(0.0), beta=0.2), (np.log(2) + 1) / 2)
+
+
+def test_opa_dpo_is_a_sum_of_two_dpo():
+    roles = ("revised", "rejected")
+    ones = {f"{role}_token_severity": np.ones_like(COLUMNS[f"{role}_token_severity"]) for role in roles}
+    tokens = {
+        f"{ref}{role}_logps": (COLUMNS[f"{ref}{role}_token_logps"] * COLUMNS[f"{role}_mask"]).sum(1)
+        for ref in ("", "ref_")
+        for role in roles
+    }
+    given = COLUMNS | ones | {name: tokens[name] for name in ("rejected_logps", "ref_rejected_logps")}
+    revised = given | {f"{ref}chosen_logps": tokens[f"{ref}revised_logps"] for ref in ("", "ref_")}
+    two = losses("dpo", given, beta=0.2) + losses("dpo", revised, beta=0.2)
+    same(losses("opa_dpo", given, beta=0.2, image_weight=0.0, anchor_weight=0.0), two)
+    same_image = given | {f"{ref}chosen_damaged_logps": given[f"{ref}chosen_logps"] for ref in ("", "ref_")}
+    same_image |= {
+        name.replace("revised", "revised_damaged"): column for name, column in given.items() if "revised_" in name
+    }
+    image = losses("opa_dpo", same_image, beta=0.2, image_weight=0.5, anchor_weight=0.0) - two
+    same(image, 0.5 * 2 * np.log(2))

@@ -9,6 +9,8 @@ from numpy.testing import assert_allclose
 from .checking import evaluate, random_columns
 from .fixtures import points
 
+pytestmark = pytest.mark.evidence("identities")
+
 SIZE = 9
 COLUMNS = random_columns(SIZE, seed=21)
 H = {role: COLUMNS[f"{role}_logps"] - COLUMNS[f"ref_{role}_logps"] for role in ("chosen", "rejected")}

@@ -14,6 +14,8 @@ from prefuse import objectives, preference_loss
 from . import checking
 from .lists_and_tokens import GROUPS, MASK, evaluate, random_columns
 
+pytestmark = pytest.mark.evidence("identities")
+
 PAIRS = checking.random_columns(5, seed=41)
 
 
@@ -373,3 +375,46 @@ def test_tdpo_from_logits():
     expected.backward()
     assert_allclose(found.loss.detach(), expected.detach(), rtol=1e-10)
     assert_allclose(mine.grad, theirs.grad, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cispo", "sapo", "vespo"])
+def test_soft_gates_are_open_at_the_old_policy(name):
+    columns = random_columns(name, {"estimator": "given"}, seed=61)
+    columns["old_logps"] = columns["logps"]
+    per_token = np.broadcast_to(columns["advantage"][:, None], MASK.shape)[MASK]
+    share = MASK.sum() if name != "sapo" else (len(GROUPS) * MASK.sum(1, keepdims=True) * MASK)[MASK]
+    found = gradients(name, columns, estimator="given")["logps"][MASK]
+    assert_allclose(found, -per_token / share, rtol=1e-12)
+
+
+def test_order_of_two_is_dpo_without_a_reference():
+    free = checking.evaluate("dpo", {"beta": 1.0}, PAIRS | {f"ref_{role}_logps": np.zeros(5) for role in ROLES}).losses
+    two = as_lists(label=np.array([1.0, 0.0]), score=np.array([1.0, 0.0]))
+    del two["ref_logps"]
+    assert_allclose(losses("op_gfn", {n: two[n] for n in ("logps", "label")}), free, rtol=1e-12)
+    assert_allclose(losses("op_gfn_pareto", {n: two[n] for n in ("logps", "score")}), free, rtol=1e-12, atol=1e-14)
+
+
+def test_crraft_of_one_response_is_crraft_of_a_point():
+    alone = {"logps": [-5.0], "ref_logps": [-5.5], "lengths": [4], "reward": [1.2], "judge": [True], "groups": [0]}
+    columns = {name: np.array(value) for name, value in alone.items()} | {"base_reward": np.array([0.3])}
+    calibrated = {"logps": columns["logps"], "lengths": columns["lengths"], "score": 1 / (1 + np.exp([-0.9]))}
+    assert_allclose(losses("crraft_list", columns), losses("crraft", calibrated), rtol=1e-13)
+
+
+def test_mdpo_off_at_equal_temperatures_forgets_the_old_policy():
+    columns = random_columns("mdpo_off", {}, seed=62)
+    settings = {"temperature": 0.3, "entropy_weight": 0.3}
+    elsewhere = columns | {"old_logps": columns["old_logps"] - 2.0}
+    assert_allclose(losses("mdpo_off", elsewhere, **settings), losses("mdpo_off", columns, **settings), rtol=1e-12)
+
+
+def test_a_tree_of_one_step_is_lipo_on_averages():
+    columns = random_columns("tpo_tree", {}, seed=63)
+    start = np.zeros(MASK.shape, bool)
+    start[:, 0] = True
+    h = np.where(MASK, columns["token_logps"] - columns["ref_token_logps"], 0.0).sum(1) / MASK.sum(1)
+    one_step = columns | {"token_step_start": start, "token_weight": np.where(MASK, 2.0, np.nan)}
+    lists = {"logps": h, "ref_logps": 0 * h, "label": columns["label"], "groups": columns["groups"]}
+    expected = losses("lipo", lists, loss="lambda", beta=0.7, base=2.0)
+    assert_allclose(losses("tpo_tree", one_step, beta=0.7, base=2.0), expected, rtol=1e-11)

@@ -135,6 +135,7 @@ TRL_PAIRS = [
 ]
 
 
+@pytest.mark.evidence("TRL", "DPO")
 @pytest.mark.parametrize(("loss_type", "settings", "name", "parameters"), TRL_PAIRS, ids=lambda value: str(value))
 def test_trl_dpo_trainer(dpo_trainer, loss_type, settings, name, parameters):
     loss, gradients, metrics = trl_dpo(dpo_trainer, loss_type, beta=0.3, **settings)
@@ -156,6 +157,7 @@ ALPHAS = [({"alpha": 0.5}, 0.5), ({"alpha": 0.7}, 0.3), ({"alpha": 1.0}, 0.0)]
 COEFFICIENTS = [({"coefficient": value}, value) for value in (0.3, 1.0, 2.0)]
 
 
+@pytest.mark.evidence("TRL", "DPO `alpha_divergence`")
 @pytest.mark.parametrize(("parameters", "coefficient"), ALPHAS + COEFFICIENTS, ids=lambda value: str(value))
 def test_trl_alpha_divergence(dpo_trainer, parameters, coefficient):
     """TRL's coefficient is one minus the paper's α; its α branch exists in float32 only."""
@@ -179,6 +181,7 @@ def even_tokens():
     return found
 
 
+@pytest.mark.evidence("TRL", "DPO `ld_alpha`")
 def test_trl_length_desensitisation(dpo_trainer):
     """With precomputed reference values TRL weighs what is left to weigh: the policy's tokens."""
     loss, gradients, _ = trl_dpo(dpo_trainer, "sigmoid", beta=0.3, ld_alpha=0.4)
@@ -189,6 +192,7 @@ def test_trl_length_desensitisation(dpo_trainer):
         assert_allclose(by_token, gradients[f"{role}_logps"].numpy(), rtol=1e-10)
 
 
+@pytest.mark.evidence("TRL", "DPO `use_weighting`")
 def test_trl_weighting(dpo_trainer):
     loss, gradients, _ = trl_dpo(dpo_trainer, "sigmoid", beta=0.3, use_weighting=True)
     score = evaluate("wpo", {"beta": 0.3, "variant": "trl-1.16"}, even_tokens())
@@ -206,8 +210,9 @@ def test_trl_sigmoid_has_no_label_smoothing(dpo_trainer):
     assert evaluate("dpo", {"label_smoothing": 0.2}, COLUMNS).loss != pytest.approx(plain)
 
 
-@pytest.mark.parametrize("kind", ["kto", "apo_zero_unpaired"])
-def test_trl_kto_trainer(kto_trainer, kind):
+@pytest.mark.evidence("TRL", "KTO")
+@pytest.mark.parametrize("name", ["kto", "apo_zero_unpaired"])
+def test_trl_kto_trainer(kto_trainer, name):
     """Under the names TRL gives its two unpaired losses."""
     trainer = object.__new__(kto_trainer)
     trainer.__dict__.update(
@@ -215,8 +220,8 @@ def test_trl_kto_trainer(kto_trainer, kind):
         model=SimpleNamespace(training=False),
         aux_loss_enabled=False,
         precompute_ref_logps=True,
-        calculate_KL=kind == "kto",
-        loss_type=kind,
+        calculate_KL=name == "kto",
+        loss_type=name,
         beta=0.3,
         desirable_weight=1.3,
         undesirable_weight=0.7,
@@ -231,7 +236,7 @@ def test_trl_kto_trainer(kto_trainer, kind):
     loss = trainer._compute_loss(lambda **_: answer(per_token), inputs, return_outputs=False)
     loss.backward()
     parameters = {"beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.7}
-    score = evaluate(kind, parameters, COLUMNS)
+    score = evaluate(name, parameters, COLUMNS)
     assert_allclose(score.loss, float(loss.detach()), rtol=1e-12)
     assert_allclose(score.gradients["logps"], logps.grad.numpy(), rtol=1e-10)
 
@@ -244,6 +249,7 @@ CPO = [
 ]
 
 
+@pytest.mark.evidence("TRL", "CPO")
 @pytest.mark.parametrize(("loss_type", "name", "parameters", "divisor"), CPO, ids=lambda value: str(value))
 def test_trl_cpo_trainer(experimental, loss_type, name, parameters, divisor):
     trainer = object.__new__(experimental.cpo)
@@ -262,6 +268,20 @@ def test_trl_cpo_trainer(experimental, loss_type, name, parameters, divisor):
         assert_allclose(score.rewards[role], reward.numpy(), rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["hinge", "ipo"])
+def test_trl_cpo_trainer_with_losses_of_dpo(experimental, name):
+    """They are those of DPO whose reference finds everything certain; its "ipo" averages over tokens."""
+    trainer = object.__new__(experimental.cpo)
+    trainer.__dict__.update(accelerator=LocalAccelerator(), alpha=0.0, loss_type=name, beta=0.3, label_smoothing=0.0)
+    chosen, rejected = (
+        torch.tensor(COLUMNS[f"{r}_logps"] / (COLUMNS[f"{r}_lengths"] if name == "ipo" else 1)) for r in ROLES
+    )
+    losses, *_ = trainer.cpo_loss(chosen, rejected)
+    certain = {f"ref_{role}_logps": np.zeros(SIZE) for role in ROLES}
+    assert_allclose(evaluate(name, {"beta": 0.3}, COLUMNS | certain).losses, losses.numpy(), rtol=1e-12)
+
+
+@pytest.mark.evidence("TRL", "ORPO")
 def test_trl_orpo_trainer(experimental):
     trainer = object.__new__(experimental.orpo)
     trainer.__dict__.update(accelerator=LocalAccelerator(), beta=0.3)
@@ -276,6 +296,7 @@ def test_trl_orpo_trainer(experimental):
     assert_allclose(score.gradients["rejected_logps"], rejected.grad.numpy(), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.evidence("TRL", "TPO")
 @pytest.mark.parametrize(("loss_type", "name"), [("sigmoid", "tpo"), ("tpo-l", "tpo_l")])
 def test_trl_tpo_trainer(experimental, loss_type, name):
     """From logits, as that trainer has no loss of log-probabilities."""
@@ -324,6 +345,7 @@ def liger_inputs():
     return [*tensors[:2], torch.zeros(2 * SIZE, 1), *tensors[2:]]
 
 
+@pytest.mark.evidence("Liger", "DPO")
 @pytest.mark.parametrize(("loss_type", "name", "parameters"), LIGER_DPO, ids=lambda value: str(value))
 def test_liger_dpo(loss_type, name, parameters):
     loss_fn = liger("dpo_loss", "LigerFusedLinearDPOFunction")
@@ -340,6 +362,7 @@ def test_liger_dpo(loss_type, name, parameters):
         assert_allclose(score.rewards[role], reward.detach().numpy(), rtol=1e-12)
 
 
+@pytest.mark.evidence("Liger", "SimPO, CPO and ORPO", objectives=("simpo", "cpo", "orpo"))
 def test_liger_reference_free():
     simpo_fn = liger("simpo_loss", "LigerFusedLinearSimPOFunction")
     cpo_fn = liger("cpo_loss", "LigerFusedLinearCPOFunction")
@@ -356,6 +379,7 @@ def test_liger_reference_free():
     assert_allclose(evaluate("orpo", {"beta": 0.3}, COLUMNS).loss, float(odds.detach()) + likelihood, rtol=1e-10)
 
 
+@pytest.mark.evidence("Liger", "KTO")
 def test_liger_kto():
     loss_fn = liger("kto_loss", "LigerFusedLinearKTOFunction")
     logps = torch.tensor(COLUMNS["logps"], requires_grad=True)

@@ -64,6 +64,7 @@ def check(score, loss, logps):
     assert_allclose(score.gradients["logps"], np.where(MASK, logps.grad.numpy(), 0.0), rtol=1e-10, atol=1e-15)
 
 
+@pytest.mark.evidence("TRL", "GRPO")
 @pytest.mark.parametrize(("loss_type", "level", "beta", "delta", "name", "parameters"), CASES)
 def test_trl_grpo_trainer(loss_type, level, beta, delta, name, parameters):
     trainer_class = library("trl.trainer.grpo_trainer").GRPOTrainer
@@ -119,6 +120,7 @@ def inputs():
 
 
 # Liger's LUSPO divides by the padded width.
+@pytest.mark.evidence("Liger", "GRPO")
 @pytest.mark.parametrize(
     ("loss_type", "level", "beta", "delta", "name", "parameters"), [case for case in CASES if case[0] != "luspo"]
 )
@@ -145,6 +147,7 @@ def test_liger_grpo(loss_type, level, beta, delta, name, parameters):
     check(ours(name, parameters), loss, logps)
 
 
+@pytest.mark.evidence("TRL", "RLOO")
 def test_trl_rloo_trainer():
     trainer_class = library("trl.trainer.rloo_trainer").RLOOTrainer
     rng = np.random.default_rng(33)
@@ -173,6 +176,7 @@ def test_trl_rloo_trainer():
     assert_allclose(np.where(MASK, per_response, 0.0), logps.grad.numpy(), rtol=1e-10, atol=1e-15)
 
 
+@pytest.mark.evidence("TRL", "Reward")
 @pytest.mark.parametrize("margins", [None, np.array([0.1, 0.5, 0.0])])
 def test_trl_reward_trainer(margins):
     trainer_class = library("trl.trainer.reward_trainer").RewardTrainer

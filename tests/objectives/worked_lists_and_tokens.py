@@ -323,7 +323,93 @@ TOKENS: list[Row] = [
     ("sparse_po", {"reward_penalty": 1e-3, "kl_penalty": 1e-3}, SPARSE, 0.680382, {}),
     ("sparse_po", {}, SPARSE | COMMON_MASK, 0.670412, {}),
 ]
-ROWS = [*LISTS, *TOKENS]
+# From the formulas, with gradients by differences in 30 digits.
+H_W, H_L = [[0.5, -0.2, 0.9]], [[-0.1, 0.4]]
+THREE = one_list([1.0, 0.2, -0.4])
+STEPPED = {"logps": [-0.7, -2.3, -1.45], "old_logps": [-1.0, -2.0, -1.5]}
+UP, DOWN = one_response(**STEPPED, advantage=0.8), one_response(**STEPPED, advantage=-0.5)
+BY_TOKEN = one_response(**STEPPED, advantage=[0.8] * 3)
+SAMPLES = {"logps": [-2.0, -3.0, -1.0], "reward": [1.0, 0.0, 0.5]}
+GIVEN = {"estimator": "given"}
+FORMULAS: list[Row] = [
+    (
+        "d2po",
+        {"discount": 0.9},
+        token_pairs(H_W, H_L),
+        0.654475,
+        {
+            "chosen_token_logps": [[-0.048029, -0.043226, -0.038903]],
+            "rejected_token_logps": [[0.048029, 0.043226]],
+        },
+    ),
+    (
+        "tis_dpo",
+        {"shift": 0.1},
+        token_pairs(H_W, H_L, contrast=([[0.3, -1.0, 2.0]], [[-0.2, 0.6]])),
+        0.533806,
+        {
+            "chosen_token_logps": [[-0.055834, -0.025088, -0.185376]],
+            "rejected_token_logps": [[0.050521, 0.022701]],
+        },
+    ),
+    (
+        "mapo",
+        {},
+        token_pairs(H_W, H_L, activation=([[0.2, 0.9, -0.4]], [[1.0, 0.0]]), rkl=([[0.05, 0.2, 0.1]], [[0.3, 0.15]])),
+        0.690458,
+        {"chosen_token_logps": [[-0.023015, -0.049865, 0.0]], "rejected_token_logps": [[0.049865, 0.0]]},
+    ),
+    # general.md, lipo: list-mle
+    ("plackett_luce", {"beta": 1.0}, FIRST, 3.534534, {}),
+    ("plackett_luce", {"beta": 1.0}, SECOND, 3.217686, {}),
+    (
+        "softmax_dpo",
+        {"beta": 0.5},
+        THREE | {"label": [1.0, 0.0, 0.0]},
+        0.773300,
+        {"logps": [-0.269256, 0.154672, 0.114584]},
+    ),
+    (
+        "nca_list",
+        {"beta": 0.5},
+        THREE | {"score": [1.0, 0.5, 0.0]},
+        1.358983,
+        {"logps": [0.008135, 0.014534, 0.023804]},
+    ),
+    (
+        "pro",
+        {},
+        {"logps": [-1.0, -1.5, -2.0], "lengths": [1, 1, 1], "score": [1.0, 0.4, 0.0], "groups": [0, 0, 0]},
+        1.553591,
+        {"logps": [-0.645641, 0.088065, 0.328822]},
+    ),
+    ("rloo", {"reference": False}, SAMPLES | {"groups": [0, 0, 0]}, -0.25, {"logps": [-0.25, 0.25, 0.0]}),
+    ("reinforce", {}, SAMPLES, -0.166667, {"logps": [-0.166667, 0.166667, 0.0]}),
+    ("dapo", GIVEN, UP, -0.819224, {"logps": [[0.0, -0.197552, -0.280339]]}),
+    ("dr_grpo", GIVEN | {"max_tokens": 4.0}, UP, -0.598418, {"logps": [[0.0, -0.148164, -0.210254]]}),
+    ("gspo", GIVEN, DOWN, 0.508403, {"logps": [[0.169468] * 3]}),
+    ("gspo", GIVEN, UP, -0.80032, {"logps": [[0.0] * 3]}),
+    ("luspo", GIVEN, DOWN, 1.525209, {"logps": [[0.508403] * 3]}),
+    ("cispo", GIVEN | {"cap": 1.2}, UP, 1.084860, {"logps": [[-0.32, -0.197552, -0.280339]]}),
+    ("sapo", GIVEN, UP, -1.637294, {"logps": [[-0.349168, -0.194271, -0.280155]]}),
+    ("vespo", GIVEN, UP, 1.124496, {"logps": [[-0.252696] * 3]}),
+    ("vespo", GIVEN, DOWN, -0.777713, {"logps": [[0.174767] * 3]}),
+    (
+        "mdpo",
+        {"step_size": 0.5},
+        BY_TOKEN | {"kl": [[0.05, 0.1, 0.02]]},
+        -0.724520,
+        {"logps": [[-0.359962, -0.197552, -0.280339]]},
+    ),
+    (
+        "mdpo",
+        {"step_size": 0.5, "divergence": "k3"},
+        BY_TOKEN,
+        -0.776582,
+        {"logps": [[-0.187175, -0.430791, -0.247825]]},
+    ),
+]
+ROWS = [*LISTS, *TOKENS, *FORMULAS]
 
 # What `.losses` are, for objectives whose value per item is the point.
 WEIGHTS = [

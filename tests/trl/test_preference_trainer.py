@@ -507,8 +507,9 @@ def test_a_row_without_a_value(tmp_path):
 
 
 def test_another_configuration(tmp_path):
-    from prefuse.trl import PreferenceTrainer
     from trl import DPOConfig
+
+    from prefuse.trl import PreferenceTrainer
 
     args = DPOConfig(str(tmp_path), use_cpu=True, bf16=False)
     with pytest.raises(TypeError, match=r"args: expected a prefuse.trl.PreferenceConfig, got DPOConfig"):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 import torch
+import trl
 from trl.experimental.cpo import cpo_trainer
 from trl.trainer import dpo_trainer, utils
 
 import prefuse.trl
-import trl
+from prefuse.compat.trl import ChunkedLogProbFunction
 from prefuse.trl import fused, gathered, seams
 from tests.integration.models import causal_lm
 from tests.trl import running
@@ -73,6 +75,19 @@ def test_of_models_that_were_built_under_it():
     other = causal_lm("llama")
     held(other)
     assert fused.settings_of(other) is not None and not fused.is_laid(other)
+
+
+def test_of_trainers_that_are_there(tmp_path, monkeypatch):
+    """TRL's forward, which they have, finds prefuse's function in the place of its kernel."""
+    trainer = make("DPO", tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    expected = trainer.compute_loss(trainer.model, dict(batch))
+    calls = []
+    function = ChunkedLogProbFunction.apply
+    with prefuse.trl.accelerate():
+        monkeypatch.setattr(ChunkedLogProbFunction, "apply", lambda *a: calls.append(1) or function(*a))
+        torch.testing.assert_close(trainer.compute_loss(trainer.model, dict(batch)), expected)
+    assert len(calls) == 2  # policy and reference
 
 
 def test_of_one_trainer(tmp_path):
@@ -139,12 +154,27 @@ def test_another_kind_of_trainer():
 @pytest.mark.parametrize(
     ("owner", "name", "value", "what"),
     [
-        (utils, "add_fused_lm_head", lambda model, temperature: None, "utils.add_fused_lm_head(model, temperature, "),
-        (utils, "FusedCausalLMOutput", object, "utils.FusedCausalLMOutput as it was"),
+        (
+            utils,
+            "add_fused_lm_head",
+            lambda model, temperature: None,
+            "utils.add_fused_lm_head(model, temperature, ",
+        ),
+        (utils, "FusedCausalLMOutput", object, "utils.FusedCausalLMOutput with the fields"),
         (utils, "_ChunkedLogProbFunction", object, "utils._ChunkedLogProbFunction with the arguments"),
         (dpo_trainer, "add_fused_lm_head", None, "add_fused_lm_head in trl.trainer.dpo_trainer"),
-        (cpo_trainer.CPOTrainer, "get_batch_logps", lambda logits: None, "CPOTrainer.get_batch_logps as it was"),
-        (cpo_trainer, "selective_log_softmax", lambda logits: None, "cpo_trainer.selective_log_softmax(logits, index"),
+        (
+            cpo_trainer.CPOTrainer,
+            "get_batch_logps",
+            lambda logits: None,
+            "cpo_trainer.CPOTrainer.get_batch_logps with the source",
+        ),
+        (
+            cpo_trainer,
+            "selective_log_softmax",
+            lambda logits: None,
+            "cpo_trainer.selective_log_softmax(logits, index",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -157,8 +187,8 @@ def test_a_trl_that_has_moved(monkeypatch, owner, name, value, what):
     before = everything()
     with pytest.raises(RuntimeError) as raised:
         prefuse.trl.accelerate()
-    assert f"trl {trl.__version__} has not " in str(raised.value) and what in str(raised.value)
-    assert f"prefuse.trl fits trl {seams.FITS}" in str(raised.value)
+    assert str(raised.value).startswith(f"prefuse.trl fits trl {seams.FITS}, and trl {trl.__version__} differs from it")
+    assert re.search(rf"not found is (trl\.[\w.]+\.)?{re.escape(what)}", str(raised.value))
     assert seams.fit() == str(raised.value)
     assert everything() == before
 
@@ -172,8 +202,18 @@ def test_a_moved_trainer_does_not_concern_the_others(monkeypatch, tmp_path):
 
 def test_a_fused_head_without_settings(monkeypatch):
     monkeypatch.setattr(fused, "settings_of", lambda model: None)
-    with prefuse.trl.accelerate(), pytest.raises(RuntimeError, match="has not the settings of the fused head of Llama"):
+    with (
+        prefuse.trl.accelerate(),
+        pytest.raises(RuntimeError, match="not found is the settings of the fused head of Llama"),
+    ):
         dpo_trainer.add_fused_lm_head(causal_lm("llama"))
+
+
+def test_a_trainer_without_settings(monkeypatch, tmp_path):
+    trainer = make("SFT", tmp_path, train_dataset=running.unpaired())
+    monkeypatch.setattr(fused, "settings_of", lambda model: None)
+    with pytest.raises(RuntimeError, match="not found is the settings of the fused head of SFTTrainer"):
+        prefuse.trl.accelerate(trainer)
 
 
 def test_without_trl(monkeypatch):

@@ -14,6 +14,8 @@ from prefuse.catalogue.samples import Columns, sample
 from prefuse.scoring import device
 from prefuse.scoring.objective import Objective
 
+__all__ = ["Finding", "Report", "check"]
+
 STEP = 1e-6
 TOLERANCE = 1e-5
 EXTREMES = (1e4, -1e4)
@@ -62,7 +64,15 @@ def check(objective: Objective, *, seed: int = 0, columns: Mapping[str, Any] | N
 
     Returns:
         The report that was printed; true where nothing failed.
+
+    Raises:
+        TypeError: it is no `Objective`.
     """
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"objective: expected an Objective, as @pair_objective and its like make of a function, "
+            f"got {type(objective).__name__}"
+        )
     report = Report(objective.name, tuple(_findings(objective, seed, dict(columns or {}))))
     print(report)
     return report

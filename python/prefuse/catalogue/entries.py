@@ -13,6 +13,11 @@ from prefuse.objectives import ALIASES
 from prefuse.scoring.objective import Objective
 from prefuse.scoring.settings import show
 
+_LABELLED = re.compile(
+    r"^(Paper|Identities): (?!none\b)(.*?)(?=^(?:Paper|Identities|Libraries): |^$|\Z)", re.MULTILINE | re.DOTALL
+)
+"""What a docstring says in a paragraph of its own: the paper's title, losses it equals."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -52,10 +57,24 @@ class Entry:
         return self.objective.paper
 
     @property
+    def title(self) -> str | None:
+        """The paper's title; None where there is no paper, which the docstring then says."""
+        return self._labelled("Paper")
+
+    @property
     def equation(self) -> str | None:
         """Where in the paper its formula stands."""
-        found = re.search(r"\b(eqs?\. [^,;)]+|table \d+|algorithm \d+|section [\d.]+)", self.citation)
+        found = re.search(r"\b(eqs?\. \d[\d.]*(?: (?:and|to) \d[\d.]*)?|table \d+|algorithm \d+)", self.citation)
         return found.group(1) if found else None
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """Equal losses, as `left = right where column=value, …`: Python expressions of `prefuse.objectives`.
+
+        `where` sets every column in whose name the word occurs: to a number, or to the column that has the other word
+        in its place.
+        """
+        return tuple(re.findall(r"`([^`]+)`", self._labelled("Identities") or ""))
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -87,8 +106,15 @@ class Entry:
 
     @property
     def notes(self) -> str:
-        """The docstring below its first line."""
-        return "\n".join(self._doc.splitlines()[1:]).strip()
+        """The docstring below its first line, without title and identities."""
+        return _LABELLED.sub("", "\n".join(self._doc.splitlines()[1:])).strip()
+
+    def _labelled(self, label: str) -> str | None:
+        """What the docstring says behind a label, on one line without its full stop."""
+        for found in _LABELLED.finditer(self._doc):
+            if found.group(1) == label:
+                return " ".join(found.group(2).split()).rstrip(".")
+        return None
 
     @property
     def _doc(self) -> str:
@@ -109,11 +135,15 @@ class Entry:
         also = f" (also {', '.join(self.aliases)})" if self.aliases else ""
         parts = [
             f"{self.name}{also}: {self.summary}",
+            *([f"“{self.title}”"] if self.title else []),
             *([f"{self.citation}"] if self.citation else []),
             f"\nloss of one {self.objective._definition.kind.level(self.objective._definition.kind.item)}\n"
             f"  {self.formula}",
             _listing("takes", self.inputs),
             _listing("hyper-parameters", self.parameters) if self.parameters else "",
+            "\n".join(["\nequal losses", *(f"  {identity}" for identity in self.identities)])
+            if self.identities
+            else "",
             f"\n{self.notes}" if self.notes else "",
         ]
         return "\n".join(part for part in parts if part)
@@ -123,9 +153,12 @@ class Entry:
             f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(value)}</td></tr>"
             for name, value in (*self.inputs.items(), *self.parameters.items())
         )
+        title = f"<i>{html.escape(self.title)}</i>. " if self.title else ""
+        equal = "".join(f"<li><code>{html.escape(identity)}</code></li>" for identity in self.identities)
         return (
-            f"<h4>{html.escape(self.name)}: {html.escape(self.summary)}</h4><p>{html.escape(self.citation)}</p>"
-            f"<p>$${self.objective.latex()}$$</p><table>{rows}</table><pre>{html.escape(self.notes)}</pre>"
+            f"<h4>{html.escape(self.name)}: {html.escape(self.summary)}</h4><p>{title}{html.escape(self.citation)}</p>"
+            f"<p>$${self.objective.latex()}$$</p><table>{rows}</table>"
+            f"{f'<ul>{equal}</ul>' if equal else ''}<pre>{html.escape(self.notes)}</pre>"
         )
 
 

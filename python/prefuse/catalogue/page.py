@@ -27,6 +27,9 @@ Made from the objectives themselves by `python -m prefuse.catalogue.page docs`; 
 
 `prefuse.objectives.show("simpo")` or `python -m prefuse show simpo` shows one, `prefuse.objectives.list("length")` or
 `python -m prefuse objectives length` those that mention a word. Log-probabilities are sums over a response, in nats.
+What has been checked of each stands in [the table of evidence](evidence.md), which one to take in
+[choosing](choosing.md), what the papers propose in [papers](papers.md). "Equal losses" hold for every batch; `where`
+sets every column in whose name the word occurs.
 """
 
 
@@ -39,7 +42,8 @@ def _contents() -> Iterator[str]:
     yield "| objective | kind | what it is | paper |"
     yield "| --- | --- | --- | --- |"
     for found in catalogue():
-        yield f"| [{found.name}](#{found.name}) | {found.kind} | {_cell(found.summary)} | {_link(found)} |"
+        paper = f"[{_cell(found.title)}](https://arxiv.org/abs/{found.paper})" if found.title else "none"
+        yield f"| [{found.name}](#{found.name}) | {found.kind} | {_cell(found.summary)} | {paper} |"
     yield ""
 
 
@@ -57,13 +61,16 @@ def _section(found: Entry) -> Iterator[str]:
     aliases = f" Also found as {', '.join(f'`{alias}`' for alias in found.aliases)}." if found.aliases else ""
     citation = found.citation.replace(f"arXiv:{found.paper}", _link(found))
     citation = f" {citation}." if citation else ""
-    yield f"**{found.summary}.**{citation}{aliases}\n"
+    title = f" *{found.title}*:" if found.title else ""
+    yield f"**{found.summary}.**{title}{citation}{aliases}\n"
     yield f"$$\n{found.objective.latex()}\n$$\n"
     if has_picture(found):
         yield f"![loss and gradient weight against the margin](objectives/{found.name}.svg)\n"
     yield f"Takes {', '.join(f'`{name}` ({what})' for name, what in found.inputs.items())}.\n"
     if found.parameters:
         yield f"Hyper-parameters: {', '.join(f'`{name}` = {value}' for name, value in found.parameters.items())}.\n"
+    if found.identities:
+        yield f"Equal losses: {'; '.join(f'`{identity}`' for identity in found.identities)}.\n"
     if found.notes:
         yield f"{found.notes.replace('``', '`')}\n"
     derivatives = found.derivatives()

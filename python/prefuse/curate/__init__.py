@@ -24,7 +24,7 @@ from .code import (
 from .curriculum import by_difficulty, curry_stages, ranking_difficulty
 from .degradation import Phrase, degraded, key_phrases, without_key_phrases
 from .diagnostics import DriftReport, LengthReport, drift_report, length_report
-from .directions import best_in_direction, directional_selection, directions
+from .directional import best_in_direction, directional_selection, directions
 from .ensembles import best_of_n, best_of_n_kl, ensemble_scores
 from .filtering import filter_weights, filtered, reward_fit
 from .hindsight import hindsight_scores
@@ -42,6 +42,7 @@ from .ranking import (
 )
 from .rationales import add_rationales
 from .rejection import first_round_pairs, rejection_sampling, rejection_sampling_indices, tournament_pairs
+from .self_play import add_win_rates, win_rates
 from .trees import step_pairs, step_weights, tree_lists
 from .uncertainty import (
     certain_pairs,
@@ -51,7 +52,6 @@ from .uncertainty import (
     posterior_disagreement,
     to_query,
 )
-from .win_rates import add_win_rates, win_rates
 
 __all__ = [
     "AlignmentSplit",

@@ -46,7 +46,13 @@ def rank_within_groups(scores: Array, groups: Array) -> Ranking[Array]:
 
 
 def best_versus_worst_indices(scores: Array, groups: Array, *, min_gap: float = 0.0) -> Pairs[Array]:
-    """One pair per group, its best against its worst, where their scores differ by at least `min_gap`."""
+    """One pair per group, its best against its worst, where their scores differ by at least `min_gap`.
+
+    Args:
+        scores: of the responses, finite, [N].
+        groups: one integer id per response, [N], in any order.
+        min_gap: the least difference of two scores that makes a pair, in the scores' unit.
+    """
     values, ids = checked(scores, groups)
     best, worst = np.empty((2, group_count(ids)), np.int64)
     _prefuse.curate_ends(view(values), view(ids), view(best), view(worst))
@@ -55,7 +61,10 @@ def best_versus_worst_indices(scores: Array, groups: Array, *, min_gap: float = 
 
 
 def best_versus_each_indices(scores: Array, groups: Array, *, min_gap: float = 0.0) -> Pairs[Array]:
-    """The best of each group against every other, the worst first: from the easiest pair to the hardest."""
+    """The best of each group against every other, the worst first: from the easiest pair to the hardest.
+
+    Arguments as for `best_versus_worst_indices`.
+    """
     values, order, offsets = _ranked(scores, groups)
     sizes = np.diff(offsets)
     others = np.maximum(sizes - 1, 0)
@@ -66,7 +75,10 @@ def best_versus_each_indices(scores: Array, groups: Array, *, min_gap: float = 0
 
 
 def all_pairs_indices(scores: Array, groups: Array, *, min_gap: float = 0.0) -> Pairs[Array]:
-    """Every two responses of a group whose scores differ by at least `min_gap`, by rank of chosen, then of rejected."""
+    """Every two responses of a group whose scores differ by at least `min_gap`, by rank of chosen, then of rejected.
+
+    Arguments as for `best_versus_worst_indices`.
+    """
     at_least("min_gap", min_gap, 0.0)
     values, order, offsets = _ranked(scores, groups)
     first = np.empty_like(order)
@@ -81,7 +93,7 @@ def all_pairs_indices(scores: Array, groups: Array, *, min_gap: float = 0.0) -> 
 def upper_versus_lower_indices(scores: Array, groups: Array, *, min_gap: float = 0.0) -> Pairs[Array]:
     """Every response of a group's upper half against every one of its lower half; of an odd number the middle is left.
 
-    The pairs of UPO (Wang et al. 2024, arXiv:2409.11212).
+    The pairs of UPO (Wang et al. 2024, arXiv:2409.11212). Arguments as for `best_versus_worst_indices`.
     """
     values, order, offsets = _ranked(scores, groups)
     half = np.diff(offsets) // 2

@@ -116,6 +116,10 @@ def to_query(disagreement: Array, *, threshold: float) -> Array:
     """The pairs worth asking about, as indices: those on which the posterior disagrees by more than the threshold.
 
     The query rule of PR-LSVI (Wu and Sun 2023, arXiv:2310.14554), from either measure above.
+
+    Args:
+        disagreement: of the posterior on each pair, [P].
+        threshold: 0 or more, in the measure's unit.
     """
     at_least("threshold", threshold, 0.0)
     return like(disagreement, np.flatnonzero(floats("disagreement", disagreement) > threshold))

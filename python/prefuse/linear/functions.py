@@ -17,10 +17,11 @@ from prefuse._rows import (
     FLOATS,
     INTEGERS,
     REFERENCE_STATISTICS,
-    STATISTICS,
+    check_flag,
     check_integer,
     check_k,
     check_mask,
+    check_statistics,
     check_temperatures,
     check_tensor,
     check_values,
@@ -36,6 +37,8 @@ from prefuse.plans import WORKSPACE_BYTES, Job, Plan, choose
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+__all__ = ["LinearTokenStats", "linear_sequence_logps", "linear_token_logps", "linear_token_stats"]
 
 Lora = tuple[Tensor, Tensor, float]
 
@@ -169,7 +172,7 @@ def linear_token_stats(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device, layout or range, or a plan that is not possible here.
     """
-    names = check_names(stats, reference_hidden)
+    names = check_statistics(stats, reference_hidden, "reference_hidden")
     smoothing = check_smoothing(label_smoothing)
     asked = tuple(SMOOTHED if name == "logp" and smoothing else name for name in names)
     wanted = _differentiable(names, differentiable)
@@ -273,8 +276,9 @@ def linear_sequence_logps(
     Returns:
         [B] or [R], float32 (float64 for float64 hidden states).
     """
+    check_flag("average", average)
     cu_seqlens = check_layout(labels, mask, cu_seqlens)
-    if shift:
+    if check_flag("shift", shift):
         labels, mask = shift_left(labels, mask, ignore_index, cu_seqlens)
     logps = linear_token_logps(hidden, weight, labels, mask=mask, ignore_index=ignore_index, **options)
     sums = sum_responses(logps, cu_seqlens)
@@ -328,19 +332,6 @@ def check_operands(
         check_integer("ignore_index", ignore_index),
         [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (*inputs, *weights, bias)],
     )
-
-
-def check_names(stats: str | Sequence[str], reference: Tensor | None) -> tuple[str, ...]:
-    """The names of the statistics, each once."""
-    names = (stats,) if isinstance(stats, str) else tuple(dict.fromkeys(stats))
-    if not names:
-        raise ValueError("stats: expected at least one statistic, got none")
-    for name in names:
-        if name not in STATISTICS:
-            raise ValueError(f"stats: unknown statistic {name!r}; known are {', '.join(STATISTICS)}")
-        if name in REFERENCE_STATISTICS and reference is None:
-            raise ValueError(f"reference_hidden: missing, and the statistic {name!r} needs it")
-    return names
 
 
 def check_smoothing(label_smoothing: float) -> float:
@@ -502,9 +493,10 @@ def _check_weight(name: str, weight: Tensor, hidden: Tensor) -> None:
 
 def _check_features(name: str, hidden: Tensor, weight_name: str, weight: Tensor) -> None:
     if hidden.shape[-1] != weight.shape[-1]:
+        turned = f"; if {weight_name} is [H, V], pass {weight_name}.T" if hidden.shape[-1] == weight.shape[0] else ""
         raise ValueError(
             f"{name}: expected {weight.shape[-1]} features, as {weight_name} of shape {tuple(weight.shape)} has, "
-            f"got shape {tuple(hidden.shape)}"
+            f"got shape {tuple(hidden.shape)}{turned}"
         )
 
 

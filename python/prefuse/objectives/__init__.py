@@ -214,9 +214,10 @@ def get(name: str) -> Objective:
     """Return the registered objective of this name or alias, with its default hyper-parameters.
 
     Raises:
+        TypeError: it is not a name.
         ValueError: there is none; the message proposes a similar name.
     """
-    return find(ALIASES.get(name, name))
+    return find(ALIASES.get(name, name) if isinstance(name, str) else name)
 
 
 def list(*words: str) -> Catalogue:

@@ -9,6 +9,15 @@ import math
 
 import torch
 
+__all__ = [
+    "RunningMoments",
+    "ensemble_reward",
+    "generalized_advantages",
+    "overlong_penalty",
+    "token_rewards",
+    "whiten",
+]
+
 
 def generalized_advantages(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, *, discount: float = 1.0, smoothing: float = 0.95
@@ -156,6 +165,11 @@ def overlong_penalty(lengths: torch.Tensor, *, max_length: int, buffer: int) -> 
     """DAPO's soft penalty on length (Yu et al. 2025, arXiv:2503.14476, eq. 13), to be added to the reward.
 
     0 up to ``max_length - buffer`` tokens, then falling in a line to -1 at ``max_length``, and -1 beyond.
+
+    Args:
+        lengths: tokens of each response, [R].
+        max_length: the longest a response may be, in tokens.
+        buffer: over how many tokens the penalty grows.
     """
     return -((lengths - (max_length - buffer)) / buffer).clamp(0.0, 1.0)
 

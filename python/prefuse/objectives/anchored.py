@@ -18,6 +18,7 @@ def nca(pair: PairView, *, beta: float = 0.1) -> Expression:
 
     beta: 0.01-0.5.
     Libraries: TRL's and Liger's ``nca_pair`` is this.
+    Paper: Noise Contrastive Alignment of Language Models with Explicit Rewards.
     """
     chosen, rejected = beta * pair.chosen.logratio, beta * pair.rejected.logratio
     return -log_sigmoid(chosen) - 0.5 * log_sigmoid(-chosen) - 0.5 * log_sigmoid(-rejected)
@@ -32,6 +33,7 @@ def bco_pair(pair: PairView, *, beta: float = 0.1, delta: float = 0.0) -> Expres
     beta: 0.01-0.5. delta: the reward shift δ, in nats; the paper takes a running mean of all rewards, which the
     caller keeps.
     Libraries: δ is 0 in TRL 1.x and Liger, the running mean in TRL 0.x, ms-swift and LLaMA-Factory.
+    Paper: Binary Classifier Optimization for Large Language Model Alignment.
     """
     chosen, rejected = beta * pair.chosen.logratio, beta * pair.rejected.logratio
     return -log_sigmoid(chosen - delta) - log_sigmoid(delta - rejected)
@@ -47,6 +49,7 @@ def sppo(pair: PairView, *, beta: float = 1e-3, single: bool = False) -> Express
     beta: 1/η of the paper, 1e-3; targets are then hundreds of nats. single: one column ``win_prob`` of the pair in
     place of the two, the probability that w beats l: P(w) is it, P(l) what is left of 1.
     Libraries: the authors' code is this (``sppo``, ``sppo_single``); TRL and Liger have the hard form, `sppo_hard`.
+    Paper: Self-Play Preference Optimization for Language Model Alignment.
     """
     win = pair["win_prob"] if single else pair.chosen["win_prob"]
     loss = 1.0 - win if single else pair.rejected["win_prob"]
@@ -62,6 +65,8 @@ def sppo_hard(pair: PairView, *, beta: float = 1e-3) -> Expression:
 
     beta: 1/η of the paper, 1e-3.
     Libraries: TRL's and Liger's ``sppo_hard``, without the paper's factor ½ and with β 0.1 by default.
+    Paper: Self-Play Preference Optimization for Language Model Alignment.
+    Identities: `sppo_hard = 2 * sppo where chosen_win_prob=1, rejected_win_prob=0`.
     """
     return square(pair.chosen.logratio - 0.5 / beta) + square(pair.rejected.logratio + 0.5 / beta)
 
@@ -74,6 +79,7 @@ def apo_zero(pair: PairView, *, beta: float = 0.1) -> Expression:
 
     beta: 0.01-0.5.
     Libraries: TRL and Liger agree.
+    Paper: Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment.
     """
     return sigmoid(-beta * pair.chosen.logratio) + sigmoid(beta * pair.rejected.logratio)
 
@@ -87,6 +93,7 @@ def kto_pair(pair: PairView, *, beta: float = 0.1) -> Expression:
 
     beta: 0.01-0.5.
     Libraries: TRL's former ``kto_pair``, whose mean over both halves this is.
+    Paper: KTO: Model Alignment as Prospect Theoretic Optimization.
     """
     chosen, rejected = pair.chosen.logratio, pair.rejected.logratio
     chosen_anchor, rejected_anchor = (stop_gradient(relu(h.mean("batch"))) for h in (chosen, rejected))
@@ -101,6 +108,7 @@ def apo_down(pair: PairView, *, beta: float = 0.1) -> Expression:
 
     beta: 0.01-0.5.
     Libraries: TRL and Liger agree.
+    Paper: Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment.
     """
     chosen, rejected = beta * pair.chosen.logratio, beta * pair.rejected.logratio
     return sigmoid(chosen) + sigmoid(rejected - chosen)

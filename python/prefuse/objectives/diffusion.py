@@ -38,6 +38,7 @@ def diffusion_dpo(pair: PairView, *, beta: float = 2500.0) -> tuple[Expression, 
 
     beta: b, the product β T ω(λ_t), one number or one per pair.
     Libraries: the authors' code takes means over dimensions and b = β/2 with β = 5000; this default.
+    Paper: Diffusion Model Alignment Using Direct Preference Optimization.
     """
     chosen, rejected = regression(pair.chosen), regression(pair.rejected)
     return -log_sigmoid(beta * (rejected - chosen)), {"chosen": -beta * chosen, "rejected": -beta * rejected}
@@ -57,6 +58,7 @@ def seppo(pair: PairView, *, beta: float = 2500.0) -> Expression:
     checkpoint's (d(w) < 0), else -1: then both samples are pulled in.
 
     Columns and beta: those of `diffusion_dpo`.
+    Paper: SePPO: Semi-Policy Preference Optimization for Diffusion Alignment.
     """
     chosen, rejected = regression(pair.chosen), regression(pair.rejected)
     sign = where(stop_gradient(chosen) < 0.0, 1.0, -1.0)
@@ -72,6 +74,8 @@ def d3po(pair: PairView, *, beta: float = 0.1, clip: float | None = None) -> Exp
 
     beta: 0.1. clip: limits the ratios π/π_ref to 1 ± this first, with gradient 0 outside; 0.1 in the authors' code,
     whose log-probabilities are means over dimensions; the paper has no limit.
+    Paper: Using Human Feedback to Fine-tune Diffusion Models without Any Reward Model.
+    Identities: `d3po = dpo`.
     """
     h = [pair.response(role).logratio for role in ("chosen", "rejected")]
     if clip is not None:

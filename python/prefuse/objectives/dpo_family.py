@@ -44,6 +44,7 @@ def dpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = No
     beta: strength of the pull towards the reference, 0.01-0.5. label_smoothing: ε, the believed share of flipped
     labels, below 0.5; as a soft label given per pair it may be anything in [0, 1]. None is 0.
     Libraries: TRL 1.x and Liger ignore label smoothing here; TRL 0.x, the original code and OpenRLHF apply it.
+    Paper: Direct Preference Optimization: Your Language Model is Secretly a Reward Model.
     """
     return logistic(beta * log_ratio_margin(pair), label_smoothing)
 
@@ -58,6 +59,8 @@ def robust(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -
     beta: 0.01-0.5. label_smoothing: the flip rate ε, in [0, 0.5); the loss diverges towards 0.5 and is unbounded
     below in the margin, so watch for over-optimisation.
     Libraries agree on the formula; TRL's and Liger's default ε is 0, which is plain DPO.
+    Paper: Provably Robust DPO: Aligning Language Models with Noisy Feedback.
+    Identities: `robust(label_smoothing=0) = dpo`.
     """
     margin = beta * log_ratio_margin(pair)
     return -log_sigmoid(margin) - label_smoothing / (1.0 - 2.0 * label_smoothing) * margin
@@ -71,6 +74,8 @@ def dpo_norm(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None
 
     beta: 2-10, since a per-token log-ratio is small; the default is TRL's. label_smoothing: ε as in `dpo`.
     Libraries: TRL calls it ``sigmoid_norm`` and keeps its default β of 0.1, open-instruct ``dpo_norm`` with β 5.
+    Paper: Tülu 3: Pushing Frontiers in Open Language Model Post-Training.
+    Identities: `dpo_norm(beta=0.5) = dpo(beta=0.1) where lengths=5`.
     """
     return logistic(beta * length_normalised_margin(pair), label_smoothing)
 
@@ -83,6 +88,8 @@ def hinge(pair: PairView, *, beta: float = 0.1) -> Expression:
 
     beta: the inverse margin (γ in the paper), 0.005-0.5.
     Libraries: TRL, Liger and torchtune agree; SLiC-HF itself (arXiv:2305.10425) has no reference model.
+    Paper: Statistical Rejection Sampling Improves Preference Optimization.
+    Identities: `hinge = daa(link="slic")`.
     """
     return relu(1.0 - beta * log_ratio_margin(pair))
 
@@ -96,6 +103,9 @@ def ipo(pair: PairView, *, beta: float = 0.1, average: bool = True) -> Expressio
     beta: τ of the paper, 0.01-1. average: divide each log-ratio by its response's length.
     Libraries: TRL, HALOs and LLaMA-Factory average (the paper's authors confirmed it to TRL); the original DPO code,
     OpenRLHF and online DPO sum: ``average=False``.
+    Paper: A General Theoretical Paradigm to Understand Learning from Human Preferences.
+    Identities: `ipo = ipo(average=False) where lengths=1`; `ipo(average=False) = psi_po where chosen_win_prob=0.75,
+    rejected_win_prob=0.25`.
     """
     margin = length_normalised_margin(pair) if average else log_ratio_margin(pair)
     return square(margin - 0.5 / beta)
@@ -109,6 +119,7 @@ def exo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> 
 
     beta: 0.05-0.5. label_smoothing: ε in (0, 1); the loss needs it above zero, the paper suggests 1e-3.
     Libraries: TRL and Liger (``exo_pair``) agree, but their default ε of 0 is refused at construction.
+    Paper: Towards Efficient Exact Optimization of Language Model Alignment.
     """
     margin = beta * log_ratio_margin(pair)
     chosen_term = sigmoid(margin) * (log_sigmoid(margin) - log1p(-label_smoothing))
@@ -126,6 +137,7 @@ def discopop(pair: PairView, *, beta: float = 0.1, tau: float = 0.05) -> Express
     exponentially for wrongly ordered pairs.
     Libraries: TRL and Liger multiply m by e^{-z} and give 0·∞ = NaN for z below about -88; here the product is one
     exponential, ``exp(log σ(z/τ) - z)``, which vanishes there as it should.
+    Paper: Discovering Preference Optimization Algorithms with and for Large Language Models.
     """
     margin = beta * log_ratio_margin(pair)
     logistic_part = sigmoid(-margin / tau) * softplus(-margin)
@@ -155,6 +167,9 @@ def f_dpo(
     Exponents are capped at 80: a response that lost more than 80/α nats to the reference has gradient 0 through it.
     Libraries: TRL 0.x's coefficient is the paper's α with a default of 1; TRL 1.x caps only the α exponent.
     Coefficients above 1, total variation and χ² break the derivation: f' must be infinite at 0.
+    Paper: Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence Constraints.
+    Identities: `f_dpo = dpo`; `f_dpo(divergence="alpha", coefficient=1) = dpo`; `f_dpo(divergence="alpha", alpha=1) =
+    f_dpo(divergence="forward_kl")`.
     """
     score = _divergence_score(divergence, alpha, coefficient)
     margin = score(pair.chosen.logratio) - score(pair.rejected.logratio)

@@ -51,6 +51,7 @@ def grpo(
     step made of several calls.
     Libraries: TRL's ``grpo`` is ``estimator="given", divergence="none"`` by default, ``bnpo`` has
     ``average="tokens"``; Liger keeps β at 0.04.
+    Paper: DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models.
     """
     amount = advantage_of(token.response, estimator)
     ratio, high = ratio_of(token), clip if clip_high is None else clip_high
@@ -80,6 +81,8 @@ def dapo(
 
     clip, clip_high: ε_low 0.2 and ε_high 0.28. estimator, num_tokens: as in `grpo`.
     Libraries: TRL's and Liger's ``dapo`` clip at ε_high = ε unless told otherwise and may add `grpo`'s KL term.
+    Paper: DAPO: An Open-Source LLM Reinforcement Learning System at Scale.
+    Identities: `dapo = grpo(clip=0.2, clip_high=0.28, divergence="none", average="tokens")`.
     """
     loss = clipped_surrogate(ratio_of(token), advantage_of(token.response, estimator), clip, clip_high)
     return averaged(loss, "tokens", None, num_tokens)
@@ -94,6 +97,8 @@ def dr_grpo(token: TokenView, *, clip: float = 0.2, max_tokens: float = 1024.0, 
 
     clip: ε. max_tokens: the constant, usually the longest completion allowed. estimator: as in `grpo`.
     Libraries: TRL's and Liger's ``dr_grpo`` changes the average only; the advantage is another of their options.
+    Paper: Understanding R1-Zero-Like Training: A Critical Perspective.
+    Identities: `dr_grpo(max_tokens=9) = grpo(estimator="mean", divergence="none", average="constant", max_tokens=9)`.
     """
     loss = clipped_surrogate(ratio_of(token), advantage_of(token.response, estimator), clip, clip)
     return averaged(loss, "constant", max_tokens, None)
@@ -107,6 +112,7 @@ def gspo(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4, estim
 
     clip, clip_high: 3e-4 and 4e-4, since s is a geometric mean. estimator: as in `grpo`.
     Libraries: TRL's and Liger's ``importance_sampling_level="sequence"``.
+    Paper: Group Sequence Policy Optimization.
     """
     ratio = exp(log_ratio_to_old(token).mean())
     return clipped_surrogate(ratio, advantage_of(token.response, estimator), clip, clip_high)
@@ -114,12 +120,13 @@ def gspo(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4, estim
 
 @token_objective(bounds=BOUNDS)
 def luspo(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4, estimator: str = "std") -> Expression:
-    """Length-unbiased sequence policy optimization, LUSPO (2026, arXiv:2602.05261), as in TRL.
+    """Length-unbiased sequence policy optimization, LUSPO (Liu et al. 2026, arXiv:2602.05261), as in TRL.
 
     `gspo` times the response's length, so that every token of every response counts alike.
 
     clip, clip_high, estimator: as in `gspo`.
     Libraries: TRL's sum over tokens of one value; Liger agrees when its ratios are those of sequences.
+    Paper: Length-Unbiased Sequence Policy Optimization: Revealing and Controlling Response Length Variation in RLVR.
     """
     ratio = exp(log_ratio_to_old(token).mean())
     return token.response.length * clipped_surrogate(ratio, advantage_of(token.response, estimator), clip, clip_high)
@@ -134,6 +141,7 @@ def cispo(token: TokenView, *, cap: float = 5.0, estimator: str = "std", num_tok
     cap: c, the largest weight, ``1 + ε_high`` of the paper; 5 in ScaleRL (arXiv:2510.13786). estimator, num_tokens:
     as in `grpo`.
     Libraries: TRL's and Liger's ``epsilon_high`` is the cap itself.
+    Paper: MiniMax-M1: Scaling Test-Time Compute Efficiently with Lightning Attention.
     """
     weight = stop_gradient(minimum(ratio_of(token), cap))
     loss = -weight * advantage_of(token.response, estimator) * token.logp
@@ -142,13 +150,14 @@ def cispo(token: TokenView, *, cap: float = 5.0, estimator: str = "std", num_tok
 
 @token_objective(bounds={"tau_pos": POSITIVE, "tau_neg": POSITIVE})
 def sapo(token: TokenView, *, tau_pos: float = 1.0, tau_neg: float = 1.05, estimator: str = "std") -> Expression:
-    """Soft adaptive policy optimization, SAPO (2025, arXiv:2511.20347).
+    """Soft adaptive policy optimization, SAPO (Gao et al. 2025, arXiv:2511.20347).
 
     ``-4/τ σ(τ (ρ_t - 1)) A``, mean over each response; τ depends on the sign of A. At ρ = 1 the gradient is PPO's, away
     from it a smooth gate closes where PPO clips.
 
     tau_pos, tau_neg: τ for A > 0 and for the rest, near 1; the larger one closes sooner. estimator: as in `grpo`.
     Libraries: TRL and Liger agree.
+    Paper: Soft Adaptive Policy Optimization.
     """
     amount = advantage_of(token.response, estimator)
     tau = where(amount > 0.0, tau_pos, tau_neg)
@@ -168,13 +177,14 @@ def vespo(
     estimator: str = "std",
     num_tokens: float | None = None,
 ) -> Expression:
-    """Variational sequence-level soft policy optimization, VESPO (2026, arXiv:2602.10693), as in TRL.
+    """Variational sequence-level soft policy optimization, VESPO (Shen et al. 2026, arXiv:2602.10693), as in TRL.
 
     ``-sg[φ(w)] A log π_t``, one mean over all tokens; ``φ(w) = w^k e^{λ(1-w)}`` of the response's whole ratio
     ``w = π(y)/π_old(y)``, with k and λ by the sign of A.
 
     k_pos, rate_pos: k and λ for A ≥ 0; k_neg, rate_neg: for A < 0. estimator, num_tokens: as in `grpo`.
     log w is kept within [log 1e-8, 20], as in TRL and Liger.
+    Paper: VESPO: Variational Sequence-Level Soft Policy Optimization for Stable Off-Policy LLM Training.
     """
     amount = advantage_of(token.response, estimator)
     per_token = clamp(token.logp - token["old_logps"], -20.0, 20.0)

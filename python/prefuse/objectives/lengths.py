@@ -19,6 +19,8 @@ def r_dpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.01) -> Expressi
     beta: 0.05-0.5. alpha: penalty per token, 0.005-0.1; the notes on the scaling paper (arXiv:2406.02900) print the
     opposite sign, which is a negative alpha here.
     Libraries: SamPO's code has it with this sign; TRL and Liger do not have it.
+    Paper: Disentangling Length from Quality in Direct Preference Optimization.
+    Identities: `r_dpo(alpha=0) = dpo`; `r_dpo = dpo where lengths=5`; `r_dpo(alpha=0.05) = daa(alpha=0.05)`.
     """
     return -log_sigmoid(beta * log_ratio_margin(pair) + alpha * (pair.chosen.length - pair.rejected.length))
 
@@ -33,6 +35,8 @@ def ld_dpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.5, scope: str 
     reference, ``"policy"`` the policy alone.
     Libraries: TRL 1.x weighs both (``ld_alpha``), LLaMA-Factory and ms-swift the policy; TRL 0.x counts positions from
     the start of the prompt.
+    Paper: Length Desensitization in Direct Preference Optimization.
+    Identities: `ld_dpo(alpha=1) = dpo`.
     """
     shared = minimum(pair.chosen.length, pair.rejected.length)
 
@@ -54,6 +58,8 @@ def sampo(pair: PairView, *, beta: float = 0.1, independent: bool = False) -> Ex
 
     beta: 0.05-0.5. independent: let the reference's sums run over a choice of their own, in ``ref_sampled``, as the
     authors' code does.
+    Paper: Eliminating Biased Length Reliance of Direct Preference Optimization via Down-Sampled KL Divergence.
+    Identities: `sampo = dpo where sampled=1`.
     """
 
     def kept(response: ResponseView) -> Expression:

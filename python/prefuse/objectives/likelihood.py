@@ -20,6 +20,8 @@ def dpop(pair: PairView, *, beta: float = 0.1, penalty: float = 50.0) -> Express
 
     beta: 0.05-0.5. penalty: λ, 5-500. At h(w) = 0 the penalty passes no gradient.
     Libraries: not in TRL or Liger; an older PaddleNLP adds the penalty outside the logarithm.
+    Paper: Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive.
+    Identities: `dpop(penalty=0) = dpo`.
     """
     return -log_sigmoid(beta * (log_ratio_margin(pair) - penalty * relu(-pair.chosen.logratio)))
 
@@ -41,6 +43,8 @@ def rpo(
     likelihood.
     Libraries: TRL's former ``rpo_alpha``, ms-swift and Liger's DPO average over the tokens of the batch,
     ``nll="token_mean"``; OpenRLHF and LLaMA-Factory per response. ``nll="sum"`` is SFT-DPO (arXiv:2406.07327).
+    Paper: Iterative Reasoning Preference Optimization.
+    Identities: `rpo(alpha=0) = dpo`; `rpo = dpo + sft(nll="response_mean")`.
     """
     return logistic(beta * log_ratio_margin(pair), label_smoothing) + alpha * likelihood_term(pair.chosen, nll)
 
@@ -52,6 +56,8 @@ def codpo(pair: PairView, *, beta: float = 0.1, weight: float = 5.0) -> Expressi
     ``-log σ(βΔ) - λ avg(w)``; w is the best response that passes every constraint judge, l the worst that fails one.
 
     beta: 0.05-0.5. weight: λ, 1-10; the formula is `rpo` with ``alpha=λ``.
+    Paper: The Perfect Blend: Redefining RLHF with Mixture of Judges.
+    Identities: `codpo(weight=3) = rpo(alpha=3)`.
     """
     return -log_sigmoid(beta * log_ratio_margin(pair)) - weight * pair.chosen.avg_logp
 
@@ -64,6 +70,8 @@ def cal_dpo(pair: PairView, *, beta: float = 0.1, variant: str = "paper") -> Exp
 
     beta: 1e-3-0.5. variant: ``"paper"``, or ``"original"`` for the authors' code, which halves the squares.
     Libraries: not in TRL or Liger.
+    Paper: Cal-DPO: Calibrated Direct Preference Optimization for Language Model Alignment.
+    Identities: `cal_dpo = dpo(beta=1) + sppo_hard(beta=0.1)`.
     """
     squares = square(pair.chosen.logratio - 0.5 / beta) + square(pair.rejected.logratio + 0.5 / beta)
     weight = choice("cal_dpo: variant", variant, {"paper": 1.0, "original": 0.5})
@@ -79,6 +87,8 @@ def rationale_dpo(pair: PairView, *, beta: float = 0.1, gamma: float = 2.0, vari
 
     beta: 0.05-0.5. gamma: γ, 1-10. variant: ``"paper"``, or ``"original"`` for the authors' code, whose second term is
     ``-log σ(γ log π(r))``: nearly the same slope while the rationale is unlikely, half of it at certainty.
+    Paper: Data-Centric Human Preference Optimization with Rationales.
+    Identities: `rationale_dpo(gamma=0) = dpo`.
     """
     scaled = gamma * pair.response("rationale").logp
     term = choice("rationale_dpo: variant", variant, {"paper": scaled, "original": log_sigmoid(scaled)})
@@ -94,6 +104,8 @@ def rationale_orpo(
     `orpo` ``- γ avg(r)``, with the role ``rationale`` of `rationale_dpo`.
 
     beta: weight of the odds term, 0.05-1. gamma: γ, 1-10. nll: normalisation of the chosen response's likelihood.
+    Paper: Data-Centric Human Preference Optimization with Rationales.
+    Identities: `rationale_orpo(gamma=0) = orpo`.
     """
     chosen, rejected = pair.chosen.avg_logp, pair.rejected.avg_logp
     loss = likelihood_term(pair.chosen, nll) - beta * log_sigmoid(log_odds(chosen) - log_odds(rejected))
@@ -109,5 +121,7 @@ def spo_degree(pair: PairView, *, beta: float = 0.1, weight: float = 0.1) -> Exp
     the policy's hidden states how many key phrases were deleted from copies of the responses; it takes a gradient.
 
     beta: 0.05-0.5. weight: γ, 0.05-0.5.
+    Paper: Self-supervised Preference Optimization: Enhance Your Language Model with Preference Degree Awareness.
+    Identities: `spo_degree(weight=0) = dpo`.
     """
     return -log_sigmoid(beta * log_ratio_margin(pair)) + weight * pair["degree_loss"]

@@ -52,6 +52,8 @@ def lipo(
     loss: which of the seven. beta: 0.05; 0.01-0.5. base: of λ's logarithm, e as printed (2 changes a factor only).
     variant: ``"rax"`` is what the calls to RAX printed in the paper compute: a binary logarithm, Δ times K, a mean over
     the batch's valid pairs, and no normalisation of ψ in the softmax.
+    Paper: LiPO: Listwise Preference Optimization through Learning-to-Rank.
+    Identities: `lipo(loss="list_mle", beta=0.3) = plackett_luce(beta=0.3)`.
     """
     if loss not in LOSSES or variant not in ("paper", "rax"):
         expected = f'loss one of {", ".join(LOSSES)}, variant "paper" or "rax"'
@@ -112,6 +114,7 @@ def plackett_luce(group: GroupView, *, beta: float = 0.1) -> Expression:
     Column: ``label``; equal labels keep their input order.
 
     beta: as in `dpo`, 0.01-0.5.
+    Paper: Direct Preference Optimization: Your Language Model is Secretly a Reward Model.
     """
     return negative_log_order(group, beta * group.response.logratio, stop_gradient(group.response["label"]))
 
@@ -127,6 +130,8 @@ def pro(group: GroupView, *, alpha: float = 0.05, temperature: bool = True) -> E
     Column: ``score`` (r).
 
     alpha: weight of the likelihood of the best response, 0.05-1. temperature: whether gaps of scores scale the terms.
+    Paper: Preference Ranking Optimization for Human Alignment.
+    Identities: `pro(alpha=0, temperature=False) = plackett_luce(beta=1) where ref=0, lengths=1, score=label`.
     """
     i, j = group.pairs()
     average, score = group.response.avg_logp, stop_gradient(group.response["score"])
@@ -151,6 +156,7 @@ def brain(group: GroupView, *, gamma: float = 0.5) -> Expression:
     Columns: ``score`` (r), ``proposal_logps`` (log q). Only the policy takes a gradient.
 
     gamma: temperature of the reward, 0.1-1.
+    Paper: BRAIn: Bayesian Reward-conditioned Amortized Inference for natural language generation from feedback.
     """
     response = group.response
     proposal = stop_gradient(response["proposal_logps"])
@@ -167,6 +173,7 @@ def info_nca(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -
     Column: ``score`` (r).
 
     beta: 0.01-0.5. temperature: α, in the units of the score.
+    Paper: Noise Contrastive Alignment of Language Models with Explicit Rewards.
     """
     target = stop_gradient((group.response["score"] / temperature).softmax())
     return -(target * (beta * group.response.logratio).log_softmax()).sum()
@@ -182,6 +189,7 @@ def nca_list(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -
     Column: ``score`` (r).
 
     beta: 0.01-0.5. temperature: α, in the units of the score.
+    Paper: Noise Contrastive Alignment of Language Models with Explicit Rewards.
     """
     s = beta * group.response.logratio
     target = stop_gradient((group.response["score"] / temperature).softmax())
@@ -198,6 +206,7 @@ def exo_list(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -
     Column: ``score`` (r).
 
     beta: β_π, 0.05-0.5. temperature: β_r, in the units of the score.
+    Paper: Towards Efficient Exact Optimization of Language Model Alignment.
     """
     log_q = (beta * group.response.logratio).log_softmax()
     log_p = stop_gradient((group.response["score"] / temperature).log_softmax())
@@ -214,6 +223,7 @@ def softmax_dpo(group: GroupView, *, beta: float = 0.1) -> Expression:
     Column: ``label``, 1 for a winner and 0 for a loser.
 
     beta: 0.1-1.
+    Paper: On Softmax Direct Preference Optimization for Recommendation.
     """
     s, winner = beta * group.response.logratio, group.response["label"] > 0.5
     losers = where(winner, -math.inf, s).logsumexp()
@@ -230,6 +240,7 @@ def op_gfn(group: GroupView) -> Expression:
 
     Column: ``label``.
     Libraries: the authors' code pairs each object with a random one of the batch, itself included.
+    Paper: Order-Preserving GFlowNets.
     """
     i, j = group.pairs()
     logp, label = group.response.logp, stop_gradient(group.response["label"])
@@ -248,6 +259,7 @@ def op_gfn_pareto(group: GroupView, *, scores: str = "score") -> Expression:
     that no other one beats in some score without losing in another.
 
     scores: names of the columns of scores, separated by blanks, e.g. ``"helpful harmless"``.
+    Paper: Order-Preserving GFlowNets.
     """
     columns = [stop_gradient(group.response[name]) for name in scores.split()]
     i, j = group.pairs()
@@ -272,6 +284,7 @@ def tpo_tree(group: GroupView, *, beta: float = 0.5, base: float = math.e) -> Ex
 
     beta: 0.5. base: of λ's logarithm.
     The authors' code minimises -log σ of the ranking loss, which falls as the ranking gets worse: not offered.
+    Paper: TPO: Aligning Large Language Models with Multi-branch & Multi-step Preference Trees.
     """
     token = group.token
     start, h = token["step_start"], token.logratio

@@ -38,6 +38,8 @@ def odpo(pair: PairView, *, beta: float = 0.1) -> Expression:
     other; in the paper ``α log(s(w) - s(l))`` with scores s, also called margin DPO.
 
     beta: 0.05-0.5.
+    Paper: Direct Preference Optimization with an Offset.
+    Identities: `odpo = dpo where margin=0`.
     """
     return -log_sigmoid(beta * log_ratio_margin(pair) - pair["margin"])
 
@@ -52,6 +54,8 @@ def modpo(pair: PairView, *, beta: float = 0.1, weight: float = 0.5, link: str =
     beta: 0.05-0.5. weight: w in (0, 1]; m has the weights that add up to 1 with it. link: ``"sigmoid"`` or ``"hinge"``,
     ``max(0, 1 - z)``.
     Libraries: the authors' code agrees; not in TRL or Liger.
+    Paper: Beyond One-Preference-Fits-All Alignment: Multi-Objective Direct Preference Optimization.
+    Identities: `modpo(weight=1) = odpo`; `modpo(weight=0.5) = dpo(beta=0.2) where margin=0`.
     """
     margin = (beta * log_ratio_margin(pair) - pair["margin"]) / weight
     return choice("modpo: link", link, {"sigmoid": -log_sigmoid(margin), "hinge": relu(1.0 - margin)})
@@ -72,6 +76,8 @@ def alpha_dpo(
     mean over the batch, over its standard deviation.
 
     beta: 2-10. alpha: weight of z, 0-0.5; at 0 it is `simpo`. gamma, gamma_beta_ratio: as in `simpo`.
+    Paper: α-DPO: Adaptive Reward Margin is What Direct Preference Optimization Needs.
+    Identities: `alpha_dpo(alpha=0) = simpo(beta=2.5)`.
     """
     margin = target_margin(beta, gamma, gamma_beta_ratio)
     gap = length_normalised_margin(pair)
@@ -88,6 +94,8 @@ def dpo_gamma(pair: PairView, *, beta: float = 0.1, gamma: float = 0.5) -> tuple
 
     beta: 0.05-0.5. gamma: weight of the reference, 0-2: 1 is DPO, 0 has no reference. Soft preference learning with
     weights a and b of policy and reference (Slocum et al. 2025) is ``beta=a, gamma=b/a``.
+    Paper: Preference Learning Algorithms Do Not Learn Preference Rankings.
+    Identities: `dpo_gamma(gamma=1) = dpo`; `dpo_gamma(gamma=0) = cpo(alpha=0)`.
     """
     rewards = {
         role: beta * (response.logp - gamma * response.ref_logp)
@@ -106,6 +114,8 @@ def flex_dpo(
 
     beta_chosen: β₊, 0.05-0.5. beta_rejected: β₋, a tenth of β₊ up to β₊. DPO-Shift (arXiv:2502.07599) with factor λ is
     ``beta_rejected=λ·beta_chosen``.
+    Paper: 3D-Properties: Identifying Challenges in DPO and Charting a Path Forward.
+    Identities: `flex_dpo(beta_chosen=0.2, beta_rejected=0.2) = dpo(beta=0.2)`.
     """
     chosen, rejected = beta_chosen * pair.chosen.logratio, beta_rejected * pair.rejected.logratio
     return -log_sigmoid(chosen - rejected), {"chosen": chosen, "rejected": rejected}
@@ -120,6 +130,8 @@ def daa(pair: PairView, *, beta: float = 0.1, alpha: float = 0.0, link: str = "d
 
     beta: 0.01-0.5. alpha: length regularisation as in `r_dpo`, which this is with ``link="dpo"``. link: g.
     IPO here is β² times `ipo` at half of β with sums. The exponent is capped at 80.
+    Paper: Scaling Laws for Reward Model Overoptimization in Direct Alignment Algorithms.
+    Identities: `daa = dpo`; `daa(beta=0.2, link="ipo") = 0.04 * ipo(beta=0.1, average=False)`.
     """
     x = beta * log_ratio_margin(pair) + alpha * (pair.chosen.length - pair.rejected.length)
     links = {
@@ -140,6 +152,8 @@ def chi_po(pair: PairView, *, beta: float = 0.1, limit: float = 10.0) -> Express
     left the reference far behind. The clip is at ±2R.
 
     beta: 0.01-0.5. limit: 2R, twice the largest reward; beyond it the gradient is 0. The exponent is capped at 80.
+    Paper: Correcting the Mythos of KL-Regularization: Direct Alignment without Overoptimization via Chi-Squared
+    Preference Optimization.
     """
     chosen, rejected = pair.chosen.logratio, pair.rejected.logratio
     score = exp(minimum(chosen, EXPONENT_CAP)) - exp(minimum(rejected, EXPONENT_CAP)) + chosen - rejected

@@ -39,6 +39,8 @@ def kto(
     in nats (a mean over all processes, say; 0 gives APO-zero on unpaired data). Without it the columns ``kl_logps`` and
     ``ref_kl_logps`` must hold the log-probabilities of completions taken from other prompts.
     Libraries: TRL and HALOs differ in how z is pooled over devices; Liger's has no weights.
+    Paper: KTO: Model Alignment as Prospect Theoretic Optimization.
+    Identities: `kto(kl=0) = apo_zero_unpaired`.
     """
     mismatched = (response["kl_logps"] - response["ref_kl_logps"]).mean("batch") if kl is None else kl
     gain = beta * (response.logratio - stop_gradient(maximum(mismatched, 0.0)))
@@ -55,6 +57,7 @@ def apo_zero_unpaired(
 
     beta: 0.01-0.5. desirable_weight, undesirable_weight: λ_D and λ_U, as in `kto`.
     Libraries: TRL's KTO trainer has it under this name; the paper has no weights.
+    Paper: Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment.
     """
     reward = beta * response.logratio
     return where(response["label"], desirable_weight * sigmoid(-reward), undesirable_weight * sigmoid(reward))
@@ -70,6 +73,7 @@ def bco(response: ResponseView, *, beta: float = 0.1, delta: float | None = None
     reward of this batch, which takes no gradient.
     Libraries: TRL up to 1.10 updates a running mean over all devices before using it; its weights against
     distribution mismatch are `weighted_by` here.
+    Paper: Binary Classifier Optimization for Large Language Model Alignment.
     """
     reward = beta * response.logratio
     shift = stop_gradient(reward.mean("batch")) if delta is None else delta
@@ -84,6 +88,7 @@ def sppo_point(response: ResponseView, *, beta: float = 1e-3) -> Expression:
     is the reference.
 
     beta: 1/η of the paper, 1e-3; targets are then hundreds of nats.
+    Paper: Self-Play Preference Optimization for Language Model Alignment.
     """
     return 0.5 * square(response.logratio - (response["win_prob"] - 0.5) / beta)
 
@@ -97,6 +102,7 @@ def gpo(response: ResponseView, *, beta: float = 1e-3) -> Expression:
 
     beta: 1e-3-1; targets may be hundreds of nats.
     The trainer's code is not public; with ``s = P - ½`` it is twice `sppo_point`.
+    Paper: General Preference Modeling with Preference Representations for Aligning Language Models.
     """
     return square(response.logratio - response["score"] / beta)
 
@@ -109,6 +115,8 @@ def dro(response: ResponseView, *, tau: float = 1.0) -> Expression:
     of its prompt from a head that learns from the same loss: it takes a gradient.
 
     tau: strength of the pull towards the reference, 0.1-5.
+    Paper: Offline Regularised Reinforcement Learning for Large Language Models Alignment.
+    Identities: `dro(tau=0.1) = 0.005 * gpo(beta=0.1) where value=0, reward=score`.
     """
     return 0.5 * square(response["reward"] - response["value"] - tau * response.logratio)
 
@@ -121,6 +129,7 @@ def asft_unpaired(response: ResponseView, *, beta: float = 1.0, weight: float = 
     `asft`, whose pairs are sums of two points.
 
     beta, weight, alpha: as in `asft`.
+    Paper: ASFT: Aligned Supervised Fine-Tuning through Absolute Likelihood.
     """
     average, odds = response.avg_logp, beta * log_odds(response.avg_logp)
     return where(response["label"], -alpha * average - weight * log_sigmoid(odds), -weight * log_sigmoid(-odds))
@@ -133,6 +142,7 @@ def crraft(response: ResponseView) -> Expression:
     ``-Σ c log π(y) / Σ n(y)`` over the batch: the column ``score`` holds c in [0, 1], the calibrated reward of the best
     response that passes every constraint judge and stays near the reference. With c = 1 it is RAFT. One loss for the
     batch.
+    Paper: The Perfect Blend: Redefining RLHF with Mixture of Judges.
     """
     return -(response["score"] * response.logp).sum("batch") / response.length.sum("batch")
 
@@ -148,6 +158,7 @@ def nbpo(response: ResponseView, *, beta: float = 1.0, variant: str = "paper") -
     which the other is held fixed, so that the value means nothing; ``"surrogate"`` is minus the likelihood, without the
     logarithm.
     Where no label is ever flipped it is BPO, `bco` with ``delta=0``.
+    Paper: Sampler Design for Implicit Feedback Data by Noisy-label Robust Learning.
     """
     reward, flip = beta * response.logratio, response["flip"]
     trust, taken, liked = (stop_gradient(sigmoid(x)) for x in (-flip, flip, reward))
@@ -169,6 +180,7 @@ def npo(response: ResponseView, *, beta: float = 0.1) -> Expression:
     ``-(2/β) log σ(-βh)`` on responses to forget: DPO without a chosen response.
 
     beta: 0.01-1; towards 0 the gradient is that of gradient ascent.
+    Paper: Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning.
     """
     return -2.0 / beta * log_sigmoid(-beta * response.logratio)
 
@@ -180,5 +192,6 @@ def simnpo(response: ResponseView, *, beta: float = 2.5, gamma: float = 0.0) -> 
     ``-(2/β) log σ(-β avg(y) - γ)``: `npo` on averages, without a reference.
 
     beta: 1-10. gamma: the margin γ in the units of the logit, 0-2.
+    Paper: Simplicity Prevails: Rethinking Negative Preference Optimization for LLM Unlearning.
     """
     return -2.0 / beta * log_sigmoid(-beta * response.avg_logp - gamma)

@@ -72,6 +72,7 @@ def ppo(
     advantages mean 0 and variance 1 over the batch. average: ``"tokens"``, ``"response"``, ``"constant"`` or ``"sum"``,
     with max_tokens and num_tokens as in `grpo`.
     Libraries: TRL, MOSS and verl put a factor ½ before the value's square: halve value_weight.
+    Paper: Proximal Policy Optimization Algorithms.
     """
     advantage = whitened(token["advantage"]) if whiten else stop_gradient(token["advantage"])
     loss = clipped_surrogate(ratio_of(token), advantage, clip, clip if clip_high is None else clip_high)
@@ -115,6 +116,8 @@ def ppo_max(
 
     clip, value_clip: 0.2. value_weight: c. entropy_weight: w, and entropy_target: H₀ in nats. ptx_weight: λ, 0-1.
     Rewards are normalised outside (`RunningMoments`), advantages may be whitened and clipped to ±0.5.
+    Paper: Secrets of RLHF in Large Language Models Part I: PPO.
+    Identities: `ppo_max = ppo(value_weight=0.5, value_clip=0.2)`.
     """
     rollout = token.position * 0.0 + 1.0 if ptx_weight is None else 1.0 - token.response["pretrain"]
     policy = clipped_surrogate(ratio_of(token), stop_gradient(token["advantage"]), clip, clip)
@@ -150,6 +153,8 @@ def dr_po(
 
     clip: ε, 0.2. value_weight: c, 0.1. value_clip: 0.2. variant: ``"paper"`` masks the value's error as well,
     ``"authors"`` (their code) takes it over all tokens.
+    Paper: Dataset Reset Policy Optimization for RLHF.
+    Identities: `dr_po = ppo where roll_in=0`.
     """
     if variant not in ("paper", "authors"):
         raise ValueError(f'dr_po: variant must be "paper" or "authors", got {variant!r}')
@@ -185,6 +190,7 @@ def rto(
     dpo_weight: β₁, small. kl_weight: β₂, PPO's. score_weight: β₃. discount, smoothing: γ and λ of GAE. clip: ε.
     whiten: advantages to mean 0 and variance 1 over the batch. reward_clip: limits of ``β₁ log π_dpo/π_ref``; the
     authors' code has 0.05, the paper none.
+    Paper: DPO Meets PPO: Reinforced Token Optimization for RLHF.
     """
     reference = stop_gradient(token.ref_logp)
     dense = dpo_weight * stop_gradient(token["dpo_logps"] - token.ref_logp)
@@ -207,6 +213,7 @@ def mdpo(token: TokenView, *, step_size: float = 1.0, divergence: str = "exact")
 
     step_size: t, annealed from 1 to 0 in the paper (1 - k/K). divergence: ``"exact"``, or ``"k3"`` for the sampled
     estimate ``e^{-x} + x - 1`` of the log-ratio x.
+    Paper: Mirror Descent Policy Optimization.
     """
     log_ratio = log_ratio_to_old(token)
     if divergence not in ("exact", "k3"):
@@ -224,6 +231,7 @@ def mdpo_off(token: TokenView, *, temperature: float = 1.0, entropy_weight: floa
     Columns by token: ``old_logps`` (log π_k) and ``q``, the critic's value of the action.
 
     temperature: κ, 1. entropy_weight: λ, 0.2. With κ = λ this is the policy loss of soft actor-critic.
+    Paper: Mirror Descent Policy Optimization.
     """
     previous = stop_gradient(token["old_logps"])
     return (temperature * token.logp + (entropy_weight - temperature) * previous - token["q"]).mean("batch")
@@ -238,6 +246,7 @@ def pf_ppo_weight(token: TokenView, *, rule: str = "best_random", power: float =
     ``"best_worst"`` keeps these two; ``"power"`` takes |reward|^p over the whole batch. Weights average to 1.
 
     rule: as above; the paper picks the rule whose kept rewards fit the true scores best. power: p of ``"power"``, 2.
+    Paper: Policy Filtration in RLHF to Fine-Tune LLM for Code Generation.
     """
     response = token.response
     reward = stop_gradient(response["reward"])
@@ -264,6 +273,7 @@ def reinforce(
     beta: KL coefficient inside the reward, 0.01-0.1; None leaves the reference out. baseline: ``"none"``,
     ``"batch"`` or ``"group"`` for a mean, ``"leave_one_out"`` for the mean of the group's others, ``"given"`` for the
     column ``value``. average: ``"sum"`` over the tokens, or ``"response"`` for their mean.
+    Paper: Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in LLMs.
     """
     reward = response["reward"] if beta is None else response["reward"] - beta * response.logratio
     reward = stop_gradient(reward)
@@ -300,6 +310,8 @@ def rloo(
     beta: KL coefficient inside the reward, 0.01-0.1; reference: False leaves it out. clip: ε of the clipped ratio of
     whole responses; None is the paper's plain gradient. clip_high: another ε upwards.
     Libraries: TRL's trainer clips (0.2) and can whiten advantages.
+    Paper: Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in LLMs.
+    Identities: `rloo = reinforce(beta=0.05, baseline="leave_one_out")`.
     """
     sampler = response.logp if clip is None else response["old_logps"]
     reward = response["reward"] - beta * (sampler - response.ref_logp) if reference else response["reward"]
@@ -324,6 +336,7 @@ def p3o(
     Columns: ``chosen_reward``, ``rejected_reward``, ``chosen_old_logps``, ``rejected_old_logps``.
 
     beta: KL coefficient, 0.02-0.2. clip: ε, 0.2. clipping: which version.
+    Paper: Pairwise Proximal Policy Optimization: Harnessing Relative Feedback for LLM Alignment.
     """
     first, second = pair.chosen, pair.rejected
     gap = stop_gradient(regularised_reward(first, beta) - regularised_reward(second, beta))
@@ -368,6 +381,7 @@ def crpg(response: ResponseView, *, kl_max: float = 10.0) -> Expression:
     is met, else 0), ``kl`` (the rollout policy's log-ratio to the reference).
 
     kl_max: nats beyond which a response counts nothing.
+    Paper: The Perfect Blend: Redefining RLHF with Mixture of Judges.
     """
     calibrated = sigmoid(response["reward"] - response["base_reward"])
     kept = stop_gradient(response["judge"] * calibrated * relu(1.0 - response["kl"] / kl_max))
@@ -384,6 +398,7 @@ def crraft_list(group: GroupView, *, kl_max: float = 10.0) -> Expression:
     Columns: ``reward``, ``judge``, and ``base_reward`` by group.
 
     kl_max: nats.
+    Paper: The Perfect Blend: Redefining RLHF with Mixture of Judges.
     """
     response = group.response
     calibrated = stop_gradient(sigmoid(response["reward"] - group["base_reward"]))

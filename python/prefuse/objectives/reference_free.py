@@ -37,6 +37,8 @@ def simpo(
     them; with neither the ratio is 0.5. label_smoothing: ε as in `dpo`.
     Libraries: TRL, Liger and LLaMA-Factory name the absolute γ ``(simpo_)gamma``; the authors' code and
     turbo-alignment take the ratio. TRL's and Liger's defaults also add a likelihood term: here, ``+ sft()``.
+    Paper: SimPO: Simple Preference Optimization with a Reference-Free Reward.
+    Identities: `simpo(beta=2, gamma=0) = dpo(beta=0.4) where lengths=5, ref=0`.
     """
     margin = target_margin(beta, gamma, gamma_beta_ratio)
     return logistic(beta * (pair.chosen.avg_logp - pair.rejected.avg_logp) - margin, label_smoothing)
@@ -59,6 +61,8 @@ def alphapo(
     beta: 2-10. alpha: shape, -0.5 to 0.5; at 0 it is `simpo`. gamma, gamma_beta_ratio: as in `simpo`.
     label_smoothing: ε as in `dpo`. The exponent is capped at 80: an average below -80/α has gradient 0.
     Libraries: TRL's CPO trainer with ``alpha`` and ``loss_type="simpo"``, whose exponent has no cap.
+    Paper: AlphaPO: Reward Shape Matters for LLM Alignment.
+    Identities: `alphapo(alpha=0) = simpo(beta=2.5)`.
     """
     chosen = beta * exponential_score(pair.chosen.avg_logp, alpha)
     rejected = beta * exponential_score(pair.rejected.avg_logp, alpha)
@@ -71,6 +75,7 @@ def simper(pair: PairView) -> Expression:
     """SimPER, perplexity without hyper-parameters (Xiao et al. 2025, arXiv:2502.00883), as reconstructed.
 
     ``-e^{avg(w)} + e^{avg(l)}``: the inverse perplexity of the chosen response up, of the rejected one down.
+    Paper: SimPER: Simple Preference Fine-Tuning without Hyperparameters by Perplexity Optimization.
     """
     return exp(pair.rejected.avg_logp) - exp(pair.chosen.avg_logp)
 
@@ -84,6 +89,8 @@ def slic(pair: PairView, *, delta: float = 1.0, alpha: float = 0.1, nll: str = "
     delta: the margin δ in nats, 0.5-10. alpha: weight of the likelihood, 0.01-1. nll: its normalisation; the paper's is
     a sum, of a target from supervised data, which may be w.
     Libraries: HALOs has it with alpha 0.1; TRL's ``hinge`` is `hinge`, with a reference and without the second term.
+    Paper: SLiC-HF: Sequence Likelihood Calibration with Human Feedback.
+    Identities: `slic(delta=5, alpha=0) = 5 * hinge(beta=0.2) where ref=0`.
     """
     return relu(delta - pair.chosen.logp + pair.rejected.logp) + alpha * negative_log_likelihood(pair.chosen, nll)
 
@@ -105,6 +112,8 @@ def tpo(
     beta: 0.01-0.2. alpha: weight of the likelihood, 0.05-1. label_smoothing: ε as in `dpo`. nll: its normalisation;
     the authors' code and TRL average over all gold tokens of the batch.
     Libraries: TRL's TPO trainer agrees (``tpo_alpha``).
+    Paper: Triple Preference Optimization: Achieving Better Alignment using a Single Step Optimization.
+    Identities: `tpo(beta=0.2) = cpo(beta=0.2) where gold=chosen`.
     """
     chosen, rejected = beta * pair.chosen.logp, beta * pair.rejected.logp
     loss = logistic(chosen - rejected, label_smoothing)
@@ -128,6 +137,8 @@ def tpo_l(
 
     beta: 0.01-10. gamma: the margin γ in the units of the logit, 0.3-10. alpha, label_smoothing, nll: as in `tpo`.
     Libraries: TRL's ``tpo-l`` with its ``tpo_l_gamma`` agrees.
+    Paper: Triple Preference Optimization: Achieving Better Alignment using a Single Step Optimization.
+    Identities: `tpo_l(gamma=0.7, alpha=0) = simpo(gamma=0.7)`.
     """
     chosen, rejected = beta * pair.chosen.avg_logp, beta * pair.rejected.avg_logp
     loss = logistic(chosen - rejected - gamma, label_smoothing)
@@ -145,6 +156,8 @@ def asft(pair: PairView, *, beta: float = 1.0, weight: float = 1.0, alpha: float
     second of two stages.
     Averages above -1e-7 count as -1e-7 in the odds, as in `orpo`.
     Libraries: turbo-alignment has this (``ASFTLoss``); LLaMA-Factory's ``use_asft_loss`` is something else.
+    Paper: ASFT: Aligned Supervised Fine-Tuning through Absolute Likelihood.
+    Identities: `asft(weight=0) = sft(nll="response_mean")`.
     """
     chosen = log_sigmoid(beta * log_odds(pair.chosen.avg_logp))
     rejected = log_sigmoid(-beta * log_odds(pair.rejected.avg_logp))
@@ -161,6 +174,8 @@ def orpo(pair: PairView, *, beta: float = 0.1, nll: str = "token_mean") -> Expre
     Averages above -1e-7 count as -1e-7 in the odds, with gradient 0: a response that certain has infinite odds.
     Libraries: TRL's likelihood term includes the prompt's tokens, Liger's may; LLaMA-Factory uses
     ``nll="response_mean"``.
+    Paper: ORPO: Monolithic Preference Optimization without Reference Model.
+    Identities: `orpo(beta=0) = sft`.
     """
     odds = log_odds(pair.chosen.avg_logp) - log_odds(pair.rejected.avg_logp)
     return negative_log_likelihood(pair.chosen, nll) - beta * log_sigmoid(odds)
@@ -182,6 +197,8 @@ def cpo(
     beta: 0.05-0.5. alpha: weight of the likelihood term, 0-1. label_smoothing: ε as in `dpo`. nll: its
     normalisation; ``"token_mean"`` is one number for the batch, added to every pair.
     Libraries: TRL (``cpo_alpha``) and Liger agree; the paper's term is a sum per response.
+    Paper: Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine Translation.
+    Identities: `cpo(alpha=0) = dpo where ref=0`; `cpo = cpo(alpha=0) + sft`.
     """
     chosen, rejected = beta * pair.chosen.logp, beta * pair.rejected.logp
     loss = logistic(chosen - rejected, label_smoothing) + alpha * negative_log_likelihood(pair.chosen, nll)
@@ -197,5 +214,6 @@ def sft(pair: PairView, *, nll: str = "token_mean") -> Expression:
 
     nll: the normalisation; ``"token_mean"`` is one number for the batch, the same for every pair.
     Libraries: TRL's ``sft`` and Liger's NLL are token means; OpenRLHF and LLaMA-Factory average per response.
+    Paper: none; maximum likelihood.
     """
     return negative_log_likelihood(pair.chosen, nll)

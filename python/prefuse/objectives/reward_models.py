@@ -22,6 +22,7 @@ def bradley_terry(
     margin: m, a number or one per pair (larger where the preference was stronger); None is 0. center: c, 0.01, keeps
     the rewards' arbitrary constant near 0 (Eisenstein et al. 2023); None leaves it out.
     Libraries: TRL's reward trainer agrees; MOSS adds 1e-5 inside the logarithm and, on request, `sft` on the chosen.
+    Paper: Training language models to follow instructions with human feedback.
     """
     chosen, rejected = pair.chosen["reward"], pair.rejected["reward"]
     difference = chosen - rejected if margin is None else chosen - rejected - margin
@@ -51,6 +52,7 @@ def gpm(
 
     temperature: τ, 0.1; 1 is usual with K = 1 and b = 1. margin: m, one per pair or for all. gated: whether λ is given;
     else it is 1. target: regress instead, ``½ (s/τ - target)²``, 10 in the authors' code.
+    Paper: General Preference Modeling with Preference Representations for Aligning Language Models.
     """
     block = group.response
     product = block["chosen_even"] * block["rejected_odd"] - block["chosen_odd"] * block["rejected_even"]

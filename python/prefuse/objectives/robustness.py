@@ -34,6 +34,8 @@ def mcts_dpo(pair: PairView, *, beta: float = 0.1) -> Expression:
 
     beta: 0.02-0.5.
     Libraries: the authors' code agrees, N(w) counting at least 1.
+    Paper: Monte Carlo Tree Search Boosts Reasoning via Iterative Preference Learning.
+    Identities: `mcts_dpo = dpo where rejected_visits=0`.
     """
     chosen, rejected = pair.chosen["visits"].clamp(min=1.0), pair.rejected["visits"]
     flipped = minimum(rejected / (chosen + rejected), 0.5)
@@ -48,6 +50,8 @@ def gdpo(pair: PairView, *, beta: float = 0.1) -> Expression:
     ``-log σ((2p-1) z)``: the column ``win_prob`` holds p, how likely w is preferred; a pair in doubt pulls less.
 
     beta: 0.05-0.5.
+    Paper: Geometric-Averaged Preference Optimization for Soft Preference Labels.
+    Identities: `gdpo = dpo where win_prob=1`.
     """
     return -log_sigmoid((2.0 * pair["win_prob"] - 1.0) * beta * log_ratio_margin(pair))
 
@@ -62,6 +66,8 @@ def upo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.1) -> Expression:
     beta: 0.05-0.5. alpha: weight of the likelihood, 0-1.
     As printed the paper flips nearly every label, since its ε tends to 1 on a large data set, and lowers the likelihood
     of w; its ablations show that neither is meant.
+    Paper: Self-Evolutionary Large Language Models through Uncertainty-Enhanced Preference Optimization.
+    Identities: `upo(alpha=0.3) = rpo(alpha=0.3) where uncertainty=0`.
     """
     margin = beta * log_ratio_margin(pair)
     flipped = minimum(pair["uncertainty"], 0.5)
@@ -76,6 +82,7 @@ def ropo(pair: PairView, *, beta: float = 0.1, alpha: float = 14.0) -> Expressio
     pulling.
 
     beta: 0.05-0.5. alpha: α, 2-100; towards 0 the first term, and with it the loss, vanishes.
+    Paper: ROPO: Robust Preference Optimization for Large Language Models.
     """
     margin = beta * log_ratio_margin(pair)
     scale = 4.0 * alpha / ((1.0 + alpha) * (1.0 + alpha))
@@ -90,6 +97,7 @@ def dr_dpo(pair: PairView, *, beta: float = 0.1, beta_prime: float = 1.0) -> Exp
     One loss for the batch.
 
     beta: 0.05-0.5. beta_prime: β', 0.1-10; towards infinity it is the mean of DPO.
+    Paper: Towards Robust Alignment of Language Models: Distributionally Robustifying Direct Preference Optimization.
     """
     return -beta_prime * (log_sigmoid(beta * log_ratio_margin(pair)) / beta_prime).logmeanexp("batch")
 
@@ -102,6 +110,7 @@ def dpo_rk(pair: PairView, *, beta: float = 0.1, nu: float = 3.0) -> Expression:
     ``tie`` is true where the two responses were judged equal.
 
     beta: 0.05-0.5. nu: ν > 1, how often ties happen; towards 1 never.
+    Paper: On Extending Direct Preference Optimization to Accommodate Ties.
     """
     margin, step = beta * log_ratio_margin(pair), log(nu)
     win = -log_sigmoid(margin - step)
@@ -116,6 +125,7 @@ def dpo_d(pair: PairView, *, beta: float = 0.1, nu: float = 1.0) -> Expression:
     `dpo_rk`.
 
     beta: 0.05-0.5. nu: ν > 0, how often ties happen; towards 0 never.
+    Paper: On Extending Direct Preference Optimization to Accommodate Ties.
     """
     margin = beta * log_ratio_margin(pair)
     size = absolute(margin)

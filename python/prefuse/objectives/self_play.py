@@ -3,7 +3,8 @@
 Each is the loss inside a loop that samples from the policy, has the samples judged and replaces the reference or the
 policy that it starts from. Where that is all, the objective is another's: SPIN (arXiv:2401.01335), DNO-Prct, OAIF and
 Curry-DPO are `dpo` with the previous policy as the reference; TR-DPO (arXiv:2404.09656) is any objective here whose
-reference is refreshed, θ_ref ← αθ + (1-α)θ_ref or θ_ref ← θ now and then. `sppo` is in `anchored`.
+reference is refreshed, θ_ref ← αθ + (1-α)θ_ref or θ_ref ← θ now and then. The loops are in `prefuse.outer`, and
+`sppo` is in `anchored`.
 
 Notation: ``h(y) = log π(y|x) - log π_ref(y|x)`` summed over the response, ``Δ = h(w) - h(l)``. Where pairs are scored
 rather than ranked, w and l are just the first and the second. ``P(y)`` is a win rate in [0, 1].
@@ -35,6 +36,8 @@ def dno(pair: PairView, *, beta: float = 0.1) -> Expression:
     against the previous policy, which is also the reference.
 
     beta: η of the paper, 0.05-0.5. With ζ = 1 (DNO-Prct) it is `dpo`.
+    Paper: Direct Nash Optimization: Teaching Language Models to Self-Improve with General Preferences.
+    Identities: `dno = dpo(label_smoothing=0.5) where win_prob=0.4`.
     """
     margin = beta * log_ratio_margin(pair)
     return -log_sigmoid(margin) + sigmoid(pair.rejected["win_prob"] - pair.chosen["win_prob"]) * margin
@@ -49,6 +52,8 @@ def inpo(pair: PairView, *, eta: float = 0.005, tau: float = 0.005 / 3) -> Expre
 
     eta: η, 0.002-0.1; the target is 1/(2η) nats. tau: τ, η/3; at η it is `ipo` with sums, at 0 so with the previous
     policy for a reference.
+    Paper: Iterative Nash Policy Optimization: Aligning LLMs with General Preferences via No-Regret Learning.
+    Identities: `inpo(eta=0.1, tau=0.1) = ipo(beta=0.1, average=False)`.
     """
     chosen, rejected = pair.chosen, pair.rejected
     policy, reference = chosen.logp - rejected.logp, chosen.ref_logp - rejected.ref_logp
@@ -66,6 +71,8 @@ def online_ipo(pair: PairView, *, beta: float = 0.1) -> Expression:
     beta: τ of the paper, 0.01-1.
     Libraries: TRL's OnlineDPO has ``loss_type="ipo"`` with hard labels and sums, `ipo` with ``average=False``: the same
     gradient in expectation.
+    Paper: Human Alignment of Large Language Models through Online Preference Optimisation.
+    Identities: `online_ipo(beta=0.1) = ipo(beta=0.1, average=False) where win_prob=1`.
     """
     return square(log_ratio_margin(pair) - (pair["win_prob"] - 0.5) / beta)
 
@@ -78,6 +85,9 @@ def egpo(pair: PairView, *, beta: float = 0.1, average: bool = False) -> Express
     policy. Each step is taken twice: to a midpoint, and from the start again with the midpoint's win rates.
 
     beta: 0.01-1. average: divide each log-ratio by its response's length, as the authors' code for language models.
+    Paper: Extragradient Preference Optimization (EGPO): Beyond Last-Iterate Convergence for Nash Learning from Human
+    Feedback.
+    Identities: `egpo(beta=0.1) = ipo(beta=0.1, average=False) where chosen_win_prob=0.75, rejected_win_prob=0.25`.
     """
     margin = length_normalised_margin(pair) if average else log_ratio_margin(pair)
     return square(margin - (pair.chosen["win_prob"] - pair.rejected["win_prob"]) / beta)
@@ -92,6 +102,9 @@ def psi_po(pair: PairView, *, beta: float = 0.1, link: str = "identity") -> Expr
 
     beta: τ of the paper, 0.01-1. link: Ψ, ``"identity"`` (IPO) or ``"logit"`` log(P/(1-P)), under which Bradley-Terry
     preferences give the optimum of RLHF and DPO. A logit counts P outside [10⁻⁶, 1 - 10⁻⁶] as the end.
+    Paper: A General Theoretical Paradigm to Understand Learning from Human Preferences.
+    Identities: `psi_po = ipo(average=False) where chosen_win_prob=0.75, rejected_win_prob=0.25`; `psi_po(beta=0.1) =
+    egpo(beta=0.1)`.
     """
     chosen, rejected = (_utility(response["win_prob"], link) for response in (pair.chosen, pair.rejected))
     return square(log_ratio_margin(pair) - (chosen - rejected) / beta)
@@ -110,6 +123,7 @@ def copg(pair: PairView, *, beta: float = 0.06) -> Expression:
 
     beta: 0.01-1. The value may be negative; up to a constant it is `reward_distillation` over 2β.
     The paper's text says that its eq. 17 is minimised; it is the negative that is.
+    Paper: Contrastive Policy Gradient: Aligning LLMs on sequence-level scores in a supervised-friendly fashion.
     """
     margin = log_ratio_margin(pair)
     return 0.5 * beta * square(margin) - (pair.chosen["score"] - pair.rejected["score"]) * margin
@@ -123,6 +137,7 @@ def reward_distillation(pair: PairView, *, beta: float = 0.1) -> Expression:
     ``score``. REBEL's reference is the previous policy and its β is 1/η.
 
     beta: 0.01-1.
+    Paper: Robust Preference Optimization through Reward Model Distillation.
     """
     return square(pair.chosen["score"] - pair.rejected["score"] - beta * log_ratio_margin(pair))
 
@@ -137,6 +152,8 @@ def vpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.01, mode: str = "
 
     beta: 0.05-0.5. alpha: 1e-3-1; at 0 it is DPO. mode: the sign.
     SELM (arXiv:2405.19332) is the online form with c from the reference, and its code's ``alpha`` of 1e-3.
+    Paper: Value-Incentivized Preference Optimization: A Unified Approach to Online and Offline RLHF.
+    Identities: `vpo(alpha=0) = dpo`.
     """
     sign = choice("vpo: mode", mode, {"online": 1.0, "offline": -1.0})
     bonus = alpha * beta * pair.response("calibration").logratio
@@ -152,6 +169,9 @@ def xpo(pair: PairView, *, beta: float = 0.1, alpha: float = 1e-5, link: str = "
 
     beta: 0.05-0.5. alpha: 1e-6-1e-3. link: ``"sigmoid"``, or ``"ipo"`` for (Δ - 1/(2β))².
     Libraries: TRL's XPO trainer, which 1.16 no longer has, agrees.
+    Paper: Exploratory Preference Optimization: Provably Sample-Efficient Exploration in RLHF with General Function
+    Approximation.
+    Identities: `xpo(alpha=0) = dpo`; `xpo(alpha=0, link="ipo") = ipo(average=False)`.
     """
     margin = log_ratio_margin(pair)
     loss = choice("xpo: link", link, {"sigmoid": -log_sigmoid(beta * margin), "ipo": square(margin - 0.5 / beta)})
@@ -170,6 +190,8 @@ def ofs_dpo(
 
     beta: 0.05-0.5. alpha: a, 0.1-0.5. limit: of |βΔ_FS|, without which the slow module's loss has no lower bound;
     beyond it the second term has gradient 0. module: ``"fast"`` or ``"slow"``.
+    Paper: Online DPO: Online Direct Preference Optimization with Fast-Slow Chasing.
+    Identities: `ofs_dpo(alpha=0) = dpo`.
     """
     own, other = pair.chosen.logp - pair.rejected.logp, pair.chosen["other_logps"] - pair.rejected["other_logps"]
     sign = choice("ofs_dpo: module", module, {"fast": 1.0, "slow": -1.0})
@@ -187,6 +209,7 @@ def srpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.5) -> Expression
     ``kept_rejected`` l|l.
 
     beta: 0.01-1. alpha: share of the improver's own loss, in [0, 1].
+    Paper: Self-Improving Robust Preference Optimization.
     """
     improved, worsened = pair.response("improved").logratio, pair.response("worsened").logratio
     kept_chosen, kept_rejected = pair.response("kept_chosen").logratio, pair.response("kept_rejected").logratio
@@ -204,6 +227,7 @@ def hypo_kl(group: GroupView, *, weight: float = 1e-4) -> Expression:
     pairs, each on its own batch. The value means nothing; a single sample has no baseline.
 
     weight: λ, 1e-5-1e-2.
+    Paper: The Importance of Online Data: Understanding Preference Fine-tuning via Coverage.
     """
     ratio = group.response.logratio
     others = (ratio.sum() - ratio) / (group.size - 1.0).clamp(min=1.0)

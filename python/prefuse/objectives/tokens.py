@@ -39,6 +39,8 @@ def tdpo1(pair: PairView, *, beta: float = 0.1) -> tuple[Expression, Rewards]:
 
     beta: 0.05-0.5.
     Libraries: the authors' code; its README's command for TDPO2 trains this.
+    Paper: Token-level Direct Preference Optimization.
+    Identities: `tdpo1 = dpo where rkl=0`.
     """
     drift = drift_of(pair.rejected) - drift_of(pair.chosen)
     return -log_sigmoid(beta * (log_ratio_margin(pair) - drift)), tdpo_rewards(pair, beta)
@@ -53,6 +55,8 @@ def tdpo2(pair: PairView, *, beta: float = 0.1, alpha: float = 0.5) -> tuple[Exp
     Columns: ``chosen_token_rkl``, ``rejected_token_rkl``.
 
     beta: 0.05-0.5. alpha: weight of the KL difference, 0-2; 0 is DPO.
+    Paper: Token-level Direct Preference Optimization.
+    Identities: `tdpo2(alpha=0) = dpo`; `tdpo2(alpha=1) = tdpo1`.
     """
     drift = drift_of(pair.rejected) - stop_gradient(drift_of(pair.chosen))
     return -log_sigmoid(beta * (log_ratio_margin(pair) - alpha * drift)), tdpo_rewards(pair, beta)
@@ -83,6 +87,9 @@ def sparse_po(
     common mask), ``token_rkl``. Masks of 1 give TDPO1.
 
     beta: 0.1-0.8. reward_penalty, kl_penalty: η_u and η_d, about 1e-3; None leaves them out.
+    Paper: SparsePO: Controlling Preference Alignment of LLMs via Sparse Token Masks.
+    Identities: `sparse_po = tdpo1 where reward_weight=1, kl_weight=1`; `sparse_po = dpo where reward_weight=1,
+    kl_weight=0`.
     """
     chosen, rejected = pair.chosen.token, pair.rejected.token
     reward = weighted_sum(chosen, "reward_weight") - weighted_sum(rejected, "reward_weight")
@@ -110,6 +117,7 @@ def mapo(pair: PairView, *, beta: float = 0.1) -> Expression:
     equal its mask is 0.
 
     beta: 0.1-0.8.
+    Paper: SparsePO: Controlling Preference Alignment of LLMs via Sparse Token Masks.
     """
     chosen, rejected = masked_parts(pair.chosen.token), masked_parts(pair.rejected.token)
     return -log_sigmoid(beta * ((chosen[0] - rejected[0]) - (rejected[1] - chosen[1])))
@@ -133,6 +141,7 @@ def oreo_value(token: TokenView, *, beta: float = 0.03) -> Expression:
     Columns: ``value`` by token, ``reward`` by response.
 
     beta: 0.03.
+    Paper: Offline Reinforcement Learning for LLM Multi-Step Reasoning.
     """
     to_go = stop_gradient(token.logratio.suffix_sum())
     return square(token["value"] - token.response["reward"] + beta * to_go).mean()
@@ -151,6 +160,8 @@ def oreo(
     token included); for ``divergence="exact"`` ``kl``, the KL(π‖π_ref) by token.
 
     beta: 0.03. alpha: 0.01. divergence: ``"exact"``, ``"k3"`` for the estimate ``e^{-h} + h - 1``, or ``"none"``.
+    Paper: Offline Reinforcement Learning for LLM Multi-Step Reasoning.
+    Identities: `oreo(divergence="none") = oreo_value`.
     """
     if level not in ("token", "step", "response") or divergence not in ("exact", "k3", "none"):
         expected = 'level "token", "step" or "response" and divergence "exact", "k3" or "none"'
@@ -181,6 +192,8 @@ def d2po(pair: PairView, *, beta: float = 0.1, discount: float = 0.98) -> Expres
     ``-log σ(β [Σ_t γ^t h_t(w) - Σ_t γ^t h_t(l)])``: early tokens decide.
 
     beta: 0.05-0.5. discount: γ, 0.95-1; 1 is DPO.
+    Paper: Earlier Tokens Contribute More: Learning Direct Preference Optimization From Temporal Decay Perspective.
+    Identities: `d2po(discount=1) = dpo`.
     """
     chosen, rejected = (discounted(pair.response(role).token, discount) for role in ("chosen", "rejected"))
     return -log_sigmoid(beta * (chosen - rejected))
@@ -211,6 +224,8 @@ def tis_dpo(
     Columns by token: ``token_contrast`` (c), or with ``weights="given"`` ``token_weight``.
 
     beta: 0.05-0.5. scale: μ. low, high: L and U. shift: η, one per pair or for all; None is 0.
+    Paper: TIS-DPO: Token-level Importance Sampling for Direct Preference Optimization With Estimated Weights.
+    Identities: `tis_dpo = dpo where contrast=0`; `tis_dpo(weights="given") = dpo where weight=1`.
     """
     if weights not in ("contrast", "given"):
         raise ValueError(f'tis_dpo: weights must be "contrast" or "given", got {weights!r}')

@@ -19,6 +19,7 @@ def aot(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = No
 
     beta: 0.01-0.5. label_smoothing: ε as in `dpo`.
     Libraries: TRL's ``aot``; its sort does not promise an order of ties.
+    Paper: Distributional Preference Alignment of LLMs via Optimal Transport.
     """
     chosen, rejected = pair.chosen, pair.rejected
     policy = (chosen.logp - rejected.logp).sort("batch")
@@ -35,6 +36,7 @@ def aot_unpaired(pair: PairView, *, beta: float = 0.1, label_smoothing: float | 
 
     beta: 0.01-0.5. label_smoothing: ε as in `dpo`.
     Libraries: TRL's ``aot_unpaired``, which TRL 0.x named ``aot_pair``.
+    Paper: Distributional Preference Alignment of LLMs via Optimal Transport.
     """
     margin = pair.chosen.logratio.sort("batch") - pair.rejected.logratio.sort("batch")
     return logistic(beta * margin, label_smoothing)

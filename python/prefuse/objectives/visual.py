@@ -22,6 +22,8 @@ def bpo(pair: PairView, *, beta: float = 0.1, combine: str = "sum") -> Expressio
     beta: 0.05-0.5. combine: ``"sum"`` is the paper's loss, ``"mean"`` half of it.
     The authors' released script trains on the two pairs as separate rows of one data set, whose mean loss is
     ``combine="mean"``; other libraries do not have it.
+    Paper: Towards Harmless Multimodal Assistants with Blind Preference Optimization.
+    Identities: `bpo = 2 * dpo where blind=rejected`; `bpo(combine="mean") = dpo where blind=rejected`.
     """
     human = -log_sigmoid(beta * log_ratio_margin(pair))
     blind = -log_sigmoid(beta * (pair.chosen.logratio - pair.response("blind").logratio))
@@ -44,6 +46,7 @@ def opa_dpo(pair: PairView, *, beta: float = 0.1, image_weight: float = 0.2, anc
 
     beta: 0.05-0.5. image_weight: μ, 0-1. anchor_weight: ν, 0-1.
     The authors' code pairs tokens position by position, padding included, and anchors the revised response downwards.
+    Paper: Mitigating Hallucinations in Large Vision-Language Models via DPO: On-Policy Data Hold the Key.
     """
     revised, rejected = pair.response("revised"), pair.rejected
     chosen_damaged, revised_damaged = pair.response("chosen_damaged"), pair.response("revised_damaged")

@@ -31,6 +31,8 @@ def wpo(
 
     beta: 0.01-0.5. label_smoothing: ε as in `dpo`. variant: ``"original"`` and ``"trl-0.24"`` limit the product of the
     two to 1, ``"trl-1.16"`` does not.
+    Paper: WPO: Enhancing RLHF with Weighted Preference Optimization.
+    Identities: `wpo = dpo where token_log_sum_sq=token_logps`.
     """
     confidence = _confidence(pair.chosen) + _confidence(pair.rejected)
     limited = {"original": True, "trl-0.24": True, "trl-1.16": False}
@@ -53,6 +55,8 @@ def beta_dpo(
     beta: 0.05-0.5. sensitivity: a, 0-1; at 0 it is DPO. centre: M₀, in nats: the caller's running mean of M. level:
     ``"batch"``, or ``"pair"`` for a β' of each pair, where M is its own Δ.
     The filter of improbable pairs is the caller's: leave them out. Rewards use β, as in the authors' code.
+    Paper: β-DPO: Direct Preference Optimization with Dynamic β.
+    Identities: `beta_dpo(sensitivity=0) = dpo`.
     """
     margin = log_ratio_margin(pair)
     gap = choice("beta_dpo: level", level, {"batch": margin.mean("batch"), "pair": margin})
@@ -67,6 +71,8 @@ def ns_dpo(pair: PairView, *, beta: float = 0.1, gamma: float = 0.95) -> Express
     ``γ^a · (-log σ(βΔ))``: the column ``age`` holds a, how many periods ago the preference was given.
 
     beta: 0.05-0.5. gamma: discount per period, 0.9-1; at 1 it is DPO.
+    Paper: Right Now, Wrong Then: Non-Stationary Direct Preference Optimization under Preference Drift.
+    Identities: `ns_dpo(gamma=1) = dpo`; `ns_dpo = dpo where age=0`.
     """
     return gamma ** pair["age"] * -log_sigmoid(beta * log_ratio_margin(pair))
 
@@ -79,5 +85,7 @@ def mallows_po(pair: PairView, *, beta: float = 0.1) -> Expression:
     paper estimates it from the normalised entropy of the policy's tokens.
 
     beta: 0.05-0.5.
+    Paper: MallowsPO: Fine-Tune Your LLM with Preference Dispersions.
+    Identities: `mallows_po = dpo where dispersion=1`.
     """
     return -log_sigmoid(pair["dispersion"] * beta * log_ratio_margin(pair))

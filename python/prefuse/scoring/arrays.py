@@ -201,7 +201,7 @@ def library_of(arguments: Mapping[str, Array]) -> Arrays:
     """Return the library all of these arguments come from.
 
     Raises:
-        TypeError: one is neither a tensor nor an array, or the two are mixed.
+        TypeError: one is neither a tensor nor an array or does not hold real numbers, or the two are mixed.
     """
     found: dict[str, str] = {}
     for name, value in arguments.items():
@@ -211,6 +211,9 @@ def library_of(arguments: Mapping[str, Array]) -> Arrays:
             found.setdefault(NUMPY.name, name)
         else:
             raise TypeError(f"{name}: expected a torch.Tensor or a numpy.ndarray, got {type(value).__name__}")
+        real = not value.is_complex() if isinstance(value, torch.Tensor) else value.dtype.kind in "fiub"
+        if not real:
+            raise TypeError(f"{name}: expected real numbers, got dtype {value.dtype}")
     if len(found) > 1:
         kinds = " and ".join(f"{name} is a {kind}" for kind, name in found.items())
         raise TypeError(f"{kinds}; give all columns as torch tensors or all as NumPy arrays")

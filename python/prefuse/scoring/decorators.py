@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 from ..tracing.kinds import GROUP, PAIR, POINT, TOKEN, Kind
-from .definition import Written
+from .definition import Written, check_function
 from .objective import Objective
 
 Function = Callable[..., Any]
@@ -15,6 +15,7 @@ Decorator = Callable[[Function], Objective]
 
 def _decorate(function: Function | None, kind: Kind, name: str | None, bounds: Mapping[str, str] | None) -> Any:
     def decorate(function: Function) -> Objective:
+        check_function(function, kind)
         return Objective(Written(function, kind, name, bounds or {}))
 
     return decorate if function is None else decorate(function)
@@ -38,6 +39,7 @@ def pair_objective(
         bounds: intervals of hyper-parameters, e.g. {"beta": "(0, inf)", "label_smoothing": "[0, 0.5)"}.
 
     Raises:
+        TypeError: it is no function.
         LanguageError: its signature is not that of an objective. What its body says is checked on first use.
     """
     return _decorate(function, PAIR, name, bounds)

@@ -157,6 +157,20 @@ class Written(Definition):
         return Built(loss, _named_rewards(trace, rewards))
 
 
+def check_function(function: Any, kind: Kind) -> None:
+    """Refuse what is not a function of a view.
+
+    Raises:
+        TypeError: it cannot be called, or is an objective already.
+    """
+    view = "response" if kind.name == "point" else kind.name
+    example = f"a function such as def mine({view}, *, beta=0.1)"
+    if isinstance(getattr(function, "parameters", None), Mapping):
+        raise TypeError(f"function: expected {example}, got {function.name}, which is an objective already")
+    if not callable(function):
+        raise TypeError(f"function: expected {example}, got {type(function).__name__}")
+
+
 # Stands for the view of a function without arguments.
 _NOTHING = inspect.Parameter("nothing", inspect.Parameter.KEYWORD_ONLY)
 

@@ -63,6 +63,7 @@ class Arranger:
         self.arguments = arguments
         self.arrays = arrays
         self.layout = Layout()
+        self.counted: dict[str, str] = {}  # space -> the argument that told how many
 
     def arrange(self, grouped: bool) -> Layout:
         """Return the layout; `grouped` as in the function."""
@@ -91,6 +92,7 @@ class Arranger:
     def _count_of(self, space: str, rank: int) -> int:
         for name, where in self.columns.items():
             if where == space and name in self.arguments and len(self.arguments[name].shape) == rank:
+                self.counted[space] = name
                 return int(self.arguments[name].shape[0])
         described = min(self._layout_names() & set(self.arguments), default=None)
         if described is not None:
@@ -225,7 +227,8 @@ class Arranger:
     def _check_shapes(self, space: str) -> None:
         for name, where in self.columns.items():
             if where == space and name in self.arguments:
-                check_shape(name, self.arguments[name], self.layout.shapes[space], lambda: self._expected(space))
+                like = self.counted.get(space)
+                check_shape(name, self.arguments[name], self.layout.shapes[space], lambda: self._expected(space), like)
 
     def _check_pairs(self) -> None:
         """Pairs come as [G, K, K], or as one run of all K² of each group, groups by ascending id."""
@@ -244,15 +247,23 @@ class Arranger:
         return f"expected one value per {self.kind.level(space)}"
 
 
-def check_shape(name: str, array: Array, shape: Sequence[int], what: Callable[[], str]) -> None:
+def check_shape(name: str, array: Array, shape: Sequence[int], what: Callable[[], str], like: str | None) -> None:
     """Refuse an array of the wrong shape; a number may come as `[]` or `[1]`.
+
+    Args:
+        name: the argument.
+        array: its value.
+        shape: expected.
+        what: what is expected, in words.
+        like: the argument whose shape it is, if it comes from one.
 
     Raises:
         ValueError: names the argument, what came and what was expected.
     """
     came = tuple(array.shape)
     if came != tuple(shape) and not (shape == () and came == ONE):
-        raise ValueError(f"{name}: {what()}, shape {_shape_text(shape)}, got shape {_shape(array)}")
+        source = f" ({_shape_text(shape)} is that of {like})" if like else ""
+        raise ValueError(f"{name}: {what()}, shape {_shape_text(shape)}, got shape {_shape(array)}{source}")
 
 
 def _offsets(lengths: np.ndarray[Any, Any]) -> Index:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -92,10 +92,11 @@ class Objective:
 
     # Calling
 
-    def __call__(self, **arguments: Any) -> Any:
+    def __call__(self, *unnamed: NoReturn, **arguments: Any) -> Any:
         """Set hyper-parameters, or score a batch.
 
         Args:
+            unnamed: refused; every argument goes by name.
             arguments: hyper-parameters by name; columns by name (then the batch is scored); `reduction="mean"`,
                 `"sum"` or `"none"` for `score.loss`; `mask`/`cu_seqlens` of token columns; `groups`. A numeric
                 hyper-parameter may be an array with one value per item.
@@ -107,6 +108,11 @@ class Objective:
             TypeError: an unknown or missing argument, or one of the wrong type.
             ValueError: a shape, range or device that does not fit.
         """
+        if unnamed:
+            raise TypeError(
+                f"{self.name}: expected columns and hyper-parameters by name, such as {next(iter(self.columns))}=…, "
+                f"got {len(unnamed)} without one"
+            )
         if torch.compiler.is_compiling():
             from .operator import score_compiled
 

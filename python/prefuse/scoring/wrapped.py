@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..tracing.kinds import GROUP, PAIR, POINT, STANDARD, TOKEN, Kind
-from .definition import hyper_parameters
+from .definition import check_function, hyper_parameters
 from .score import Score
 from .settings import Setting, check_reduction, check_setting, show
 from .traced import REDUCTIONS
@@ -323,10 +323,12 @@ def from_torch(function: Callable[..., Any], kind: str = "pair", *, name: str | 
         name: the objective's name, the function's by default.
 
     Raises:
+        TypeError: it is no function.
         ValueError: there is no such kind.
         LanguageError: the function's signature is not that of an objective.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected {', '.join(map(repr, KINDS))}, got {kind!r}")
+    check_function(function, KINDS[kind])
     name = name or function.__name__
     return TorchObjective(function, KINDS[kind], name, hyper_parameters(name, function))

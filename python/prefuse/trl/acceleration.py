@@ -98,26 +98,38 @@ def _accelerate_all() -> Acceleration:
 
 def _accelerate_one(trainer: Any) -> Acceleration:
     version = seams.installed()
-    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(trainer).__mro__}
-    found = [each for each in seams.LOGIT_TRAINERS if each.path in kinds]
-    for each in found:
-        seams.check_logit_trainer(each)
+    kinds = [(kind.__module__, f"{kind.__module__}.{kind.__name__}") for kind in type(trainer).__mro__]
     made = Acceleration()
-    if found:
-        _gather(made, found[0], trainer)
-        return made
+    for each in seams.LOGIT_TRAINERS:
+        if each.path in [path for _, path in kinds]:
+            seams.check_logit_trainer(each)
+            _gather(made, each, trainer)
+            return made
     seams.check_fused()
-    for name in ("model", "ref_model"):
-        model = getattr(trainer, name, None)
-        causal_lm = fused.lay(model) if isinstance(model, nn.Module) else None
-        if causal_lm is not None:
-            made._add(f"{type(trainer).__name__}.{name}", functools.partial(fused.take_off, causal_lm))
-    if not made.places:
-        raise ValueError(
-            f"trainer: expected a DPO, KTO, GRPO, RLOO, SFT, CPO, ORPO, TPO or online DPO trainer of trl {version}'s, "
-            f"got {type(trainer).__name__}, which has no LM head that prefuse can run"
-        )
-    return made
+    try:
+        for name in ("model", "ref_model"):
+            causal_lm = _lay(getattr(trainer, name, None))
+            if causal_lm is not None:
+                made._add(f"{type(trainer).__name__}.{name}", functools.partial(fused.take_off, causal_lm))
+    except ValueError:
+        made.remove()
+        raise
+    if made.places:
+        return made
+    if any(module in seams.FUSED_TRAINERS for module, _ in kinds):
+        raise seams.no_settings(type(trainer).__name__)
+    raise ValueError(
+        f"trainer: expected a DPO, KTO, GRPO, RLOO, SFT, CPO, ORPO, TPO or online DPO trainer of trl {version}'s, "
+        f"got {type(trainer).__name__}, which has no LM head that prefuse can run"
+    )
+
+
+def _lay(model: Any) -> nn.Module | None:
+    """The causal LM that was laid over; None where there is none, or none with a fused head."""
+    try:
+        return fused.lay(model)
+    except TypeError:
+        return None
 
 
 _KERNELS = ((seams.UTILITIES, "_ChunkedLogProbFunction"), *((name, "ChunkedLogProbFunction") for name in seams.KERNELS))

@@ -6,10 +6,11 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from trl import DPOConfig
+
 from prefuse.language import Objective
 from prefuse.plans import WORKSPACE_BYTES
 from prefuse.preference import _objective
-from trl import DPOConfig
 
 STATISTICS = ("entropy", "mean_logit", "top1", "topk_mass", "topk_entropy", "gradient")
 """What may be logged beside the objective's own metrics."""

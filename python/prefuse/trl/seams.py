@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from prefuse.trl.swaps import original
@@ -137,9 +137,10 @@ def check_fused() -> None:
     _check(version, f"{UTILITIES}.add_fused_lm_head", utilities, "add_fused_lm_head")
     missing = [path for path in FUSED_TRAINERS[:5] if not hasattr(module(path), "add_fused_lm_head")]
     fields = getattr(getattr(utilities, "FusedCausalLMOutput", None), "__dataclass_fields__", {})
-    if missing or tuple(fields) != _OUTPUT_FIELDS:
-        what = f"add_fused_lm_head in {missing[0]}" if missing else f"{UTILITIES}.FusedCausalLMOutput as it was"
-        raise _moved(version, what)
+    if missing:
+        raise _moved(version, f"add_fused_lm_head in {missing[0]}")
+    if tuple(fields) != _OUTPUT_FIELDS:
+        raise _moved(version, f"{UTILITIES}.FusedCausalLMOutput with the fields that it had")
     from prefuse.compat.trl import ChunkedLogProbFunction
 
     for path, name in ((UTILITIES, "_ChunkedLogProbFunction"), *((path, "ChunkedLogProbFunction") for path in KERNELS)):
@@ -160,7 +161,7 @@ def check_logit_trainer(trainer: LogitTrainer) -> None:
     found = getattr(home, trainer.name, None)
     for method, digest in trainer.sources.items():
         if _digest(original(found, method)) != digest:
-            raise _moved(version, f"{trainer.path}.{method} as it was")
+            raise _moved(version, f"{trainer.path}.{method} with the source that it had")
     for function in trainer.functions:
         _check(version, f"{trainer.module}.{function}", home, function)
 
@@ -189,8 +190,9 @@ def _check(version: str, what: str, owner: Any, name: str) -> None:
 
 def _moved(version: str, what: str) -> RuntimeError:
     return RuntimeError(
-        f"prefuse.trl: trl {version} has not {what}; nothing was changed. prefuse.trl fits trl {FITS}, and others that "
-        f"are the same there: install trl {FITS}, or a newer prefuse"
+        f"prefuse.trl fits trl {FITS}, and trl {version} differs from it where prefuse takes hold of it: not found is "
+        f"{what}. Nothing was changed. Install trl {FITS} or a newer prefuse; prefuse.trl.accelerate(trainer) looks at "
+        "what that trainer needs alone"
     )
 
 
@@ -203,6 +205,3 @@ def _digest(function: Callable[..., Any]) -> str:
         return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
     except (OSError, TypeError):
         return ""
-
-
-__all__: Sequence[str] = ("FITS", "check_fused", "check_logit_trainer", "fit", "installed")

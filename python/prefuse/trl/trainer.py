@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
+from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
@@ -31,7 +32,6 @@ from prefuse.trl.demands import LISTS, PAIRS, Sources, demand_of, find_sources
 from prefuse.trl.images import ImageCollator
 from prefuse.trl.means import Means
 from prefuse.trl.rows import columns_to_keep, has_images, names_of, reference_columns, tokenised, with_room
-from trl import DPOTrainer
 
 logger = logging.get_logger(__name__)
 

@@ -22,11 +22,17 @@ from prefuse.compat.liger.preference import (
 )
 
 liger_fused_linear_cpo = LigerFusedLinearCPOFunction.apply
+"""`LigerFusedLinearCPOFunction.apply`, under the name that Liger gives it."""
 liger_fused_linear_dpo = LigerFusedLinearDPOFunction.apply
+"""`LigerFusedLinearDPOFunction.apply`, under the name that Liger gives it."""
 liger_fused_linear_grpo = LigerFusedLinearGRPOFunction.apply
+"""`LigerFusedLinearGRPOFunction.apply`, under the name that Liger gives it."""
 liger_fused_linear_kto = LigerFusedLinearKTOFunction.apply
+"""`LigerFusedLinearKTOFunction.apply`, under the name that Liger gives it."""
 liger_fused_linear_orpo = LigerFusedLinearORPOFunction.apply
+"""`LigerFusedLinearORPOFunction.apply`, under the name that Liger gives it."""
 liger_fused_linear_simpo = LigerFusedLinearSimPOFunction.apply
+"""`LigerFusedLinearSimPOFunction.apply`, under the name that Liger gives it."""
 
 __all__ = [
     "LigerFusedLinearCPOFunction",
