@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from datasets import Dataset
 
 import prefuse
+import prefuse.trl
 from prefuse.language import log_sigmoid, pair_objective
 from prefuse.objectives import dpo, sft
 from prefuse.trl import PreferenceConfig
@@ -504,6 +506,16 @@ def test_a_row_without_a_value(tmp_path):
     trainer = make("Preference", tmp_path, objective="odpo", train_dataset=data)
     with pytest.raises(ValueError, match="margin: a row has no value"):
         trainer.train()
+
+
+def test_another_trl(monkeypatch):
+    for name in ("trainer", "images", "batches", "rows"):
+        monkeypatch.delitem(sys.modules, f"prefuse.trl.{name}", raising=False)
+    monkeypatch.delattr("trl.data_utils.common_prefix_length")
+    with pytest.raises(
+        ImportError, match=r"prefuse.trl.PreferenceTrainer needs TRL, .* 1.16, and finds .*prefix_length"
+    ):
+        prefuse.trl.PreferenceTrainer  # noqa: B018
 
 
 def test_another_configuration(tmp_path):

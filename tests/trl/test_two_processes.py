@@ -27,7 +27,7 @@ LAUNCHES: dict[str, tuple[list[str], list[str]]] = {
             *("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
             *("--fsdp_transformer_layer_cls_to_wrap", "LlamaDecoderLayer", "--fsdp_reshard_after_forward", "true"),
         ],
-        ["dpo", "aot", "simpo, packed", "precomputed"],
+        ["dpo", "aot", "simpo, packed", "tdpo1", "precomputed"],
     ),
 }
 """How accelerate is told to launch, on the CPU by the environment, and the cases that are run so."""

@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "simpo, packed": {"objective": "simpo", "padding_free": True},
     "kto": {"reference": True, "train_dataset": running.unpaired, "objective_kwargs": {"kl": 0.1}},
     "lipo": {"reference": True, "train_dataset": lists},
+    "tdpo1": {"reference": True},  # reads hidden states of the reference
     "precomputed": {"reference": True, "objective": "dpo", "precompute_ref_log_probs": True},
 }
 
