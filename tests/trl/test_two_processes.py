@@ -33,10 +33,11 @@ LAUNCHES: dict[str, tuple[list[str], list[str]]] = {
 """How accelerate is told to launch, on the CPU by the environment, and the cases that are run so."""
 
 
-@pytest.fixture(scope="module")
-def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    flags, cases = LAUNCHES[request.param]
-    folder = tmp_path_factory.mktemp("launched")
+@cache
+def launched(how: str, folder: Path) -> Path:
+    """Where the results of a launch are, which is made once."""
+    flags, cases = LAUNCHES[how]
+    folder.mkdir(exist_ok=True)
     common = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     script = [str(ROOT / "tests" / "trl" / "two_processes.py"), str(folder), "2", *cases]
     ended = subprocess.run(
@@ -62,12 +63,11 @@ def alone(case: str, folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[s
     return run(case, folder, 4)
 
 
-@pytest.mark.parametrize(
-    ("launched", "case"), [(how, case) for how in LAUNCHES for case in LAUNCHES[how][1]], indirect=["launched"]
-)
-def test_two_processes_are_one(launched, case, tmp_path_factory):
-    weights, logs = torch.load(launched / f"{case}.pt")
-    expected: Any = alone(case, tmp_path_factory.getbasetemp() / "alone")
+@pytest.mark.parametrize(("how", "case"), [(how, case) for how in LAUNCHES for case in LAUNCHES[how][1]])
+def test_two_processes_are_one(how, case, tmp_path_factory):
+    base = tmp_path_factory.getbasetemp()
+    weights, logs = torch.load(launched(how, base / how) / f"{case}.pt")
+    expected: Any = alone(case, base / "alone")
     for name, value in expected[0].items():
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
     assert len(logs) == len(expected[1]) == 4
