@@ -29,6 +29,7 @@ MODULES = (
     "tests.objectives.test_values",
     "tests.objectives.test_extremes",
     "tests.objectives.test_lists_and_tokens",
+    "tests.objectives.test_variants",
     "tests.objectives.test_declared_identities",
     "tests.objectives.test_identities",
     "tests.objectives.test_family_identities",
@@ -45,7 +46,10 @@ KINDS = {
         "loss and gradients computed beforehand, by libraries or from the papers",
     ),
     "identities": ("identities", "equal losses and other relations that hold whatever the numbers"),
-    "slopes": ("finite differences", "the gradient against central differences in float64, where nothing is detached"),
+    "slopes": (
+        "finite differences",
+        "the gradient against central differences in float64, detached parts held constant",
+    ),
     "pytorch": ("PyTorch", "losses, gradients and rewards against a second implementation and PyTorch's autograd"),
     "TRL": ("TRL", "value and gradient against TRL's trainers (1.16), run on random batches: their loss types"),
     "Liger": ("Liger", "the same against Liger's chunked losses (0.8)"),
@@ -162,8 +166,7 @@ Made from the tests by `python -m tests.evidence docs`; not edited by hand.
 
 What has been checked of every objective of [the catalogue](objectives.md): the number of cases, or what it was
 compared with. A case is listed because the test suite contains it, and a test fails that does not compute the
-objectives it is listed for. Empty means not done: a part of the loss is detached so that its gradient is no
-derivative (finite differences), or TRL and Liger do not have it.
+objectives it is listed for. Empty means not done: TRL and Liger do not have it.
 """
 
 

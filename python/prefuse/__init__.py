@@ -3,7 +3,7 @@
 Three steps, each a drop-in function and together `preference_loss`:
 
 1. gather: `token_stats`, `token_logps`, `sequence_logps`, from logits; the same with `linear_` before the name from
-   hidden states and the LM-head weight, without the logits;
+   hidden states and the LM-head weight, without the logits; of diffusion models `squared_errors`, `gaussian_logps`;
 2. score: an objective of `prefuse.objectives`, or one of your own written in `prefuse.language`;
 3. pull back: the exact gradient, through autograd for torch tensors.
 
@@ -16,6 +16,7 @@ from typing import Any
 from prefuse import language, objectives
 from prefuse._prefuse import __version__
 from prefuse.catalogue.checking import check
+from prefuse.denoising import gaussian_logps, squared_errors
 from prefuse.errors import LanguageError
 from prefuse.functional import TokenStats, response_lengths, sequence_logps, token_logps, token_stats
 from prefuse.head import Head, head
@@ -42,6 +43,7 @@ __all__ = [
     "dpo_loss",
     "explain",
     "from_torch",
+    "gaussian_logps",
     "group_objective",
     "head",
     "language",
@@ -55,12 +57,13 @@ __all__ = [
     "preference_loss",
     "response_lengths",
     "sequence_logps",
+    "squared_errors",
     "token_logps",
     "token_objective",
     "token_stats",
 ]
 
-_LAZY = frozenset({"curate"})
+_LAZY = frozenset({"compat", "curate", "metrics", "outer", "trl", "viz"})
 
 
 def __getattr__(name: str) -> Any:

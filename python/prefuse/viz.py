@@ -17,7 +17,7 @@ from prefuse import objectives as _catalogue
 from prefuse._rows import check_integer, positive_number
 from prefuse.catalogue.samples import log_ratio_grid
 from prefuse.scoring.objective import Objective
-from prefuse.scoring.settings import show
+from prefuse.scoring.settings import is_number, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,8 +131,13 @@ def _slopes(
 
 
 def _label(objective: Objective) -> str:
-    """Its name and the hyper-parameters that are set."""
-    set_ones = {name: value for name, value in objective.parameters.items() if value is not None}
+    """Its name, its numbers, and whatever else is not at its default."""
+    defaults = objective._definition.defaults
+    set_ones = {
+        name: value
+        for name, value in objective.parameters.items()
+        if is_number(value) or (value is not None and value is not defaults[name])
+    }
     return f"{objective.name}({', '.join(f'{name}={show(value)}' for name, value in set_ones.items())})"
 
 

@@ -13,6 +13,7 @@ import prefuse
 from prefuse import objectives, viz
 from prefuse.__main__ import main
 from prefuse.catalogue import catalogue, entry
+from prefuse.catalogue.page import markdown as page_markdown
 from prefuse.language import log, log_sigmoid, pair_objective, point_objective, token_objective
 
 
@@ -64,7 +65,7 @@ def test_one_paper_has_one_title():
 
 def test_equal_losses_are_shown():
     page = entry("cpo")
-    assert page.identities == ("cpo(alpha=0) = dpo where ref=0", "cpo = cpo(alpha=0) + sft")
+    assert page.identities == ("cpo(alpha=0) = dpo where ref=0", 'cpo = cpo(alpha=0) + sft(nll="sum")')
     assert "cpo(alpha=0) = dpo where ref=0" in str(page) and "<li><code>cpo = cpo(alpha=0)" in page._repr_html_()
     assert "Identities" not in str(page) and "\n\n\n" not in page.notes
 
@@ -79,6 +80,20 @@ def test_what_a_page_says():
     assert page.parameters["beta"] == "0.1 in (0, inf)"
     with pytest.raises(ValueError, match="did you mean 'simpo'"):
         objectives.show("simppo")
+
+
+def test_variants_are_shown():
+    page = entry("ipo")
+    assert page.variants["trl-1.16"] == "average=True" and entry("hinge").variants["liger"] == "as the paper"
+    assert "\nvariants\n  trl-1.16      average=True\n" in str(page) and "<code>trl-1.16</code>" in page._repr_html_()
+    assert "variants" not in str(entry("dpo_d"))
+
+
+def test_the_table_says_who_means_what():
+    table = page_markdown().split("## Who means what")[1].split("\n## ")[0]
+    row = next(line for line in table.splitlines() if line.startswith("| [bco_pair]"))
+    assert row.split(" | ")[1:4] == ["`delta=None`", "", "`delta=0.0`"]
+    assert all(f"| [{page.name}](#{page.name}) |" in table for page in catalogue() if page.variants)
 
 
 def test_a_docstring_without_a_citation():

@@ -54,7 +54,7 @@ def test_logits_of_64_pairs_of_512_tokens_take_one_for_the_objective(name):
     assert runs == [1]
 
 
-IN_STAGES = {"aot": 5, "aot_unpaired": 5, "cpo": 5, "orpo": 5, "rationale_orpo": 5, "sft": 4, "tpo": 5, "tpo_l": 5}
+IN_STAGES = {"aot": 5, "aot_unpaired": 5, "bco_pair": 5, "orpo": 5, "rationale_orpo": 5, "sft": 4, "tpo": 5, "tpo_l": 5}
 IN_STAGES |= {"alpha_dpo": 7, "beta_dpo": 5, "dr_dpo": 5, "kto_pair": 5}
 """More than sum, score, pull back: what sorts the batch, averages over it or divides by its tokens waits for all of it
 once more, and a standard deviation twice."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from prefuse.language import exp, log_sigmoid, minimum, pair_objective, stop_gradient, token_objective, where
-from prefuse.objectives import oreo_value
+from prefuse.language import exp, pair_objective, token_objective
+from prefuse.objectives import dpo, oreo_value, wpo
 
 from .checking import check_numbers, ragged_mask
 
@@ -39,7 +39,7 @@ def pad(values, width):
     return np.array([[*v, *[np.nan] * (width - len(v))] for v in values], dtype=np.float64)
 
 
-# --- LD-DPO: tokens beyond the shorter response's length count less (libraries.md 1.1.4) ---------------------------
+# --- the batch of libraries.md 1.1.4, by token ----------------------------------------------------------------------
 
 F1_CHOSEN = [[-1.0, -0.5, -2.0], [-0.25, -1.5, -0.75, -1.0]]
 F1_REJECTED = [[-1.5, -2.5, -0.5, -1.25, -0.75], [-2.0, -1.0]]
@@ -49,28 +49,6 @@ F1_TOKENS = pair_tokens(F1_CHOSEN, F1_REJECTED) | {
     "ref_chosen_token_logps": pad(F1_REF_CHOSEN, 4),
     "ref_rejected_token_logps": pad(F1_REF_REJECTED, 5),
 }
-
-
-@pair_objective
-def ld_dpo(pair, *, beta=0.1, alpha=0.5):
-    shared = minimum(pair.chosen.length, pair.rejected.length)
-
-    def desensitised(role):
-        return where(role.token.position < shared, role.token.logratio, alpha * role.token.logratio).sum()
-
-    return -log_sigmoid(beta * (desensitised(pair.chosen) - desensitised(pair.rejected)))
-
-
-def test_ld_dpo():
-    gradient = {
-        "chosen_token_logps": [[-0.02344] * 3 + [0.0], [-0.024375] * 2 + [-0.012188] * 2],
-        "rejected_token_logps": [[0.02344] * 3 + [0.01172] * 2, [0.024375] * 2 + [0.0] * 3],
-    }
-    check_numbers(ld_dpo, F1_TOKENS, 0.650529, gradient)
-    check_numbers(ld_dpo, F1_TOKENS, 0.502320, beta=0.5)
-    check_numbers(ld_dpo, F1_TOKENS, 0.668772, alpha=0.0)
-    check_numbers(ld_dpo, F1_TOKENS, 0.583612, alpha=0.0, beta=0.5)
-    check_numbers(ld_dpo, F1_TOKENS, 0.632677, alpha=1.0)
 
 
 # --- WPO: weights from the policy's own tokens, through weighted_by (libraries.md 1.1.4) ---------------------------
@@ -84,18 +62,18 @@ def wpo_weight(pair):
     return exp(confidence(pair.chosen) + confidence(pair.rejected))
 
 
-@pair_objective
-def token_dpo(pair, *, beta=0.1):
-    return -log_sigmoid(beta * (pair.chosen.token.logratio.sum() - pair.rejected.token.logratio.sum()))
-
-
-def test_wpo():
+def test_wpo_is_dpo_weighted():
+    """The catalogue's objective, once more as a composition of two."""
     squares = {
         "chosen_token_log_sum_sq": pad([[-0.9, -0.4, -1.1], [-0.2, -0.8, -0.6, -0.7]], 4),
         "rejected_token_log_sum_sq": pad([[-0.8, -1.2, -0.3, -0.9, -0.5], [-1.0, -0.6]], 5),
     }
-    check_numbers(token_dpo(beta=0.1).weighted_by(wpo_weight), F1_TOKENS | squares, 0.241440)
-    check_numbers(token_dpo(beta=0.5).weighted_by(wpo_weight), F1_TOKENS | squares, 0.163777)
+    weighted, whole = dpo(beta=0.1).weighted_by(wpo_weight), wpo(beta=0.1, variant="trl-1.16")
+    check_numbers(weighted, F1_TOKENS | squares, 0.241440)
+    ours, expected = weighted(**F1_TOKENS, **squares), whole(**F1_TOKENS, **squares)
+    np.testing.assert_allclose(ours.losses, expected.losses, rtol=1e-14)
+    for column, gradient in expected.gradients.items():
+        np.testing.assert_allclose(ours.gradients[column], gradient, rtol=1e-12, atol=1e-17, err_msg=column)
 
 
 # --- step scores of a preference tree (arXiv:2410.12854): means over steps inside a response -----------------------
@@ -113,27 +91,6 @@ def test_step_score():  # token_rl_data.md, TPO-tree: step means .3, -.1, .2 wit
     columns |= {"step_start": [[True, False, True, True, False, False]]}
     columns |= {"weight": [[2.0, 2.0, 1.6, 1.1, 1.1, 1.1]]}
     check_numbers(step_score, columns, 0.140426)
-
-
-# --- Nash-MD (libraries.md 1.5): detached token log-ratios as coefficients -----------------------------------------
-
-
-@token_objective
-def nash_md(token, *, beta=0.1):
-    anchor = (stop_gradient(token.logratio) * token.logp).sum()
-    return beta * anchor - (token.response["preference"] - 0.5) * token.logp.sum()
-
-
-def test_nash_md():
-    columns = {
-        "logps": pad([[-0.423358, -4.201231, -2.472275], [-3.595217, -0.244511, -2.037348, -1.735858]], 4),
-        "ref_logps": pad([[-1.993148, -0.575343, -2.139865], [-1.090285, -2.387491, -0.800731, -2.118148]], 4),
-        "mask": ragged_mask([3, 4], 4),
-        "preference": [0.7, 0.3],
-    }
-    check_numbers(nash_md, columns, 1.234795)
-    one = {"logps": [[-1.0, -2.0]], "ref_logps": [[-1.2, -1.5]], "mask": [[True, True]], "preference": [0.7]}
-    check_numbers(nash_md, one, 0.68, {"logps": [[-0.18, -0.25]]})  # pairwise.md, Nash-MD
 
 
 # --- packed layout and responses without tokens --------------------------------------------------------------------

@@ -21,7 +21,7 @@ def reference_of(name: str, parameters: Parameters) -> tuple[Callable[..., Any],
     """The reference function for these structural options, and the hyper-parameters it still needs."""
     left = dict(parameters)
     if name == "ipo":
-        name = "ipo_average" if left.pop("average", True) else "ipo_sum"
+        name = "ipo_average" if left.pop("average", False) else "ipo_sum"
     if name == "kto" and "kl" in left:
         name = "kto_with_kl"
     if "nll" in left:
@@ -83,11 +83,12 @@ def random_columns(size: int, seed: int) -> Columns:
 VARIANTS: list[tuple[str, Parameters]] = [
     ("dpo", {"beta": 0.3}),
     ("dpo", {"beta": 0.3, "label_smoothing": 0.2}),
+    ("cdpo", {"beta": 0.3, "label_smoothing": 0.2}),
     ("robust", {"beta": 0.2, "label_smoothing": 0.15}),
     ("dpo_norm", {"beta": 2.0, "label_smoothing": 0.05}),
     ("hinge", {"beta": 0.4}),
     ("ipo", {"beta": 0.2}),
-    ("ipo", {"beta": 0.2, "average": False}),
+    ("ipo", {"beta": 0.2, "average": True}),
     ("exo", {"beta": 0.3, "label_smoothing": 0.01}),
     ("discopop", {"beta": 0.3, "tau": 0.5}),
     ("f_dpo", {"divergence": "reverse_kl", "beta": 0.3}),
@@ -96,10 +97,18 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("f_dpo", {"divergence": "alpha", "alpha": 0.7, "beta": 0.3}),
     ("f_dpo", {"divergence": "alpha"}),
     ("f_dpo", {"divergence": "jeffreys", "beta": 0.3}),
+    ("f_dpo", {"divergence": "forward_kl", "beta": 0.3, "link": "hinge"}),
+    ("f_dpo", {"divergence": "js", "beta": 0.3, "link": "ipo", "average": True}),
+    ("f_dpo", {"divergence": "js", "beta": 0.3, "link": "exo", "label_smoothing": 0.01}),
+    ("f_dpo", {"divergence": "js", "beta": 0.3, "link": "robust", "label_smoothing": 0.1}),
+    ("f_dpo", {"divergence": "js", "beta": 0.3, "link": "discopop", "tau": 0.5}),
+    ("f_dpo", {"divergence": "forward_kl", "average": True, "shifted": False}),
+    ("f_dpo", {"divergence": "alpha", "coefficient": 0.3, "average": True, "shifted": False}),
     ("bpo", {"beta": 0.3}),
     ("bpo", {"beta": 0.3, "combine": "mean"}),
     ("nca", {"beta": 0.3}),
     ("bco_pair", {"beta": 0.3, "delta": 0.2}),
+    ("bco_pair", {"beta": 0.3}),
     ("sppo", {"beta": 0.05}),
     ("sppo_hard", {"beta": 0.05}),
     ("apo_zero", {"beta": 0.3}),
@@ -109,10 +118,16 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("simpo", {}),
     ("simpo", {"beta": 3.0, "gamma": 0.7, "label_smoothing": 0.1}),
     ("simpo", {"beta": 3.0, "gamma_beta_ratio": 0.3}),
+    ("simpo", {"gamma": 0.7, "link": "hinge"}),
+    ("simpo", {"gamma": 0.7, "alpha": 0.4}),
+    ("simpo", {"alpha": 0.4, "nll": "response_mean"}),
     ("orpo", {"beta": 0.4}),
     ("orpo", {"beta": 0.4, "nll": "response_mean"}),
+    ("orpo", {"beta": 0.4, "nll": "with_prompt"}),
     ("cpo", {"beta": 0.2, "alpha": 0.5, "label_smoothing": 0.1}),
-    ("cpo", {"beta": 0.2, "nll": "sum"}),
+    ("cpo", {"beta": 0.2, "nll": "token_mean"}),
+    ("cpo", {"beta": 0.2, "nll": "response_mean", "link": "hinge"}),
+    ("cpo", {"beta": 0.2, "link": "ipo"}),
     ("sft", {}),
     ("sft", {"nll": "response_mean"}),
     ("sft", {"nll": "sum"}),

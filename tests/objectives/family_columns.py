@@ -26,9 +26,6 @@ ROLES = (
 TOKEN_ROLES = ("chosen", "rejected", "revised", "revised_damaged")
 TOKENS = 6
 
-# Objectives with a weight or a scale that depends on the columns and takes no gradient.
-DETACHED = frozenset({"alpha_dpo", "beta_dpo", "hypo_kl", "kto_pair", "nbpo", "wpo"})
-
 VARIANTS: list[tuple[str, Parameters]] = [
     # a likelihood held up
     ("dpop", {"beta": 0.3, "penalty": 2.0}),
@@ -66,6 +63,8 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("slic", {"nll": "response_mean"}),
     ("tpo", {"beta": 0.2, "alpha": 0.7, "label_smoothing": 0.1}),
     ("tpo", {"nll": "response_mean"}),
+    ("tpo", {"beta": 0.2, "link": "hinge"}),
+    ("tpo", {"beta": 0.2, "link": "ipo"}),
     ("tpo_l", {"beta": 1.5, "gamma": 0.4, "alpha": 0.7, "label_smoothing": 0.1}),
     ("asft", {"beta": 0.6, "weight": 0.4, "alpha": 0.5}),
     # margins
@@ -84,6 +83,17 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("chi_po", {"beta": 0.3, "limit": 4.0}),
     # robustness
     ("mcts_dpo", {"beta": 0.3}),
+    ("mcts_dpo", {"beta": 0.3, "suffix": True}),
+    ("mcts_dpo", {"beta": 0.3, "link": "ipo", "length_power": 1.0}),
+    ("group_robust_dpo", {"beta": 0.3}),
+    ("em_dpo", {"beta": 0.3}),
+    ("safe_dpo", {"beta": 0.3, "delta": 0.7}),
+    ("c_dpo", {"beta": 0.3, "multiplier": 0.6}),
+    ("dpo_rc", {"beta": 0.3}),
+    ("average_hinge", {"delta": 0.4, "weight": 0.3}),
+    ("average_hinge", {"alpha": 0.5, "nll": "response_mean"}),
+    ("multimodal_dpo", {"beta": 0.3, "image_weight": 0.6, "anchor_weight": 0.4, "delta": 0.1}),
+    ("dmpo", {"beta": 0.3, "discount": 0.7}),
     ("gdpo", {"beta": 0.3}),
     ("upo", {"beta": 0.3, "alpha": 0.5}),
     ("ropo", {"beta": 0.3, "alpha": 2.5}),
@@ -108,7 +118,8 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("ofs_dpo", {"beta": 0.3, "module": "slow"}),
     ("srpo", {"beta": 0.3, "alpha": 0.2}),
     ("hypo_kl", {"weight": 0.3}),
-    ("sppo", {"beta": 0.05, "single": True}),
+    ("sppo", {"beta": 0.05, "labels": "single"}),
+    ("sppo", {"beta": 0.05, "labels": "hard", "scale": 1.0}),
     ("kto_pair", {"beta": 0.3}),
     # with an image
     ("opa_dpo", {"beta": 0.3, "image_weight": 0.4, "anchor_weight": 0.7}),
@@ -119,8 +130,9 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("asft_unpaired", {"beta": 0.6, "weight": 0.4, "alpha": 0.5}),
     ("crraft", {}),
     ("nbpo", {"beta": 0.3}),
-    ("nbpo", {"beta": 0.3, "variant": "likelihood"}),
-    ("nbpo", {"beta": 0.3, "variant": "surrogate"}),
+    ("nbpo", {"beta": 0.3, "form": "likelihood"}),
+    ("nbpo", {"beta": 0.3, "form": "surrogate"}),
+    ("ulma", {"beta": 0.3}),
     ("npo", {"beta": 0.3}),
     ("simnpo", {"beta": 2.0, "gamma": 0.3}),
     # further options of the objectives in `checking`
@@ -146,6 +158,14 @@ def random_columns(size: int, seed: int) -> Columns:
         columns[f"{role}_visits"] = rng.uniform(0, 12, size)
         columns[f"{role}_previous_logps"] = rng.normal(-20, 2, size)
         columns[f"{role}_other_logps"] = rng.normal(-20, 2, size)
+    for role in ("chosen", "rejected"):
+        columns[f"{role}_start"] = rng.integers(0, 4, size)
+        columns[f"{role}_unsafe"] = rng.uniform(0, 1, size) < 0.4
+        columns[f"{role}_cost"] = rng.normal(0, 1, size)
+    columns["chosen_prompt_logps"] = -rng.uniform(1, 30, size)
+    columns["chosen_prompt_tokens"] = rng.integers(1, 9, size).astype(np.float64)
+    columns["group_weight"], columns["responsibility"] = rng.uniform(0.2, 2, size), rng.uniform(0, 1, size)
+    columns["demonstration"] = rng.uniform(0, 1, size) < 0.3
     columns["age"] = rng.uniform(0, 5, size)
     columns["degree_loss"] = rng.uniform(0, 2, size)
     columns["dispersion"] = rng.uniform(0.2, 2, size)
@@ -168,6 +188,7 @@ def token_columns(rng: np.random.Generator, role: str, size: int) -> Columns:
         f"{role}_token_logps": policy,
         f"ref_{role}_token_logps": policy + rng.normal(0, 0.5, shape),
         f"{role}_token_log_sum_sq": -rng.uniform(0.1, 5.0, shape),
+        f"{role}_token_turn": np.sort(rng.integers(0, 3, shape), 1).astype(np.float64),
         f"{role}_token_severity": rng.uniform(1, 2.5, shape),
         f"{role}_token_recognition": rng.uniform(1, 3, shape),
         f"{role}_token_sampled": rng.uniform(0, 1, shape) < 0.7,

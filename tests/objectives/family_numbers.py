@@ -215,7 +215,7 @@ ROWS: list[Row] = [
         {"logps": [0.03, -0.03]},
     ),
     # pairwise.md, SPPO: the single form at P = .8 is the soft one at (.8, .2); libraries.md 1.3: kto_pair
-    ("sppo", {"beta": 0.1, "single": True}, column(COMMON, win_prob=0.8), 1.0, wl(-1.0, 1.0)),
+    ("sppo", {"beta": 0.1, "labels": "single"}, column(COMMON, win_prob=0.8), 1.0, wl(-1.0, 1.0)),
     ("kto_pair", {}, F1, 0.476603, {}),
     # token_rl_data.md, OPA-DPO: the weighted pair beside log 2, the anchor, and image terms of log 2
     ("opa_dpo", {"image_weight": 0.0, "anchor_weight": 0.0}, opa(0.3), 0.693147 + 0.656350, {}),
@@ -234,16 +234,16 @@ ROWS: list[Row] = [
     ("asft_unpaired", {}, column({}, logps=-12.0, lengths=10, label=True), 2.4, {"logps": [-0.2]}),
     ("asft_unpaired", {}, column({}, logps=-30.0, lengths=15, label=False), 0.145413, {"logps": [0.010435]}),
     # general.md, nbpo: its gradients are of the ascent direction; the values of the final form mean nothing
-    ("nbpo", {"variant": "likelihood"}, point(1.0, flip=-2.0, label=True), 0.440190, {}),
+    ("nbpo", {"form": "likelihood"}, point(1.0, flip=-2.0, label=True), 0.440190, {}),
     (
         "nbpo",
-        {"variant": "likelihood"},
+        {"form": "likelihood"},
         point(1.0, flip=-2.0, label=False),
         1.032584,
         {"logps": [0.486330], "flip": [-0.215556]},
     ),
-    ("nbpo", {"variant": "surrogate"}, point(1.0, flip=-2.0, label=True), -0.643914, {}),
-    ("nbpo", {"variant": "surrogate"}, point(1.0, flip=-2.0, label=False), -0.356086, {}),
+    ("nbpo", {"form": "surrogate"}, point(1.0, flip=-2.0, label=True), -0.643914, {}),
+    ("nbpo", {"form": "surrogate"}, point(1.0, flip=-2.0, label=False), -0.356086, {}),
     ("nbpo", {}, point(1.0, flip=-2.0, label=True), 0.368712, {"logps": [-0.236883], "flip": [0.087144]}),
     ("nbpo", {}, point(1.0, flip=-2.0, label=False), 2.905512, {"logps": [0.699000], "flip": [-0.643914]}),
     # from the formulas, with gradients by differences in 30 digits

@@ -63,6 +63,120 @@ def negative_log_likelihood(logps: Tensor, lengths: Tensor | None, mode: str) ->
     return -logps / lengths if mode == "response_mean" else -logps
 
 
+PROMPT = "chosen_prompt_logps chosen_prompt_tokens"
+
+
+def chosen_likelihood(c: SimpleNamespace, mode: str) -> Tensor:
+    if mode == "with_prompt":
+        logps, tokens = c.chosen_logps + c.chosen_prompt_logps, c.chosen_lengths + c.chosen_prompt_tokens
+        return negative_log_likelihood(logps, tokens, "token_mean")
+    return negative_log_likelihood(c.chosen_logps, getattr(c, "chosen_lengths", None), mode)
+
+
+# --- links --------------------------------------------------------------------------------------------------------
+
+
+def linked(z: Tensor, link: str, epsilon: float = 0.0, tau: float = 0.05) -> Tensor:
+    """The loss of a margin in units of the logit, by the textbook."""
+    q = torch.sigmoid(z)
+    exo = epsilon and q * torch.log(q / (1 - epsilon)) + (1 - q) * torch.log((1 - q) / epsilon)
+    m = torch.sigmoid(z / tau)
+    return {
+        "sigmoid": smoothed(z, epsilon),
+        "hinge": torch.clamp(1 - z, min=0.0),
+        "robust": ((1 - epsilon) * -log_sigmoid(z) + epsilon * log_sigmoid(-z)) / (1 - 2 * epsilon),
+        "exo": exo,
+        "discopop": (1 - m) * -log_sigmoid(z) + m * torch.exp(-z),
+    }[link]
+
+
+@reads(lambda average=False, **_: PAIR + (f" {LENGTHS}" if average else ""))
+def f_dpo(
+    c,
+    *,
+    divergence="reverse_kl",
+    beta=0.1,
+    alpha=0.5,
+    coefficient=None,
+    label_smoothing=0.0,
+    link="sigmoid",
+    tau=0.05,
+    average=False,
+    shifted=True,
+):
+    alpha = alpha if coefficient is None else 1 - coefficient
+    derivative = {  # f'(u) at u = π/π_ref, with the constants that TRL 1.10 has
+        "reverse_kl": lambda u: torch.log(u),
+        "forward_kl": lambda u: -1 / u,
+        "alpha": lambda u: -(u**-alpha) / alpha if alpha else torch.log(u),
+        "js": lambda u: torch.log(u / (1 + u)),
+        "jeffreys": lambda u: torch.log(u) - 1 / u,
+    }[divergence]
+    one = torch.ones(1, dtype=torch.float64)
+    chosen, rejected = (derivative(torch.exp(h)) - (derivative(one) if shifted else 0.0) for h in log_ratios(c))
+    if average:
+        chosen, rejected = chosen / c.chosen_lengths, rejected / c.rejected_lengths
+    if link == "ipo":
+        return (chosen - rejected - 1 / (2 * beta)) ** 2, rewards(c, beta)
+    return linked(beta * (chosen - rejected), link, label_smoothing, tau), rewards(c, beta)
+
+
+def log_ratios(c: SimpleNamespace) -> list[Tensor]:
+    return list(rewards(c, 1.0).values())
+
+
+@reads(PAIR)
+def bco_pair(c, *, beta=0.1, delta=None):
+    chosen, rejected = rewards(c, beta).values()
+    shift = torch.cat([chosen, rejected]).detach().mean() if delta is None else delta
+    return -log_sigmoid(chosen - shift) - log_sigmoid(-(rejected - shift)), rewards(c, beta)
+
+
+@reads(lambda alpha=None, nll="token_mean", **_: FREE)
+def simpo(
+    c,
+    *,
+    beta=2.0,
+    gamma=None,
+    gamma_beta_ratio=0.5,
+    label_smoothing=0.0,
+    link="sigmoid",
+    alpha=0.0,
+    nll_mode="token_mean",
+):
+    gamma = beta * gamma_beta_ratio if gamma is None else gamma
+    chosen, rejected = (beta * average for average in averages(c))
+    loss = linked(chosen - rejected - gamma, link, label_smoothing)
+    return loss + alpha * chosen_likelihood(c, nll_mode), {"chosen": chosen, "rejected": rejected}
+
+
+@reads(lambda nll="token_mean", **_: FREE + (f" {PROMPT}" if nll == "with_prompt" else ""))
+def orpo(c, *, beta=0.1, nll_mode="token_mean"):
+    p, q = (torch.exp(average) for average in averages(c))
+    ratio = torch.log(p / (1 - p)) - torch.log(q / (1 - q))
+    r = dict(zip(("chosen", "rejected"), (beta * average for average in averages(c)), strict=True))
+    return chosen_likelihood(c, nll_mode) - beta * log_sigmoid(ratio), r
+
+
+def own_margin(c, beta, link, label_smoothing):
+    chosen, rejected = averages(c) if link == "ipo" else (c.chosen_logps, c.rejected_logps)
+    r = {"chosen": beta * chosen, "rejected": beta * rejected}
+    if link == "ipo":
+        return (chosen - rejected - 1 / (2 * beta)) ** 2, r
+    return linked(r["chosen"] - r["rejected"], link, label_smoothing), r
+
+
+def cpo_columns(nll="sum", link="sigmoid", **_):
+    lengths = LENGTHS if link == "ipo" else "" if nll == "sum" else "chosen_lengths"
+    return f"chosen_logps rejected_logps {lengths}"
+
+
+@reads(cpo_columns)
+def cpo(c, *, beta=0.1, alpha=1.0, label_smoothing=0.0, nll_mode="sum", link="sigmoid"):
+    loss, r = own_margin(c, beta, link, label_smoothing)
+    return loss + alpha * chosen_likelihood(c, nll_mode), r
+
+
 # --- a likelihood held up -----------------------------------------------------------------------------------------
 
 
@@ -212,12 +326,14 @@ def slic(c, *, delta=1.0, alpha=0.1, nll_mode="sum"):
     return loss, {"chosen": c.chosen_logps, "rejected": c.rejected_logps}
 
 
-@reads("chosen_logps rejected_logps gold_logps gold_lengths")
-def tpo(c, *, beta=0.01, alpha=1.0, label_smoothing=0.0, nll_mode="token_mean"):
-    chosen, rejected = beta * c.chosen_logps, beta * c.rejected_logps
-    loss = smoothed(chosen - rejected, label_smoothing)
-    loss = loss + alpha * negative_log_likelihood(c.gold_logps, c.gold_lengths, nll_mode)
-    return loss, {"chosen": chosen, "rejected": rejected}
+def tpo_columns(link="sigmoid", **_):
+    return f"{FREE if link == 'ipo' else 'chosen_logps rejected_logps'} gold_logps gold_lengths"
+
+
+@reads(tpo_columns)
+def tpo(c, *, beta=0.01, alpha=1.0, label_smoothing=0.0, nll_mode="token_mean", link="sigmoid"):
+    loss, r = own_margin(c, beta, link, label_smoothing)
+    return loss + alpha * negative_log_likelihood(c.gold_logps, c.gold_lengths, nll_mode), r
 
 
 @reads(f"{FREE} gold_logps gold_lengths")
@@ -299,10 +415,41 @@ def chi_po(c, *, beta=0.1, limit=10.0):
 # --- robustness ---------------------------------------------------------------------------------------------------
 
 
-@reads(f"{PAIR} chosen_visits rejected_visits")
-def mcts_dpo(c, *, beta=0.1):
+def mcts_columns(suffix=False, link="sigmoid", length_power=None, **_):
+    columns = f"{TOKENS} chosen_start rejected_start" if suffix else PAIR
+    columns += f" {LENGTHS}" if length_power else ""
+    return columns + ("" if link == "ipo" else " chosen_visits rejected_visits")
+
+
+@reads(mcts_columns)
+def mcts_dpo(c, *, beta=0.1, suffix=False, link="sigmoid", length_power=0.0):
+    gaps = log_ratios(c) if not suffix else [summed(c, role, *[after_start(c, role)] * 2) for role in ROLES]
+    if length_power:
+        gaps = [gap / getattr(c, f"{role}_lengths") ** length_power for gap, role in zip(gaps, ROLES, strict=True)]
+    gap = gaps[0] - gaps[1]
+    r = token_rewards(c, beta) if suffix else rewards(c, beta)
+    if link == "ipo":
+        return (gap - 1 / (2 * beta)) ** 2, r
     flipped = 1 - 1 / (1 + c.rejected_visits / torch.clamp(c.chosen_visits, min=1.0))
-    return smoothed(beta * margin(c), torch.clamp(flipped, max=0.5)), rewards(c, beta)
+    return smoothed(beta * gap, torch.clamp(flipped, max=0.5)), r
+
+
+ROLES = ("chosen", "rejected")
+
+
+def after_start(c, role):
+    place = torch.arange(getattr(c, f"{role}_mask").shape[1])
+    return (place >= getattr(c, f"{role}_start")[:, None]).double()
+
+
+@reads(f"{PAIR} group_weight")
+def group_robust_dpo(c, *, beta=0.1):
+    return -c.group_weight.detach() * log_sigmoid(beta * margin(c)), rewards(c, beta)
+
+
+@reads(f"{PAIR} responsibility")
+def em_dpo(c, *, beta=0.1):
+    return -c.responsibility.detach() * log_sigmoid(beta * margin(c)), rewards(c, beta)
 
 
 @reads(f"{PAIR} win_prob")
@@ -438,11 +585,19 @@ def hypo_kl(c, *, weight=1e-4):
     return torch.stack(losses), ratio
 
 
-@reads(lambda single=False, **_: f"{PAIR} {'win_prob' if single else WIN_PROB}")
-def sppo(c, *, beta=1e-3, single=False):
-    wins = (c.win_prob, 1 - c.win_prob) if single else (c.chosen_win_prob, c.rejected_win_prob)
+@reads(
+    lambda labels="soft", **_: (
+        f"{PAIR} " + {"soft": "chosen_win_prob rejected_win_prob", "single": "win_prob", "hard": ""}[labels]
+    )
+)
+def sppo(c, *, beta=1e-3, labels="soft", scale=0.5):
+    wins = {
+        "soft": lambda: (c.chosen_win_prob, c.rejected_win_prob),
+        "single": lambda: (c.win_prob, 1 - c.win_prob),
+        "hard": lambda: (1.0, 0.0),
+    }[labels]()
     halves = [(h - (win - 0.5) / beta) ** 2 for h, win in zip(rewards(c, 1.0).values(), wins, strict=True)]
-    return (halves[0] + halves[1]) / 2, rewards(c, beta)
+    return (halves[0] + halves[1]) * scale, rewards(c, beta)
 
 
 @reads(PAIR)
@@ -521,22 +676,29 @@ def crraft(c):
     return loss.expand(len(c.logps)), c.logps / c.lengths
 
 
+@reads(f"{POINT} label demonstration")
+def ulma(c, *, beta=0.1):
+    r = beta * (c.logps - c.ref_logps)
+    judged = -torch.where(c.label, log_sigmoid(r), torch.log(1 - torch.sigmoid(r)))
+    return torch.where(c.demonstration, -c.logps, judged), r
+
+
 @reads(f"{POINT} flip label")
-def nbpo(c, *, beta=1.0, variant="paper"):
+def nbpo(c, *, beta=1.0, form="surrogate_gradient"):
     r, g = beta * (c.logps - c.ref_logps), c.flip
     held = lambda x: torch.sigmoid(x).detach()  # noqa: E731
     voted = {
-        "paper": held(-g) * log_sigmoid(r) + held(r) * log_sigmoid(-g),
+        "surrogate_gradient": held(-g) * log_sigmoid(r) + held(r) * log_sigmoid(-g),
         "likelihood": log_sigmoid(r) + log_sigmoid(-g),
         "surrogate": torch.sigmoid(r) * torch.sigmoid(-g),
     }
     unvoted_likelihood = 1 - torch.sigmoid(r) + torch.sigmoid(g) * torch.sigmoid(r)
     unvoted = {
-        "paper": log_sigmoid(-r) + held(g) * log_sigmoid(r) + held(r) * log_sigmoid(g),
+        "surrogate_gradient": log_sigmoid(-r) + held(g) * log_sigmoid(r) + held(r) * log_sigmoid(g),
         "likelihood": torch.log(unvoted_likelihood),
         "surrogate": unvoted_likelihood,
     }
-    return -torch.where(c.label, voted[variant], unvoted[variant]), r
+    return -torch.where(c.label, voted[form], unvoted[form]), r
 
 
 @reads(POINT)
@@ -549,3 +711,56 @@ def npo(c, *, beta=0.1):
 def simnpo(c, *, beta=2.5, gamma=0.0):
     average = c.logps / c.lengths
     return 2 / beta * torch.log1p(torch.exp(beta * average + gamma)), beta * average
+
+
+# --- further entries of the survey -------------------------------------------------------------------------------
+
+
+@reads(lambda alpha=None, **_: f"{FREE} ref_chosen_logps")
+def average_hinge(c, *, delta=1.0, weight=0.1, alpha=0.0, nll_mode="token_mean"):
+    chosen, rejected = averages(c)
+    held_up = torch.log(1 + torch.exp(1 - (c.chosen_logps - c.ref_chosen_logps)))
+    loss = torch.clamp(delta - chosen + rejected, min=0.0) + weight * held_up
+    return loss + alpha * chosen_likelihood(c, nll_mode), {"chosen": chosen, "rejected": rejected}
+
+
+@reads(f"{PAIR} chosen_unsafe rejected_unsafe")
+def safe_dpo(c, *, beta=0.1, delta=0.0):
+    def loss(gap, bad_w, bad_l):
+        if bad_w and bad_l:
+            return 0.0 * gap
+        better, worse = (-gap, 1.0) if bad_w else (gap, float(bad_l))
+        return -log_sigmoid(beta * better - delta * worse)
+
+    rows = zip(margin(c), c.chosen_unsafe, c.rejected_unsafe, strict=True)
+    return torch.stack([loss(*row) for row in rows]), rewards(c, beta)
+
+
+@reads(f"{PAIR} chosen_score rejected_score chosen_cost rejected_cost")
+def c_dpo(c, *, beta=0.1, multiplier=1.0):
+    kept = (c.chosen_score - c.rejected_score > multiplier * (c.chosen_cost - c.rejected_cost)).detach()
+    return -log_sigmoid(beta * torch.where(kept, margin(c), -margin(c))), rewards(c, beta)
+
+
+@reads(f"{PAIR} chosen_score rejected_score")
+def dpo_rc(c, *, beta=0.1):
+    coefficient = torch.clamp(c.chosen_score - c.rejected_score, min=0.0).detach()
+    return coefficient * smoothed(beta * margin(c), 0.0), rewards(c, beta)
+
+
+@reads(f"{PAIR} chosen_damaged_logps ref_chosen_damaged_logps")
+def multimodal_dpo(c, *, beta=0.1, image_weight=1.0, anchor_weight=1.0, delta=0.0):
+    r = rewards(c, beta, "chosen", "rejected", "chosen_damaged")
+    loss = smoothed(r["chosen"] - r["rejected"], 0.0) + image_weight * smoothed(r["chosen"] - r["chosen_damaged"], 0.0)
+    return loss + anchor_weight * smoothed(r["chosen"] - delta, 0.0), r
+
+
+@reads(f"{TOKENS} chosen_token_turn rejected_token_turn")
+def dmpo(c, *, beta=0.1, discount=0.9):
+    def weights(role):
+        turn, mask = getattr(c, f"{role}_token_turn").detach(), getattr(c, f"{role}_mask")
+        turns = (mask * turn).amax(1, keepdim=True) + 1
+        return discount**turn * (1 - discount ** (turns - turn)) / (1 - discount**turns)
+
+    chosen, rejected = (summed(c, role, *[weights(role)] * 2) for role in ROLES)
+    return -log_sigmoid(beta * (chosen - rejected)), token_rewards(c, beta)

@@ -26,7 +26,7 @@ def mask_of(lengths: np.ndarray, width: int) -> np.ndarray:
 
 ROLE_MASKS = {role: mask_of(lengths, 6) for role, lengths in ROLE_LENGTHS.items()}
 MASKS = {"mask": MASK} | {f"{role}_mask": mask for role, mask in ROLE_MASKS.items()}
-SHAPES = {"group": (3,), "response": (len(GROUPS),), "token": MASK.shape, "pair": (4,)}
+SHAPES = {"group": (3,), "response": (len(GROUPS),), "token": MASK.shape, "pair": (4,), "(i, j)": (33,)}
 SHAPES |= {f"token of {role}": mask.shape for role, mask in ROLE_MASKS.items()}
 
 
@@ -55,6 +55,10 @@ def draw(column: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nd
         return rng.normal(-2, 0.4, shape)
     if stem in ("label", "gate", "error", "ref_error", "weight", "kl_weight", "reward_weight", "kl", "rkl"):
         return rng.uniform(0.05, 1, shape)
+    if stem == "sign":
+        return np.where(np.arange(np.prod(shape)).reshape(shape) % 2 == 0, 1.0, -1.0)
+    if stem == "win_prob":
+        return rng.uniform(0, 1, shape)
     if stem in ("winner", "judge", "pretrain"):
         return np.arange(np.prod(shape)).reshape(shape) % 2 == 0
     if stem == "step_start":
@@ -89,6 +93,13 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("plackett_luce", {"beta": 0.4}),
     ("pro", {"alpha": 0.3}),
     ("pro", {"alpha": 0.3, "temperature": False}),
+    ("rrhf", {"alpha": 0.3}),
+    ("lire", {"temperature": 2.0}),
+    ("multi_dpo", {"beta": 0.4}),
+    ("multi_dpo", {"beta": 0.4, "link": "ipo"}),
+    ("d2o", {"beta": 0.4, "alpha": 0.6}),
+    ("copg_list", {"beta": 0.3}),
+    ("online_ipo_list", {"beta": 0.4}),
     ("brain", {"gamma": 0.7}),
     ("info_nca", {"beta": 0.4, "temperature": 0.6}),
     ("nca_list", {"beta": 0.4, "temperature": 0.6}),
@@ -113,7 +124,16 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("grpo", {"estimator": "batch_std", "average": "tokens", "num_tokens": 40.0}),
     ("grpo", {"estimator": "leave_one_out", "average": "constant", "max_tokens": 8.0}),
     ("grpo", {"estimator": "mean", "average": "sum"}),
+    ("grpo", {"divergence": "k3_unbiased", "off_policy": 0.1}),
+    ("grpo", {"divergence": "none", "sampler": "sequence_mask", "sampler_low": 0.5, "off_policy": 0.1}),
     ("dapo", {"clip": 0.1, "clip_high": 0.2}),
+    ("dapo", {"sampler": "token_truncate", "sampler_low": 0.7, "sampler_high": 1.2}),
+    ("dr_grpo", {"sampler": "sequence_truncate", "sampler_high": 2.0}),
+    ("cispo", {"sampler": "token_mask", "sampler_low": 0.8}),
+    ("sapo", {"sampler": "token_mask", "sampler_low": 0.8}),
+    ("vespo", {"sampler": "token_mask", "sampler_low": 0.8}),
+    ("gspo_token", {"clip": 0.05, "clip_high": 0.1}),
+    ("nash_md", {"beta": 0.3}),
     ("dr_grpo", {"clip": 0.1, "max_tokens": 12.0}),
     ("gspo", {"clip": 0.05, "clip_high": 0.1}),
     ("luspo", {"clip": 0.05, "clip_high": 0.1}),
@@ -127,7 +147,7 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("ppo_max", {"entropy_weight": 0.3, "entropy_target": 2.0, "ptx_weight": 0.4}),
     ("dr_po", {"clip": 0.1}),
     ("dr_po", {"clip": 0.1, "value_weight": 0.4, "value_clip": 0.3}),
-    ("dr_po", {"value_weight": 0.4, "variant": "authors"}),
+    ("dr_po", {"value_weight": 0.4, "variant": "original"}),
     ("rto", {"dpo_weight": 0.3, "kl_weight": 0.1, "score_weight": 0.7, "discount": 0.9, "smoothing": 0.8}),
     ("rto", {"dpo_weight": 0.3, "reward_clip": 0.05, "clip": 0.1, "whiten": True}),
     ("mdpo", {"step_size": 0.5}),
@@ -153,6 +173,7 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("tis_dpo", {"weights": "given"}),
     ("diffusion_dpo", {"beta": 3.0}),
     ("seppo", {"beta": 3.0}),
+    ("seppo", {"beta": 3.0, "anchor": "given"}),
     ("d3po", {"beta": 0.4}),
     ("d3po", {"beta": 0.4, "clip": 0.1}),
 ]

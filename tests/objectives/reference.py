@@ -41,6 +41,11 @@ def dpo(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, *, b
     return smoothed(r["chosen"] - r["rejected"], label_smoothing), r
 
 
+def cdpo(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, *, beta=0.1, label_smoothing=0.1):
+    r = pair_rewards(beta, chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    return smoothed(r["chosen"] - r["rejected"], label_smoothing), r
+
+
 def robust(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, *, beta=0.1, label_smoothing=0.1):
     r = pair_rewards(beta, chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     z, e = r["chosen"] - r["rejected"], label_smoothing
@@ -98,32 +103,6 @@ def discopop(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps,
     return (1 - m) * -log_sigmoid(z) + m * torch.exp(-z), r
 
 
-def f_dpo(
-    chosen_logps,
-    rejected_logps,
-    ref_chosen_logps,
-    ref_rejected_logps,
-    *,
-    divergence="reverse_kl",
-    beta=0.1,
-    alpha=0.5,
-    coefficient=None,
-    label_smoothing=0.0,
-):
-    alpha = alpha if coefficient is None else 1 - coefficient
-    derivative = {  # f'(u) at u = π/π_ref
-        "reverse_kl": lambda u: torch.log(u) + 1,
-        "forward_kl": lambda u: -1 / u,
-        "alpha": lambda u: (1 - u**-alpha) / alpha if alpha else torch.log(u),
-        "js": lambda u: torch.log(2 * u / (1 + u)),
-        "jeffreys": lambda u: torch.log(u) + (u - 1) / u,
-    }[divergence]
-    chosen = derivative(torch.exp(chosen_logps - ref_chosen_logps))
-    rejected = derivative(torch.exp(rejected_logps - ref_rejected_logps))
-    rewards = pair_rewards(beta, chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    return smoothed(beta * (chosen - rejected), label_smoothing), rewards
-
-
 def bpo(
     chosen_logps,
     rejected_logps,
@@ -147,27 +126,6 @@ def nca(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, *, b
     r = pair_rewards(beta, chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
     w, l = r["chosen"], r["rejected"]  # noqa: E741
     return -log_sigmoid(w) - 0.5 * log_sigmoid(-w) - 0.5 * log_sigmoid(-l), r
-
-
-def bco_pair(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, *, beta=0.1, delta=0.0):
-    r = pair_rewards(beta, chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    return -log_sigmoid(r["chosen"] - delta) - log_sigmoid(-(r["rejected"] - delta)), r
-
-
-def sppo(
-    chosen_logps,
-    rejected_logps,
-    ref_chosen_logps,
-    ref_rejected_logps,
-    chosen_win_prob,
-    rejected_win_prob,
-    *,
-    beta=1e-3,
-):
-    chosen = chosen_logps - ref_chosen_logps - (chosen_win_prob - 0.5) / beta
-    rejected = rejected_logps - ref_rejected_logps - (rejected_win_prob - 0.5) / beta
-    r = pair_rewards(beta, chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    return (chosen**2 + rejected**2) / 2, r
 
 
 def sppo_hard(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, *, beta=1e-3):
@@ -205,45 +163,6 @@ def aot_unpaired(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_lo
 
 
 # --- without a reference ------------------------------------------------------------------------------------------
-
-
-def simpo(
-    chosen_logps,
-    rejected_logps,
-    chosen_lengths,
-    rejected_lengths,
-    *,
-    beta=2.0,
-    gamma=None,
-    gamma_beta_ratio=0.5,
-    label_smoothing=0.0,
-):
-    gamma = beta * gamma_beta_ratio if gamma is None else gamma
-    chosen, rejected = beta * chosen_logps / chosen_lengths, beta * rejected_logps / rejected_lengths
-    return smoothed(chosen - rejected - gamma, label_smoothing), {"chosen": chosen, "rejected": rejected}
-
-
-def orpo(chosen_logps, rejected_logps, chosen_lengths, rejected_lengths, *, beta=0.1, nll_mode="token_mean"):
-    p = torch.exp(chosen_logps / chosen_lengths)
-    q = torch.exp(rejected_logps / rejected_lengths)
-    ratio = torch.log(p / (1 - p)) - torch.log(q / (1 - q))
-    rewards = {"chosen": beta * chosen_logps / chosen_lengths, "rejected": beta * rejected_logps / rejected_lengths}
-    return nll(nll_mode, chosen_logps, chosen_lengths) - beta * log_sigmoid(ratio), rewards
-
-
-def cpo(
-    chosen_logps,
-    rejected_logps,
-    chosen_lengths=None,
-    *,
-    beta=0.1,
-    alpha=1.0,
-    label_smoothing=0.0,
-    nll_mode="token_mean",
-):
-    likelihood = nll(nll_mode, chosen_logps, chosen_lengths)
-    preference = smoothed(beta * (chosen_logps - rejected_logps), label_smoothing)
-    return preference + alpha * likelihood, {"chosen": beta * chosen_logps, "rejected": beta * rejected_logps}
 
 
 def sft(chosen_logps, chosen_lengths=None, *, nll_mode="token_mean"):

@@ -274,9 +274,12 @@ def diffusion_dpo(*, chosen_error, rejected_error, chosen_ref_error, rejected_re
     return -logsigmoid(-beta * (d_w - d_l))
 
 
-def seppo(*, chosen_error, rejected_error, chosen_ref_error, rejected_ref_error, beta=2500.0):
+def seppo(
+    *, chosen_error, rejected_error, chosen_ref_error, rejected_ref_error, sign=None, beta=2500.0, anchor="model"
+):
     d_w, d_l = chosen_error - chosen_ref_error.detach(), rejected_error - rejected_ref_error.detach()
-    return torch.where(d_w < 0, -logsigmoid(-beta * (d_w - d_l)), -logsigmoid(-beta * (d_w + d_l)))
+    better = d_w.detach() < 0 if anchor == "model" else sign > 0
+    return torch.where(better, -logsigmoid(-beta * (d_w - d_l)), -logsigmoid(-beta * (d_w + d_l)))
 
 
 def d3po(*, chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, clip=None):
@@ -284,3 +287,53 @@ def d3po(*, chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, 
     if clip is not None:
         ratios = tuple(torch.clamp(ratio, 1 - clip, 1 + clip) for ratio in ratios)
     return -logsigmoid(beta * torch.log(ratios[0]) - beta * torch.log(ratios[1]))
+
+
+# --- further lists of the survey ----------------------------------------------------------------------------------
+
+
+@by_group
+def rrhf(logps, lengths, score, alpha=1.0):
+    average = logps / lengths
+    total = sum((torch.relu(average[b] - average[a]) for a, b in beaten(score)), zero())
+    return total - alpha * logps[int(torch.argmax(score))]
+
+
+@by_group
+def lire(logps, score, temperature=1.0):
+    return -(score.detach() * torch.softmax(logps / temperature, 0)).sum()
+
+
+def set_gap(h, label, alpha=1.0):
+    chosen, others = h[label > 0.5], h[label <= 0.5]
+    return (chosen.mean() if len(chosen) else zero()) - alpha * (others.mean() if len(others) else zero())
+
+
+@by_group
+def multi_dpo(logps, ref_logps, label, beta=0.1, link="sigmoid"):
+    gap = set_gap(logps - ref_logps, label)
+    return -logsigmoid(beta * gap) if link == "sigmoid" else (gap - 1 / (2 * beta)) ** 2
+
+
+@by_group
+def d2o(logps, ref_logps, label, beta=0.1, alpha=1.0):
+    return softplus(-beta * set_gap(logps - ref_logps, label, alpha))
+
+
+@by_group
+def copg_list(logps, ref_logps, score, beta=0.06):
+    reward = score.detach() - beta * (logps - ref_logps)
+    terms = [(reward[a] - reward[b]) ** 2 for a in range(len(reward)) for b in range(a)]
+    return sum(terms, zero()) / max(len(reward) - 1, 1)
+
+
+def online_ipo_list(*, groups, logps, ref_logps, win_prob, beta=0.1):
+    """win_prob holds the square of each group after the other, groups by ascending id."""
+    losses, start = [], 0
+    for rows in members(groups):
+        h, size = (logps - ref_logps)[rows], len(rows)
+        square = win_prob[start : start + size**2].reshape(size, size)
+        start += size**2
+        terms = [(h[a] - h[b] - (square[a, b] - 0.5) / beta) ** 2 for a in range(size) for b in range(a + 1, size)]
+        losses.append(sum(terms, zero()) / max(len(terms), 1))
+    return torch.stack(losses)

@@ -7,7 +7,7 @@ import pytest
 
 from prefuse import objectives
 
-from . import family_columns
+from . import family_columns, lists_and_tokens
 from .checking import VARIANTS, column_names, evaluate, random_columns, variant_id
 
 LOG_RATIOS = np.array([1e4, -1e4, 0.0])
@@ -63,11 +63,53 @@ def test_finite_without_tokens(variant):
         assert np.all(np.isfinite(gradient)), column
 
 
+LONG = 100_000
+BY_TOKEN = [
+    (name, parameters)
+    for name, parameters in [*VARIANTS, *lists_and_tokens.VARIANTS]
+    if any(info.level.startswith("token") for info in objectives.get(name)(**parameters).columns.values())
+]
+
+
+def long_columns(objective, sign):
+    """A response of one token and one of 1e5, packed; summed log-ratios, where there is a reference, of ±1e4."""
+    rng = np.random.default_rng(12)
+    shapes = {"(i, j)": 4, "group": 1, "response": 2, "pair": 2}
+    base, columns = -rng.uniform(0.2, 1.0, 1 + LONG), {}
+    for column, info in objective.columns.items():
+        if column.endswith("mask"):
+            columns[column.replace("mask", "cu_seqlens")] = np.array([0, 1, 1 + LONG])
+        elif info.level.startswith("token"):
+            stem = column.removeprefix("chosen_").removeprefix("rejected_").removeprefix("revised_")
+            columns[column] = np.asarray(lists_and_tokens.draw(stem.removeprefix("damaged_"), (1 + LONG,), rng))
+            if column.endswith("logps"):
+                away = sign if "rejected" not in column else -sign
+                columns[column] = base + 1e4 / LONG * away * (not column.startswith("ref_"))
+        elif column == "groups":
+            columns[column] = np.zeros(2, int)
+        else:
+            columns[column] = np.asarray(lists_and_tokens.draw(column, (shapes.get(info.level, 2),), rng))
+    return columns
+
+
+@pytest.mark.evidence("extremes")
+@pytest.mark.parametrize("variant", BY_TOKEN, ids=variant_id)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_finite_with_one_token_and_with_a_hundred_thousand(variant, sign):
+    name, parameters = variant
+    objective = objectives.get(name)(**parameters)
+    score = objective.value_and_grad(**long_columns(objective, sign))
+    assert np.all(np.isfinite(score.losses))
+    for column, gradient in score.gradients.items():
+        assert np.all(np.isfinite(gradient)), column
+
+
 @pytest.mark.parametrize("name", ["dpo", "bpo", "hinge", "simpo", "cpo", "dpo_norm", "bco_pair", "nca", "apo_zero"])
 def test_an_impossible_rejected_response_costs_nothing_more(name):
     """Log-probability -inf (a banned token): the limit of the loss, and no gradient."""
     columns = random_columns(2, seed=6)
     parameters = {} if name == "bpo" else {"beta": 1.0}
+    parameters |= {"delta": 0.0} if name == "bco_pair" else {}  # else the mean reward of the batch is -inf as well
     limit = evaluate(name, parameters, columns | {"rejected_logps": np.full(2, -1e6)})
     score = evaluate(name, parameters, columns | {"rejected_logps": np.full(2, -np.inf)})
     np.testing.assert_allclose(score.losses, limit.losses, rtol=1e-12, atol=1e-300)
@@ -124,7 +166,7 @@ def test_orpo_with_a_certain_response():
         ("cal_dpo", {"variant": "trl-1.16"}, "variant"),
         ("rationale_dpo", {"variant": "trl-1.16"}, "variant"),
         ("wpo", {"variant": "liger"}, "variant"),
-        ("nbpo", {"variant": "original"}, "variant"),
+        ("nbpo", {"form": "original"}, "form"),
         ("ld_dpo", {"scope": "reference"}, "scope"),
         ("beta_dpo", {"level": "token"}, "level"),
         ("modpo", {"link": "ipo"}, "link"),
@@ -137,6 +179,16 @@ def test_orpo_with_a_certain_response():
         ("f_dpo", {"divergence": "js", "alpha": 0.5}, "alpha"),
         ("bpo", {"combine": "max"}, "combine"),
         ("cpo", {"nll": "tokens"}, "nll"),
+        ("cpo", {"link": "exo"}, "link"),
+        ("cpo", {"link": "hinge", "label_smoothing": 0.1}, "label_smoothing"),
+        ("tpo", {"link": "ipo", "label_smoothing": 0.1}, "label_smoothing"),
+        ("simpo", {"link": "ipo"}, "link"),
+        ("simpo", {"link": "hinge", "label_smoothing": 0.1}, "label_smoothing"),
+        ("f_dpo", {"link": "nca"}, "link"),
+        ("f_dpo", {"link": "exo"}, "label_smoothing"),
+        ("f_dpo", {"link": "hinge", "label_smoothing": 0.1}, "label_smoothing"),
+        ("sppo", {"labels": "mixed"}, "labels"),
+        ("mcts_dpo", {"link": "hinge"}, "link"),
     ],
 )
 def test_structural_options_are_checked(name, parameters, message):

@@ -145,7 +145,7 @@ def test_slic_is_the_hinge_without_a_reference():
 
 def test_tpo_from_cpo_and_simpo():
     own = COLUMNS | {"gold_logps": COLUMNS["chosen_logps"], "gold_lengths": COLUMNS["chosen_lengths"]}
-    same(losses("tpo", own, beta=0.2, alpha=1.0), losses("cpo", beta=0.2, alpha=1.0))
+    same(losses("tpo", own, beta=0.2, alpha=1.0), losses("cpo", beta=0.2, alpha=1.0, nll="token_mean"))
     same(losses("tpo_l", beta=3.0, gamma=0.7, alpha=0.0), losses("simpo", beta=3.0, gamma=0.7))
     tied = COLUMNS | {"rejected_logps": COLUMNS["chosen_logps"]}
     same(losses("tpo", tied, alpha=0.0), np.log(2))
@@ -190,7 +190,7 @@ def test_links_of_one_family():
     same(losses("daa", beta=0.2), losses("dpo", beta=0.2))
     same(losses("daa", beta=0.2, alpha=0.05), losses("r_dpo", beta=0.2, alpha=0.05))
     same(losses("daa", beta=0.2, link="slic"), losses("hinge", beta=0.2))
-    same(losses("daa", beta=0.2, link="ipo"), 0.2**2 * losses("ipo", beta=0.1, average=False))
+    same(losses("daa", beta=0.2, link="ipo"), 0.2**2 * losses("ipo", beta=0.1))
     same(losses("daa", beta=0.2, link="squared_hinge"), losses("hinge", beta=0.2) ** 2)
     same(losses("daa", beta=0.2, link="exponential"), np.expm1(losses("dpo", beta=0.2)))
 
@@ -259,26 +259,26 @@ def test_dno_between_dpo_and_indifference():
 
 
 def test_inpo_is_ipo_where_its_references_agree():
-    same(losses("inpo", eta=0.1, tau=0.1), losses("ipo", beta=0.1, average=False))
+    same(losses("inpo", eta=0.1, tau=0.1), losses("ipo", beta=0.1))
     previous = COLUMNS | {f"{role}_previous_logps": COLUMNS[f"ref_{role}_logps"] for role in PAIR}
-    same(losses("inpo", previous, eta=0.1, tau=0.03), losses("ipo", beta=0.1, average=False))
-    same(losses("inpo", previous, eta=0.1, tau=0.0), losses("ipo", beta=0.1, average=False))
+    same(losses("inpo", previous, eta=0.1, tau=0.03), losses("ipo", beta=0.1))
+    same(losses("inpo", previous, eta=0.1, tau=0.0), losses("ipo", beta=0.1))
 
 
 def test_regressions_on_win_rates_are_ipo_at_certainty():
-    ipo = losses("ipo", beta=0.1, average=False)
+    ipo = losses("ipo", beta=0.1)
     same(losses("online_ipo", COLUMNS | {"win_prob": np.ones(SIZE)}, beta=0.1), ipo)
     half = COLUMNS | {"chosen_win_prob": np.full(SIZE, 0.75), "rejected_win_prob": np.full(SIZE, 0.25)}
     for name in ("egpo", "psi_po"):
         same(losses(name, half, beta=0.1), ipo)
-    same(losses("egpo", half, beta=0.1, average=True), losses("ipo", beta=0.1))
+    same(losses("egpo", half, beta=0.1, average=True), losses("ipo", beta=0.1, average=True))
 
 
 def test_online_ipo_is_hard_labels_in_expectation():
     """Averaged over labels drawn with probability p, IPO has the gradient of the soft form."""
     p = COLUMNS["win_prob"]
-    hard = p * gradients("ipo", beta=0.1, average=False)["chosen_logps"]
-    hard = hard + (1 - p) * gradients("ipo", COLUMNS | SWAPPED, beta=0.1, average=False)["rejected_logps"]
+    hard = p * gradients("ipo", beta=0.1)["chosen_logps"]
+    hard = hard + (1 - p) * gradients("ipo", COLUMNS | SWAPPED, beta=0.1)["rejected_logps"]
     same(gradients("online_ipo", beta=0.1)["chosen_logps"], hard)
 
 
@@ -301,7 +301,7 @@ def test_copg_is_reward_distillation_up_to_a_constant():
 def test_optimism_reduces_to_dpo_and_to_dpo_with_sft():
     same(losses("vpo", beta=0.2, alpha=0.0), losses("dpo", beta=0.2))
     same(losses("xpo", beta=0.2, alpha=0.0), losses("dpo", beta=0.2))
-    same(losses("xpo", beta=0.2, alpha=0.0, link="ipo"), losses("ipo", beta=0.2, average=False))
+    same(losses("xpo", beta=0.2, alpha=0.0, link="ipo"), losses("ipo", beta=0.2))
     own = {f"{ref}calibration_logps": COLUMNS[f"{ref}chosen_logps"] for ref in ("", "ref_")}
     offline = losses("vpo", COLUMNS | own, beta=0.2, alpha=0.5, mode="offline")
     same(offline, losses("rpo", beta=0.2, alpha=0.1, nll="sum") + 0.1 * COLUMNS["ref_chosen_logps"])
@@ -331,7 +331,7 @@ def test_srpo_where_the_improver_is_the_reference():
         f"{role}_logps": COLUMNS[f"ref_{role}_logps"]
         for role in ("improved", "worsened", "kept_chosen", "kept_rejected")
     }
-    same(losses("srpo", COLUMNS | silent, beta=0.2, alpha=0.0), 0.2**2 * losses("ipo", beta=0.1, average=False))
+    same(losses("srpo", COLUMNS | silent, beta=0.2, alpha=0.0), 0.2**2 * losses("ipo", beta=0.1))
     same(losses("srpo", COLUMNS | silent, beta=0.2, alpha=1.0), 0.5)
 
 
@@ -351,7 +351,7 @@ def test_hypo_term_is_the_gradient_of_kl():
 def test_sppo_of_one_number_and_of_points():
     p = COLUMNS["win_prob"]
     two = COLUMNS | {"chosen_win_prob": p, "rejected_win_prob": 1 - p}
-    same(losses("sppo", beta=0.1, single=True), losses("sppo", two, beta=0.1))
+    same(losses("sppo", beta=0.1, labels="single"), losses("sppo", two, beta=0.1))
     half = COLUMNS | {"score": p - 0.5}
     same(losses("gpo", half, beta=0.1), 2 * losses("sppo_point", beta=0.1))
 
@@ -380,10 +380,10 @@ def test_asft_is_a_sum_of_two_points():
 def test_nbpo_without_flips_is_bco():
     never = COLUMNS | {"flip": np.full(SIZE, -60.0)}
     expected = losses("bco", beta=0.2, delta=0.0)
-    same(losses("nbpo", never, beta=0.2, variant="likelihood"), expected)
+    same(losses("nbpo", never, beta=0.2, form="likelihood"), expected)
     same(gradients("nbpo", never, beta=0.2)["logps"], gradients("bco", beta=0.2, delta=0.0)["logps"])
     always = never | {"flip": np.full(SIZE, 60.0), "label": np.zeros(SIZE, bool)}
-    same(losses("nbpo", always, beta=0.2, variant="likelihood"), 0.0)
+    same(losses("nbpo", always, beta=0.2, form="likelihood"), 0.0)
 
 
 def test_npo_at_the_reference_and_its_limit():

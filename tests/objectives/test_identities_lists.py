@@ -418,3 +418,67 @@ def test_a_tree_of_one_step_is_lipo_on_averages():
     lists = {"logps": h, "ref_logps": 0 * h, "label": columns["label"], "groups": columns["groups"]}
     expected = losses("lipo", lists, loss="lambda", beta=0.7, base=2.0)
     assert_allclose(losses("tpo_tree", one_step, beta=0.7, base=2.0), expected, rtol=1e-11)
+
+
+# --- further entries of the survey ---------------------------------------------------------------------------------
+
+
+def test_gspo_by_token_with_one_advantage_is_gspo():
+    columns = random_columns("gspo", {"estimator": "given"}, seed=61)
+    clips = {"clip": 0.05, "clip_high": 0.1}
+    spread = columns | {"advantage": np.where(MASK, columns["advantage"][:, None], np.nan)}
+    by_token, whole = losses("gspo_token", spread, **clips), losses("gspo", columns, estimator="given", **clips)
+    assert_allclose(by_token, whole, rtol=1e-13)
+    ours = gradients("gspo_token", spread, **clips)["logps"]
+    assert_allclose(ours, gradients("gspo", columns, estimator="given", **clips)["logps"], rtol=1e-12, atol=1e-16)
+
+
+def test_lists_of_two_give_the_pair_objectives_of_online_learning():
+    even = as_lists(score=np.array([1.0, 0.3]))
+    pair = PAIRS | {"chosen_score": np.full(5, 1.0), "rejected_score": np.full(5, 0.3)}
+    expected = checking.evaluate("reward_distillation", {"beta": 0.2}, pair).losses
+    assert_allclose(losses("copg_list", even, beta=0.2), expected, rtol=1e-12)
+    wins = as_lists() | {"win_prob": np.tile([[0.5, 0.8], [0.2, 0.5]], (5, 1, 1))}
+    expected = checking.evaluate("online_ipo", {"beta": 0.2}, PAIRS | {"win_prob": np.full(5, 0.8)}).losses
+    assert_allclose(losses("online_ipo_list", wins, beta=0.2), expected, rtol=1e-12)
+    labelled = as_lists(label=np.array([1.0, 0.0]))
+    assert_allclose(losses("multi_dpo", labelled, beta=0.2), pair_losses("dpo", beta=0.2), rtol=1e-12)
+    assert_allclose(losses("multi_dpo", labelled, beta=0.2, link="ipo"), pair_losses("ipo", beta=0.2), rtol=1e-12)
+
+
+def test_rrhf_of_two_is_a_hinge_and_a_likelihood():
+    ranked = {name: value for name, value in as_lists(score=np.array([1.0, 0.0])).items() if name != "ref_logps"}
+    ranked |= {"lengths": np.ones((5, 2), int)}
+    hinge, whole = losses("rrhf", ranked, alpha=0.0), losses("rrhf", ranked, alpha=0.5)
+    assert_allclose(hinge, pair_losses("slic", delta=0.0, alpha=0.0), rtol=1e-12, atol=1e-12)
+    assert_allclose(whole - hinge, 0.5 * pair_losses("sft", nll="sum"), rtol=1e-10)
+    assert losses("rrhf", {name: value[:, ::-1] for name, value in ranked.items()}, alpha=0.0) == pytest.approx(hinge)
+
+
+SAMPLERS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+CORRECTED = [(name, sampler) for name in ("cispo", "sapo", "dapo", "dr_grpo") for sampler in SAMPLERS]
+CORRECTED += [("vespo", sampler) for sampler in SAMPLERS[:2]]
+
+
+@pytest.mark.parametrize(("name", "sampler"), CORRECTED)
+def test_an_engine_that_agrees_changes_nothing(name, sampler):
+    columns = random_columns(name, {"sampler": sampler}, seed=62)
+    columns |= {"sampler_logps": columns["old_logps"]}
+    plain = {column: value for column, value in columns.items() if column != "sampler_logps"}
+    assert_allclose(losses(name, columns, sampler=sampler), losses(name, plain), rtol=1e-14)
+
+
+def test_a_response_out_of_bounds_is_masked():
+    columns = random_columns("grpo", {"divergence": "none", "sampler": "sequence_mask"}, seed=63)
+    columns |= {"sampler_logps": columns["old_logps"] - np.where(np.arange(len(MASK)) == 2, 5.0, 0.0)[:, None]}
+    score = evaluate("grpo", {"divergence": "none", "sampler": "sequence_mask"}, columns)
+    assert score.losses[2] == 0.0 and not score.gradients["logps"][2].any()
+    assert score.losses[0] != 0.0
+
+
+def test_far_responses_of_negative_advantage_are_dropped():
+    options = {"divergence": "none", "estimator": "given"}
+    columns = random_columns("grpo", options, seed=64)
+    near, far = (losses("grpo", columns, **options, off_policy=bound) for bound in (1e9, -1e9))
+    assert_allclose(near, losses("grpo", columns, **options), rtol=0)
+    assert_allclose(far, np.where(columns["advantage"] >= 0, near, 0.0), rtol=0)

@@ -118,11 +118,11 @@ TRL_PAIRS = [
     ("sigmoid", {}, "dpo", {}),
     ("sigmoid_norm", {}, "dpo_norm", {}),
     ("hinge", {}, "hinge", {}),
-    ("ipo", {}, "ipo", {}),
+    ("ipo", {}, "ipo", {"average": True}),
     ("exo_pair", {"label_smoothing": 0.02}, "exo", {"label_smoothing": 0.02}),
     ("nca_pair", {}, "nca", {}),
     ("robust", {"label_smoothing": 0.2}, "robust", {"label_smoothing": 0.2}),
-    ("bco_pair", {}, "bco_pair", {}),
+    ("bco_pair", {}, "bco_pair", {"delta": 0.0}),
     ("sppo_hard", {}, "sppo_hard", {}),
     ("aot", {"label_smoothing": 0.1}, "aot", {"label_smoothing": 0.1}),
     ("aot_unpaired", {"label_smoothing": 0.1}, "aot_unpaired", {"label_smoothing": 0.1}),
@@ -132,6 +132,21 @@ TRL_PAIRS = [
     ("sft", {}, "sft", None),
     ("sigmoid", {"f_divergence_type": "forward_kl"}, "f_dpo", {"divergence": "forward_kl"}),
     ("sigmoid", {"f_divergence_type": "js_divergence"}, "f_dpo", {"divergence": "js"}),
+    ("hinge", {"f_divergence_type": "forward_kl"}, "f_dpo", {"divergence": "forward_kl", "link": "hinge"}),
+    ("ipo", {"f_divergence_type": "js_divergence"}, "f_dpo", {"divergence": "js", "link": "ipo", "average": True}),
+    ("sigmoid_norm", {"f_divergence_type": "forward_kl"}, "f_dpo", {"divergence": "forward_kl", "average": True}),
+    (
+        "robust",
+        {"f_divergence_type": "js_divergence", "label_smoothing": 0.2},
+        "f_dpo",
+        {"divergence": "js", "link": "robust", "label_smoothing": 0.2},
+    ),
+    (
+        "discopop",
+        {"f_divergence_type": "js_divergence", "tau": 0.5},
+        "f_dpo",
+        {"divergence": "js", "link": "discopop", "tau": 0.5},
+    ),
 ]
 
 
@@ -243,6 +258,8 @@ def test_trl_kto_trainer(kto_trainer, name):
 
 CPO = [
     ("sigmoid", "cpo", {"beta": 0.2, "alpha": 0.0, "label_smoothing": 0.1}, 1.0),
+    ("hinge", "cpo", {"beta": 0.2, "alpha": 0.0, "link": "hinge"}, 1.0),
+    ("ipo", "cpo", {"beta": 0.2, "alpha": 0.0, "link": "ipo"}, None),
     ("simpo", "simpo", {"beta": 2.0, "gamma": 0.6, "label_smoothing": 0.1}, None),
     ("simpo", "alphapo", {"beta": 2.0, "gamma": 0.6, "alpha": 0.25, "label_smoothing": 0.1}, None),
     ("simpo", "alphapo", {"beta": 2.0, "gamma": 0.6, "alpha": -0.5, "label_smoothing": 0.1}, None),
@@ -255,7 +272,7 @@ def test_trl_cpo_trainer(experimental, loss_type, name, parameters, divisor):
     trainer = object.__new__(experimental.cpo)
     alpha = parameters["alpha"] if name == "alphapo" else 0.0
     trainer.__dict__.update(accelerator=LocalAccelerator(), alpha=alpha, loss_type=loss_type, beta=parameters["beta"])
-    trainer.__dict__.update(simpo_gamma=parameters.get("gamma"), label_smoothing=parameters["label_smoothing"])
+    trainer.__dict__.update(simpo_gamma=parameters.get("gamma"), label_smoothing=parameters.get("label_smoothing", 0.0))
     chosen, rejected = (torch.tensor(COLUMNS[f"{r}_logps"], requires_grad=True) for r in ROLES)
     lengths = [torch.tensor(COLUMNS[f"{r}_lengths"]) if divisor is None else divisor for r in ROLES]
     losses, *rewards = trainer.cpo_loss(chosen / lengths[0], rejected / lengths[1])
@@ -297,10 +314,13 @@ def test_trl_orpo_trainer(experimental):
 
 
 @pytest.mark.evidence("TRL", "TPO")
-@pytest.mark.parametrize(("loss_type", "name"), [("sigmoid", "tpo"), ("tpo-l", "tpo_l")])
+@pytest.mark.parametrize(
+    ("loss_type", "name"), [("sigmoid", "tpo"), ("hinge", "tpo"), ("ipo", "tpo"), ("tpo-l", "tpo_l")]
+)
 def test_trl_tpo_trainer(experimental, loss_type, name):
     """From logits, as that trainer has no loss of log-probabilities."""
-    parameters = {"beta": 0.4, "alpha": 0.7, "label_smoothing": 0.1} | ({"gamma": 0.6} if name == "tpo_l" else {})
+    parameters = {"beta": 0.4, "alpha": 0.7} | ({"gamma": 0.6} if name == "tpo_l" else {})
+    parameters |= {"link": loss_type} if loss_type in ("hinge", "ipo") else {"label_smoothing": 0.1}
     trainer = object.__new__(experimental.tpo)
     trainer.__dict__.update(accelerator=LocalAccelerator(), model=SimpleNamespace(training=False), loss_type=loss_type)
     trainer.__dict__.update(beta=0.4, tpo_alpha=0.7, label_smoothing=0.1, tpo_l_gamma=0.6, _total_train_tokens=0)
@@ -331,7 +351,7 @@ LIGER_DPO = [
     ("exo_pair", "exo", {"label_smoothing": 0.02}),
     ("nca_pair", "nca", {}),
     ("robust", "robust", {"label_smoothing": 0.2}),
-    ("bco_pair", "bco_pair", {}),
+    ("bco_pair", "bco_pair", {"delta": 0.0}),
     ("sppo_hard", "sppo_hard", {}),
     ("apo_zero", "apo_zero", {}),
     ("apo_down", "apo_down", {}),

@@ -67,10 +67,22 @@ def check(score, loss, logps):
 @pytest.mark.evidence("TRL", "GRPO")
 @pytest.mark.parametrize(("loss_type", "level", "beta", "delta", "name", "parameters"), CASES)
 def test_trl_grpo_trainer(loss_type, level, beta, delta, name, parameters):
-    trainer_class = library("trl.trainer.grpo_trainer").GRPOTrainer
     logps = torch.tensor(COLUMNS["logps"], requires_grad=True)
-    trainer = object.__new__(trainer_class)
-    arguments = {"delta": delta, "use_bias_correction_kl": False, "steps_per_generation": 1}
+    trainer = grpo_trainer(logps, loss_type, level, beta, delta)
+    loss = trainer._compute_loss(None, inputs())
+    score = ours(name, parameters)
+    if "kl" in score.metrics:
+        assert_allclose(score.metrics["kl"], trainer._metrics["eval"]["kl"][-1], rtol=1e-6)
+    if loss_type in ("grpo", "bnpo", "dapo", "dr_grpo") and delta is None and level == "token":
+        theirs = trainer._metrics["eval"]["clip_ratio/region_mean"][-1]
+        assert_allclose(score.metrics["clip_ratio"], theirs, rtol=1e-6)
+    check(score, loss, logps)
+
+
+def grpo_trainer(logps, loss_type, level, beta, delta, unbiased=False, off_policy=None, sampled=False):
+    """TRL's trainer without its constructor, given what its loss reads."""
+    trainer = object.__new__(library("trl.trainer.grpo_trainer").GRPOTrainer)
+    arguments = {"delta": delta, "use_bias_correction_kl": unbiased, "steps_per_generation": 1}
     arguments |= {"sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.25}
     arguments |= {"vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0}
     trainer.__dict__.update(
@@ -84,21 +96,51 @@ def test_trl_grpo_trainer(loss_type, level, beta, delta, name, parameters):
         importance_sampling_level=level,
         loss_type=loss_type,
         max_completion_length=9,
-        off_policy_mask_threshold=None,
+        off_policy_mask_threshold=off_policy,
+        vllm_importance_sampling_correction=sampled,
         top_entropy_quantile=1.0,
-        use_vllm=False,
+        use_vllm=sampled,
         _entropy_bonus_enabled=False,
         _metrics={"eval": defaultdict(list)},
     )
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logps, torch.zeros(MASK.shape), None)
-    loss = trainer._compute_loss(None, inputs())
-    score = ours(name, parameters)
-    if "kl" in score.metrics:
-        assert_allclose(score.metrics["kl"], trainer._metrics["eval"]["kl"][-1], rtol=1e-6)
-    if loss_type in ("grpo", "bnpo", "dapo", "dr_grpo") and delta is None and level == "token":
-        theirs = trainer._metrics["eval"]["clip_ratio/region_mean"][-1]
-        assert_allclose(score.metrics["clip_ratio"], theirs, rtol=1e-6)
-    check(score, loss, logps)
+    return trainer
+
+
+def corrected(mode, low, high):
+    """The importance ratio of an inference engine, which TRL makes while it generates: from its description."""
+    gap = torch.tensor(np.where(MASK, COLUMNS["old_logps"] - SAMPLER_LOGPS, 0.0))
+    ratio = torch.exp(gap.sum(1, keepdim=True).expand_as(gap) if mode.startswith("sequence") else gap)
+    if mode.endswith("truncate"):
+        return torch.clamp(ratio, min=low, max=high)
+    return torch.where((ratio < low) | (ratio > high), 0.0, ratio)
+
+
+SAMPLER_LOGPS = COLUMNS["old_logps"] + np.random.default_rng(34).normal(0, 0.3, MASK.shape)
+CORRECTIONS = [
+    ("grpo", "grpo", "token_truncate", 0.8, 1.2, {"divergence": "none"}, {}),
+    ("grpo", "grpo", "sequence_mask", 0.5, 1.6, {"off_policy": 0.01, "divergence": "k3_unbiased"} | KL, {"beta": 0.07}),
+    ("dapo", "dapo", "token_mask", 0.8, 1.2, {"num_tokens": float(TOKENS)}, {}),
+    ("cispo", "cispo", "sequence_truncate", 0.5, 1.6, {"cap": 0.25}, {}),
+    ("sapo", "sapo", "token_mask", 0.8, 1.2, {"tau_pos": 1.0, "tau_neg": 1.25}, {}),
+    ("vespo", "vespo", "token_truncate", 0.8, 1.2, {}, {}),
+]
+
+
+@pytest.mark.evidence("TRL", "GRPO")
+@pytest.mark.parametrize(("loss_type", "name", "mode", "low", "high", "parameters", "settings"), CORRECTIONS)
+def test_trl_correction_for_an_engine(loss_type, name, mode, low, high, parameters, settings):
+    """Truncated and masked importance sampling, the off-policy mask, and the KL estimate weighed by the ratio."""
+    logps = torch.tensor(COLUMNS["logps"], requires_grad=True)
+    unbiased, off_policy = parameters.get("divergence") == "k3_unbiased", parameters.get("off_policy")
+    trainer = grpo_trainer(logps, loss_type, "token", settings.get("beta", 0.0), None, unbiased, off_policy, True)
+    given = inputs() | {"importance_sampling_ratio": corrected(mode, low, high)}
+    loss = trainer._compute_loss(None, given | {"sampling_per_token_logps": torch.tensor(SAMPLER_LOGPS)})
+    clips = CLIPS if name in ("grpo", "dapo") else {}
+    options = {"estimator": "given", "sampler": mode, "sampler_low": low, "sampler_high": high} | clips | parameters
+    columns = COLUMNS | {"advantage": ADVANTAGE, "sampler_logps": SAMPLER_LOGPS}
+    columns = {column: value for column, value in columns.items() if column != "ref_logps" or unbiased}
+    check(evaluate(name, options, columns), loss, logps)
 
 
 class Reducing(LocalAccelerator):

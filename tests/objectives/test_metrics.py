@@ -9,9 +9,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from prefuse import metrics, objectives
+from prefuse import metrics, objectives, squared_errors
 from prefuse.objectives import advantages
-from prefuse.objectives.diffusion import denoising_error, gaussian_log_prob
 
 
 def tensor(*values):
@@ -198,26 +197,14 @@ def test_overlong_penalty():
 # --- what diffusion models give instead of log-probabilities ----------------------------------------------------------
 
 
-def test_gaussian_log_prob():
-    x, mean = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(3, 2, 4)
-    expected = torch.distributions.Normal(mean, 0.7).log_prob(x).flatten(1)
-    assert_allclose(gaussian_log_prob(x, mean, 0.7), expected.sum(1), rtol=1e-5)
-    assert_allclose(gaussian_log_prob(x, mean, 0.7, average=True), expected.mean(1), rtol=1e-5)
-    with pytest.raises(ValueError, match="mean"):
-        gaussian_log_prob(x, mean[:1], 0.7)
-
-
 def test_diffusion_dpo_pulls_back_to_predictions():
     generator = torch.Generator().manual_seed(1)
     noise, predicted, reference = (torch.randn(2, 3, 5, generator=generator) for _ in range(3))
     predicted.requires_grad_()
-    error, ref_error = denoising_error(predicted, noise), denoising_error(reference, noise)
-    assert_allclose(denoising_error(predicted, noise, mean=False).detach(), 15 * error.detach(), rtol=1e-6)
+    error, ref_error = squared_errors(predicted, noise), squared_errors(reference, noise)
     columns = {"chosen_error": error[:1], "rejected_error": error[1:]}
     columns |= {"chosen_ref_error": ref_error[:1], "rejected_ref_error": ref_error[1:]}
     objectives.diffusion_dpo(beta=2.0)(**columns).loss.backward()
     d = (predicted - noise).square().mean((1, 2)) - ref_error
     (expected,) = torch.autograd.grad(-torch.nn.functional.logsigmoid(-2.0 * (d[0] - d[1])), predicted)
     assert_allclose(predicted.grad, expected, rtol=1e-5, atol=1e-7)
-    with pytest.raises(ValueError, match="noise"):
-        denoising_error(predicted, noise[:1])

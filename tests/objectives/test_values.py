@@ -9,16 +9,19 @@ from numpy.testing import assert_allclose
 
 from prefuse import objectives
 
-from . import family_columns
-from .checking import VARIANTS, autograd, column_names, evaluate, random_columns, variant_id
+from . import held
+from .checking import VARIANTS, autograd, column_names, evaluate, random_columns, reference_of, variant_id
 from .family_numbers import ROWS as FAMILY_ROWS
 from .fixtures import F1
+from .survey_numbers import PAIRS as SURVEY_ROWS
 from .worked_numbers import AT_THE_REFERENCE, ROWS
+
+DETACHED = [(name, options) for name, options in VARIANTS if held.detaches(objectives.get(name)(**options))]
 
 
 @pytest.mark.evidence("numbers")
 @pytest.mark.parametrize(
-    ("name", "parameters", "columns", "loss", "gradients"), ROWS + FAMILY_ROWS, ids=lambda value: ""
+    ("name", "parameters", "columns", "loss", "gradients"), ROWS + FAMILY_ROWS + SURVEY_ROWS, ids=lambda value: ""
 )
 def test_worked_number(name, parameters, columns, loss, gradients):
     score = evaluate(name, parameters, columns)
@@ -53,27 +56,27 @@ def check_rewards(actual, expected):
             assert_allclose(actual[role], reward.detach().numpy(), rtol=1e-12, atol=1e-14, err_msg=role)
 
 
-def detaches(name, parameters, column):
-    """Whether the column moves the loss through something that takes no gradient: a baseline, a weight."""
-    if name == "bco":
-        return "delta" not in parameters
-    return column.endswith("kl_logps") or name in family_columns.DETACHED
-
-
-def has_slopes(variant):
-    """Whether there is a column whose gradient is the derivative."""
-    return any(not detaches(*variant, column) for column in column_names(*variant))
+@pytest.mark.evidence("slopes")
+@pytest.mark.parametrize("variant", DETACHED, ids=variant_id)
+def test_gradients_are_finite_differences_with_constants_held(variant):
+    name, parameters = variant
+    columns = {column: random_columns(5, seed=3)[column] for column in column_names(name, parameters)}
+    gradients = evaluate(name, parameters, columns).gradients
+    formula, hyper = reference_of(name, parameters)
+    for column, gradient in gradients.items():
+        numeric = held.slopes(lambda tensors: formula(**tensors, **hyper)[0].mean(), columns, column)
+        assert_allclose(gradient, numeric, rtol=1e-5, atol=1e-7, err_msg=column)
 
 
 @pytest.mark.evidence("slopes")
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if has_slopes(v)], ids=variant_id)
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in DETACHED], ids=variant_id)
 def test_gradients_are_finite_differences(variant):
     name, parameters = variant
     columns = random_columns(5, seed=3)
     gradients = evaluate(name, parameters, columns).gradients
     step, compared = 1e-5, 0
     for column in column_names(name, parameters):
-        if columns[column].dtype.kind != "f" or column not in gradients or detaches(name, parameters, column):
+        if columns[column].dtype.kind != "f" or column not in gradients:
             continue
         numeric = np.empty(columns[column].shape)
         for k in np.ndindex(numeric.shape):

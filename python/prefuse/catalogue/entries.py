@@ -94,6 +94,14 @@ class Entry:
         }
 
     @property
+    def variants(self) -> dict[str, str]:
+        """What `variant=` may be beside "paper", and the hyper-parameters that make it so."""
+        return {
+            name: ", ".join(f"{parameter}={show(value)}" for parameter, value in settings.items()) or "as the paper"
+            for name, settings in self.objective.variants.items()
+        }
+
+    @property
     def formula(self) -> str:
         """The loss of one item, in plain text."""
         traced = self.objective._traced(None)
@@ -141,6 +149,7 @@ class Entry:
             f"  {self.formula}",
             _listing("takes", self.inputs),
             _listing("hyper-parameters", self.parameters) if self.parameters else "",
+            _listing("variants", self.variants) if self.variants else "",
             "\n".join(["\nequal losses", *(f"  {identity}" for identity in self.identities)])
             if self.identities
             else "",
@@ -151,7 +160,7 @@ class Entry:
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(value)}</td></tr>"
-            for name, value in (*self.inputs.items(), *self.parameters.items())
+            for name, value in (*self.inputs.items(), *self.parameters.items(), *self.variants.items())
         )
         title = f"<i>{html.escape(self.title)}</i>. " if self.title else ""
         equal = "".join(f"<li><code>{html.escape(identity)}</code></li>" for identity in self.identities)

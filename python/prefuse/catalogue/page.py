@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prefuse.catalogue.entries import Entry, catalogue
+from prefuse.scoring.settings import show
 
 _KINDS = {
     "pair": ("Pairs", "a chosen and a rejected response to one prompt"),
@@ -33,9 +34,20 @@ sets every column in whose name the word occurs.
 """
 
 
+_LIBRARIES = {"original": "the authors' code", "trl-1.16": "TRL 1.16", "trl-0.24": "TRL 0.24", "liger": "Liger 0.8"}
+
+_WHO_MEANS_WHAT = """## Who means what
+
+The same name stands for different formulas in different libraries and versions. The default here is the paper's;
+`variant=` takes another, as in `ipo(variant="trl-1.16")`, and is nothing but the hyper-parameters listed: its numbers
+are defaults, its words, flags and `None` are fixed. An empty cell: that library does not have the objective, or no
+variant is declared for it.
+"""
+
+
 def markdown() -> str:
     """The whole page."""
-    return "\n".join([_HEAD, *_contents(), *_sections()]) + "\n"
+    return "\n".join([_HEAD, *_contents(), *_meanings(), *_sections()]) + "\n"
 
 
 def _contents() -> Iterator[str]:
@@ -45,6 +57,30 @@ def _contents() -> Iterator[str]:
         paper = f"[{_cell(found.title)}](https://arxiv.org/abs/{found.paper})" if found.title else "none"
         yield f"| [{found.name}](#{found.name}) | {found.kind} | {_cell(found.summary)} | {paper} |"
     yield ""
+
+
+def _meanings() -> Iterator[str]:
+    """What libraries mean by the objectives that declare variants."""
+    yield _WHO_MEANS_WHAT
+    yield f"| objective | paper | {' | '.join(_LIBRARIES.values())} | others |"
+    yield f"| --- | --- |{' --- |' * len(_LIBRARIES)} --- |"
+    for found in (entry for entry in catalogue() if entry.variants):
+        touched = {name for settings in found.objective.variants.values() for name in settings}
+        paper = ", ".join(
+            f"{name}={show(value)}" for name, value in found.objective.parameters.items() if name in touched
+        )
+        known = [_code(found.variants.get(variant)) for variant in _LIBRARIES]
+        others = [f"{name}: {_code(value)}" for name, value in found.variants.items() if name not in _LIBRARIES]
+        cells = [_code(paper or "as the paper"), *known, "; ".join(others)]
+        yield f"| [{found.name}](#{found.name}) | {' | '.join(cells)} |"
+    yield ""
+
+
+def _code(settings: str | None) -> str:
+    """Hyper-parameters as code, words as words."""
+    if settings is None:
+        return ""
+    return "as the paper" if settings == "as the paper" else f"`{settings}`"
 
 
 def _sections() -> Iterator[str]:
@@ -69,6 +105,8 @@ def _section(found: Entry) -> Iterator[str]:
     yield f"Takes {', '.join(f'`{name}` ({what})' for name, what in found.inputs.items())}.\n"
     if found.parameters:
         yield f"Hyper-parameters: {', '.join(f'`{name}` = {value}' for name, value in found.parameters.items())}.\n"
+    if found.variants:
+        yield f"Variants: {'; '.join(f'`{name}` {_code(value)}' for name, value in found.variants.items())}.\n"
     if found.identities:
         yield f"Equal losses: {'; '.join(f'`{identity}`' for identity in found.identities)}.\n"
     if found.notes:

@@ -6,6 +6,9 @@ table to look through and `show` a page: formula, inputs, defaults, paper.
 Pairs are in `dpo_family` (one margin), `anchored` (each response on its own), `reference_free`, `likelihood`,
 `lengths`, `margins`, `weighted`, `robustness`, `self_play`, `transport` and `visual`; single responses in `pointwise`.
 What a formula is known to be only at second hand is marked "as reconstructed".
+Defaults are the papers'. What a library or an author's code computes under the same name is `variant=`, where it
+differs: `ipo(variant="trl-1.16")`; `ipo.variants` says what that sets. `advantages`, `mixtures` and `steps` make
+columns that some objectives read.
 """
 
 from __future__ import annotations
@@ -15,25 +18,29 @@ from typing import TYPE_CHECKING
 from ..language import Objective, find, names, register
 from .anchored import apo_down, apo_zero, bco_pair, kto_pair, nca, sppo, sppo_hard
 from .diffusion import d3po, diffusion_dpo, seppo
-from .dpo_family import discopop, dpo, dpo_norm, exo, f_dpo, hinge, ipo, robust
-from .group_relative import cispo, dapo, dr_grpo, grpo, gspo, luspo, sapo, vespo
+from .dpo_family import cdpo, discopop, dpo, dpo_norm, exo, f_dpo, hinge, ipo, robust
+from .group_relative import cispo, dapo, dr_grpo, grpo, gspo, gspo_token, luspo, sapo, vespo
 from .lengths import ld_dpo, r_dpo, sampo
-from .likelihood import cal_dpo, codpo, dpop, rationale_dpo, rationale_orpo, rpo, spo_degree
+from .likelihood import average_hinge, cal_dpo, codpo, dpop, rationale_dpo, rationale_orpo, rpo, spo_degree
 from .listwise import (
     brain,
+    d2o,
     exo_list,
     info_nca,
     lipo,
+    lire,
+    multi_dpo,
     nca_list,
     op_gfn,
     op_gfn_pareto,
     plackett_luce,
     pro,
+    rrhf,
     softmax_dpo,
     tpo_tree,
 )
-from .margins import alpha_dpo, chi_po, daa, dpo_gamma, flex_dpo, modpo, odpo
-from .pointwise import apo_zero_unpaired, asft_unpaired, bco, crraft, dro, gpo, kto, nbpo, npo, simnpo, sppo_point
+from .margins import alpha_dpo, c_dpo, chi_po, daa, dpo_gamma, flex_dpo, modpo, odpo, safe_dpo
+from .pointwise import apo_zero_unpaired, asft_unpaired, bco, crraft, dro, gpo, kto, nbpo, npo, simnpo, sppo_point, ulma
 from .policy_gradient import (
     crpg,
     crraft_list,
@@ -50,12 +57,28 @@ from .policy_gradient import (
 )
 from .reference_free import alphapo, asft, cpo, orpo, sft, simper, simpo, slic, tpo, tpo_l
 from .reward_models import bradley_terry, gpm
-from .robustness import dpo_d, dpo_rk, dr_dpo, gdpo, mcts_dpo, ropo, upo
-from .self_play import copg, dno, egpo, hypo_kl, inpo, ofs_dpo, online_ipo, psi_po, reward_distillation, srpo, vpo, xpo
-from .tokens import d2po, mapo, oreo, oreo_value, sparse_po, tdpo1, tdpo2, tis_dpo
+from .robustness import dpo_d, dpo_rk, dr_dpo, em_dpo, gdpo, group_robust_dpo, mcts_dpo, ropo, upo
+from .self_play import (
+    copg,
+    copg_list,
+    dno,
+    egpo,
+    hypo_kl,
+    inpo,
+    nash_md,
+    ofs_dpo,
+    online_ipo,
+    online_ipo_list,
+    psi_po,
+    reward_distillation,
+    srpo,
+    vpo,
+    xpo,
+)
+from .tokens import d2po, dmpo, mapo, oreo, oreo_value, sparse_po, tdpo1, tdpo2, tis_dpo
 from .transport import aot, aot_unpaired
-from .visual import bpo, opa_dpo
-from .weighted import beta_dpo, mallows_po, ns_dpo, wpo
+from .visual import bpo, multimodal_dpo, opa_dpo
+from .weighted import beta_dpo, dpo_rc, mallows_po, ns_dpo, wpo
 
 if TYPE_CHECKING:
     from ..catalogue import Catalogue, Entry
@@ -71,32 +94,39 @@ __all__ = [
     "apo_zero_unpaired",
     "asft",
     "asft_unpaired",
+    "average_hinge",
     "bco",
     "bco_pair",
     "beta_dpo",
     "bpo",
     "bradley_terry",
     "brain",
+    "c_dpo",
     "cal_dpo",
+    "cdpo",
     "chi_po",
     "cispo",
     "codpo",
     "copg",
+    "copg_list",
     "cpo",
     "crpg",
     "crraft",
     "crraft_list",
+    "d2o",
     "d2po",
     "d3po",
     "daa",
     "dapo",
     "diffusion_dpo",
     "discopop",
+    "dmpo",
     "dno",
     "dpo",
     "dpo_d",
     "dpo_gamma",
     "dpo_norm",
+    "dpo_rc",
     "dpo_rk",
     "dpop",
     "dr_dpo",
@@ -104,6 +134,7 @@ __all__ = [
     "dr_po",
     "dro",
     "egpo",
+    "em_dpo",
     "exo",
     "exo_list",
     "f_dpo",
@@ -112,8 +143,10 @@ __all__ = [
     "get",
     "gpm",
     "gpo",
+    "group_robust_dpo",
     "grpo",
     "gspo",
+    "gspo_token",
     "hinge",
     "hypo_kl",
     "info_nca",
@@ -123,6 +156,7 @@ __all__ = [
     "kto_pair",
     "ld_dpo",
     "lipo",
+    "lire",
     "list",
     "luspo",
     "mallows_po",
@@ -131,7 +165,10 @@ __all__ = [
     "mdpo",
     "mdpo_off",
     "modpo",
+    "multi_dpo",
+    "multimodal_dpo",
     "names",
+    "nash_md",
     "nbpo",
     "nca",
     "nca_list",
@@ -140,6 +177,7 @@ __all__ = [
     "odpo",
     "ofs_dpo",
     "online_ipo",
+    "online_ipo_list",
     "op_gfn",
     "op_gfn_pareto",
     "opa_dpo",
@@ -162,7 +200,9 @@ __all__ = [
     "robust",
     "ropo",
     "rpo",
+    "rrhf",
     "rto",
+    "safe_dpo",
     "sampo",
     "sapo",
     "seppo",
@@ -185,6 +225,7 @@ __all__ = [
     "tpo",
     "tpo_l",
     "tpo_tree",
+    "ulma",
     "upo",
     "vespo",
     "vpo",

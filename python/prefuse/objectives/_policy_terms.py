@@ -49,9 +49,49 @@ def clipped_surrogate(ratio: Expression, advantage: Expression, low: float, high
     return -minimum(ratio * advantage, clipped * advantage)
 
 
-def kl_to_reference(token: TokenView) -> Expression:
-    """The estimator k3 of KL(π‖π_ref) at a sampled token, ``e^{-h} + h - 1`` ≥ 0, logged as ``kl``."""
+def sampler_weight(token: TokenView, sampler: str, low: float | None, high: float) -> Expression | float:
+    """How much likelier π_old makes a token, or its response, than the engine that sampled it: a constant, held in
+    bounds.
+
+    With ``x = log π_old - log π_sampler`` (columns ``old_logps`` and ``sampler_logps``): ``"token_truncate"`` (TIS)
+    clips ``e^x`` to [low, high], ``"token_mask"`` (MIS) has 0 where it lies outside, ``"sequence_truncate"`` and
+    ``"sequence_mask"`` take ``Σ x`` of the response; ``"none"`` is 1. A low bound of None is 0.
+
+    Raises:
+        ValueError: `sampler` is none of these.
+    """
+    if sampler == "none":
+        return 1.0
+    level, _, kind = sampler.partition("_")
+    if level not in ("token", "sequence") or kind not in ("truncate", "mask"):
+        words = '"none", "token_truncate", "token_mask", "sequence_truncate" or "sequence_mask"'
+        raise ValueError(f"sampler must be {words}, got {sampler!r}")
+    gap = stop_gradient(token["old_logps"] - token["sampler_logps"])
+    ratio = exp(capped(gap if level == "token" else gap.sum()))
+    floor = 0.0 if low is None else low
+    record("sampler_ratio", ratio)
+    return clamp(ratio, floor, high) if kind == "truncate" else where((ratio < floor) | (ratio > high), 0.0, ratio)
+
+
+def still_near(token: TokenView, advantage: Expression, sampler: str, threshold: float) -> Expression:
+    """1, or 0 for a response of negative advantage whose tokens the policy now finds unlikely on average.
+
+    The off-policy mask of DeepSeek-V3.2 (arXiv:2512.02556, eq. 9): the mean of ``log π_s - log π`` must not exceed the
+    threshold, π_s being the sampling engine where there is a correction for it, else π_old.
+    """
+    sampled = token["old_logps" if sampler == "none" else "sampler_logps"]
+    drift = stop_gradient((sampled - token.logp).mean())
+    return where((advantage >= 0.0) | (drift <= threshold), 1.0, 0.0)
+
+
+def kl_to_reference(token: TokenView, unbiased: bool = False) -> Expression:
+    """The estimator k3 of KL(π‖π_ref) at a sampled token, ``e^{-h} + h - 1`` ≥ 0, logged as ``kl``.
+
+    Unbiased (DeepSeek-V3.2, arXiv:2512.02556) it is multiplied by ``π/π_old``, with the gradient through both.
+    """
     estimate = k3(token.logratio)
+    if unbiased:
+        estimate = estimate * ratio_of(token)
     record("kl", estimate)
     return estimate
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from ..language import Expression, PairView, ResponseView, absolute, expm1, log1mexp, log_sigmoid, minimum, where
+from ..language import (
+    Expression,
+    PairView,
+    ResponseView,
+    absolute,
+    expm1,
+    log1mexp,
+    log_sigmoid,
+    minimum,
+    relu,
+    where,
+)
 
 T = TypeVar("T")
 
@@ -43,6 +54,24 @@ def logistic(margin: Expression, label_smoothing: float | None) -> Expression:
     return -log_sigmoid(margin) if label_smoothing is None else -log_sigmoid(margin) + label_smoothing * margin
 
 
+def hinge_or_logistic(argument: str, link: str, margin: Expression, label_smoothing: float | None) -> Expression:
+    """`logistic`, or ``max(0, 1 - z)``, which has no labels to smooth."""
+    if choice(argument, link, {"sigmoid": False, "hinge": True}):
+        refuse_smoothing(argument, link, label_smoothing)
+        return relu(1.0 - margin)
+    return logistic(margin, label_smoothing)
+
+
+def refuse_smoothing(argument: str, link: str, label_smoothing: float | None) -> None:
+    """Refuse label smoothing where a link has none.
+
+    Raises:
+        ValueError: it is given.
+    """
+    if label_smoothing is not None:
+        raise ValueError(f'label_smoothing: {argument} must be "sigmoid" for it, got {link!r}')
+
+
 def length_normalised_margin(pair: PairView) -> Expression:
     """`log_ratio_margin` with each log-ratio divided by its response's number of tokens."""
     return pair.chosen.logratio / pair.chosen.length - pair.rejected.logratio / pair.rejected.length
@@ -73,11 +102,12 @@ def target_margin(beta: Expression | float, gamma: float | None, gamma_beta_rati
 
 
 def negative_log_likelihood(response: ResponseView, nll: str) -> Expression:
-    """Negative log-likelihood of a response under one of the three normalisations that libraries use.
+    """Negative log-likelihood of a response under one of the normalisations that libraries use.
 
     ``"token_mean"``: one mean over all response tokens of the batch (TRL, Liger); ``"response_mean"``: the mean over
-    each response's own tokens; ``"sum"``: the sum over them. A response without tokens counts as one token of
-    log-probability 0.
+    each response's own tokens; ``"sum"``: the sum over them; ``"with_prompt"``: a token mean that takes in the prompt,
+    whose log-probabilities and tokens are the columns ``prompt_logps`` and ``prompt_tokens`` of the response. A
+    response without tokens counts as one token of log-probability 0.
     """
     if nll == "token_mean":
         return -response.logp.sum("batch") / response.length.sum("batch")
@@ -85,4 +115,7 @@ def negative_log_likelihood(response: ResponseView, nll: str) -> Expression:
         return -response.avg_logp
     if nll == "sum":
         return -response.logp
-    raise ValueError(f'nll must be "token_mean", "response_mean" or "sum", got {nll!r}')
+    if nll == "with_prompt":
+        whole, tokens = response.logp + response["prompt_logps"], response.length + response["prompt_tokens"]
+        return -whole.sum("batch") / tokens.sum("batch")
+    raise ValueError(f'nll must be "token_mean", "response_mean", "sum" or "with_prompt", got {nll!r}')

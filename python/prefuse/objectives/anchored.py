@@ -5,11 +5,13 @@ Notation: ``h(y) = log π(y|x) - log π_ref(y|x)`` summed over the response, ``r
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..language import Expression, PairView, log_sigmoid, pair_objective, relu, sigmoid, square, stop_gradient
-from ._terms import POSITIVE
+from ._terms import POSITIVE, choice
 
 
-@pair_objective(bounds={"beta": POSITIVE})
+@pair_objective(bounds={"beta": POSITIVE}, variants={"original": {}, "trl-1.16": {}, "trl-0.24": {}, "liger": {}})
 def nca(pair: PairView, *, beta: float = 0.1) -> Expression:
     """Noise contrastive alignment for a pair, NCA (Chen et al. 2024, arXiv:2402.05369).
 
@@ -24,40 +26,65 @@ def nca(pair: PairView, *, beta: float = 0.1) -> Expression:
     return -log_sigmoid(chosen) - 0.5 * log_sigmoid(-chosen) - 0.5 * log_sigmoid(-rejected)
 
 
-@pair_objective(bounds={"beta": POSITIVE})
-def bco_pair(pair: PairView, *, beta: float = 0.1, delta: float = 0.0) -> Expression:
+@pair_objective(
+    bounds={"beta": POSITIVE},
+    variants={
+        "trl-1.16": {"delta": 0.0},
+        "trl-0.24": {},
+        "liger": {"delta": 0.0},
+        "ms-swift": {},
+        "llamafactory": {},
+    },
+)
+def bco_pair(pair: PairView, *, beta: float = 0.1, delta: float | None = None) -> Expression:
     """Binary classifier optimization on pairs, BCO (Jung et al. 2024, arXiv:2404.04656).
 
     ``-log σ(r(w) - δ) - log σ(δ - r(l))``: a classifier of chosen against rejected, whose logit is the reward.
 
     beta: 0.01-0.5. delta: the reward shift δ, in nats; the paper takes a running mean of all rewards, which the
-    caller keeps.
+    caller keeps. Without it δ is the mean reward of this batch, which takes no gradient.
     Libraries: δ is 0 in TRL 1.x and Liger, the running mean in TRL 0.x, ms-swift and LLaMA-Factory.
     Paper: Binary Classifier Optimization for Large Language Model Alignment.
     """
     chosen, rejected = beta * pair.chosen.logratio, beta * pair.rejected.logratio
-    return -log_sigmoid(chosen - delta) - log_sigmoid(delta - rejected)
+    shift = stop_gradient(0.5 * (chosen + rejected).mean("batch")) if delta is None else delta
+    return -log_sigmoid(chosen - shift) - log_sigmoid(shift - rejected)
 
 
-@pair_objective(bounds={"beta": POSITIVE})
-def sppo(pair: PairView, *, beta: float = 1e-3, single: bool = False) -> Expression:
+@pair_objective(
+    bounds={"beta": POSITIVE, "scale": POSITIVE},
+    variants={
+        "original": {"labels": "soft"},
+        "trl-1.16": {"labels": "hard", "scale": 1.0, "beta": 0.1},
+        "trl-0.24": {"labels": "hard", "scale": 1.0, "beta": 0.1},
+        "liger": {"labels": "hard", "scale": 1.0, "beta": 0.1},
+    },
+)
+def sppo(pair: PairView, *, beta: float = 1e-3, labels: str = "soft", scale: float = 0.5) -> Expression:
     """Self-play preference optimization with soft win rates, SPPO (Wu et al. 2024, arXiv:2405.00675, eq. 4.7).
 
     ``½ (h(w) - (P(w) - ½)/β)² + ½ (h(l) - (P(l) - ½)/β)²``. The columns ``win_prob`` (in [0, 1]) hold P(y), the
     estimated win rate of y against the current policy; the reference is the policy of the previous iteration.
 
-    beta: 1/η of the paper, 1e-3; targets are then hundreds of nats. single: one column ``win_prob`` of the pair in
-    place of the two, the probability that w beats l: P(w) is it, P(l) what is left of 1.
+    beta: 1/η of the paper, 1e-3; targets are then hundreds of nats. labels: ``"soft"``; ``"single"`` for one column
+    ``win_prob`` of the pair in place of the two, the probability that w beats l: P(w) is it, P(l) what is left of 1;
+    ``"hard"`` for P(w) = 1 and P(l) = 0, without columns. scale: what the squares are multiplied by, ½ in the paper.
     Libraries: the authors' code is this (``sppo``, ``sppo_single``); TRL and Liger have the hard form, `sppo_hard`.
     Paper: Self-Play Preference Optimization for Language Model Alignment.
     """
-    win = pair["win_prob"] if single else pair.chosen["win_prob"]
-    loss = 1.0 - win if single else pair.rejected["win_prob"]
+    rates: dict[str, Callable[[], tuple[Expression | float, Expression | float]]] = {
+        "soft": lambda: (pair.chosen["win_prob"], pair.rejected["win_prob"]),
+        "single": lambda: (pair["win_prob"], 1.0 - pair["win_prob"]),
+        "hard": lambda: (1.0, 0.0),
+    }
+    win, loss = choice("sppo: labels", labels, rates)()
     chosen, rejected = pair.chosen.logratio - (win - 0.5) / beta, pair.rejected.logratio - (loss - 0.5) / beta
-    return 0.5 * (square(chosen) + square(rejected))
+    return scale * (square(chosen) + square(rejected))
 
 
-@pair_objective(bounds={"beta": POSITIVE})
+@pair_objective(
+    bounds={"beta": POSITIVE}, variants={"trl-1.16": {"beta": 0.1}, "trl-0.24": {"beta": 0.1}, "liger": {"beta": 0.1}}
+)
 def sppo_hard(pair: PairView, *, beta: float = 1e-3) -> Expression:
     """SPPO with hard labels (Wu et al. 2024, arXiv:2405.00675, eq. 4.7 with win rates 1 and 0).
 
@@ -71,7 +98,7 @@ def sppo_hard(pair: PairView, *, beta: float = 1e-3) -> Expression:
     return square(pair.chosen.logratio - 0.5 / beta) + square(pair.rejected.logratio + 0.5 / beta)
 
 
-@pair_objective(bounds={"beta": POSITIVE})
+@pair_objective(bounds={"beta": POSITIVE}, variants={"trl-1.16": {}, "trl-0.24": {}, "liger": {}})
 def apo_zero(pair: PairView, *, beta: float = 0.1) -> Expression:
     """Anchored preference optimization, zero (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7).
 
@@ -100,7 +127,7 @@ def kto_pair(pair: PairView, *, beta: float = 0.1) -> Expression:
     return 0.5 * (sigmoid(beta * (rejected_anchor - chosen)) + sigmoid(beta * (rejected - chosen_anchor)))
 
 
-@pair_objective(bounds={"beta": POSITIVE})
+@pair_objective(bounds={"beta": POSITIVE}, variants={"trl-1.16": {}, "trl-0.24": {}, "liger": {}})
 def apo_down(pair: PairView, *, beta: float = 0.1) -> Expression:
     """Anchored preference optimization, down (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 8).
 

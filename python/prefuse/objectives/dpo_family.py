@@ -31,10 +31,20 @@ from ._terms import (
     length_normalised_margin,
     log_ratio_margin,
     logistic,
+    refuse_smoothing,
 )
 
 
-@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
+@pair_objective(
+    bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY},
+    variants={
+        "original": {},
+        "trl-1.16": {"label_smoothing": None},
+        "trl-0.24": {},
+        "liger": {"label_smoothing": None},
+        "openrlhf": {},
+    },
+)
 def dpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None) -> Expression:
     """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290, eq. 7).
 
@@ -49,7 +59,32 @@ def dpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = No
     return logistic(beta * log_ratio_margin(pair), label_smoothing)
 
 
-@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": "[0, 0.5)"})
+@pair_objective(
+    bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY},
+    variants={"original": {}, "trl-0.24": {}, "openrlhf": {}, "halos": {"label_smoothing": 0.2}},
+)
+def cdpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Expression:
+    """Conservative DPO, cDPO (Mitchell 2023, a note on DPO with noisy preferences).
+
+    ``-(1-ε) log σ(βΔ) - ε log σ(-βΔ)``: `dpo` with smoothed labels under its own name.
+
+    beta: 0.01-0.5. label_smoothing: ε, the believed share of flipped labels, below 0.5.
+    Libraries: the original DPO code, TRL 0.x and OpenRLHF reach it through DPO's ``label_smoothing``; TRL 1.x and Liger
+    have it no longer.
+    Paper: none; a note of the author's.
+    Identities: `cdpo = dpo(label_smoothing=0.1)`.
+    """
+    return logistic(beta * log_ratio_margin(pair), label_smoothing)
+
+
+@pair_objective(
+    bounds={"beta": POSITIVE, "label_smoothing": "[0, 0.5)"},
+    variants={
+        "trl-1.16": {"label_smoothing": 0.0},
+        "trl-0.24": {"label_smoothing": 0.0},
+        "liger": {"label_smoothing": 0.0},
+    },
+)
 def robust(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Expression:
     """Provably robust DPO, rDPO (Ray Chowdhury et al. 2024, arXiv:2403.00409).
 
@@ -62,11 +97,21 @@ def robust(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -
     Paper: Provably Robust DPO: Aligning Language Models with Noisy Feedback.
     Identities: `robust(label_smoothing=0) = dpo`.
     """
-    margin = beta * log_ratio_margin(pair)
+    return _unbiased(beta * log_ratio_margin(pair), label_smoothing)
+
+
+def _unbiased(margin: Expression, label_smoothing: float) -> Expression:
     return -log_sigmoid(margin) - label_smoothing / (1.0 - 2.0 * label_smoothing) * margin
 
 
-@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
+@pair_objective(
+    bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY},
+    variants={
+        "trl-1.16": {"label_smoothing": None},
+        "liger": {"label_smoothing": None},
+        "open-instruct": {"beta": 5.0},
+    },
+)
 def dpo_norm(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None) -> Expression:
     """Length-normalised DPO (Lambert et al. 2024, Tülu 3, arXiv:2411.15124).
 
@@ -80,7 +125,7 @@ def dpo_norm(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None
     return logistic(beta * length_normalised_margin(pair), label_smoothing)
 
 
-@pair_objective(bounds={"beta": POSITIVE})
+@pair_objective(bounds={"beta": POSITIVE}, variants={"trl-1.16": {}, "trl-0.24": {}, "liger": {}})
 def hinge(pair: PairView, *, beta: float = 0.1) -> Expression:
     """Hinge-norm of RSO: SLiC's link on the log-ratio margin (Liu et al. 2023, arXiv:2309.06657).
 
@@ -94,24 +139,36 @@ def hinge(pair: PairView, *, beta: float = 0.1) -> Expression:
     return relu(1.0 - beta * log_ratio_margin(pair))
 
 
-@pair_objective(bounds={"beta": POSITIVE})
-def ipo(pair: PairView, *, beta: float = 0.1, average: bool = True) -> Expression:
+@pair_objective(
+    bounds={"beta": POSITIVE},
+    variants={
+        "trl-1.16": {"average": True},
+        "trl-0.24": {"average": True},
+        "halos": {"average": True},
+        "llamafactory": {"average": True},
+        "dpo-original": {"average": False},
+        "openrlhf": {"average": False},
+    },
+)
+def ipo(pair: PairView, *, beta: float = 0.1, average: bool = False) -> Expression:
     """Identity preference optimization (Azar et al. 2023, arXiv:2310.12036, eq. 17).
 
     ``(Δ - 1/(2β))²``: the margin is regressed on a finite target instead of being pushed for ever.
 
     beta: τ of the paper, 0.01-1. average: divide each log-ratio by its response's length.
-    Libraries: TRL, HALOs and LLaMA-Factory average (the paper's authors confirmed it to TRL); the original DPO code,
-    OpenRLHF and online DPO sum: ``average=False``.
+    Libraries: TRL, HALOs and LLaMA-Factory average (the paper's authors told TRL that they do): ``average=True``; the
+    original DPO code, OpenRLHF and TRL's online DPO sum, as the paper's formula does.
     Paper: A General Theoretical Paradigm to Understand Learning from Human Preferences.
-    Identities: `ipo = ipo(average=False) where lengths=1`; `ipo(average=False) = psi_po where chosen_win_prob=0.75,
+    Identities: `ipo(average=True) = ipo where lengths=1`; `ipo = psi_po where chosen_win_prob=0.75,
     rejected_win_prob=0.25`.
     """
     margin = length_normalised_margin(pair) if average else log_ratio_margin(pair)
     return square(margin - 0.5 / beta)
 
 
-@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": "(0, 1)"})
+@pair_objective(
+    bounds={"beta": POSITIVE, "label_smoothing": "(0, 1)"}, variants={"trl-1.16": {}, "trl-0.24": {}, "liger": {}}
+)
 def exo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> Expression:
     """EXO-pref, exact optimisation for a pair (Ji et al. 2024, arXiv:2402.00856, eq. 16).
 
@@ -121,13 +178,16 @@ def exo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> 
     Libraries: TRL and Liger (``exo_pair``) agree, but their default ε of 0 is refused at construction.
     Paper: Towards Efficient Exact Optimization of Language Model Alignment.
     """
-    margin = beta * log_ratio_margin(pair)
+    return _reverse_kl(beta * log_ratio_margin(pair), label_smoothing)
+
+
+def _reverse_kl(margin: Expression, label_smoothing: float) -> Expression:
     chosen_term = sigmoid(margin) * (log_sigmoid(margin) - log1p(-label_smoothing))
     rejected_term = sigmoid(-margin) * (log_sigmoid(-margin) - log(label_smoothing))
     return chosen_term + rejected_term
 
 
-@pair_objective(bounds={"beta": POSITIVE, "tau": POSITIVE})
+@pair_objective(bounds={"beta": POSITIVE, "tau": POSITIVE}, variants={"trl-1.16": {}, "trl-0.24": {}, "liger": {}})
 def discopop(pair: PairView, *, beta: float = 0.1, tau: float = 0.05) -> Expression:
     """DiscoPOP, the log-ratio modulated loss found by search (Lu et al. 2024, arXiv:2406.08414, eq. 5).
 
@@ -139,13 +199,24 @@ def discopop(pair: PairView, *, beta: float = 0.1, tau: float = 0.05) -> Express
     exponential, ``exp(log σ(z/τ) - z)``, which vanishes there as it should.
     Paper: Discovering Preference Optimization Algorithms with and for Large Language Models.
     """
-    margin = beta * log_ratio_margin(pair)
+    return _modulated(beta * log_ratio_margin(pair), tau)
+
+
+def _modulated(margin: Expression, tau: float) -> Expression:
     logistic_part = sigmoid(-margin / tau) * softplus(-margin)
     exponential_part = exp(log_sigmoid(margin / tau) - margin)
     return logistic_part + exponential_part
 
 
-@pair_objective(bounds={"beta": POSITIVE, "alpha": POSITIVE, "label_smoothing": PROBABILITY})
+@pair_objective(
+    bounds={"beta": POSITIVE, "alpha": POSITIVE, "label_smoothing": PROBABILITY, "tau": POSITIVE},
+    variants={
+        "original": {},
+        "trl-1.16": {"alpha": None},
+        "trl-1.10": {"alpha": None, "shifted": False},
+        "trl-0.24": {"coefficient": None},
+    },
+)
 def f_dpo(
     pair: PairView,
     *,
@@ -154,6 +225,10 @@ def f_dpo(
     alpha: float | None = None,
     coefficient: float | None = None,
     label_smoothing: float | None = None,
+    link: str = "sigmoid",
+    tau: float = 0.05,
+    average: bool = False,
+    shifted: bool = True,
 ) -> Expression:
     """f-DPO: DPO under another divergence to the reference (Wang et al. 2023, arXiv:2309.16240).
 
@@ -163,35 +238,64 @@ def f_dpo(
 
     beta: 0.05-0.5. alpha: for ``"alpha"`` only, default 0.5, in (0, 1] in the paper; towards 0 it becomes
     reverse, at 1 forward KL. coefficient: TRL 1.x's ``f_alpha_divergence_coef``, 1 - α; give one of the two, above 1 if
-    it must. label_smoothing: ε as in `dpo`.
-    Exponents are capped at 80: a response that lost more than 80/α nats to the reference has gradient 0 through it.
-    Libraries: TRL 0.x's coefficient is the paper's α with a default of 1; TRL 1.x caps only the α exponent.
+    it must. label_smoothing: ε as in `dpo`. link: the loss of the scores' margin z: ``"sigmoid"``; ``"hinge"``,
+    ``"ipo"``, ``"robust"``, ``"exo"`` or ``"discopop"`` as the objectives of these names, as TRL combines them; robust
+    and exo take label_smoothing, discopop tau. average: divide each score by its response's length. shifted: False
+    leaves φ(0) where f' has it, which makes a difference to averages alone. Exponents are capped at 80: a response that
+    lost more than 80/α nats to the reference has gradient 0 through it.
+    Libraries: TRL 0.x's coefficient is the paper's α with a default of 1; TRL 1.x caps only the α exponent, and up to
+    1.10 did not shift. Its ``sigmoid_norm`` and ``ipo`` have ``average=True``.
     Coefficients above 1, total variation and χ² break the derivation: f' must be infinite at 0.
     Paper: Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence Constraints.
     Identities: `f_dpo = dpo`; `f_dpo(divergence="alpha", coefficient=1) = dpo`; `f_dpo(divergence="alpha", alpha=1) =
     f_dpo(divergence="forward_kl")`.
     """
-    score = _divergence_score(divergence, alpha, coefficient)
-    margin = score(pair.chosen.logratio) - score(pair.rejected.logratio)
-    return logistic(beta * margin, label_smoothing)
+    score, at_zero = _divergence_score(divergence, alpha, coefficient)
+    chosen, rejected = (score(response.logratio) for response in (pair.chosen, pair.rejected))
+    if not shifted:
+        chosen, rejected = chosen + at_zero, rejected + at_zero
+    if average:
+        chosen, rejected = chosen / pair.chosen.length, rejected / pair.rejected.length
+    return _linked(chosen - rejected, link, beta, label_smoothing, tau)
+
+
+def _linked(gap: Expression, link: str, beta: float, label_smoothing: float | None, tau: float) -> Expression:
+    """The loss of a difference of scores under one of the links that `f_dpo` combines with."""
+    margin = beta * gap
+    if link == "sigmoid":
+        return logistic(margin, label_smoothing)
+    smoothed = {"robust": _unbiased, "exo": _reverse_kl}
+    if link in smoothed:
+        if label_smoothing is None:
+            raise ValueError(f"label_smoothing: f_dpo's link {link!r} needs it, got None")
+        return smoothed[link](margin, label_smoothing)
+    links = {
+        "hinge": lambda: relu(1.0 - margin),
+        "ipo": lambda: square(gap - 0.5 / beta),
+        "discopop": lambda: _modulated(margin, tau),
+    }
+    loss = choice("f_dpo: link", link, {"sigmoid": None, **dict.fromkeys(smoothed), **links})
+    refuse_smoothing("f_dpo's link", link, label_smoothing)
+    assert loss is not None
+    return loss()
 
 
 def _divergence_score(
     divergence: str, alpha: float | None, coefficient: float | None
-) -> Callable[[Expression], Expression]:
-    """φ of `f_dpo` for one divergence."""
+) -> tuple[Callable[[Expression], Expression], Expression | float]:
+    """φ of `f_dpo` for one divergence, shifted to φ(0) = 0, and what it was before."""
     if alpha is not None and coefficient is not None:
         raise ValueError("f_dpo: give alpha or coefficient (= 1 - alpha), not both")
     if divergence != "alpha" and (alpha is not None or coefficient is not None):
         raise ValueError(f'f_dpo: alpha belongs to divergence="alpha", got divergence={divergence!r}')
     if coefficient is not None:
-        return lambda h: exponential_score(h, 1.0 - coefficient)
+        return lambda h: exponential_score(h, 1.0 - coefficient), 1.0 / (coefficient - 1.0)
     order = 0.5 if alpha is None else alpha
-    scores: dict[str, Callable[[Expression], Expression]] = {
-        "reverse_kl": lambda h: h,
-        "forward_kl": lambda h: -capped_expm1(-h),
-        "alpha": lambda h: -capped_expm1(-order * h) / order,
-        "js": lambda h: math.log(2.0) + log_sigmoid(h),
-        "jeffreys": lambda h: h - capped_expm1(-h),
+    scores: dict[str, tuple[Callable[[Expression], Expression], Expression | float]] = {
+        "reverse_kl": (lambda h: h, 0.0),
+        "forward_kl": (lambda h: -capped_expm1(-h), -1.0),
+        "alpha": (lambda h: -capped_expm1(-order * h) / order, -1.0 / order),
+        "js": (lambda h: math.log(2.0) + log_sigmoid(h), -math.log(2.0)),
+        "jeffreys": (lambda h: h - capped_expm1(-h), -1.0),
     }
     return choice("f_dpo: divergence", divergence, scores)

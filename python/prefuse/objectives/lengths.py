@@ -25,7 +25,14 @@ def r_dpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.01) -> Expressi
     return -log_sigmoid(beta * log_ratio_margin(pair) + alpha * (pair.chosen.length - pair.rejected.length))
 
 
-@pair_objective(bounds={"beta": POSITIVE, "alpha": PROBABILITY})
+@pair_objective(
+    bounds={"beta": POSITIVE, "alpha": PROBABILITY},
+    variants={
+        "trl-1.16": {"scope": "both"},
+        "llamafactory": {"scope": "policy"},
+        "ms-swift": {"scope": "policy"},
+    },
+)
 def ld_dpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.5, scope: str = "both") -> Expression:
     """Length-desensitised DPO, LD-DPO (Liu et al. 2024, arXiv:2409.06411).
 
@@ -49,7 +56,7 @@ def ld_dpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.5, scope: str 
     return -log_sigmoid(beta * (desensitised(pair.chosen) - desensitised(pair.rejected)))
 
 
-@pair_objective(bounds={"beta": POSITIVE})
+@pair_objective(bounds={"beta": POSITIVE}, variants={"original": {"independent": True}})
 def sampo(pair: PairView, *, beta: float = 0.1, independent: bool = False) -> Expression:
     """Down-sampled DPO, SamPO (Lu et al. 2024, arXiv:2406.10957).
 

@@ -7,7 +7,7 @@ rejected l, ``avg(y)`` the mean log-probability per token. ``nll`` picks the nor
 
 from __future__ import annotations
 
-from ..language import Expression, PairView, log_sigmoid, pair_objective, relu, square
+from ..language import Expression, PairView, log_sigmoid, pair_objective, relu, softplus, square
 from ._terms import NON_NEGATIVE, POSITIVE, PROBABILITY, choice, log_odds, log_ratio_margin, logistic
 from ._terms import negative_log_likelihood as likelihood_term
 
@@ -26,7 +26,16 @@ def dpop(pair: PairView, *, beta: float = 0.1, penalty: float = 50.0) -> Express
     return -log_sigmoid(beta * (log_ratio_margin(pair) - penalty * relu(-pair.chosen.logratio)))
 
 
-@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY})
+@pair_objective(
+    bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY},
+    variants={
+        "trl-0.24": {"nll": "token_mean"},
+        "liger": {"nll": "token_mean", "label_smoothing": None},
+        "ms-swift": {"nll": "token_mean"},
+        "openrlhf": {"nll": "response_mean"},
+        "llamafactory": {"nll": "response_mean"},
+    },
+)
 def rpo(
     pair: PairView,
     *,
@@ -62,36 +71,37 @@ def codpo(pair: PairView, *, beta: float = 0.1, weight: float = 5.0) -> Expressi
     return -log_sigmoid(beta * log_ratio_margin(pair)) - weight * pair.chosen.avg_logp
 
 
-@pair_objective(bounds={"beta": POSITIVE})
-def cal_dpo(pair: PairView, *, beta: float = 0.1, variant: str = "paper") -> Expression:
+@pair_objective(bounds={"beta": POSITIVE, "weight": NON_NEGATIVE}, variants={"original": {"weight": 0.5}})
+def cal_dpo(pair: PairView, *, beta: float = 0.1, weight: float = 1.0) -> Expression:
     """Calibrated DPO, Cal-DPO (Xiao et al. 2024, arXiv:2412.14516).
 
     ``-log σ(Δ) + (h(w) - 1/(2β))² + (h(l) + 1/(2β))²``: the log-ratios are tied to a scale; the first term has no β.
 
-    beta: 1e-3-0.5. variant: ``"paper"``, or ``"original"`` for the authors' code, which halves the squares.
+    beta: 1e-3-0.5. weight: of the squares, which the authors' code halves.
     Libraries: not in TRL or Liger.
     Paper: Cal-DPO: Calibrated Direct Preference Optimization for Language Model Alignment.
     Identities: `cal_dpo = dpo(beta=1) + sppo_hard(beta=0.1)`.
     """
     squares = square(pair.chosen.logratio - 0.5 / beta) + square(pair.rejected.logratio + 0.5 / beta)
-    weight = choice("cal_dpo: variant", variant, {"paper": 1.0, "original": 0.5})
     return -log_sigmoid(log_ratio_margin(pair)) + weight * squares
 
 
-@pair_objective(bounds={"beta": POSITIVE, "gamma": NON_NEGATIVE})
-def rationale_dpo(pair: PairView, *, beta: float = 0.1, gamma: float = 2.0, variant: str = "paper") -> Expression:
+@pair_objective(
+    bounds={"beta": POSITIVE, "gamma": NON_NEGATIVE}, variants={"original": {"link": "log_sigmoid", "gamma": 0.1}}
+)
+def rationale_dpo(pair: PairView, *, beta: float = 0.1, gamma: float = 2.0, link: str = "linear") -> Expression:
     """DPO with rationales, RDPO (Just et al. 2024, arXiv:2407.14477, eq. 4).
 
     ``-log σ(βΔ) - γ log π(r)``: the role ``rationale`` is a text saying why w is better, conditioned on a prompt of its
     own that holds the question and both answers; its log-probability is summed.
 
-    beta: 0.05-0.5. gamma: γ, 1-10. variant: ``"paper"``, or ``"original"`` for the authors' code, whose second term is
-    ``-log σ(γ log π(r))``: nearly the same slope while the rationale is unlikely, half of it at certainty.
+    beta: 0.05-0.5. gamma: γ, 1-10. link: ``"linear"``, or ``"log_sigmoid"`` as in the authors' code, whose second term
+    is ``-log σ(γ log π(r))``: nearly the same slope while the rationale is unlikely, half of it at certainty.
     Paper: Data-Centric Human Preference Optimization with Rationales.
     Identities: `rationale_dpo(gamma=0) = dpo`.
     """
     scaled = gamma * pair.response("rationale").logp
-    term = choice("rationale_dpo: variant", variant, {"paper": scaled, "original": log_sigmoid(scaled)})
+    term = choice("rationale_dpo: link", link, {"linear": scaled, "log_sigmoid": log_sigmoid(scaled)})
     return -log_sigmoid(beta * log_ratio_margin(pair)) - term
 
 
@@ -111,6 +121,27 @@ def rationale_orpo(
     loss = likelihood_term(pair.chosen, nll) - beta * log_sigmoid(log_odds(chosen) - log_odds(rejected))
     loss = loss - gamma * pair.response("rationale").avg_logp
     return loss, {"chosen": beta * chosen, "rejected": beta * rejected}
+
+
+@pair_objective(bounds={"delta": NON_NEGATIVE, "weight": NON_NEGATIVE, "alpha": NON_NEGATIVE})
+def average_hinge(
+    pair: PairView, *, delta: float = 1.0, weight: float = 0.1, alpha: float | None = None, nll: str = "token_mean"
+) -> tuple[Expression, dict[str, Expression]]:
+    """A hinge on averages with a regulariser (Shi et al. 2024, likelihood over-optimisation, arXiv:2410.11677).
+
+    ``max(0, δ - [avg(w) - avg(l)]) + λ log(1 + e^{1 - h(w)}) + α NLL(w)``: the second term holds the chosen response's
+    summed log-ratio up; the first reads no reference.
+
+    delta: the margin δ in nats per token, 0.1-2. weight: λ, 0-1. alpha: weight of the likelihood; None leaves it out.
+    nll: its normalisation.
+    Paper: Understanding Likelihood Over-optimisation in Direct Alignment Algorithms.
+    Identities: `average_hinge(weight=0) = slic(alpha=0) where lengths=1`.
+    """
+    chosen, rejected = pair.chosen.avg_logp, pair.rejected.avg_logp
+    loss = relu(delta - (chosen - rejected)) + weight * softplus(1.0 - pair.chosen.logratio)
+    if alpha is not None:
+        loss = loss + alpha * likelihood_term(pair.chosen, nll)
+    return loss, {"chosen": chosen, "rejected": rejected}
 
 
 @pair_objective(bounds={"beta": POSITIVE, "weight": NON_NEGATIVE})

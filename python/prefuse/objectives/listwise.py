@@ -28,7 +28,7 @@ from ..language import (
     stop_gradient,
     where,
 )
-from ._terms import NON_NEGATIVE, POSITIVE
+from ._terms import NON_NEGATIVE, POSITIVE, choice
 
 DIFFERENCE_CAP = 700.0
 """Largest difference of scores that is exponentiated."""
@@ -36,9 +36,9 @@ DIFFERENCE_CAP = 700.0
 LOSSES = ("mse", "sigmoid", "logistic", "hinge", "list_mle", "softmax", "lambda")
 
 
-@group_objective(bounds={"beta": POSITIVE, "base": "(1, inf)"})
+@group_objective(bounds={"beta": POSITIVE, "base": "(1, inf)"}, variants={"rax": {"rax": True}})
 def lipo(
-    group: GroupView, *, loss: str = "lambda", beta: float = 0.05, base: float = math.e, variant: str = "paper"
+    group: GroupView, *, loss: str = "lambda", beta: float = 0.05, base: float = math.e, rax: bool = False
 ) -> Expression:
     """Listwise preference optimization, LiPO (Liu et al. 2024, arXiv:2402.01878).
 
@@ -50,15 +50,14 @@ def lipo(
     Column: ``label`` in [0, 1].
 
     loss: which of the seven. beta: 0.05; 0.01-0.5. base: of λ's logarithm, e as printed (2 changes a factor only).
-    variant: ``"rax"`` is what the calls to RAX printed in the paper compute: a binary logarithm, Δ times K, a mean over
-    the batch's valid pairs, and no normalisation of ψ in the softmax.
+    rax: what the calls to RAX printed in the paper compute: a binary logarithm, Δ times K, a mean over the batch's
+    valid pairs, and no normalisation of ψ in the softmax.
     Paper: LiPO: Listwise Preference Optimization through Learning-to-Rank.
     Identities: `lipo(loss="list_mle", beta=0.3) = plackett_luce(beta=0.3)`.
     """
-    if loss not in LOSSES or variant not in ("paper", "rax"):
-        expected = f'loss one of {", ".join(LOSSES)}, variant "paper" or "rax"'
-        raise ValueError(f"lipo: expected {expected}; got loss={loss!r}, variant={variant!r}")
-    s, label, rax = beta * group.response.logratio, stop_gradient(group.response["label"]), variant == "rax"
+    if loss not in LOSSES:
+        raise ValueError(f"lipo: loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    s, label = beta * group.response.logratio, stop_gradient(group.response["label"])
     if loss == "mse":
         return square(label - s).sum()
     if loss == "sigmoid":
@@ -143,6 +142,84 @@ def pro(group: GroupView, *, alpha: float = 0.05, temperature: bool = True) -> E
         own, term = i(average), j(average)
     weight = where(j(place) >= i(place), exp(clamp(term - own, max=DIFFERENCE_CAP)), 0.0)
     return log(weight.sum("i")).sum() - alpha * where(place == 1.0, average, 0.0).sum()
+
+
+@group_objective(bounds={"alpha": NON_NEGATIVE})
+def rrhf(group: GroupView, *, alpha: float = 1.0) -> Expression:
+    """Rank responses to align with human feedback, RRHF (Yuan et al. 2023, arXiv:2304.05302), as reconstructed.
+
+    ``Σ max(0, avg(y_j) - avg(y_i))`` over pairs with r_i > r_j, ``- α log π(y_1)`` of the response of the largest r.
+
+    Column: ``score`` (r).
+
+    alpha: weight of the best response's likelihood, which the paper sums over tokens; 1.
+    Paper: RRHF: Rank Responses to Align Language Models with Human Feedback without Tears.
+    """
+    i, j = group.pairs()
+    response, score = group.response, stop_gradient(group.response["score"])
+    wrong = where(i(score) > j(score), relu(j(response.avg_logp) - i(response.avg_logp)), 0.0)
+    return wrong.sum("group") - alpha * where(score.rank() == 1.0, response.logp, 0.0).sum()
+
+
+@group_objective(bounds={"temperature": POSITIVE})
+def lire(group: GroupView, *, temperature: float = 1.0) -> Expression:
+    """Listwise reward enhancement, LIRE (Zhu et al. 2024, arXiv:2405.13516), as reconstructed.
+
+    ``-Σ r_i softmax(log π / T)_i``: the expected reward of a choice among the responses, to be raised.
+
+    Column: ``score`` (r).
+
+    temperature: T, 1-10.
+    Paper: LIRE: listwise reward enhancement for preference alignment.
+    Identities: `lire = lire(temperature=2) where logps=3`.
+    """
+    shares = (group.response.logp / temperature).softmax()
+    return -(stop_gradient(group.response["score"]) * shares).sum()
+
+
+@group_objective(bounds={"beta": POSITIVE})
+def multi_dpo(group: GroupView, *, beta: float = 0.1, link: str = "sigmoid") -> Expression:
+    """DPO of multi-sample comparisons, mDPO and mIPO (Wang et al. 2024, arXiv:2410.12138), as reconstructed.
+
+    ``-log σ(β [mean h(chosen) - mean h(rejected)])``: one group of responses is preferred to the other as a whole, for
+    its diversity, say. ``"ipo"``: ``(mean h(chosen) - mean h(rejected) - 1/(2β))²``.
+
+    Column: ``label``, 1 for the chosen responses and 0 for the others.
+
+    beta: 0.05-0.5. link: ``"sigmoid"`` or ``"ipo"``.
+    Paper: Preference Optimization with Multi-Sample Comparisons.
+    Identities: `multi_dpo = d2o(alpha=1)`.
+    """
+    chosen, rejected = sides(group)
+    links = {
+        "sigmoid": lambda: -log_sigmoid(beta * (chosen - rejected)),
+        "ipo": lambda: square(chosen - rejected - 0.5 / beta),
+    }
+    return choice("multi_dpo: link", link, links)()
+
+
+@group_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE})
+def d2o(group: GroupView, *, beta: float = 0.1, alpha: float = 1.0) -> Expression:
+    """Distributional dispreference optimization, D²O (Duan et al. 2024, arXiv:2403.03419), as reconstructed.
+
+    ``-log σ(β mean h(y) - α β h(l))``: the mean is over the policy's own samples y, which stand in for a chosen
+    response; l was labelled as bad. The two references may differ.
+
+    Column: ``label``, 1 for the samples and 0 for the bad response (several are averaged).
+
+    beta: 0.05-0.5. alpha: weight of the bad response, 0.1-1.
+    Paper: Negating Negatives: Alignment with Human Negative Samples via Distributional Dispreference Optimization.
+    Identities: `d2o = multi_dpo`.
+    """
+    samples, bad = sides(group)
+    return -log_sigmoid(beta * (samples - alpha * bad))
+
+
+def sides(group: GroupView) -> tuple[Expression, Expression]:
+    """Mean log-ratios of the responses whose label is 1 and of the others; 0 where there are none."""
+    chosen, h = group.response["label"] > 0.5, group.response.logratio
+    kept = where(chosen, h, 0.0).sum() / maximum(chosen.sum(), 1.0)
+    return kept, where(chosen, 0.0, h).sum() / maximum((1.0 - chosen).sum(), 1.0)
 
 
 @group_objective(bounds={"gamma": POSITIVE})

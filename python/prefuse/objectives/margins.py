@@ -14,10 +14,12 @@ from ..language import (
     minimum,
     pair_objective,
     relu,
+    sign,
     softplus,
     sqrt,
     square,
     stop_gradient,
+    where,
 )
 from ._terms import (
     EXPONENT_CAP,
@@ -59,6 +61,38 @@ def modpo(pair: PairView, *, beta: float = 0.1, weight: float = 0.5, link: str =
     """
     margin = (beta * log_ratio_margin(pair) - pair["margin"]) / weight
     return choice("modpo: link", link, {"sigmoid": -log_sigmoid(margin), "hinge": relu(1.0 - margin)})
+
+
+@pair_objective(bounds={"beta": POSITIVE, "delta": NON_NEGATIVE})
+def safe_dpo(pair: PairView, *, beta: float = 0.1, delta: float = 0.0) -> Expression:
+    """Safe DPO, SafeDPO (Kim et al. 2025, arXiv:2505.20065), as reconstructed.
+
+    ``-log σ(β s Δ - δ [u(l) ≠ u(w)])`` with the columns ``unsafe`` (u, 1 or 0): where only the chosen response is
+    unsafe the pair turns round, ``s = -1``, else s = 1; a pair of which both are unsafe has loss 0.
+
+    beta: 0.05-0.5. delta: δ, by how much a safe response should exceed an unsafe one, 0-10.
+    Paper: SafeDPO: A Simple Approach to Direct Preference Optimization with Enhanced Safety.
+    Identities: `safe_dpo = dpo where unsafe=0`.
+    """
+    chosen, rejected = pair.chosen["unsafe"] > 0.5, pair.rejected["unsafe"] > 0.5
+    turned = where(chosen, -1.0, 1.0)
+    margin = turned * beta * log_ratio_margin(pair) - where(chosen != rejected, delta, 0.0)
+    return where(chosen & rejected, 0.0, -log_sigmoid(margin))
+
+
+@pair_objective(bounds={"beta": POSITIVE, "multiplier": NON_NEGATIVE})
+def c_dpo(pair: PairView, *, beta: float = 0.1, multiplier: float = 1.0) -> Expression:
+    """Constrained DPO, C-DPO (Liu et al. 2024, safety, arXiv:2403.02475), as reconstructed.
+
+    ``-log σ(β s Δ)``, s the sign of ``R(w) - R(l) - λ [C(w) - C(l)]``: DPO on pairs labelled anew by reward less λ
+    times cost, the columns ``score`` (R) and ``cost`` (C). A tie has s = 0 and no gradient.
+
+    beta: 0.05-0.5. multiplier: λ, which the caller raises while the expected cost is above its limit.
+    Paper: Enhancing LLM Safety via Constrained Direct Preference Optimization.
+    Identities: `c_dpo(multiplier=0) = dpo where chosen_score=1, rejected_score=0`.
+    """
+    chosen, rejected = (response["score"] - multiplier * response["cost"] for response in (pair.chosen, pair.rejected))
+    return -log_sigmoid(beta * sign(chosen - rejected) * log_ratio_margin(pair))
 
 
 @pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE})

@@ -21,7 +21,10 @@ from ..language import (
 from ._terms import NON_NEGATIVE, POSITIVE, choice, log_odds
 
 
-@point_objective(bounds={"beta": POSITIVE, "desirable_weight": NON_NEGATIVE, "undesirable_weight": NON_NEGATIVE})
+@point_objective(
+    bounds={"beta": POSITIVE, "desirable_weight": NON_NEGATIVE, "undesirable_weight": NON_NEGATIVE},
+    variants={"original": {}, "trl-1.16": {}, "halos": {}},
+)
 def kto(
     response: ResponseView,
     *,
@@ -63,7 +66,7 @@ def apo_zero_unpaired(
     return where(response["label"], desirable_weight * sigmoid(-reward), undesirable_weight * sigmoid(reward))
 
 
-@point_objective(bounds={"beta": POSITIVE})
+@point_objective(bounds={"beta": POSITIVE}, variants={"trl-1.10": {}, "trl-0.24": {}})
 def bco(response: ResponseView, *, beta: float = 0.1, delta: float | None = None) -> Expression:
     """Binary classifier optimization on unpaired data, BCO (Jung et al. 2024, arXiv:2404.04656).
 
@@ -148,15 +151,15 @@ def crraft(response: ResponseView) -> Expression:
 
 
 @point_objective(bounds={"beta": POSITIVE})
-def nbpo(response: ResponseView, *, beta: float = 1.0, variant: str = "paper") -> Expression:
+def nbpo(response: ResponseView, *, beta: float = 1.0, form: str = "surrogate_gradient") -> Expression:
     """Noisy-label robust preference learning, NBPO (Yu and Qin 2020, arXiv:2007.07204).
 
     With the reward ``R = βh`` and, in the column ``flip``, G, the logit of a wrong label, which takes a gradient:
     ``-log σ(R) - log σ(-G)`` for a desirable response, ``-log[σ(-R) + σ(G) σ(R)]`` for an undesirable one.
 
-    beta: 0.1-1. variant: ``"likelihood"`` is that; ``"paper"`` has, for each of R and G, the gradient of a surrogate in
-    which the other is held fixed, so that the value means nothing; ``"surrogate"`` is minus the likelihood, without the
-    logarithm.
+    beta: 0.1-1. form: ``"likelihood"`` is that; ``"surrogate_gradient"``, the paper's, has for each of R and G the
+    gradient of a surrogate in which the other is held fixed, so that the value means nothing; ``"surrogate"`` is minus
+    the likelihood, without the logarithm.
     Where no label is ever flipped it is BPO, `bco` with ``delta=0``.
     Paper: Sampler Design for Implicit Feedback Data by Noisy-label Robust Learning.
     """
@@ -166,11 +169,28 @@ def nbpo(response: ResponseView, *, beta: float = 1.0, variant: str = "paper") -
     held_unvoted = log_sigmoid(-reward) + taken * log_sigmoid(reward) + liked * log_sigmoid(flip)
     unvoted = sigmoid(-reward) + sigmoid(flip) * sigmoid(reward)
     forms = {
-        "paper": (held, held_unvoted),
+        "surrogate_gradient": (held, held_unvoted),
         "likelihood": (log_sigmoid(reward) + log_sigmoid(-flip), log(unvoted)),
         "surrogate": (sigmoid(reward) * sigmoid(-flip), unvoted),
     }
-    return -where(response["label"], *choice("nbpo: variant", variant, forms))
+    return -where(response["label"], *choice("nbpo: form", form, forms))
+
+
+@point_objective(bounds={"beta": POSITIVE})
+def ulma(response: ResponseView, *, beta: float = 0.1) -> Expression:
+    """Unified language model alignment, ULMA (Cai et al. 2023, arXiv:2312.02554), as reconstructed.
+
+    ``-log π(y)`` of a demonstration, ``-log σ(βh)`` of another desirable response and ``-log σ(-βh)`` of an undesirable
+    one: supervised fine-tuning and point-wise DPO in one step. The column ``demonstration`` is true for demonstrations,
+    whose label does not matter.
+
+    beta: 0.05-0.5.
+    Paper: ULMA: Unified Language Model Alignment with Human Demonstration and Point-wise Preference.
+    Identities: `ulma = bco(delta=0) where demonstration=0`.
+    """
+    reward = beta * response.logratio
+    labelled = -log_sigmoid(where(response["label"], reward, -reward))
+    return where(response["demonstration"], -response.logp, labelled)
 
 
 @point_objective(bounds={"beta": POSITIVE})

@@ -135,14 +135,17 @@ def batch_mean(token: TokenView, x: Expression, kept: Expression) -> Expression:
     return where(flags > 0.5, x, 0.0).sum("batch") / maximum(flags.sum("batch"), 1.0)
 
 
-@token_objective(bounds={"clip": CLIP, "value_weight": NON_NEGATIVE, "value_clip": POSITIVE})
+@token_objective(
+    bounds={"clip": CLIP, "value_weight": NON_NEGATIVE, "value_clip": POSITIVE},
+    variants={"original": {"mask_value": False}},
+)
 def dr_po(
     token: TokenView,
     *,
     clip: float = 0.2,
     value_weight: float | None = None,
     value_clip: float = 0.2,
-    variant: str = "paper",
+    mask_value: bool = True,
 ) -> Expression:
     """Dataset reset policy optimization, DR-PO (Chang et al. 2024, arXiv:2404.08495): PPO after a given prefix.
 
@@ -151,23 +154,24 @@ def dr_po(
 
     Columns: ``roll_in`` by response, those of `ppo` by token.
 
-    clip: ε, 0.2. value_weight: c, 0.1. value_clip: 0.2. variant: ``"paper"`` masks the value's error as well,
-    ``"authors"`` (their code) takes it over all tokens.
+    clip: ε, 0.2. value_weight: c, 0.1. value_clip: 0.2. mask_value: whether the value's error is
+    masked as well; the authors' code takes it over all tokens.
     Paper: Dataset Reset Policy Optimization for RLHF.
     Identities: `dr_po = ppo where roll_in=0`.
     """
-    if variant not in ("paper", "authors"):
-        raise ValueError(f'dr_po: variant must be "paper" or "authors", got {variant!r}')
     generated = token.position >= token.response["roll_in"]
     policy = clipped_surrogate(ratio_of(token), stop_gradient(token["advantage"]), clip, clip)
     loss = batch_mean(token, policy, generated)
     if value_weight is None:
         return loss
     error = 0.5 * squared_value_error(token, value_clip)
-    return loss + value_weight * (error.mean("batch") if variant == "authors" else batch_mean(token, error, generated))
+    return loss + value_weight * (batch_mean(token, error, generated) if mask_value else error.mean("batch"))
 
 
-@token_objective(bounds={"clip": CLIP, "reward_clip": POSITIVE, "discount": "[0, 1]", "smoothing": "[0, 1]"})
+@token_objective(
+    bounds={"clip": CLIP, "reward_clip": POSITIVE, "discount": "[0, 1]", "smoothing": "[0, 1]"},
+    variants={"original": {"reward_clip": 0.05, "whiten": True}},
+)
 def rto(
     token: TokenView,
     *,
@@ -292,7 +296,9 @@ def reinforce(
     return -advantage * (response.logp if average == "sum" else response.avg_logp)
 
 
-@point_objective(bounds={"beta": NON_NEGATIVE, "clip": CLIP, "clip_high": NON_NEGATIVE})
+@point_objective(
+    bounds={"beta": NON_NEGATIVE, "clip": CLIP, "clip_high": NON_NEGATIVE}, variants={"trl-1.16": {"clip": 0.2}}
+)
 def rloo(
     response: ResponseView,
     *,

@@ -2,25 +2,40 @@
 
 Notation: ``log π(y|x)`` summed over the response, ``avg(y)`` its mean per token, w chosen, l rejected. ``nll`` picks
 how a likelihood term is normalised: ``"token_mean"`` over all chosen tokens of the batch (TRL, Liger),
-``"response_mean"`` over each response, or ``"sum"``.
+``"response_mean"`` over each response, ``"sum"``, or ``"with_prompt"`` over all tokens of prompts and responses.
 """
 
 from __future__ import annotations
 
-from ..language import Expression, PairView, exp, log_sigmoid, pair_objective, relu
+from ..language import Expression, PairView, exp, log_sigmoid, pair_objective, relu, square
 from ._terms import (
     NON_NEGATIVE,
     POSITIVE,
     PROBABILITY,
+    choice,
     exponential_score,
+    hinge_or_logistic,
     log_odds,
     logistic,
     negative_log_likelihood,
+    refuse_smoothing,
     target_margin,
 )
 
+Rewards = dict[str, Expression]
 
-@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
+
+@pair_objective(
+    bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY, "alpha": NON_NEGATIVE},
+    variants={
+        "original": {"gamma": None, "gamma_beta_ratio": 0.25},
+        "trl-1.16": {"beta": 0.1, "gamma": 0.5, "gamma_beta_ratio": None, "alpha": 1.0},
+        "trl-0.24": {"beta": 0.1, "gamma": 0.5, "gamma_beta_ratio": None, "alpha": 1.0},
+        "liger": {"beta": 0.1, "gamma": 0.5, "gamma_beta_ratio": None, "alpha": 1.0, "link": "sigmoid"},
+        "llamafactory": {"beta": 0.1, "gamma": 0.5, "gamma_beta_ratio": None, "label_smoothing": None},
+        "halos": {"beta": 10.0, "gamma": None, "gamma_beta_ratio": 0.3},
+    },
+)
 def simpo(
     pair: PairView,
     *,
@@ -28,23 +43,32 @@ def simpo(
     gamma: float | None = None,
     gamma_beta_ratio: float | None = None,
     label_smoothing: float | None = None,
+    link: str = "sigmoid",
+    alpha: float | None = None,
+    nll: str = "token_mean",
 ) -> Expression:
     """SimPO, average log-probability as reward with a margin (Meng et al. 2024, arXiv:2405.14734, eq. 6).
 
     ``-log σ(β [avg(w) - avg(l)] - γ)``, smoothed by ε as in `dpo`.
 
     beta: 2-10. gamma: the margin γ in the units of the logit; gamma_beta_ratio: the same as γ/β, 0-1. Give one of
-    them; with neither the ratio is 0.5. label_smoothing: ε as in `dpo`.
+    them; with neither the ratio is 0.5. label_smoothing: ε as in `dpo`. link: ``"sigmoid"``, or ``"hinge"`` for
+    max(0, 1 - z) of the same logit z, as in the authors' code. alpha: weight of a likelihood of the chosen response,
+    normalised as nll says; None leaves it out.
     Libraries: TRL, Liger and LLaMA-Factory name the absolute γ ``(simpo_)gamma``; the authors' code and
-    turbo-alignment take the ratio. TRL's and Liger's defaults also add a likelihood term: here, ``+ sft()``.
+    turbo-alignment take the ratio. TRL's and Liger's defaults also add a likelihood term of weight 1.
     Paper: SimPO: Simple Preference Optimization with a Reference-Free Reward.
     Identities: `simpo(beta=2, gamma=0) = dpo(beta=0.4) where lengths=5, ref=0`.
     """
-    margin = target_margin(beta, gamma, gamma_beta_ratio)
-    return logistic(beta * (pair.chosen.avg_logp - pair.rejected.avg_logp) - margin, label_smoothing)
+    margin = beta * (pair.chosen.avg_logp - pair.rejected.avg_logp) - target_margin(beta, gamma, gamma_beta_ratio)
+    loss = hinge_or_logistic("simpo: link", link, margin, label_smoothing)
+    return loss if alpha is None else loss + alpha * negative_log_likelihood(pair.chosen, nll)
 
 
-@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
+@pair_objective(
+    bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY},
+    variants={"trl-1.16": {"beta": 0.1, "gamma": 0.5, "gamma_beta_ratio": None}},
+)
 def alphapo(
     pair: PairView,
     *,
@@ -53,7 +77,7 @@ def alphapo(
     gamma: float | None = None,
     gamma_beta_ratio: float | None = None,
     label_smoothing: float | None = None,
-) -> tuple[Expression, dict[str, Expression]]:
+) -> tuple[Expression, Rewards]:
     """AlphaPO, SimPO with a bent reward (Gupta et al. 2025, arXiv:2501.03884).
 
     ``-log σ(β [r(w) - r(l)] - γ)`` with ``r(y) = (1 - e^{-α avg(y)}) / α``, smoothed by ε as in `dpo`.
@@ -80,7 +104,7 @@ def simper(pair: PairView) -> Expression:
     return exp(pair.rejected.avg_logp) - exp(pair.chosen.avg_logp)
 
 
-@pair_objective(bounds={"delta": NON_NEGATIVE, "alpha": NON_NEGATIVE})
+@pair_objective(bounds={"delta": NON_NEGATIVE, "alpha": NON_NEGATIVE}, variants={"halos": {"alpha": 0.1}})
 def slic(pair: PairView, *, delta: float = 1.0, alpha: float = 0.1, nll: str = "sum") -> Expression:
     """Sequence likelihood calibration, SLiC-HF (Zhao et al. 2023, arXiv:2305.10425).
 
@@ -95,7 +119,23 @@ def slic(pair: PairView, *, delta: float = 1.0, alpha: float = 0.1, nll: str = "
     return relu(delta - pair.chosen.logp + pair.rejected.logp) + alpha * negative_log_likelihood(pair.chosen, nll)
 
 
-@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY})
+def contrast(
+    pair: PairView, argument: str, beta: float, link: str, label_smoothing: float | None
+) -> tuple[Expression, Rewards]:
+    """The policy's own margin under a link, and its rewards: sums, but averages under IPO's square."""
+    average = choice(argument, link, {"sigmoid": False, "hinge": False, "ipo": True})
+    chosen, rejected = (response.avg_logp if average else response.logp for response in (pair.chosen, pair.rejected))
+    rewards = {"chosen": beta * chosen, "rejected": beta * rejected}
+    if average:
+        refuse_smoothing(argument, link, label_smoothing)
+        return square(chosen - rejected - 0.5 / beta), rewards
+    return hinge_or_logistic(argument, link, rewards["chosen"] - rewards["rejected"], label_smoothing), rewards
+
+
+@pair_objective(
+    bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY},
+    variants={"original": {"nll": "token_mean"}, "trl-1.16": {"nll": "token_mean"}},
+)
 def tpo(
     pair: PairView,
     *,
@@ -103,25 +143,31 @@ def tpo(
     alpha: float = 1.0,
     label_smoothing: float | None = None,
     nll: str = "token_mean",
-) -> tuple[Expression, dict[str, Expression]]:
+    link: str = "sigmoid",
+) -> tuple[Expression, Rewards]:
     """Triple preference optimization, TPO (Saeidi et al. 2024, arXiv:2405.16681).
 
     ``-log σ(β [log π(w) - log π(l)]) + α NLL(g)``, the first term smoothed by ε as in `dpo`: the third role ``gold`` is
     the best response, w the second best, l the worst.
 
     beta: 0.01-0.2. alpha: weight of the likelihood, 0.05-1. label_smoothing: ε as in `dpo`. nll: its normalisation;
-    the authors' code and TRL average over all gold tokens of the batch.
-    Libraries: TRL's TPO trainer agrees (``tpo_alpha``).
+    the authors' code and TRL average over all gold tokens of the batch. link: ``"sigmoid"``, ``"hinge"`` for max(0,
+    1 - z), or ``"ipo"`` for (avg(w) - avg(l) - 1/(2β))².
+    Libraries: TRL's TPO trainer agrees (``tpo_alpha``), its hinge and IPO included.
     Paper: Triple Preference Optimization: Achieving Better Alignment using a Single Step Optimization.
-    Identities: `tpo(beta=0.2) = cpo(beta=0.2) where gold=chosen`.
+    Identities: `tpo(beta=0.2) = cpo(beta=0.2, nll="token_mean") where gold=chosen`.
     """
-    chosen, rejected = beta * pair.chosen.logp, beta * pair.rejected.logp
-    loss = logistic(chosen - rejected, label_smoothing)
-    loss = loss + alpha * negative_log_likelihood(pair.response("gold"), nll)
-    return loss, {"chosen": chosen, "rejected": rejected}
+    loss, rewards = contrast(pair, "tpo: link", beta, link, label_smoothing)
+    return loss + alpha * negative_log_likelihood(pair.response("gold"), nll), rewards
 
 
-@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY})
+@pair_objective(
+    bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY},
+    variants={
+        "original": {"nll": "token_mean"},
+        "trl-1.16": {"nll": "token_mean", "beta": 0.01, "gamma": 0.5, "alpha": 1.0},
+    },
+)
 def tpo_l(
     pair: PairView,
     *,
@@ -130,7 +176,7 @@ def tpo_l(
     alpha: float = 0.05,
     label_smoothing: float | None = None,
     nll: str = "token_mean",
-) -> tuple[Expression, dict[str, Expression]]:
+) -> tuple[Expression, Rewards]:
     """Triple preference optimization on averages, TPO-L (Saeidi et al. 2024, arXiv:2405.16681).
 
     ``-log σ(β [avg(w) - avg(l)] - γ) + α NLL(g)``: `tpo` with SimPO's margin.
@@ -164,7 +210,14 @@ def asft(pair: PairView, *, beta: float = 1.0, weight: float = 1.0, alpha: float
     return -alpha * pair.chosen.avg_logp - weight * (chosen + rejected)
 
 
-@pair_objective(bounds={"beta": NON_NEGATIVE})
+@pair_objective(
+    bounds={"beta": NON_NEGATIVE},
+    variants={
+        "trl-1.16": {"nll": "with_prompt"},
+        "liger": {"nll": "token_mean"},
+        "llamafactory": {"nll": "response_mean"},
+    },
+)
 def orpo(pair: PairView, *, beta: float = 0.1, nll: str = "token_mean") -> Expression:
     """Odds ratio preference optimization (Hong et al. 2024, arXiv:2403.07691, eqs. 6 and 7).
 
@@ -181,31 +234,47 @@ def orpo(pair: PairView, *, beta: float = 0.1, nll: str = "token_mean") -> Expre
     return negative_log_likelihood(pair.chosen, nll) - beta * log_sigmoid(odds)
 
 
-@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY})
+@pair_objective(
+    bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "label_smoothing": PROBABILITY},
+    variants={
+        "original": {"nll": "token_mean"},
+        "trl-1.16": {"nll": "token_mean"},
+        "trl-0.24": {"nll": "token_mean"},
+        "liger": {"nll": "token_mean", "link": "sigmoid"},
+    },
+)
 def cpo(
     pair: PairView,
     *,
     beta: float = 0.1,
     alpha: float = 1.0,
     label_smoothing: float | None = None,
-    nll: str = "token_mean",
-) -> tuple[Expression, dict[str, Expression]]:
+    nll: str = "sum",
+    link: str = "sigmoid",
+) -> tuple[Expression, Rewards]:
     """Contrastive preference optimization (Xu et al. 2024, arXiv:2401.08417, eq. 3 and its likelihood term).
 
     ``-log σ(β [log π(w) - log π(l)]) + α NLL(w)``, the first term smoothed by ε as in `dpo`.
 
     beta: 0.05-0.5. alpha: weight of the likelihood term, 0-1. label_smoothing: ε as in `dpo`. nll: its
-    normalisation; ``"token_mean"`` is one number for the batch, added to every pair.
-    Libraries: TRL (``cpo_alpha``) and Liger agree; the paper's term is a sum per response.
+    normalisation: the paper's term is a sum per response, ``"token_mean"`` one number for the batch, added to every
+    pair. link: ``"sigmoid"``, ``"hinge"`` for max(0, 1 - z), or ``"ipo"`` for (avg(w) - avg(l) - 1/(2β))².
+    Libraries: the authors' code, TRL (``cpo_alpha``) and Liger take the token mean; TRL has hinge and IPO as well.
     Paper: Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine Translation.
-    Identities: `cpo(alpha=0) = dpo where ref=0`; `cpo = cpo(alpha=0) + sft`.
+    Identities: `cpo(alpha=0) = dpo where ref=0`; `cpo = cpo(alpha=0) + sft(nll="sum")`.
     """
-    chosen, rejected = beta * pair.chosen.logp, beta * pair.rejected.logp
-    loss = logistic(chosen - rejected, label_smoothing) + alpha * negative_log_likelihood(pair.chosen, nll)
-    return loss, {"chosen": chosen, "rejected": rejected}
+    loss, rewards = contrast(pair, "cpo: link", beta, link, label_smoothing)
+    return loss + alpha * negative_log_likelihood(pair.chosen, nll), rewards
 
 
-@pair_objective
+@pair_objective(
+    variants={
+        "trl-1.16": {"nll": "token_mean"},
+        "liger": {"nll": "token_mean"},
+        "openrlhf": {"nll": "response_mean"},
+        "llamafactory": {"nll": "response_mean"},
+    }
+)
 def sft(pair: PairView, *, nll: str = "token_mean") -> Expression:
     """Supervised fine-tuning on the chosen responses, as a term to add to a pair objective.
 

@@ -11,6 +11,7 @@ import math
 from ..language import (
     Expression,
     PairView,
+    ResponseView,
     absolute,
     exp,
     log,
@@ -20,27 +21,48 @@ from ..language import (
     pair_objective,
     relu,
     sigmoid,
+    square,
+    stop_gradient,
     where,
 )
-from ._terms import NON_NEGATIVE, POSITIVE, log_ratio_margin
+from ._terms import NON_NEGATIVE, POSITIVE, choice, log_ratio_margin
 
 
-@pair_objective(bounds={"beta": POSITIVE})
-def mcts_dpo(pair: PairView, *, beta: float = 0.1) -> Expression:
+@pair_objective(bounds={"beta": POSITIVE, "length_power": NON_NEGATIVE})
+def mcts_dpo(
+    pair: PairView,
+    *,
+    beta: float = 0.1,
+    suffix: bool = False,
+    link: str = "sigmoid",
+    length_power: float | None = None,
+) -> Expression:
     """DPO on tree-search steps with soft labels, MCTS-DPO (Xie et al. 2024, arXiv:2405.00451).
 
     ``-(1-ε) log σ(z) - ε log σ(-z)`` with ``ε = min(½, N(l) / (N(w) + N(l)))``: the columns ``visits`` hold how often
     the search went each way. Log-probabilities are of the step, without the prefix that the two share.
 
-    beta: 0.02-0.5.
+    beta: 0.02-0.5. suffix: take tokens, and leave out those before the columns ``start``, a position in each response.
+    link: ``"ipo"`` is ``(Δ - 1/(2β))²``, without labels, as an option of the authors' code. length_power: p, divide
+    each log-ratio by its length, tokens left out included, to this power; None is 0.
     Libraries: the authors' code agrees, N(w) counting at least 1.
     Paper: Monte Carlo Tree Search Boosts Reasoning via Iterative Preference Learning.
     Identities: `mcts_dpo = dpo where rejected_visits=0`.
     """
+    gap = _step_ratio(pair.chosen, suffix, length_power) - _step_ratio(pair.rejected, suffix, length_power)
+    if choice("mcts_dpo: link", link, {"sigmoid": False, "ipo": True}):
+        return square(gap - 0.5 / beta)
     chosen, rejected = pair.chosen["visits"].clamp(min=1.0), pair.rejected["visits"]
     flipped = minimum(rejected / (chosen + rejected), 0.5)
-    margin = beta * log_ratio_margin(pair)
-    return -log_sigmoid(margin) + flipped * margin
+    return -log_sigmoid(beta * gap) + flipped * (beta * gap)
+
+
+def _step_ratio(response: ResponseView, suffix: bool, power: float | None) -> Expression:
+    ratio = response.logratio
+    if suffix:
+        token = response.token
+        ratio = where(token.position >= response["start"], token.logratio, 0.0).sum()
+    return ratio if power is None else ratio / response.length**power
 
 
 @pair_objective(bounds={"beta": POSITIVE})
@@ -87,6 +109,36 @@ def ropo(pair: PairView, *, beta: float = 0.1, alpha: float = 14.0) -> Expressio
     margin = beta * log_ratio_margin(pair)
     scale = 4.0 * alpha / ((1.0 + alpha) * (1.0 + alpha))
     return scale * (-log_sigmoid(margin) + alpha * sigmoid(-margin))
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def group_robust_dpo(pair: PairView, *, beta: float = 0.1) -> Expression:
+    """Group robust preference optimization, GRPO (Ramesh et al. 2024, arXiv:2405.20304), as reconstructed.
+
+    ``α_g · (-log σ(z))``: the column ``group_weight`` holds α of the pair's group of annotators over that group's share
+    of the data; it takes no gradient. `prefuse.objectives.mixtures.group_weights` raises the weights of groups whose
+    loss is high, ``α_g ∝ α_g e^{η ℓ_g}``.
+
+    beta: 0.05-0.5.
+    Paper: Group Robust Preference Optimization in Reward-free RLHF.
+    Identities: `group_robust_dpo = dpo where group_weight=1`.
+    """
+    return -stop_gradient(pair["group_weight"]) * log_sigmoid(beta * log_ratio_margin(pair))
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def em_dpo(pair: PairView, *, beta: float = 0.1) -> Expression:
+    """DPO of one type of annotator, EM-DPO and MinMax-DPO (Chidambaram et al. 2024, arXiv:2405.15065).
+
+    ``γ · (-log σ(z))``, as reconstructed: the column ``responsibility`` holds γ, how likely this policy's type of
+    annotator gave the pair (`prefuse.objectives.mixtures.responsibilities`); each type has a policy of its own. MinMax
+    then mixes the policies so that the worst-off type loses least.
+
+    beta: 0.05-0.5.
+    Paper: Direct Preference Optimization With Unobserved Preference Heterogeneity.
+    Identities: `em_dpo = dpo where responsibility=1`.
+    """
+    return -stop_gradient(pair["responsibility"]) * log_sigmoid(beta * log_ratio_margin(pair))
 
 
 @pair_objective(bounds={"beta": POSITIVE, "beta_prime": POSITIVE})

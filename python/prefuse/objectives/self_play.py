@@ -16,13 +16,16 @@ from ..language import (
     Expression,
     GroupView,
     PairView,
+    TokenView,
     group_objective,
     log,
     log_sigmoid,
+    maximum,
     pair_objective,
     sigmoid,
     square,
     stop_gradient,
+    token_objective,
     where,
 )
 from ._terms import NON_NEGATIVE, POSITIVE, PROBABILITY, choice, length_normalised_margin, log_ratio_margin
@@ -77,7 +80,42 @@ def online_ipo(pair: PairView, *, beta: float = 0.1) -> Expression:
     return square(log_ratio_margin(pair) - (pair["win_prob"] - 0.5) / beta)
 
 
-@pair_objective(bounds={"beta": POSITIVE})
+@group_objective(bounds={"beta": POSITIVE})
+def online_ipo_list(group: GroupView, *, beta: float = 0.1) -> Expression:
+    """Online IPO over all pairs of K samples (Calandriello et al. 2024, arXiv:2403.08635).
+
+    Mean over i < j of ``(h_i - h_j - (P_ij - ½)/β)²``: the column ``win_prob`` of shape [G, K, K] holds P_ij, the
+    probability that sample i beats sample j.
+
+    beta: τ of the paper, 0.01-1. A single sample has loss 0.
+    Paper: Human Alignment of Large Language Models through Online Preference Optimisation.
+    Identities: `online_ipo_list(beta=0.5) = online_ipo_list(beta=0.7) where win_prob=0.5`.
+    """
+    i, j = group.pairs()
+    ratio, place = group.response.logratio, group.response.position
+    ahead = i(place) < j(place)
+    error = square(i(ratio) - j(ratio) - (group.pairs()["win_prob"] - 0.5) / beta)
+    return where(ahead, error, 0.0).sum("group") / maximum(ahead.sum("group"), 1.0)
+
+
+@token_objective(bounds={"beta": NON_NEGATIVE})
+def nash_md(token: TokenView, *, beta: float = 0.1) -> Expression:
+    """Nash learning from human feedback by mirror descent, Nash-MD-PG (Munos et al. 2023, arXiv:2312.00886).
+
+    ``β Σ_t sg[h_t] log π_t - (P - ½) log π(y)``, as TRL has it: the response column ``preference`` holds P, the
+    probability that y, a sample of the policy, beats one of the geometric mixture of policy and reference. Its value
+    means nothing.
+
+    beta: τ of the paper, 0.01-1.
+    Libraries: TRL up to 1.10; the KL part credits each token with its own log-ratio alone, not with those that follow.
+    Paper: Nash Learning from Human Feedback.
+    Identities: `nash_md(beta=0.2) = 2 * nash_md(beta=0.1) where preference=0.5`.
+    """
+    anchor = (stop_gradient(token.logratio) * token.logp).sum()
+    return beta * anchor - (stop_gradient(token.response["preference"]) - 0.5) * token.logp.sum()
+
+
+@pair_objective(bounds={"beta": POSITIVE}, variants={"original": {"average": True}})
 def egpo(pair: PairView, *, beta: float = 0.1, average: bool = False) -> Expression:
     """The loss inside extragradient preference optimization, EGPO (Zhou et al. 2025, arXiv:2503.08942).
 
@@ -129,6 +167,24 @@ def copg(pair: PairView, *, beta: float = 0.06) -> Expression:
     return 0.5 * beta * square(margin) - (pair.chosen["score"] - pair.rejected["score"]) * margin
 
 
+@group_objective(bounds={"beta": POSITIVE})
+def copg_list(group: GroupView, *, beta: float = 0.06) -> Expression:
+    """Contrastive policy gradient over K samples, CoPG (Flet-Berliac et al. 2024, arXiv:2406.19185), generalised.
+
+    ``1/(K-1) Σ_{i<j} (R_i - βh_i - R_j + βh_j)²``, R the column ``score``: two samples give `reward_distillation`,
+    which is `copg` up to a factor and a constant.
+
+    beta: 0.01-1. A single sample has loss 0.
+    Paper: Contrastive Policy Gradient: Aligning LLMs on sequence-level scores in a supervised-friendly fashion.
+    Identities: `copg_list = copg_list(beta=1) where logps=2`.
+    """
+    i, j = group.pairs()
+    place = group.response.position
+    reward = stop_gradient(group.response["score"]) - beta * group.response.logratio
+    terms = where(i(place) < j(place), square(i(reward) - j(reward)), 0.0)
+    return terms.sum("group") / maximum(group.size - 1.0, 1.0)
+
+
 @pair_objective(bounds={"beta": POSITIVE})
 def reward_distillation(pair: PairView, *, beta: float = 0.1) -> Expression:
     """Reward distillation, e-DPO (Fisch et al. 2024, arXiv:2405.19316); REBEL (Gao et al. 2024, arXiv:2404.16767).
@@ -160,7 +216,7 @@ def vpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.01, mode: str = "
     return -log_sigmoid(beta * log_ratio_margin(pair)) + sign * bonus
 
 
-@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE})
+@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE}, variants={"trl-1.10": {}})
 def xpo(pair: PairView, *, beta: float = 0.1, alpha: float = 1e-5, link: str = "sigmoid") -> Expression:
     """Exploratory preference optimization, XPO (Xie et al. 2024, arXiv:2405.21046).
 

@@ -199,6 +199,30 @@ def d2po(pair: PairView, *, beta: float = 0.1, discount: float = 0.98) -> Expres
     return -log_sigmoid(beta * (chosen - rejected))
 
 
+@pair_objective(bounds={"beta": POSITIVE, "discount": "(0, 1)"})
+def dmpo(pair: PairView, *, beta: float = 0.1, discount: float = 0.9) -> Expression:
+    """Direct multi-turn preference optimization, DMPO (Shi et al. 2024, arXiv:2406.14868), as reconstructed.
+
+    ``-log σ(β [Σ φ h_t(w) - Σ φ h_t(l)])`` with ``φ = γ^k (1 - γ^{K-k}) / (1 - γ^K)`` in turn k of K, k from 0.
+
+    Columns by token: ``token_turn`` (k, 0 for the first turn).
+
+    beta: 0.05-0.5. discount: γ, 0.5-0.99; towards 0 only the first turn counts.
+    Paper: Direct Multi-Turn Preference Optimization for Language Agents.
+    Identities: `dmpo = dpo where turn=0`.
+    """
+    chosen, rejected = (turns_weighted(pair.response(role).token, discount) for role in ("chosen", "rejected"))
+    return -log_sigmoid(beta * (chosen - rejected))
+
+
+def turns_weighted(token: TokenView, discount: float) -> Expression:
+    """``Σ φ h_t``, φ falling from turn to turn."""
+    turn = stop_gradient(token["turn"])
+    turns = maximum(turn.max(), 0.0) + 1.0
+    weight = discount**turn * (1.0 - discount ** (turns - turn)) / (1.0 - discount**turns)
+    return (weight * token.logratio).sum()
+
+
 def discounted(token: TokenView, discount: float) -> Expression:
     """``Σ_t γ^t h_t``."""
     return (discount**token.position * token.logratio).sum()

@@ -11,7 +11,7 @@ from ..language import Expression, PairView, ResponseView, log_sigmoid, pair_obj
 from ._terms import NON_NEGATIVE, POSITIVE, log_ratio_margin
 
 
-@pair_objective(bounds={"beta": POSITIVE})
+@pair_objective(bounds={"beta": POSITIVE}, variants={"original": {"combine": "mean"}})
 def bpo(pair: PairView, *, beta: float = 0.1, combine: str = "sum") -> Expression:
     """Blind preference optimization (Li, Yang, Wang, You, Li and Nie 2025, arXiv:2503.14189).
 
@@ -32,6 +32,26 @@ def bpo(pair: PairView, *, beta: float = 0.1, combine: str = "sum") -> Expressio
     if combine == "mean":
         return 0.5 * (human + blind)
     raise ValueError(f'bpo: combine must be "sum" or "mean", got {combine!r}')
+
+
+@pair_objective(bounds={"beta": POSITIVE, "image_weight": NON_NEGATIVE, "anchor_weight": NON_NEGATIVE})
+def multimodal_dpo(
+    pair: PairView, *, beta: float = 0.1, image_weight: float = 1.0, anchor_weight: float = 1.0, delta: float = 0.0
+) -> Expression:
+    """Conditional preference optimization for multimodal models, mDPO (Wang et al. 2024, arXiv:2406.11839).
+
+    ``-log σ(β [h(w) - h(l)]) - μ log σ(β [h(w) - h(w')]) - ν log σ(βh(w) - δ)``, as reconstructed: the role
+    ``chosen_damaged`` w' is the chosen response under a damaged image, and the last term holds up the chosen reward.
+
+    beta: 0.05-0.5. image_weight: μ, 0-1. anchor_weight: ν, 0-1. delta: the anchor δ in units of the reward.
+    Paper: mDPO: Conditional Preference Optimization for Multimodal Large Language Models.
+    Identities: `multimodal_dpo(image_weight=0, anchor_weight=0) = dpo`; `multimodal_dpo(anchor_weight=0) = bpo where
+    chosen_damaged=blind`.
+    """
+    chosen = beta * pair.chosen.logratio
+    loss = -log_sigmoid(beta * log_ratio_margin(pair))
+    image = -log_sigmoid(chosen - beta * pair.response("chosen_damaged").logratio)
+    return loss + image_weight * image - anchor_weight * log_sigmoid(chosen - delta)
 
 
 @pair_objective(bounds={"beta": POSITIVE, "image_weight": NON_NEGATIVE, "anchor_weight": NON_NEGATIVE})

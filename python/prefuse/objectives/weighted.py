@@ -15,28 +15,29 @@ from ..language import (
     maximum,
     minimum,
     pair_objective,
+    relu,
     stop_gradient,
 )
 from ._terms import NON_NEGATIVE, POSITIVE, PROBABILITY, choice, log_ratio_margin, logistic
 
 
-@pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
-def wpo(
-    pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None, variant: str = "original"
-) -> Expression:
+@pair_objective(
+    bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY},
+    variants={"original": {"limited": True}, "trl-0.24": {"limited": True}, "trl-1.16": {"limited": False}},
+)
+def wpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None, limited: bool = True) -> Expression:
     """Weighted preference optimization, WPO (Zhou et al. 2024, arXiv:2406.11827).
 
     ``c(w) c(l) · (-log σ(βΔ))`` with ``c(y) = exp(mean_t [log π_t - log Σ_v π_v²])``: the likelier the policy is to
     have written the pair, the more it counts. The weight takes no gradient. Token columns ``logp`` and ``log_sum_sq``.
 
-    beta: 0.01-0.5. label_smoothing: ε as in `dpo`. variant: ``"original"`` and ``"trl-0.24"`` limit the product of the
-    two to 1, ``"trl-1.16"`` does not.
+    beta: 0.01-0.5. label_smoothing: ε as in `dpo`. limited: hold the product of the two at 1 at
+    most, as the authors' code and TRL 0.x do; TRL 1.x does not.
     Paper: WPO: Enhancing RLHF with Weighted Preference Optimization.
     Identities: `wpo = dpo where token_log_sum_sq=token_logps`.
     """
     confidence = _confidence(pair.chosen) + _confidence(pair.rejected)
-    limited = {"original": True, "trl-0.24": True, "trl-1.16": False}
-    confidence = minimum(confidence, 0.0) if choice("wpo: variant", variant, limited) else confidence
+    confidence = minimum(confidence, 0.0) if limited else confidence
     return stop_gradient(exp(confidence)) * logistic(beta * log_ratio_margin(pair), label_smoothing)
 
 
@@ -62,6 +63,21 @@ def beta_dpo(
     gap = choice("beta_dpo: level", level, {"batch": margin.mean("batch"), "pair": margin})
     strength = maximum(beta * (1.0 + sensitivity * (gap - centre)), 1e-3)
     return -log_sigmoid(stop_gradient(strength) * margin)
+
+
+@pair_objective(bounds={"beta": POSITIVE})
+def dpo_rc(pair: PairView, *, beta: float = 0.1) -> Expression:
+    """DPO with reward difference coefficients, DPO-RC (Wang et al. 2024, arXiv:2408.09385), as reconstructed.
+
+    ``max(0, R(w) - R(l)) · (-log σ(βΔ))``: the columns ``score`` hold a reward model's R; a pair counts by how much it
+    differs, one that the reward model orders the other way not at all. The weight takes no gradient.
+
+    beta: 0.05-0.5.
+    Paper: Reward Difference Optimization For Sample Reweighting In Offline RLHF.
+    Identities: `dpo_rc = dpo where chosen_score=1, rejected_score=0`.
+    """
+    coefficient = stop_gradient(relu(pair.chosen["score"] - pair.rejected["score"]))
+    return -coefficient * log_sigmoid(beta * log_ratio_margin(pair))
 
 
 @pair_objective(bounds={"beta": POSITIVE, "gamma": "(0, 1]"})

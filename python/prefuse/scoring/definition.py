@@ -20,6 +20,7 @@ from ..tracing.views import ResponseView, view_of
 from .bounds import Bounds
 from .settings import Form, Forms, Setting, show
 from .traced import Traced
+from .variants import Variants
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -42,6 +43,7 @@ class Definition(ABC):
         defaults: hyper-parameters and their default values.
         bounds: the interval each bounded hyper-parameter must lie in.
         doc: the docstring.
+        variants: what libraries and authors' code mean by the name, as hyper-parameters.
         handle: a process-wide name, by which the custom operator finds the definition.
     """
 
@@ -56,6 +58,7 @@ class Definition(ABC):
         self.defaults = defaults
         self.bounds = {parameter: Bounds(parameter, interval) for parameter, interval in bounds.items()}
         self.doc = doc
+        self.variants = Variants(name, defaults, {})
         self.handle = f"{name}#{next(self._serial)}"
         self._roles: tuple[str, ...] = ("chosen", "rejected") if kind is PAIR else ()
         self._plans: dict[tuple[Forms, tuple[str, ...]], Plan] = {}
@@ -135,9 +138,17 @@ class Written(Definition):
         LanguageError: the function takes something else than one view and keyword-only hyper-parameters with defaults.
     """
 
-    def __init__(self, function: Callable[..., Any], kind: Kind, name: str | None, bounds: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        kind: Kind,
+        name: str | None,
+        bounds: Mapping[str, str],
+        variants: Mapping[str, Mapping[str, Setting]],
+    ) -> None:
         name = name or function.__name__
         super().__init__(name, kind, hyper_parameters(name, function), bounds, inspect.getdoc(function))
+        self.variants = Variants(name, self.defaults, variants)
         self.function = function
         unknown = sorted(set(bounds) - set(self.defaults))
         if unknown:

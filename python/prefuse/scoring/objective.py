@@ -12,6 +12,7 @@ from .plan import ColumnInfo, Plan, describe
 from .score import Score
 from .settings import Form, Setting, check_reduction, check_setting, form_of, forms_of, is_array, is_number
 from .traced import REDUCTIONS, Traced
+from .variants import VARIANT
 
 
 class Objective:
@@ -22,8 +23,11 @@ class Objective:
     `score.losses` carry gradients to every float column that requires them.
     """
 
-    def __init__(self, definition: Definition, settings: Mapping[str, Setting] | None = None) -> None:
+    def __init__(
+        self, definition: Definition, settings: Mapping[str, Setting] | None = None, variant: str | None = None
+    ) -> None:
         self._definition = definition
+        self._variant = variant
         self._settings = dict(definition.defaults if settings is None else settings)
         self._forms = forms_of(self._settings)
         self._numbers = {name: float(value) for name, value in self._settings.items() if is_number(value)}
@@ -54,6 +58,11 @@ class Objective:
     def parameters(self) -> dict[str, Setting]:
         """Hyper-parameters and their present values."""
         return dict(self._settings)
+
+    @property
+    def variants(self) -> dict[str, dict[str, Setting]]:
+        """What `variant=` may be, and the hyper-parameters that each stands for; empty where all agree."""
+        return {name: dict(settings) for name, settings in self._definition.variants.declared.items()}
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -99,7 +108,8 @@ class Objective:
             unnamed: refused; every argument goes by name.
             arguments: hyper-parameters by name; columns by name (then the batch is scored); `reduction="mean"`,
                 `"sum"` or `"none"` for `score.loss`; `mask`/`cu_seqlens` of token columns; `groups`. A numeric
-                hyper-parameter may be an array with one value per item.
+                hyper-parameter may be an array with one value per item. `variant=` sets the hyper-parameters that make
+                it what a library or an author's code computes under this name; `objective.variants` lists them.
 
         Returns:
             An `Objective` if only hyper-parameters are given, else a `Score`.
@@ -163,7 +173,7 @@ class Objective:
 
     def _set_or_score(self, arguments: dict[str, Any]) -> Any:
         """Take a call that names hyper-parameters or a reduction."""
-        own = {name: value for name, value in arguments.items() if name in self._settings}
+        own = {name: value for name, value in arguments.items() if name in self._settings or name == VARIANT}
         rest = {name: value for name, value in arguments.items() if name not in own}
         reduction = check_reduction(rest.pop("reduction", "mean"), REDUCTIONS)
         objective = self._with(own) if own else self
@@ -173,7 +183,7 @@ class Objective:
 
     def _set_and_differentiate(self, arguments: dict[str, Any]) -> Score:
         """Take a call of `value_and_grad` that names hyper-parameters or a reduction."""
-        own = {name: value for name, value in arguments.items() if name in self._settings}
+        own = {name: value for name, value in arguments.items() if name in self._settings or name == VARIANT}
         rest = {name: value for name, value in arguments.items() if name not in own}
         reduction = check_reduction(rest.pop("reduction", "mean"), ("mean", "sum"))
         objective = self._with(own) if own else self
@@ -189,12 +199,15 @@ class Objective:
         return plan
 
     def _with(self, own: Mapping[str, Setting]) -> Objective:
-        for name, value in own.items():
+        given = {name: value for name, value in own.items() if name != VARIANT}
+        for name, value in given.items():
             check_setting(name, self._definition.defaults[name], value)
             bounds = self._definition.bounds.get(name)
             if bounds is not None and isinstance(form_of(value), Form):
                 bounds.check(value)
-        return Objective(self._definition, {**self._settings, **own})
+        variant = own.get(VARIANT, self._variant)
+        settings = self._definition.variants.settings(self._settings, self._variant, variant, given)
+        return Objective(self._definition, settings, variant)
 
     def _traced(self, given: frozenset[str] | None) -> Traced:
         return self._definition.trace(given, self._forms)

@@ -21,6 +21,7 @@ from .plan import Plan, common_device
 from .score import Score
 from .settings import Form, check_reduction, form_of, is_array, is_number
 from .traced import REDUCTIONS
+from .variants import VARIANT
 
 if TYPE_CHECKING:
     from .objective import Objective
@@ -31,13 +32,14 @@ MARKS = {"#": Form.NUMBER, "@": Form.ITEMS, "@0": Form.SCALAR}
 
 def score_compiled(objective: Objective, arguments: dict[str, Any]) -> Any:
     """Take a call while `torch.compile` traces it; with nothing but hyper-parameters, set them."""
-    settings = objective.parameters
-    own = {name: value for name, value in arguments.items() if name in settings}
+    own = {name: value for name, value in arguments.items() if name in objective.parameters or name == VARIANT}
     columns = {name: value for name, value in arguments.items() if name not in own}
     reduction = check_reduction(columns.pop("reduction", "mean"), REDUCTIONS)
     if not columns:
         return objective._with(own)
-    settings = {**settings, **own}
+    if VARIANT in own:
+        objective, own = objective._with(own), {}
+    settings = {**objective.parameters, **own}
     marks = ";".join([f"{name}={_mark(form_of(value))}" for name, value in settings.items()])
     numbers = [float(value) for value in settings.values() if is_number(value)]
     tensors = {**columns, **{name: value for name, value in settings.items() if is_array(value)}}

@@ -105,7 +105,7 @@ class Trace:
         """
         if argument in self.reserved:
             raise self.error(f"{argument!r} is both a hyper-parameter and a column; rename one of them")
-        if argument in ("groups", "reduction") or argument.endswith(LAYOUT_ENDINGS):
+        if argument in ("groups", "reduction", "variant") or argument.endswith(LAYOUT_ENDINGS):
             raise self.error(f"{argument!r} already says how columns lie or reduce; give the column another name")
         return self._column(argument, space, symbol)
 

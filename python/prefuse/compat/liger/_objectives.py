@@ -50,6 +50,7 @@ def dpo(
     view = _view(pair, average, referenced)
     own = {"label_smoothing": label_smoothing} if loss_type in SMOOTHED else {}
     own |= {"tau": tau} if loss_type == "discopop" else {}
+    own |= {"delta": 0.0} if loss_type == "bco_pair" else {}
     loss = _formula(objectives.get(loss_type))(view, beta=beta, **own)
     return _scored(pair, view, loss, beta, alpha)
 
