@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _KINDS = {kind.name: kind for kind in (PAIR, POINT, GROUP, TOKEN)}
 _PER_RESPONSE = ("logp", "ref_logp", "length")
 
+GRADIENT = "gradient"
+"""Among statistics that are only looked at: d(loss)/d(logp) of each token."""
+
 
 class Need(NamedTuple):
     """A column that the objective reads and the rows give."""
@@ -161,10 +164,26 @@ def check_reference(objective: str, needs: Sequence[Need], form: str | None, row
             raise ValueError(f"reference: expected a value per token, as {need.argument} has, got one per response")
 
 
-def statistics(needs: Sequence[Need], made: bool) -> tuple[str, ...]:
+def check_beside(names: Sequence[str], made: bool) -> tuple[str, ...]:
+    """The statistics that are only looked at; those of the reference only where it is `made` in the rows.
+
+    Raises:
+        TypeError, ValueError: not a sequence of names, a name that means nothing, or a reference that is missing.
+    """
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise TypeError(f"statistics: expected a sequence of names, got {names!r}")
+    for name in names:
+        if name not in (*STATISTICS, GRADIENT):
+            raise ValueError(f"statistics: expected names out of {', '.join((*STATISTICS, GRADIENT))}, got {name!r}")
+        if name in REFERENCE_STATISTICS and not made:
+            raise ValueError(f"statistics: {name} needs a reference in the form that log-probabilities are made from")
+    return tuple(dict.fromkeys(names))
+
+
+def row_statistics(needs: Sequence[Need], beside: Sequence[str], made: bool) -> tuple[str, ...]:
     """The statistics that the rows must give; those of the reference only where it is `made` there."""
-    names = dict.fromkeys(need.name for need in needs if need.name != "length")
-    return tuple(name for name in names if name != "ref_logp" or made)
+    names = dict.fromkeys([*(need.name for need in needs if need.name != "length"), *beside])
+    return tuple(name for name in names if name != GRADIENT and (name != "ref_logp" or made))
 
 
 def check_exchangeable(objective: Objective, read: Reading) -> None:
@@ -263,6 +282,29 @@ class Scoring:
             arguments |= self._of_all_processes(arguments, complete)
         score: Score = self.objective(**arguments)
         return score
+
+    def looked_at(self, values: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+        """Statistics in the labels' alignment, detached: `values` come in the logits', `GRADIENT` is made here."""
+        if not names:
+            return {}
+        found = {name: values[name].detach() for name in names if name != GRADIENT}
+        if GRADIENT in names:
+            found[GRADIENT] = self._gradient(values)
+        aligned = self._batch(found).tokens
+        return {name: torch.where(self.scored, aligned[name], 0.0) for name in names}
+
+    def _gradient(self, values: Mapping[str, Tensor]) -> Tensor:
+        """d(loss)/d(logp) of each token, in the alignment of `values`: with a `data_group` a collective call."""
+        if "logp" not in values:
+            return torch.zeros(self.scored.shape, device=self.scored.device)
+        known = {name: value.detach() for name, value in values.items()}
+        leaf = known["logp"].requires_grad_()
+        with torch.enable_grad():
+            loss = self.score(known | {"logp": leaf}).loss.sum()
+        if not loss.requires_grad:
+            return torch.zeros_like(leaf)
+        (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
+        return torch.zeros_like(leaf) if gradient is None else gradient
 
     def traced(self) -> Traced:
         """The graph that a call of `score` runs."""

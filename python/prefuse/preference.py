@@ -8,14 +8,14 @@ expect three tensors back.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from prefuse import language
-from prefuse._columns import Scoring, check_reference, reading, reference_form, statistics
+from prefuse._columns import Scoring, check_beside, check_reference, reading, reference_form, row_statistics
 from prefuse._display import announce
 from prefuse._layout import check_layout, scored_tokens, shift_left
 from prefuse._processes import check_process_group
@@ -53,6 +53,7 @@ def preference_loss(
     softcap: float | None = None,
     scale: float = 1.0,
     k: int = 10,
+    statistics: Sequence[str] = (),
     inplace: bool = False,
     reduction: str = "mean",
     gradient_dtype: torch.dtype | None = None,
@@ -99,6 +100,9 @@ def preference_loss(
         ignore_index: the label that marks tokens to ignore.
         temperature: as in `prefuse.functional.token_stats`, and so are `softcap`, `scale`, `k` and `inplace`; they
             apply to the reference's logits too.
+        statistics: what to gather beside, only to be looked at: names of `prefuse.functional`, from the same sweep, and
+            ``"gradient"``, d(loss)/d(logp), for which the objective is evaluated once more. They are
+            ``score.statistics``, each of the shape of `labels` and in their alignment, 0 where nothing is scored.
         softcap: see `temperature`.
         scale: see `temperature`.
         k: see `temperature`.
@@ -118,7 +122,8 @@ def preference_loss(
         columns: hyper-parameters of the objective, and the columns it reads beside the gathered ones.
 
     Returns:
-        A `Score`: `.loss` to call ``backward()`` on, `.losses`, `.rewards`, `.metrics`, and from hidden states `.plan`.
+        A `Score`: `.loss` to call ``backward()`` on, `.losses`, `.rewards`, `.metrics`, `.statistics`, and from hidden
+        states `.plan`.
 
     Raises:
         TypeError: an argument of the wrong type or dtype, one that the objective does not read, or one that it misses.
@@ -266,10 +271,14 @@ class _Logits(NamedTuple):
     scoring: Scoring
     names: tuple[str, ...]
     arguments: dict[str, Any]
+    beside: tuple[str, ...]
 
     def score(self) -> Score:
         """Run it."""
-        return self.scoring.score(token_stats(stats=self.names, **self.arguments) if self.names else {})
+        values = token_stats(stats=self.names, **self.arguments) if self.names else {}
+        score = self.scoring.score(values)
+        score.statistics = self.scoring.looked_at(values, self.beside)
+        return score
 
 
 def _prepare(
@@ -291,6 +300,7 @@ def _prepare(
     softcap: float | None,
     scale: float,
     k: int,
+    statistics: Sequence[str],
     **head: Any,
 ) -> _Logits | Head:
     """The checked call of `preference_loss`, whose arguments these are."""
@@ -331,13 +341,14 @@ def _prepare(
         reduction,
         data_group,
     )
-    names = statistics(read.needs, made=form == rows)
+    beside = check_beside(statistics, made=form == rows)
+    names = row_statistics(read.needs, beside, made=form == rows)
     made_here = reference if form == rows and REFERENCE_STATISTICS.intersection(names) else None
     transform = {"ignore_index": ignore_index, "temperature": temperature, "softcap": softcap, "scale": scale}
     if source is not None and names:
-        return Head(source, scoring, names, *at_logits, made_here, transform, k, known=reduction != "none")
+        return Head(source, scoring, names, beside, *at_logits, made_here, transform, k, known=reduction != "none")
     arguments = {"logits": logits, "labels": at_logits[0], "mask": at_logits[1], "reference_logits": made_here, "k": k}
-    return _Logits(scoring, names, arguments | transform | {"inplace": inplace})
+    return _Logits(scoring, names, arguments | transform | {"inplace": inplace}, beside)
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:

@@ -30,6 +30,13 @@ def test_transformers_trainer():
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
 
 
+def test_trl_preference_trainer():
+    pytest.importorskip("trl")
+    losses = runpy.run_path(str(EXAMPLES / "trl_preference_trainer.py"))["main"](steps=12)
+    assert set(losses) == {"simpo", "sure + sft", "lipo"}
+    assert all(values[-1] < values[0] for values in losses.values())
+
+
 def test_iterative_rounds():
     """Three rounds against a rule-based judge: the script asserts that the win rate rises."""
     pytest.importorskip("transformers")

@@ -161,6 +161,7 @@ def trainer(kind: str) -> tuple[type, type]:
         "ORPO": "trl.experimental.orpo",
         "TPO": "trl.experimental.tpo",
         "OnlineDPO": "trl.experimental.online_dpo",
+        "Preference": "prefuse.trl",
     }
     home = importlib.import_module(homes.get(kind, "trl"))
     return getattr(home, f"{kind}Trainer"), getattr(home, f"{kind}Config")

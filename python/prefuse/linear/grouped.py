@@ -42,8 +42,8 @@ def scored(
     shape: torch.Size,
     wants: Wants,
     columns: Sequence[Tensor],
-) -> tuple[Score, Gradients, list[Tensor | None]]:
-    """The score of a batch, the gradients of the head's tensors, and those of `columns`, for an upstream gradient of 1.
+) -> tuple[Score, dict[str, Tensor], Gradients, list[Tensor | None]]:
+    """Score and statistics of a batch, the gradients of the head's tensors and of `columns`, for an upstream one of 1.
 
     Args:
         call: its rows ordered by group.
@@ -71,7 +71,7 @@ def scored(
         sums.add(part, rows.logits)
     if score is None:  # nothing is scored
         score, _, of_columns = _differentiate(call, table, differentiated, score_of, shape, columns)
-    return score, sums.gradients(), of_columns
+    return score, _by_name(call, table, shape), sums.gradients(), of_columns
 
 
 def _differentiate(
@@ -83,7 +83,7 @@ def _differentiate(
     columns: Sequence[Tensor],
 ) -> tuple[Score, dict[str, Tensor], list[Tensor | None]]:
     """Score what is known, and d(loss)/d(statistics) and d(loss)/d(columns)."""
-    values = {name: value.reshape(shape) for name, value in zip(call.names, call.values(table).unbind(0), strict=True)}
+    values = _by_name(call, table, shape)
     leaves = {name: values[name].detach().requires_grad_() for name in differentiated}
     with torch.enable_grad():
         score = score_of(values | leaves)
@@ -92,6 +92,10 @@ def _differentiate(
         name: grad.reshape(-1) for name, grad in zip(leaves, found[: len(leaves)], strict=True) if grad is not None
     }
     return score, grads, list(found[len(leaves) :])
+
+
+def _by_name(call: Call, table: Tensor, shape: torch.Size) -> dict[str, Tensor]:
+    return {name: value.reshape(shape) for name, value in zip(call.names, call.values(table).unbind(0), strict=True)}
 
 
 class _Sums:

@@ -83,6 +83,7 @@ class Head:
         source: hidden states and weights.
         scoring: the objective and the rest of the batch.
         names: the statistics that the rows must give.
+        beside: those of them that are to be looked at, and "gradient".
         labels: in the alignment of the hidden states, and so is `mask`.
         mask: which tokens count.
         reference: hidden states of the reference model, where their log-probabilities are made here.
@@ -96,6 +97,7 @@ class Head:
         source: Source,
         scoring: Scoring,
         names: tuple[str, ...],
+        beside: tuple[str, ...],
         labels: Tensor,
         mask: Tensor | None,
         reference: Tensor | None,
@@ -108,6 +110,7 @@ class Head:
             raise ValueError("reference_weight: given without hidden states of the reference model")
         check_group(source.group, names)
         self.scoring = scoring
+        self.beside = beside
         self.operands = check_operands(
             source.hidden,
             source.weight,
@@ -138,20 +141,22 @@ class Head:
     def score(self) -> Score:
         """Run it."""
         if self.plan.name == "grouped":
-            score = self._grouped()
+            score, values = self._grouped()
         else:
-            values = run(self.operands, self.statistics, self.index, self.plan)
-            score = self.scoring.score(dict(zip(self.statistics.names, values.unbind(0), strict=True)))
+            table = run(self.operands, self.statistics, self.index, self.plan)
+            values = dict(zip(self.statistics.names, table.unbind(0), strict=True))
+            score = self.scoring.score(values)
         score.plan = self.plan
+        score.statistics = self.scoring.looked_at(values, self.beside)
         return score
 
-    def _grouped(self) -> Score:
+    def _grouped(self) -> tuple[Score, dict[str, Tensor]]:
         operands = self.operands
         tensors = [*operands.inputs, *operands.weights, operands.bias]
         columns = self.scoring.tensors_with_gradient()
         with torch.no_grad():
             asked = request(operands, self.statistics, self.index, self.plan)
-            score, gradients, of_columns = scored(
+            score, values, gradients, of_columns = scored(
                 asked.call(),
                 _rows_of(self.plan),
                 self.statistics.differentiated,
@@ -168,7 +173,7 @@ class Head:
         ]
         own += [(column, gradient, 1.0) for column, gradient in zip(columns, of_columns, strict=True)]
         attached, known, scales = zip(*own, strict=True)
-        return score.with_loss(Attached.apply(score.loss.detach(), known, scales, *attached))
+        return score.with_loss(Attached.apply(score.loss.detach(), known, scales, *attached)), values
 
 
 def _by_group(labels: Tensor, scoring: Scoring, index: Tensor | None) -> tuple[Tensor | None, tuple[int, ...] | None]:

@@ -24,11 +24,12 @@ class Score:
     Attributes:
         loss: the reduced loss, a number (nats for log-likelihood losses); with `reduction="none"` the same as `losses`.
         plan: how the fused head ran, where the score came from hidden states; else None.
+        statistics: token statistics that were asked for beside, by name: of `preference_loss`; else empty.
 
     With torch `loss` and `losses` carry gradients; rewards and metrics never do.
     """
 
-    __slots__ = ("_extras", "_gradients", "_losses", "_source", "loss", "plan")
+    __slots__ = ("_extras", "_gradients", "_losses", "_source", "loss", "plan", "statistics")
 
     def __init__(
         self, loss: Array, losses: Array, source: Source, extras: Array, gradients: dict[str, Array] | None = None
@@ -39,6 +40,7 @@ class Score:
         self._extras = extras
         self._gradients = gradients
         self.plan: Any = None
+        self.statistics: dict[str, Array] = {}
 
     @property
     def losses(self) -> Array:
@@ -84,7 +86,7 @@ class Score:
     def with_tensors(self, loss: Array, losses: Array) -> Score:
         """Return the score with another loss and other losses, as they came through a module's forward pass."""
         score = Score(loss, losses, self._source, self._extras)
-        score.plan = self.plan
+        score.plan, score.statistics = self.plan, self.statistics
         return score
 
     def to(self, device: Any) -> Score:

@@ -7,17 +7,41 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefuse.trl.acceleration import Acceleration, accelerate
+    from prefuse.trl.config import PreferenceConfig
+    from prefuse.trl.trainer import PreferenceTrainer
 
-_HOMES = {"Acceleration": "prefuse.trl.acceleration", "accelerate": "prefuse.trl.acceleration"}
+_HOMES = {
+    "Acceleration": "prefuse.trl.acceleration",
+    "PreferenceConfig": "prefuse.trl.config",
+    "PreferenceTrainer": "prefuse.trl.trainer",
+    "accelerate": "prefuse.trl.acceleration",
+}
 """Which module each public name comes from."""
 
-__all__ = ["Acceleration", "accelerate"]
+__all__ = ["Acceleration", "PreferenceConfig", "PreferenceTrainer", "accelerate"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "trl":
+            raise
+        raise ImportError(
+            f"prefuse.trl.{name} needs TRL, is written for its version 1.16, and finds {_found()}: {error}",
+            name=error.name,
+        ) from error
+
+
+def _found() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("trl")
+    except PackageNotFoundError:
+        return "none"
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,128 @@
+"""The configuration of `PreferenceTrainer`: TRL's for DPO, with an objective in the place of its loss types."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from trl import DPOConfig
+
+from prefuse.language import Objective
+from prefuse.plans import WORKSPACE_BYTES
+from prefuse.preference import _objective
+
+STATISTICS = ("entropy", "mean_logit", "top1", "topk_mass", "topk_entropy", "gradient")
+"""What may be logged beside the objective's own metrics."""
+
+_INSTEAD = {
+    "loss_type": 'objective="dpo"',
+    "loss_weights": "0.8 * dpo() + 0.2 * sft() as the objective",
+    "ld_alpha": 'objective="ld_dpo"',
+    "f_divergence_type": 'objective="f_dpo"',
+    "f_alpha_divergence_coef": 'objective="f_dpo"',
+    "use_weighting": 'objective="wpo"',
+    "discopop_tau": 'objective="discopop" with objective_kwargs',
+    "pad_token": "processing_class.pad_token",
+}
+"""Options of TRL's that mean nothing here, and what to give instead."""
+
+
+@dataclass
+class PreferenceConfig(DPOConfig):  # type: ignore[misc]
+    """Configuration of a `PreferenceTrainer`: that of `trl.DPOTrainer`, except for what says which loss it is.
+
+    Args:
+        objective: an `Objective`, one of your own or a composition among them, or the name of one in the catalogue.
+        objective_kwargs: hyper-parameters of the objective by name, on the command line as JSON.
+        beta: of the objective, for short; None leaves it as it is.
+        label_smoothing: likewise.
+        log_statistics: what to log of the policy's tokens and of the loss: ``"entropy"``, ``"mean_logit"`` (as
+            ``logits/…``), ``"top1"`` (as ``mean_token_accuracy``), ``"topk_mass"`` (of the 10 likeliest tokens),
+            ``"topk_entropy"`` and ``"gradient"`` (as ``gradient_weight/…``). All come from the sweep over the logits
+            that the loss takes anyway; top-k costs the most.
+        padding_free: pack the responses of a batch end to end. Attention must know how to keep them apart by their
+            positions, as transformers' implementations do.
+        workspace_bytes: of the fused head, see `prefuse.preference_loss`.
+
+    Raises:
+        TypeError: an objective that is none, or a hyper-parameter that it does not have.
+        ValueError: an option of TRL's that an objective takes the place of, or an unknown statistic.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*DPOConfig._VALID_DICT_FIELDS, "objective_kwargs"]
+
+    objective: Objective | str | None = field(
+        default="dpo", metadata={"help": "Name of an objective of the catalogue, or an Objective."}
+    )
+    objective_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Hyper-parameters of the objective, as JSON on the command line."}
+    )
+    beta: float | None = field(default=None, metadata={"help": "The objective's beta, where it has one."})
+    label_smoothing: float | None = field(
+        default=None, metadata={"help": "The objective's label_smoothing, where it has one."}
+    )
+    log_statistics: list[str] = field(
+        default_factory=lambda: ["entropy", "mean_logit", "top1", "gradient"],
+        metadata={"help": f"What to log beside the objective's metrics, out of {', '.join(STATISTICS)}."},
+    )
+    padding_free: bool = field(
+        default=False, metadata={"help": "Pack the responses of a batch end to end instead of padding them."}
+    )
+    workspace_bytes: int = field(
+        default=WORKSPACE_BYTES, metadata={"help": "Memory for the logits that are there at a time, in bytes."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # A configuration that was saved names the objective only; it is resolved again where it can be.
+        self._resolved = _with(_objective(self.objective or "dpo"), self._hyper_parameters())
+        for name, instead in _INSTEAD.items():
+            if getattr(self, name) != _default(name):
+                raise ValueError(f"{name}: an option of TRL's loss types; give {instead} instead")
+        unknown = [name for name in self.log_statistics if name not in STATISTICS]
+        if unknown:
+            raise ValueError(f"log_statistics: expected names out of {', '.join(STATISTICS)}, got {unknown[0]!r}")
+        if self.padding_free and self.pad_to_multiple_of is not None:
+            raise ValueError("pad_to_multiple_of: expected None beside padding_free, which pads nothing")
+
+    def resolved_objective(self) -> Objective:
+        """The objective with all hyper-parameters set."""
+        return self._resolved
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `transformers.TrainingArguments` gives it, the objective as text."""
+        return {**super().to_dict(), "objective": str(self.objective)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the objective's programs: what is saved beside a checkpoint says what it was."""
+        return {name: value for name, value in vars(self).items() if name != "_resolved"} | {
+            "objective": str(self.objective)
+        }
+
+    def _hyper_parameters(self) -> dict[str, Any]:
+        given = dict(self.objective_kwargs or {})  # type: ignore[arg-type]
+        for name in ("beta", "label_smoothing"):
+            value = getattr(self, name)
+            if value is not None:
+                if name in given:
+                    raise ValueError(f"{name}: given twice, in objective_kwargs as well")
+                given[name] = value
+        return given
+
+
+def _with(objective: Objective, given: dict[str, Any]) -> Objective:
+    unknown = [name for name in given if name not in objective.parameters]
+    if unknown:
+        raise TypeError(
+            f"{unknown[0]}: {objective.name} has no such hyper-parameter; "
+            f"it has {', '.join(objective.parameters) or 'none'}"
+        )
+    settled: Objective = objective(**given) if given else objective
+    return settled
+
+
+def _default(name: str) -> Any:
+    found = next(found for found in dataclasses.fields(DPOConfig) if found.name == name)
+    make = found.default_factory
+    return found.default if make is dataclasses.MISSING else make()

@@ -1,0 +1,497 @@
+"""`PreferenceTrainer`: TRL's DPO trainer with any objective."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list, gather_object, is_peft_model, tqdm
+from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets.fingerprint import Hasher
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+from trl import DPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import get_config_model_id, use_adapter
+
+from prefuse._layout import sum_responses
+from prefuse.head import HeadTensors, head
+from prefuse.language import Objective, Score
+from prefuse.metrics import ranking_accuracy
+from prefuse.preference import preference_loss
+from prefuse.trl.batches import PreferenceCollator, labels_of, roles_of, scored_of
+from prefuse.trl.config import PreferenceConfig
+from prefuse.trl.demands import LISTS, PAIRS, Sources, demand_of, find_sources
+from prefuse.trl.images import ImageCollator
+from prefuse.trl.means import Means
+from prefuse.trl.rows import columns_to_keep, has_images, names_of, reference_columns, tokenised, with_room
+
+logger = logging.get_logger(__name__)
+
+_OURS = frozenset({"completion_mask", "columns", "groups", "reference", "mismatched", "cu_seqlens"})
+"""What of a batch the model does not take."""
+
+
+class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
+    """Trains a causal LM with any preference objective; everything else is `trl.DPOTrainer`'s.
+
+    The loss is `prefuse.preference_loss` inside of the model, without logits. What the objective reads decides:
+
+    - Pairs come as ``prompt``, ``chosen``, ``rejected`` and one column per further response, named by its role; single
+      responses as ``prompt`` and ``completion``; lists as ``prompt`` and ``completions``. Text or conversations, or
+      tokens (``prompt_ids``, ``chosen_ids``, …). A response with a prompt of its own has it in ``<role>_prompt``.
+    - Any other column that it reads is looked up by name.
+    - Without a reference in it, no reference model is loaded or run.
+
+    Args:
+        model: as in `trl.DPOTrainer`, and so are the other arguments that are not named here.
+        ref_model: the reference model. Where the objective reads one and none is given, it is the policy before
+            training: its weights without adapters, or a copy.
+        args: a `PreferenceConfig`; None: DPO.
+        data_collator: makes batches as `prefuse.trl.batches.PreferenceCollator` does; None: such a one.
+        train_dataset: rows as above.
+
+    Raises:
+        TypeError: `args` of another class.
+        ValueError: a column that the objective reads is missing, or an option that makes no sense with it.
+    """
+
+    _tag_names: ClassVar[list[str]] = ["trl", "prefuse", "preference"]
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: PreferenceConfig | None = None,
+        data_collator: Callable[..., Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        compute_metrics: Callable[..., Any] | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+    ) -> None:
+        if args is None:
+            args = PreferenceConfig(f"{_id_of(model).split('/')[-1]}-preference")
+        if not isinstance(args, PreferenceConfig):
+            raise TypeError(f"args: expected a prefuse.trl.PreferenceConfig, got {type(args).__name__}")
+        if train_dataset is None:
+            raise ValueError("train_dataset: missing")
+        self.objective = args.resolved_objective()
+        self._name, self._paper = self.objective.name, _paper_of(self.objective)
+        self._demand = demand_of(self.objective)
+        self._check_options(args, ref_model)
+        self._sources = self._sources_of(train_dataset, "train_dataset")
+        if processing_class is None:
+            processing_class = _load_processing_class(model, args)
+        images = has_images(names_of(train_dataset))
+        if images:
+            self._check_images(args)
+        if data_collator is None:
+            data_collator = self._collator(args, processing_class, images)
+        absent = self._demand.reference is None
+        if absent:
+            ref_model = _Absent()
+        elif ref_model is None and _is_to_be_copied(model, args, peft_config):
+            ref_model = copy.deepcopy(model)
+        with _without_packing(args):
+            super().__init__(
+                model=model,
+                ref_model=ref_model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
+        self.padding_free = args.padding_free
+        if absent:
+            self.ref_model = None
+        self._data_group = self._batch_of_all()
+
+    # Before anything is loaded
+
+    def _check_options(self, args: PreferenceConfig, ref_model: Any) -> None:
+        if self._demand.reference is None:
+            for name, value in (
+                ("ref_model", ref_model is not None),
+                ("precompute_ref_log_probs", args.precompute_ref_log_probs),
+                ("sync_ref_model", args.sync_ref_model),
+            ):
+                if value:
+                    raise ValueError(f"{name}: {self.objective.name} reads nothing of a reference model; leave it out")
+        if args.precompute_ref_log_probs and (self._demand.reference != "responses" or self._demand.mismatched):
+            what = "completions of other prompts" if self._demand.mismatched else "single tokens"
+            raise ValueError(
+                f"precompute_ref_log_probs: {self.objective.name} reads the reference of {what}, and only "
+                "log-probabilities of whole responses are precomputed; set it to False"
+            )
+
+    def _sources_of(self, dataset: Any, name: str) -> Sources:
+        return find_sources(self._demand, names_of(dataset), name)
+
+    def _check_images(self, args: PreferenceConfig) -> None:
+        """Refuses what does not go together with images, beside what TRL refuses."""
+        if self._sources.layout != PAIRS or any(level.startswith("token") for _, level, _ in self._sources.columns):
+            raise ValueError(
+                f"train_dataset: {self.objective.name} reads single responses, lists or columns by token, and only "
+                "pairs come with images"
+            )
+        for name, wanted in (("padding_free", False), ("pad_to_multiple_of", None)):
+            if getattr(args, name) != wanted:
+                raise ValueError(f"{name}: expected {wanted} for data with images, got {getattr(args, name)}")
+
+    def _collator(self, args: PreferenceConfig, processing_class: Any, images: bool) -> Callable[..., Any]:
+        if images:
+            return ImageCollator(self._sources, processing_class, args.max_length)
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return PreferenceCollator(
+            self._sources,
+            tokenizer.pad_token_id,
+            args.max_length,
+            args.truncation_mode,
+            args.pad_to_multiple_of,
+            args.padding_free,
+            self._demand.mismatched,
+            args.precompute_ref_log_probs,
+        )
+
+    def _batch_of_all(self) -> Any:
+        """The processes whose batches are scored as one: all, where the loss of an item depends on the batch."""
+        if not self._demand.coupled or self.accelerator.num_processes == 1:
+            return None
+        if self._demand.tokens:
+            logger.warning(
+                f"{self.objective.name} looks at the whole batch and reads columns by token, which processes do not "
+                "exchange: each process scores its own batch"
+            )
+            return None
+        return dist.group.WORLD
+
+    # Data
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: PreferenceConfig, dataset_name: str) -> Any:
+        sources = self._sources_of(dataset, dataset_name)
+        if sources != self._sources:
+            raise ValueError(f"{dataset_name}: expected the columns of train_dataset, {self._sources}, got {sources}")
+        dataset = tokenised(
+            dataset, dataset_name, sources, processing_class, self._tokenizer.eos_token, args.dataset_num_proc
+        )
+        if args.max_length is None or args.truncation_mode != "keep_start":
+            return dataset
+        return with_room(dataset, dataset_name, sources, args.max_length, args.dataset_num_proc)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:  # type: ignore[has-type]
+            if self._is_vision_dataset:
+                texts = (*self._sources.prompts, *self._sources.responses)
+                own = [source for _, _, source in self._sources.columns]
+                self._signature_columns = [*dict.fromkeys(texts), "image", "images", *own]
+            else:
+                precomputed = reference_columns(self._sources) if self.args.precompute_ref_log_probs else ()
+                self._signature_columns = columns_to_keep(self._sources, precomputed)
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """The data set with the reference's log-probabilities of every response, kept on disk beside it."""
+        if isinstance(dataset, IterableDataset):
+            raise ValueError("precompute_ref_log_probs: expected a map-style Dataset, got an IterableDataset")
+        columns = reference_columns(self._sources)
+        if set(columns) <= set(dataset.column_names):
+            return dataset
+        identity = [Hasher.hash((dataset._fingerprint, self._precompute_model_hash, columns))]
+        broadcast_object_list(identity, from_process=0)
+        cache = dataset._get_cache_file_path(identity[0])
+        if not all(gather_object([os.path.exists(cache)])):
+            values = self._reference_of_rows(dataset, name, batch_size)
+            if self.accelerator.is_main_process:
+                dataset.map(
+                    lambda _, rows: {column: [values[column][row] for row in rows] for column in columns},
+                    with_indices=True,
+                    batched=True,
+                    remove_columns=dataset.column_names,
+                    new_fingerprint=identity[0],
+                    cache_file_name=cache,
+                    desc=f"Keeping the reference of {name}",
+                )
+            self.accelerator.wait_for_everyone()
+            if not os.path.exists(cache):  # data sets in memory keep their files where no other process looks
+                return concatenate_datasets([dataset, Dataset.from_dict(values)], axis=1)
+        return concatenate_datasets([dataset, Dataset.from_file(cache)], axis=1)
+
+    def _reference_of_rows(self, dataset: Any, name: str, batch_size: int) -> dict[str, list[Any]]:
+        """One value per row, or in lists one list per row."""
+        lists = self._sources.layout == LISTS
+        loader = self.accelerator.prepare(DataLoader(dataset, batch_size, collate_fn=self.data_collator))
+        columns: dict[str, list[Tensor]] = {column: [] for column in reference_columns(self._sources)}
+        for batch in tqdm(loader, desc=f"Reference of {name}", disable=bool(self.args.disable_tqdm)):
+            made = self.compute_ref_log_probs(self.ref_model or self.model, batch)
+            for column, values in zip(columns, made, strict=True):
+                rows = _in_rows(values, batch["groups"]) if lists else values
+                if lists:
+                    rows = self.accelerator.pad_across_processes(rows, dim=1, pad_index=torch.nan)
+                columns[column].append(self.accelerator.gather_for_metrics(rows).cpu())
+        whole = {column: [row for part in parts for row in part.tolist()] for column, parts in columns.items()}
+        if lists:  # without what fills rows up
+            counts = [len(ids) for ids in dataset["completions_ids"]]
+            whole = {name: [row[:n] for row, n in zip(rows, counts, strict=True)] for name, rows in whole.items()}
+        return whole
+
+    # Models
+
+    @contextlib.contextmanager
+    def _as_reference(self, model: Any) -> Iterator[None]:
+        """While it lasts, calls of `model` are those of the reference, without gradients."""
+        adapter: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self.ref_model is None and is_peft_model(self.model):
+            unwrapped = self.accelerator.unwrap_model(self.model)
+            adapter = use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            adapter,
+            self.accelerator.autocast(),
+        ):
+            yield
+
+    def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """The reference's log-probabilities of whole responses in nats: for pairs one tensor per role, else one."""
+        with self._as_reference(model):
+            logps = _sequence_logps(model, inputs)
+        return logps.chunk(len(reference_columns(self._sources)))
+
+    def _reference(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of `preference_loss` that say what the reference model says."""
+        if self._demand.reference is None:
+            return {}
+        if "reference" in inputs:
+            return {"reference": inputs["reference"]}
+        model = self.ref_model or self.model
+        with self._as_reference(model):
+            if self._demand.reference == "responses":
+                return {"reference": _sequence_logps(model, inputs)}
+            if self._demand.reference == "tokens":
+                return {"reference": _token_logps(model, inputs)}
+            hidden, tensors = _inside(model, inputs, lambda hidden, tensors: (hidden, tensors))
+        own = {} if model is self.model else {"reference_weight": tensors.weight, "reference_bias": tensors.bias}
+        return {"reference": hidden, **own}
+
+    def _mismatched(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Log-probabilities of completions that answer other prompts, by the policy and the reference."""
+        if "mismatched" not in inputs:
+            return {}
+        others = inputs["mismatched"]
+        with torch.no_grad():
+            policy = _sequence_logps(model, others)
+        reference = self.ref_model or self.model
+        with self._as_reference(reference):
+            return {"kl_logps": policy, "ref_kl_logps": _sequence_logps(reference, others)}
+
+    # The loss
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        columns = {**inputs.get("columns", {}), **self._mismatched(model, inputs)}
+        if self._demand.grouped:  # ids that mean the same in all processes
+            columns["groups"] = inputs["groups"] + (self.accelerator.process_index << 32)
+        labels, offsets = labels_of(inputs), inputs.get("cu_seqlens")
+        options = {
+            **self._reference(inputs),
+            **columns,
+            "cu_seqlens": offsets,
+            "shift": True,
+            "statistics": tuple(dict.fromkeys(("logp", *self.args.log_statistics))),
+            "workspace_bytes": self.args.workspace_bytes,
+            "data_group": self._data_group,
+        }
+        scores: list[Score] = []
+
+        def inside(hidden: Tensor, tensors: HeadTensors) -> dict[str, Tensor]:
+            hidden = hidden[:, -labels.shape[-1] :]  # prompt tuning puts tokens of its own in front
+            score = preference_loss(self.objective, hidden=hidden, labels=labels, **tensors.arguments, **options)
+            scores.append(score)
+            found = {"loss": score.loss}
+            return found if tensors.aux_loss is None else {**found, "aux_loss": tensors.aux_loss}
+
+        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        found = _inside(model, {**inputs, **router}, inside)
+        means = Means(labels.device)
+        loss = found["loss"]
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * found["aux_loss"]
+            means.add("aux_loss", found["aux_loss"], 1.0)
+        self._look_at(means, scores[0], labels, inputs, columns)
+        self._log_means(means)
+        if not return_outputs:
+            return loss
+        with torch.no_grad():
+            return loss, model(**_for_model(inputs))
+
+    # What is logged
+
+    def _look_at(
+        self, means: Means, score: Score, labels: Tensor, inputs: Mapping[str, Any], columns: Mapping[str, Tensor]
+    ) -> None:
+        """Adds everything that is logged of one batch."""
+        offsets = inputs.get("cu_seqlens")
+        lengths = _per_response(scored_of(labels, offsets).float(), offsets)
+        sums = {name: _per_response(value.float(), offsets) for name, value in score.statistics.items()}
+        classes = self._classes(len(lengths), columns, labels.device)
+        items = score.losses.numel() / (1 if self._data_group is None else self.accelerator.num_processes)
+        gradient = sums.pop("gradient", None)
+        for name, members in classes.items():
+            tokens, count = (lengths * members).sum(), members.sum()
+            means.add(f"logps/{name}", (sums["logp"] * members).sum(), count)
+            for statistic, title in (("mean_logit", "logits"), ("topk_mass", "topk_mass")):
+                if statistic in sums:
+                    means.add(f"{title}/{name}", (sums[statistic] * members).sum(), tokens)
+            if gradient is not None:
+                pull = _per_response(score.statistics["gradient"].float().abs(), offsets) / lengths.clamp(min=1)
+                means.add(f"gradient_weight/{name}", (pull * members).sum() * items, count)
+        for statistic in ("entropy", "topk_entropy"):
+            if statistic in sums:
+                means.add(statistic, sums[statistic].sum(), lengths.sum())
+        if "top1" in sums:
+            members = classes.get("chosen", torch.ones_like(lengths))
+            means.add("mean_token_accuracy", (sums["top1"] * members).sum(), (lengths * members).sum())
+        if self._demand.kind == "pair":
+            of_role = {role: sums["logp"][rows] for role, rows in roles_of(self._sources, len(lengths)).items()}
+            accuracy = ranking_accuracy(of_role["chosen"], of_role["rejected"])
+            means.add("ranking_accuracy", accuracy * len(of_role["chosen"]), len(of_role["chosen"]))
+        self._add_own_metrics(means, score, classes)
+        given = inputs.get("attention_mask")
+        means.add("num_tokens", labels.numel() if given is None else given.sum(), 1.0)
+
+    def _add_own_metrics(self, means: Means, score: Score, classes: Mapping[str, Tensor]) -> None:
+        """The objective's metrics: means over this process's batch, or over that of all."""
+        for name, value in score.metrics.items():
+            title, _, member = name.partition("/")
+            if title == "logps":  # of every response already, whether the objective reads it or not
+                continue
+            weight = float(classes[member].sum()) if member in classes and self._data_group is None else 1.0
+            means.add(name, value * weight if weight else 0.0, weight)
+
+    def _classes(self, responses: int, columns: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """Which responses are told apart in the logs, as weights [R]: by role, by label, or all as one."""
+        roles = roles_of(self._sources, responses)
+        if roles:
+            found = {role: torch.zeros(responses, device=device) for role in roles}
+            for role, rows in roles.items():
+                found[role][rows] = 1.0
+            return found
+        if self._demand.kind == "point" and "label" in columns:
+            liked = (columns["label"] != 0).float()
+            return {"chosen": liked, "rejected": 1.0 - liked}
+        return {"mean": torch.ones(responses, device=device)}
+
+    def _log_means(self, means: Means) -> None:
+        """Puts the means of all processes where TRL's `log` takes them."""
+        mode = "train" if self.model.training else "eval"
+        totals = means.over_processes(self.accelerator)
+        tokens, _ = totals.pop("num_tokens")
+        if mode == "train":
+            self._total_train_tokens += int(tokens) // self._tp_size
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        found = {name: total / weight for name, (total, weight) in totals.items() if weight}
+        if self._demand.kind == "point" and {"rewards/chosen", "rewards/rejected"} <= found.keys():
+            found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
+        for name, value in found.items():
+            self._metrics[mode][name].append(value)
+
+
+def _for_model(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a batch is the model's."""
+    return {**{name: value for name, value in inputs.items() if name not in _OURS}, "use_cache": False}
+
+
+def _inside(model: Any, inputs: Mapping[str, Any], function: Callable[[Tensor, HeadTensors], Any]) -> Any:
+    """Calls a model with a function in the place of its LM head, which is laid where it is not yet."""
+    return head(model).run(function, labels=labels_of(inputs), inputs=_for_model(inputs))
+
+
+def _sequence_logps(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """log p of each response of a batch, [R]."""
+    labels = labels_of(inputs)
+    return head(model).sequence_logps(labels, inputs=_for_model(inputs), cu_seqlens=inputs.get("cu_seqlens"))
+
+
+def _token_logps(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """log p of each token of a batch, in the shape of its labels."""
+    labels = labels_of(inputs)
+    return head(model).token_logps(labels, inputs=_for_model(inputs), cu_seqlens=inputs.get("cu_seqlens"))
+
+
+def _per_response(values: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Sums over the tokens of each response, [R]."""
+    return sum_responses(values if cu_seqlens is None else values.reshape(-1), cu_seqlens)
+
+
+def _in_rows(values: Tensor, groups: Tensor) -> Tensor:
+    """Values [R] of responses as [G, K], the rows filled up with NaN."""
+    counts = groups.bincount()
+    rows = values.new_full((len(counts), int(counts.max())), torch.nan)
+    rows[torch.arange(rows.shape[1], device=values.device) < counts[:, None]] = values
+    return rows
+
+
+class _Absent(PreTrainedModel):  # type: ignore[misc]
+    """Stands where TRL's constructor would load a reference model that nobody reads, and is dropped after it."""
+
+    config_class = PretrainedConfig
+
+    def __init__(self) -> None:
+        super().__init__(PretrainedConfig())
+        self.lm_head = torch.nn.Linear(1, 1, bias=False)  # what patches heads, and wraps parameters, finds one
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        """Its head of one number."""
+        return self.lm_head
+
+    def forward(self) -> None:
+        """Nothing: it is never run."""
+
+
+@contextlib.contextmanager
+def _without_packing(args: PreferenceConfig) -> Iterator[None]:
+    """Hides `padding_free` from TRL's constructor, which would say that it cannot do it."""
+    packed, args.padding_free = args.padding_free, False
+    try:
+        yield
+    finally:
+        args.padding_free = packed
+
+
+def _paper_of(objective: Objective) -> dict[str, str]:
+    """What the model card says of an objective."""
+    if objective.paper is None:
+        return {}
+    return {"id": objective.paper, "title": (objective.__doc__ or objective.name).partition(" (")[0]}
+
+
+def _id_of(model: Any) -> str:
+    return model if isinstance(model, str) else str(get_config_model_id(model.config))
+
+
+def _load_processing_class(model: Any, args: PreferenceConfig) -> Any:
+    revision = (args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None
+    return AutoProcessor.from_pretrained(_id_of(model), revision=revision, trust_remote_code=args.trust_remote_code)
+
+
+def _is_to_be_copied(model: Any, args: PreferenceConfig, peft_config: Any) -> bool:
+    """Whether the reference is a copy of the policy: not where adapters are switched off, or nothing is kept."""
+    adapters = peft_config is not None or is_peft_model(model)
+    return not (isinstance(model, str) or adapters or args.precompute_ref_log_probs)
