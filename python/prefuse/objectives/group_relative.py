@@ -286,6 +286,7 @@ def vespo(
     k_pos, rate_pos: k and λ for A ≥ 0; k_neg, rate_neg: for A < 0. estimator, num_tokens: as in `grpo`.
     sampler, sampler_low, sampler_high: as in `grpo`, on tokens only; the ratio's logarithms enter log w.
     log w is kept within [log 1e-8, 20], as in TRL and Liger.
+    The equation's number is that of the paper's version of May 2026.
     Paper: VESPO: Variational Sequence-Level Soft Policy Optimization for Stable Off-Policy LLM Training.
     """
     amount = advantage_of(token.response, estimator)
