@@ -74,7 +74,8 @@ def test_what_a_page_says():
     page = objectives.show("sigmoid")
     assert (page.name, page.kind, page.paper, page.equation) == ("dpo", "pair", "2305.18290", "eq. 7")
     assert page.title == "Direct Preference Optimization: Your Language Model is Secretly a Reward Model"
-    assert [entry(name).equation for name in ("cpo", "gspo", "rto")] == ["eq. 3", "eqs. 5 to 7", "eq. 4.7"]
+    places = {"cpo": "eq. 3", "gspo": "eqs. 5 to 7", "rto": "eq. 4.7", "xpo": "algorithm 1", "dr_grpo": "section 3.2"}
+    assert {name: entry(name).equation for name in places} == places
     assert page.summary == "Direct preference optimization" and "sigmoid" in page.aliases
     assert page.inputs["chosen_logps"] == "one float per pair"
     assert page.parameters["beta"] == "0.1 in (0, inf)"

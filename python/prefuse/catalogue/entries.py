@@ -19,6 +19,9 @@ _LABELLED = re.compile(
 )
 """What a docstring says in a paragraph of its own: the paper's title, losses it equals."""
 
+_PLACE = re.compile(r"\b(eqs?\. \d[\d.]*(?: (?:and|to) \d[\d.]*)?|table \d+|algorithm \d+|section \d+(?:\.\d+)*)")
+"""Where a citation says that a formula stands."""
+
 
 @dataclass(frozen=True, repr=False)
 class Entry:
@@ -65,7 +68,7 @@ class Entry:
     @property
     def equation(self) -> str | None:
         """Where in the paper its formula stands."""
-        found = re.search(r"\b(eqs?\. \d[\d.]*(?: (?:and|to) \d[\d.]*)?|table \d+|algorithm \d+)", self.citation)
+        found = _PLACE.search(self.citation)
         return found.group(1) if found else None
 
     @property

@@ -37,7 +37,7 @@ def nca(pair: PairView, *, beta: float = 0.1) -> Expression:
     },
 )
 def bco_pair(pair: PairView, *, beta: float = 0.1, delta: float | None = None) -> Expression:
-    """Binary classifier optimization on pairs, BCO (Jung et al. 2024, arXiv:2404.04656).
+    """Binary classifier optimization on pairs, BCO (Jung et al. 2024, arXiv:2404.04656, eqs. 7 and 8).
 
     ``-log σ(r(w) - δ) - log σ(δ - r(l))``: a classifier of chosen against rejected, whose logit is the reward.
 
@@ -113,7 +113,7 @@ def apo_zero(pair: PairView, *, beta: float = 0.1) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE})
 def kto_pair(pair: PairView, *, beta: float = 0.1) -> Expression:
-    """KTO on pairs, in the form that older libraries have (Ethayarajh et al. 2024, arXiv:2402.01306).
+    """KTO on pairs, in the form that older libraries have (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7).
 
     ``½ [1 - σ(β (h(w) - z_l))] + ½ [1 - σ(β (z_w - h(l)))]`` with ``z = max(0, mean of h over the batch)`` of the other
     side, which takes no gradient; the paper's `kto` has one z, of mismatched completions.

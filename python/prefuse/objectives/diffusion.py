@@ -68,7 +68,7 @@ def seppo(pair: PairView, *, beta: float = 2500.0, anchor: str = "model") -> Exp
 
 @pair_objective(bounds={"beta": POSITIVE, "clip": "(0, 1)"}, variants={"original": {"clip": 0.1}})
 def d3po(pair: PairView, *, beta: float = 0.1, clip: float | None = None) -> Expression:
-    """Denoising diffusion policy optimization from preferences, D3PO (Yang et al. 2023, arXiv:2311.13231).
+    """Denoising diffusion policy optimization from preferences, D3PO (Yang et al. 2023, arXiv:2311.13231, eq. 14).
 
     ``-log σ(β h(w) - β h(l))`` for one denoising step of two trajectories: each pair of steps is a pair here, with the
     step's log-probabilities (`prefuse.gaussian_logps`) as ``chosen_logps`` and so on.

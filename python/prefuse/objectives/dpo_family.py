@@ -64,7 +64,7 @@ def dpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = No
     variants={"original": {}, "trl-0.24": {}, "openrlhf": {}, "halos": {"label_smoothing": 0.2}},
 )
 def cdpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Expression:
-    """Conservative DPO, cDPO (Mitchell 2023, a note on DPO with noisy preferences).
+    """Conservative DPO, cDPO (Mitchell 2023, a note on DPO with noisy preferences, eq. 3).
 
     ``-(1-ε) log σ(βΔ) - ε log σ(-βΔ)``: `dpo` with smoothed labels under its own name.
 
@@ -113,7 +113,7 @@ def _unbiased(margin: Expression, label_smoothing: float) -> Expression:
     },
 )
 def dpo_norm(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None) -> Expression:
-    """Length-normalised DPO (Lambert et al. 2024, Tülu 3, arXiv:2411.15124).
+    """Length-normalised DPO (Lambert et al. 2024, Tülu 3, arXiv:2411.15124, eq. 6).
 
     ``-log σ(β [h(w)/n(w) - h(l)/n(l)])``, smoothed by ε as in `dpo`.
 
@@ -127,7 +127,7 @@ def dpo_norm(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None
 
 @pair_objective(bounds={"beta": POSITIVE}, variants={"trl-1.16": {}, "trl-0.24": {}, "liger": {}})
 def hinge(pair: PairView, *, beta: float = 0.1) -> Expression:
-    """Hinge-norm of RSO: SLiC's link on the log-ratio margin (Liu et al. 2023, arXiv:2309.06657).
+    """Hinge-norm of RSO: SLiC's link on the log-ratio margin (Liu et al. 2023, arXiv:2309.06657, eq. 10).
 
     ``max(0, 1 - βΔ)``; zero gradient once the margin exceeds 1/β (and at the kink itself).
 

@@ -140,7 +140,7 @@ def dr_grpo(
     sampler_low: float | None = None,
     sampler_high: float = 3.0,
 ) -> Expression:
-    """GRPO done right, Dr. GRPO (Liu et al. 2025, arXiv:2503.20783): without its two biases.
+    """GRPO done right, Dr. GRPO (Liu et al. 2025, arXiv:2503.20783, section 3.2): without its two biases.
 
     ``-min(ρ_t A, clip(ρ_t, 1-ε, 1+ε) A)`` summed over the response and divided by a constant, ``A = r - mean r``:
     neither the response's length nor the spread of rewards scales the gradient.
@@ -174,7 +174,7 @@ def gspo(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4, estim
 
 @token_objective(bounds={"clip": CLIP, "clip_high": NON_NEGATIVE})
 def gspo_token(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4) -> Expression:
-    """GSPO with advantages by token, GSPO-token (Zheng et al. 2025, arXiv:2507.18071, section 4.3).
+    """GSPO with advantages by token, GSPO-token (Zheng et al. 2025, arXiv:2507.18071, eqs. 13 to 17).
 
     ``-min(s_t A_t, clip(s_t, 1-ε_low, 1+ε_high) A_t)``, mean over the response, ``s_t = sg[s] π_t / sg[π_t]``: the
     value of `gspo`'s ratio s, with the gradient of the token's own log-probability.
@@ -192,7 +192,7 @@ def gspo_token(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4)
     bounds={"clip": CLIP, "clip_high": NON_NEGATIVE}, variants={"trl-1.16": {"clip": 0.2, "clip_high": 0.2}}
 )
 def luspo(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4, estimator: str = "std") -> Expression:
-    """Length-unbiased sequence policy optimization, LUSPO (Liu et al. 2026, arXiv:2602.05261), as in TRL.
+    """Length-unbiased sequence policy optimization, LUSPO (Liu et al. 2026, arXiv:2602.05261, eq. 7), as in TRL.
 
     `gspo` times the response's length, so that every token of every response counts alike.
 
@@ -278,7 +278,7 @@ def vespo(
     sampler_low: float | None = None,
     sampler_high: float = 3.0,
 ) -> Expression:
-    """Variational sequence-level soft policy optimization, VESPO (Shen et al. 2026, arXiv:2602.10693), as in TRL.
+    """Variational sequence-level policy optimization, VESPO (Shen et al. 2026, arXiv:2602.10693, eq. 20), as in TRL.
 
     ``-sg[φ(w)] A log π_t``, one mean over all tokens; ``φ(w) = w^k e^{λ(1-w)}`` of the response's whole ratio
     ``w = π(y)/π_old(y)``, with k and λ by the sign of A.
@@ -286,6 +286,7 @@ def vespo(
     k_pos, rate_pos: k and λ for A ≥ 0; k_neg, rate_neg: for A < 0. estimator, num_tokens: as in `grpo`.
     sampler, sampler_low, sampler_high: as in `grpo`, on tokens only; the ratio's logarithms enter log w.
     log w is kept within [log 1e-8, 20], as in TRL and Liger.
+    The equation's number is that of the paper's version of May 2026.
     Paper: VESPO: Variational Sequence-Level Soft Policy Optimization for Stable Off-Policy LLM Training.
     """
     amount = advantage_of(token.response, estimator)

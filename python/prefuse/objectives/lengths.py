@@ -12,7 +12,7 @@ from ._terms import POSITIVE, PROBABILITY, choice, log_ratio_margin
 
 @pair_objective(bounds={"beta": POSITIVE})
 def r_dpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.01) -> Expression:
-    """Length-regularised DPO, R-DPO (Park et al. 2024, arXiv:2403.19159).
+    """Length-regularised DPO, R-DPO (Park et al. 2024, arXiv:2403.19159, eq. 9).
 
     ``-log σ(βΔ + α [n(w) - n(l)])``: DPO for the reward ``r - α n``, so that a longer chosen response is pushed less.
 
@@ -58,7 +58,7 @@ def ld_dpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.5, scope: str 
 
 @pair_objective(bounds={"beta": POSITIVE}, variants={"original": {"independent": True}})
 def sampo(pair: PairView, *, beta: float = 0.1, independent: bool = False) -> Expression:
-    """Down-sampled DPO, SamPO (Lu et al. 2024, arXiv:2406.10957).
+    """Down-sampled DPO, SamPO (Lu et al. 2024, arXiv:2406.10957, eq. 10).
 
     DPO whose sums run over min(n(w), n(l)) tokens of either response: of the longer one a random choice, made by the
     caller in the token columns ``sampled`` (true for the tokens kept).

@@ -14,7 +14,7 @@ from ._terms import negative_log_likelihood as likelihood_term
 
 @pair_objective(bounds={"beta": POSITIVE, "penalty": NON_NEGATIVE})
 def dpop(pair: PairView, *, beta: float = 0.1, penalty: float = 50.0) -> Expression:
-    """DPO-Positive, DPOP (Pal et al. 2024, Smaug, arXiv:2402.13228).
+    """DPO-Positive, DPOP (Pal et al. 2024, Smaug, arXiv:2402.13228, eq. 3).
 
     ``-log σ(β [Δ - λ max(0, -h(w))])``: a chosen response that the reference found likelier pays λ times its loss.
 
@@ -44,7 +44,7 @@ def rpo(
     label_smoothing: float | None = None,
     nll: str = "response_mean",
 ) -> Expression:
-    """DPO with a likelihood term, RPO (Pang et al. 2024, iterative reasoning, arXiv:2404.19733).
+    """DPO with a likelihood term, RPO (Pang et al. 2024, iterative reasoning, arXiv:2404.19733, eq. 1).
 
     ``-log σ(βΔ) + α NLL(w)``, the first term smoothed by ε as in `dpo`.
 
@@ -127,7 +127,7 @@ def rationale_orpo(
 def average_hinge(
     pair: PairView, *, delta: float = 1.0, weight: float = 0.1, alpha: float | None = None, nll: str = "token_mean"
 ) -> tuple[Expression, dict[str, Expression]]:
-    """A hinge on averages with a regulariser (Shi et al. 2024, likelihood over-optimisation, arXiv:2410.11677).
+    """A hinge on averages with a regulariser (Shi et al. 2024, over-optimisation, arXiv:2410.11677, section 3.1).
 
     ``max(0, δ - [avg(w) - avg(l)]) + λ log(1 + e^{1 - h(w)}) + α NLL(w)``: the second term holds the chosen response's
     summed log-ratio up; the first reads no reference.

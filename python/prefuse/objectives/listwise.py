@@ -40,7 +40,7 @@ LOSSES = ("mse", "sigmoid", "logistic", "hinge", "list_mle", "softmax", "lambda"
 def lipo(
     group: GroupView, *, loss: str = "lambda", beta: float = 0.05, base: float = math.e, rax: bool = False
 ) -> Expression:
-    """Listwise preference optimization, LiPO (Liu et al. 2024, arXiv:2402.01878).
+    """Listwise preference optimization, LiPO (Liu et al. 2024, arXiv:2402.01878, eq. 8).
 
     With s = β h: ``"mse"`` Σ (ψ - s)²; ``"sigmoid"`` -Σ [ψ log σ(s) + (1-ψ) log σ(-s)]; over pairs with ψ_i > ψ_j
     ``"hinge"`` Σ max(0, 1 - (s_i - s_j)), ``"logistic"`` Σ log(1 + e^{s_j - s_i}) and ``"lambda"`` Σ Δ_ij log(1 +

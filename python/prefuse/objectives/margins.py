@@ -180,7 +180,7 @@ def daa(pair: PairView, *, beta: float = 0.1, alpha: float = 0.0, link: str = "d
 
 @pair_objective(bounds={"beta": POSITIVE, "limit": POSITIVE})
 def chi_po(pair: PairView, *, beta: float = 0.1, limit: float = 10.0) -> Expression:
-    """χ²-preference optimization, χPO (Huang et al. 2024, arXiv:2407.13399), as reconstructed.
+    """χ²-preference optimization, χPO (Huang et al. 2024, arXiv:2407.13399, section 3), as reconstructed.
 
     ``-log σ(clip(β [φ(h(w)) - φ(h(l))]))`` with ``φ(h) = e^h + h``: the χ² part of φ holds back where the policy has
     left the reference far behind. The clip is at ±2R.

@@ -68,7 +68,7 @@ def apo_zero_unpaired(
 
 @point_objective(bounds={"beta": POSITIVE}, variants={"trl-1.10": {}, "trl-0.24": {}})
 def bco(response: ResponseView, *, beta: float = 0.1, delta: float | None = None) -> Expression:
-    """Binary classifier optimization on unpaired data, BCO (Jung et al. 2024, arXiv:2404.04656).
+    """Binary classifier optimization on unpaired data, BCO (Jung et al. 2024, arXiv:2404.04656, eq. 8).
 
     ``-log σ(βh - δ)`` for a desirable response, ``-log σ(δ - βh)`` for an undesirable one.
 
@@ -195,7 +195,7 @@ def ulma(response: ResponseView, *, beta: float = 0.1) -> Expression:
 
 @point_objective(bounds={"beta": POSITIVE})
 def npo(response: ResponseView, *, beta: float = 0.1) -> Expression:
-    """Negative preference optimization, NPO (Zhang et al. 2024, unlearning, arXiv:2404.05868), as reconstructed.
+    """Negative preference optimization, NPO (Zhang et al. 2024, unlearning, arXiv:2404.05868, eq. 3), as reconstructed.
 
     ``-(2/β) log σ(-βh)`` on responses to forget: DPO without a chosen response.
 
@@ -207,7 +207,7 @@ def npo(response: ResponseView, *, beta: float = 0.1) -> Expression:
 
 @point_objective(bounds={"beta": POSITIVE})
 def simnpo(response: ResponseView, *, beta: float = 2.5, gamma: float = 0.0) -> Expression:
-    """Simple negative preference optimization, SimNPO (Fan et al. 2024, arXiv:2410.07163), as reconstructed.
+    """Simple negative preference optimization, SimNPO (Fan et al. 2024, arXiv:2410.07163, eq. 4), as reconstructed.
 
     ``-(2/β) log σ(-β avg(y) - γ)``: `npo` on averages, without a reference.
 

@@ -105,7 +105,7 @@ def ppo_max(
     entropy_target: float = 35.0,
     ptx_weight: float | None = None,
 ) -> Expression:
-    """PPO-max, the recipe for language models (Zheng et al. 2023, arXiv:2307.04964), as in the authors' code.
+    """PPO-max for language models (Zheng et al. 2023, arXiv:2307.04964, eqs. 15 to 17), as in the authors' code.
 
     ``mean -min(ρ A, clip(ρ) A) + c ½ mean max((V - G)², (clip(V, V_old ± ε) - G)²) + w |mean H - H₀| + λ NLL``, each
     mean over tokens of the batch.
@@ -147,7 +147,7 @@ def dr_po(
     value_clip: float = 0.2,
     mask_value: bool = True,
 ) -> Expression:
-    """Dataset reset policy optimization, DR-PO (Chang et al. 2024, arXiv:2404.08495): PPO after a given prefix.
+    """Dataset reset policy optimization, DR-PO (Chang et al. 2024, arXiv:2404.08495, algorithm 1): PPO after a prefix.
 
     ``Σ m max(-A ρ, -A clip(ρ)) / Σ m + c ½ mean max((V - G)², (clip(V) - G)²)``, m being 0 on the first ``roll_in``
     tokens of a response, which were copied from the data.
@@ -243,7 +243,7 @@ def mdpo_off(token: TokenView, *, temperature: float = 1.0, entropy_weight: floa
 
 @token_objective(bounds={"power": POSITIVE})
 def pf_ppo_weight(token: TokenView, *, rule: str = "best_random", power: float = 2.0) -> Expression:
-    """Weights of policy filtration, PF-PPO (Shen and Zhang 2024, arXiv:2409.06957): which responses to learn from.
+    """Weights of policy filtration, PF-PPO (Shen and Zhang 2024, arXiv:2409.06957, section 4): what to learn from.
 
     A weight per response from the column ``reward`` within its ``groups``: ``ppo(average="response").weighted_by(
     pf_ppo_weight())``. Of N responses ``"best"`` keeps the best; ``"best_random"`` weighs the best 4 and every other 1;
@@ -379,7 +379,7 @@ def rewards_of(pair: PairView, beta: float) -> dict[str, Expression]:
 
 @point_objective(bounds={"kl_max": POSITIVE})
 def crpg(response: ResponseView, *, kl_max: float = 10.0) -> Expression:
-    """Calibrated-regularised policy gradient, CRPG of CGPO (Xu et al. 2024, arXiv:2409.20370), as reconstructed.
+    """Calibrated-regularised policy gradient, CRPG (Xu et al. 2024, arXiv:2409.20370, section 4.1.1), as reconstructed.
 
     ``-Σ (R̃ - mean R̃) log π(y) / Σ n(y)`` over the batch, ``R̃ = J σ(reward - base) max(0, 1 - kl/kl_max)``.
 
@@ -396,7 +396,7 @@ def crpg(response: ResponseView, *, kl_max: float = 10.0) -> Expression:
 
 @group_objective(bounds={"kl_max": POSITIVE})
 def crraft_list(group: GroupView, *, kl_max: float = 10.0) -> Expression:
-    """Calibrated-regularised reward ranking finetuning, CRRAFT of CGPO (Xu et al. 2024, arXiv:2409.20370).
+    """Calibrated-regularised reward ranking, CRRAFT of CGPO (Xu et al. 2024, arXiv:2409.20370, eqs. 17 and 18).
 
     ``-c log π(y*) / n(y*)``, as reconstructed: y* has the largest calibrated reward ``c = σ(reward - base)`` among the
     responses to a prompt that meet every constraint and whose log-ratio is at most kl_max; without any the loss is 0.

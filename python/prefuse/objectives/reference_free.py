@@ -106,7 +106,7 @@ def simper(pair: PairView) -> Expression:
 
 @pair_objective(bounds={"delta": NON_NEGATIVE, "alpha": NON_NEGATIVE}, variants={"halos": {"alpha": 0.1}})
 def slic(pair: PairView, *, delta: float = 1.0, alpha: float = 0.1, nll: str = "sum") -> Expression:
-    """Sequence likelihood calibration, SLiC-HF (Zhao et al. 2023, arXiv:2305.10425).
+    """Sequence likelihood calibration, SLiC-HF (Zhao et al. 2023, arXiv:2305.10425, eq. 4).
 
     ``max(0, δ - log π(w) + log π(l)) + α NLL(w)``; zero gradient through the first term once the margin exceeds δ.
 
@@ -145,7 +145,7 @@ def tpo(
     nll: str = "token_mean",
     link: str = "sigmoid",
 ) -> tuple[Expression, Rewards]:
-    """Triple preference optimization, TPO (Saeidi et al. 2024, arXiv:2405.16681).
+    """Triple preference optimization, TPO (Saeidi et al. 2024, arXiv:2405.16681, section 3).
 
     ``-log σ(β [log π(w) - log π(l)]) + α NLL(g)``, the first term smoothed by ε as in `dpo`: the third role ``gold`` is
     the best response, w the second best, l the worst.
@@ -177,7 +177,7 @@ def tpo_l(
     label_smoothing: float | None = None,
     nll: str = "token_mean",
 ) -> tuple[Expression, Rewards]:
-    """Triple preference optimization on averages, TPO-L (Saeidi et al. 2024, arXiv:2405.16681).
+    """Triple preference optimization on averages, TPO-L (Saeidi et al. 2024, arXiv:2405.16681, section 3).
 
     ``-log σ(β [avg(w) - avg(l)] - γ) + α NLL(g)``: `tpo` with SimPO's margin.
 

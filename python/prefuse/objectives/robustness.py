@@ -80,7 +80,7 @@ def gdpo(pair: PairView, *, beta: float = 0.1) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE})
 def upo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.1) -> Expression:
-    """Uncertainty-enhanced preference optimization, UPO (Wang et al. 2024, arXiv:2409.11212), repaired.
+    """Uncertainty-enhanced preference optimization, UPO (Wang et al. 2024, arXiv:2409.11212, eq. 12), repaired.
 
     ``-(1-ε) log σ(z) - ε log σ(-z) - α log π(w)/n(w)`` with ``ε = min(u, ½)``: the column ``uncertainty`` holds u, e.g.
     the information gain in nats of a preference classifier under dropout. The reference is the previous policy.
@@ -156,7 +156,7 @@ def dr_dpo(pair: PairView, *, beta: float = 0.1, beta_prime: float = 1.0) -> Exp
 
 @pair_objective(bounds={"beta": POSITIVE, "nu": "(1, inf)"})
 def dpo_rk(pair: PairView, *, beta: float = 0.1, nu: float = 3.0) -> Expression:
-    """DPO with ties after Rao and Kupper, DPO-RK (Chen et al. 2024, arXiv:2409.17431), as reconstructed.
+    """DPO with ties after Rao and Kupper, DPO-RK (Chen et al. 2024, arXiv:2409.17431, eq. 15), as reconstructed.
 
     ``-log σ(z - log ν)`` for a win, ``-log(ν²-1) - log σ(z - log ν) - log σ(-z - log ν)`` for a tie: the column
     ``tie`` is true where the two responses were judged equal.
@@ -171,7 +171,7 @@ def dpo_rk(pair: PairView, *, beta: float = 0.1, nu: float = 3.0) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE, "nu": POSITIVE})
 def dpo_d(pair: PairView, *, beta: float = 0.1, nu: float = 1.0) -> Expression:
-    """DPO with ties after Davidson, DPO-D (Chen et al. 2024, arXiv:2409.17431), as reconstructed.
+    """DPO with ties after Davidson, DPO-D (Chen et al. 2024, arXiv:2409.17431, eq. 16), as reconstructed.
 
     ``log(1 + e^{-z} + 2ν e^{-z/2})`` for a win, that less ``log 2ν - z/2`` for a tie, with the column ``tie`` of
     `dpo_rk`.

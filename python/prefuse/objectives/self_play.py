@@ -33,7 +33,7 @@ from ._terms import NON_NEGATIVE, POSITIVE, PROBABILITY, choice, length_normalis
 
 @pair_objective(bounds={"beta": POSITIVE})
 def dno(pair: PairView, *, beta: float = 0.1) -> Expression:
-    """Direct Nash optimization, DNO (Rosset et al. 2024, arXiv:2404.03715).
+    """Direct Nash optimization, DNO (Rosset et al. 2024, arXiv:2404.03715, eq. 12).
 
     ``-ζ log σ(βΔ) - (1-ζ) log σ(-βΔ)`` with ``ζ = σ(P(w) - P(l))``: the columns ``win_prob`` hold P(y), the win rate
     against the previous policy, which is also the reference.
@@ -48,7 +48,7 @@ def dno(pair: PairView, *, beta: float = 0.1) -> Expression:
 
 @pair_objective(bounds={"eta": POSITIVE, "tau": NON_NEGATIVE})
 def inpo(pair: PairView, *, eta: float = 0.005, tau: float = 0.005 / 3) -> Expression:
-    """Iterative Nash policy optimization, INPO (Zhang et al. 2024, arXiv:2407.00617).
+    """Iterative Nash policy optimization, INPO (Zhang et al. 2024, arXiv:2407.00617, eq. 8).
 
     ``(D - (τ/η) D_ref - (1 - τ/η) D_prev - 1/(2η))²``, each D the log-probability of w less that of l: under the
     policy, the reference, and the previous policy, whose log-probabilities are the columns ``previous_logps``.
@@ -155,7 +155,7 @@ def _utility(win_prob: Expression, link: str) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE})
 def copg(pair: PairView, *, beta: float = 0.06) -> Expression:
-    """Contrastive policy gradient, CoPG (Flet-Berliac et al. 2024, arXiv:2406.19185).
+    """Contrastive policy gradient, CoPG (Flet-Berliac et al. 2024, arXiv:2406.19185, eqs. 7 to 9).
 
     ``(β/2) Δ² - [R(w) - R(l)] Δ``: the columns ``score`` hold rewards R of any two responses, from whatever policy.
 
@@ -169,7 +169,7 @@ def copg(pair: PairView, *, beta: float = 0.06) -> Expression:
 
 @group_objective(bounds={"beta": POSITIVE})
 def copg_list(group: GroupView, *, beta: float = 0.06) -> Expression:
-    """Contrastive policy gradient over K samples, CoPG (Flet-Berliac et al. 2024, arXiv:2406.19185), generalised.
+    """CoPG over K samples (Flet-Berliac et al. 2024, arXiv:2406.19185, eqs. 7 to 9), generalised.
 
     ``1/(K-1) Σ_{i<j} (R_i - βh_i - R_j + βh_j)²``, R the column ``score``: two samples give `reward_distillation`,
     which is `copg` up to a factor and a constant.
@@ -218,7 +218,7 @@ def vpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.01, mode: str = "
 
 @pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE}, variants={"trl-1.10": {}})
 def xpo(pair: PairView, *, beta: float = 0.1, alpha: float = 1e-5, link: str = "sigmoid") -> Expression:
-    """Exploratory preference optimization, XPO (Xie et al. 2024, arXiv:2405.21046).
+    """Exploratory preference optimization, XPO (Xie et al. 2024, arXiv:2405.21046, algorithm 1).
 
     ``-log σ(βΔ) + α log π(ỹ)``: of the two responses one is the policy's and ỹ the reference's, which is pushed down.
     The column ``chosen_from_policy`` is true where w is the policy's, so that ỹ is l.
@@ -238,7 +238,7 @@ def xpo(pair: PairView, *, beta: float = 0.1, alpha: float = 1e-5, link: str = "
 def ofs_dpo(
     pair: PairView, *, beta: float = 0.1, alpha: float = 0.2, limit: float = 10.0, module: str = "fast"
 ) -> Expression:
-    """Online fast-slow chasing DPO, OFS-DPO (Qi et al. 2024, arXiv:2406.05534).
+    """Online fast-slow chasing DPO, OFS-DPO (Qi et al. 2024, arXiv:2406.05534, eqs. 3 to 6).
 
     ``-log σ(βΔ) ± a (-log σ(βΔ_FS))``, plus for the fast of two adapters and minus for the slow, each with the other's
     log-probabilities in the columns ``other_logps``: Δ_FS is by how much the fast one prefers w over l more than the
@@ -257,7 +257,7 @@ def ofs_dpo(
 
 @pair_objective(bounds={"beta": POSITIVE, "alpha": PROBABILITY})
 def srpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.5) -> Expression:
-    """Self-improving robust preference optimization, SRPO (Choi et al. 2024, arXiv:2406.01660), as reconstructed.
+    """Self-improving robust optimization, SRPO (Choi et al. 2024, arXiv:2406.01660, algorithm 1), as reconstructed.
 
     ``(1-α) (1 - β [h(w|l) - h(l|w) + h(w) - h(l)])²`` for the generator and its improver together, and
     ``α {(½ - β [h(w|l) - h(l|l)])² + (½ - β [h(w|w) - h(l|w)])²}`` for the improver alone: h(y|y') is the log-ratio of

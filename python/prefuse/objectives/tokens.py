@@ -133,7 +133,7 @@ def masked_parts(token: TokenView) -> tuple[Expression, Expression]:
 
 @token_objective(bounds={"beta": NON_NEGATIVE})
 def oreo_value(token: TokenView, *, beta: float = 0.03) -> Expression:
-    """OREO's value loss (Wang et al. 2024, arXiv:2412.16145).
+    """OREO's value loss (Wang et al. 2024, arXiv:2412.16145, eq. 8).
 
     ``1/n Σ_t ( V_t - R + β sg[Σ_{i≥t} h_i] )²``: soft Bellman consistency of a value head V on states before each
     token, for a response whose only reward R comes at its end.
@@ -151,7 +151,7 @@ def oreo_value(token: TokenView, *, beta: float = 0.03) -> Expression:
 def oreo(
     token: TokenView, *, beta: float = 0.03, alpha: float = 0.01, level: str = "token", divergence: str = "exact"
 ) -> Expression:
-    """OREO's policy loss, offline reasoning optimization (Wang et al. 2024, arXiv:2412.16145).
+    """OREO's policy loss, offline reasoning optimization (Wang et al. 2024, arXiv:2412.16145, eq. 9).
 
     ``1/n Σ_t ( sg[V_t] - R + β h_t + β sg[Σ_{i>t} h_i] )² + α 1/n Σ_t KL_t(π‖π_ref)``. ``level="step"``: one term per
     step, with the gradient through the whole step; ``"response"``: ``(sg[V_1] - R + β Σ h_t)²``.
@@ -201,7 +201,7 @@ def d2po(pair: PairView, *, beta: float = 0.1, discount: float = 0.98) -> Expres
 
 @pair_objective(bounds={"beta": POSITIVE, "discount": "(0, 1)"})
 def dmpo(pair: PairView, *, beta: float = 0.1, discount: float = 0.9) -> Expression:
-    """Direct multi-turn preference optimization, DMPO (Shi et al. 2024, arXiv:2406.14868), as reconstructed.
+    """Direct multi-turn preference optimization, DMPO (Shi et al. 2024, arXiv:2406.14868, eq. 16), as reconstructed.
 
     ``-log σ(β [Σ φ h_t(w) - Σ φ h_t(l)])`` with ``φ = γ^k (1 - γ^{K-k}) / (1 - γ^K)`` in turn k of K, k from 0.
 

@@ -38,7 +38,7 @@ def bpo(pair: PairView, *, beta: float = 0.1, combine: str = "sum") -> Expressio
 def multimodal_dpo(
     pair: PairView, *, beta: float = 0.1, image_weight: float = 1.0, anchor_weight: float = 1.0, delta: float = 0.0
 ) -> Expression:
-    """Conditional preference optimization for multimodal models, mDPO (Wang et al. 2024, arXiv:2406.11839).
+    """Conditional preference optimization for multimodal models, mDPO (Wang et al. 2024, arXiv:2406.11839, section 3).
 
     ``-log σ(β [h(w) - h(l)]) - μ log σ(β [h(w) - h(w')]) - ν log σ(βh(w) - δ)``, as reconstructed: the role
     ``chosen_damaged`` w' is the chosen response under a damaged image, and the last term holds up the chosen reward.

@@ -26,7 +26,7 @@ from ._terms import NON_NEGATIVE, POSITIVE, PROBABILITY, choice, log_ratio_margi
     variants={"original": {"limited": True}, "trl-0.24": {"limited": True}, "trl-1.16": {"limited": False}},
 )
 def wpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None, limited: bool = True) -> Expression:
-    """Weighted preference optimization, WPO (Zhou et al. 2024, arXiv:2406.11827).
+    """Weighted preference optimization, WPO (Zhou et al. 2024, arXiv:2406.11827, eq. 1).
 
     ``c(w) c(l) · (-log σ(βΔ))`` with ``c(y) = exp(mean_t [log π_t - log Σ_v π_v²])``: the likelier the policy is to
     have written the pair, the more it counts. The weight takes no gradient. Token columns ``logp`` and ``log_sum_sq``.
