@@ -41,7 +41,7 @@ def test_every_objective_named_exists_with_its_options():
         for code in re.findall(r"`([^`]+)`", cells[1]):
             for name, options in re.findall(r"\b([a-z]\w+)\b(?:\(([^)]*)\))?", re.sub(r'"[^"]*"', "", code)):
                 parameters = objectives.get(name).parameters
-                assert set(re.findall(r"(\w+)=", options)) <= set(parameters), code
+                assert set(re.findall(r"(\w+)=", options)) <= {*parameters, "variant"}, code
 
 
 @pytest.mark.parametrize(
