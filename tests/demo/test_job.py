@@ -21,9 +21,13 @@ from tests.objectives.checking import VARIANTS
 
 CATALOGUE = sorted({name for name, _ in VARIANTS})
 NEEDS_MORE = {
+    "c_dpo": "chosen_cost",
+    "dmpo": "chosen_token_turn",
     "dpo_d": "tie",
     "dpo_rk": "tie",
     "dro": "value",
+    "em_dpo": "responsibility",
+    "group_robust_dpo": "group_weight",
     "inpo": "chosen_previous_logps",
     "mallows_po": "dispersion",
     "mcts_dpo": "chosen_visits",
@@ -33,8 +37,10 @@ NEEDS_MORE = {
     "odpo": "margin",
     "ofs_dpo": "chosen_other_logps",
     "opa_dpo": "revised_token_severity",
+    "safe_dpo": "chosen_unsafe",
     "sampo": "chosen_token_sampled",
     "spo_degree": "degree_loss",
+    "ulma": "demonstration",
     "upo": "uncertainty",
     "xpo": "chosen_from_policy",
 }

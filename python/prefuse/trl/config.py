@@ -11,6 +11,7 @@ from trl import DPOConfig
 from prefuse.language import Objective
 from prefuse.plans import WORKSPACE_BYTES
 from prefuse.preference import _objective
+from prefuse.scoring.variants import VARIANT
 
 STATISTICS = ("entropy", "mean_logit", "top1", "topk_mass", "topk_entropy", "gradient")
 """What may be logged beside the objective's own metrics."""
@@ -112,7 +113,7 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
 
 
 def _with(objective: Objective, given: dict[str, Any]) -> Objective:
-    unknown = [name for name in given if name not in objective.parameters]
+    unknown = [name for name in given if name not in (*objective.parameters, VARIANT)]
     if unknown:
         raise TypeError(
             f"{unknown[0]}: {objective.name} has no such hyper-parameter; "
