@@ -47,7 +47,7 @@ def kto(
     """
     mismatched = (response["kl_logps"] - response["ref_kl_logps"]).mean("batch") if kl is None else kl
     gain = beta * (response.logratio - stop_gradient(maximum(mismatched, 0.0)))
-    return where(response["label"], desirable_weight * sigmoid(-gain), undesirable_weight * sigmoid(gain))
+    return where(response["label"] > 0, desirable_weight * sigmoid(-gain), undesirable_weight * sigmoid(gain))
 
 
 @point_objective(bounds={"beta": POSITIVE, "desirable_weight": NON_NEGATIVE, "undesirable_weight": NON_NEGATIVE})
@@ -63,7 +63,7 @@ def apo_zero_unpaired(
     Paper: Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment.
     """
     reward = beta * response.logratio
-    return where(response["label"], desirable_weight * sigmoid(-reward), undesirable_weight * sigmoid(reward))
+    return where(response["label"] > 0, desirable_weight * sigmoid(-reward), undesirable_weight * sigmoid(reward))
 
 
 @point_objective(bounds={"beta": POSITIVE}, variants={"trl-1.10": {}, "trl-0.24": {}})
@@ -80,7 +80,7 @@ def bco(response: ResponseView, *, beta: float = 0.1, delta: float | None = None
     """
     reward = beta * response.logratio
     shift = stop_gradient(reward.mean("batch")) if delta is None else delta
-    return -log_sigmoid(where(response["label"], reward - shift, shift - reward))
+    return -log_sigmoid(where(response["label"] > 0, reward - shift, shift - reward))
 
 
 @point_objective(bounds={"beta": POSITIVE})
@@ -135,7 +135,7 @@ def asft_unpaired(response: ResponseView, *, beta: float = 1.0, weight: float = 
     Paper: ASFT: Aligned Supervised Fine-Tuning through Absolute Likelihood.
     """
     average, odds = response.avg_logp, beta * log_odds(response.avg_logp)
-    return where(response["label"], -alpha * average - weight * log_sigmoid(odds), -weight * log_sigmoid(-odds))
+    return where(response["label"] > 0, -alpha * average - weight * log_sigmoid(odds), -weight * log_sigmoid(-odds))
 
 
 @point_objective
@@ -173,7 +173,7 @@ def nbpo(response: ResponseView, *, beta: float = 1.0, form: str = "surrogate_gr
         "likelihood": (log_sigmoid(reward) + log_sigmoid(-flip), log(unvoted)),
         "surrogate": (sigmoid(reward) * sigmoid(-flip), unvoted),
     }
-    return -where(response["label"], *choice("nbpo: form", form, forms))
+    return -where(response["label"] > 0, *choice("nbpo: form", form, forms))
 
 
 @point_objective(bounds={"beta": POSITIVE})
@@ -189,7 +189,7 @@ def ulma(response: ResponseView, *, beta: float = 0.1) -> Expression:
     Identities: `ulma = bco(delta=0) where demonstration=0`.
     """
     reward = beta * response.logratio
-    labelled = -log_sigmoid(where(response["label"], reward, -reward))
+    labelled = -log_sigmoid(where(response["label"] > 0, reward, -reward))
     return where(response["demonstration"], -response.logp, labelled)
 
 
