@@ -7,7 +7,7 @@ WORKERS ?= 2
 RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 2>/dev/null)
 
 # `make bench` runs all of these, `make bench head` (or `make head`) those that are named.
-BENCHES := rows objectives head curate
+BENCHES := rows objectives head curate denoising
 BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 
 .PHONY: demo test test-rust test-python lint bench $(BENCHES) docs gallery site smoke wheel clean help
@@ -16,7 +16,7 @@ help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make lint    rustfmt, clippy, ruff, mypy"
-	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate)"
+	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising)"
 	@echo "make docs    write the catalogue's pages from the objectives and their tests"
 	@echo "make gallery run the papers' toy experiments (examples/papers), draw their figures"
 	@echo "make site    build the documentation as a site into site/, without network"

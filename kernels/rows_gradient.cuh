@@ -67,21 +67,6 @@ __device__ inline void differentiate(A (&x)[UNIT], const A (&ref)[UNIT], i64 fir
     }
 }
 
-__device__ inline void write(const X& out, i64 first, const A (&x)[UNIT]) {
-    LOGIT* unit = (LOGIT*)out.data + first;
-    if (out.aligned(first, first + UNIT)) {
-        unsigned words[UNIT * sizeof(LOGIT) / 4];
-        pack<UNIT>(words, x, LOGIT());
-#pragma unroll
-        for (int g = 0; g < X::GRANULES; g++)
-            __stcs((uint4*)unit + g, make_uint4(words[4 * g], words[4 * g + 1], words[4 * g + 2], words[4 * g + 3]));
-    } else {
-#pragma unroll
-        for (int i = 0; i < UNIT; i++)
-            if (first + i >= 0 && first + i < out.size) store(unit + i, x[i]);
-    }
-}
-
 __device__ inline void fill(const X& out, i64 tile, int lane, A value) {
     A values[UNIT];
 #pragma unroll

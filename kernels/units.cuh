@@ -128,3 +128,20 @@ private:
     }
     __device__ static void put(unsigned* words, uint4 v) { words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w; }
 };
+
+// Writes the elements of a unit that are inside the row: whole granules where it is aligned.
+template <typename T, int N>
+__device__ inline void write(const Row<T, N>& out, i64 first, const typename Accumulator<T>::type (&x)[N]) {
+    T* unit = (T*)out.data + first;
+    if (out.aligned(first, first + N)) {
+        unsigned words[Row<T, N>::WORDS];
+        pack<N>(words, x, T());
+#pragma unroll
+        for (int g = 0; g < Row<T, N>::GRANULES; g++)
+            __stcs((uint4*)unit + g, make_uint4(words[4 * g], words[4 * g + 1], words[4 * g + 2], words[4 * g + 3]));
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (first + i >= 0 && first + i < out.size) store(unit + i, x[i]);
+    }
+}

@@ -4,9 +4,12 @@
 mod bindings;
 pub mod cuda;
 pub mod curate;
+pub mod distances;
 pub mod objective;
+mod pages;
 pub mod rows;
 pub mod segments;
+pub mod simd;
 pub mod threads;
 pub mod view;
 

@@ -96,7 +96,7 @@ def programs(
     dtypes: tuple[str, ...] = ("bf16", "f16", "f32", "f64"),
     widths: tuple[int, ...] = (_WIDE, 1000),
 ) -> list[Program]:
-    """The programs that calls on logits of these dtypes run, made from the launches they would get on a device."""
+    """The programs that calls on logits or samples of these dtypes run, made from the launches they would get."""
     found: list[Program] = []
     for dtype in dtypes:
         for width in widths:
@@ -107,6 +107,9 @@ def programs(
         values, offsets = (_ADDRESS, dtype, (4,), (1,)), (_ADDRESS, "i64", (5,), (1,))
         found += _of(_prefuse.cuda_plan_segment_sum(values, offsets, values))
         found += _of(_prefuse.cuda_plan_segment_expand(values, offsets, values))
+    for dtype in dtypes:
+        for other in dict.fromkeys((dtype, "f64" if dtype == "f64" else "f32")):
+            found += _distance_programs(dtype, other)
     return [program for i, program in enumerate(found) if program not in found[:i]]
 
 
@@ -121,6 +124,14 @@ def _rows_programs(architecture: int, dtype: str, width: int, stats: list[str], 
     target = (multiprocessors, architecture, SHARED_MEMORY[architecture])
     both = _prefuse.cuda_plan_rows_both(*call, 10, table, table, logits, _ADDRESS, target)
     return _of(forward) + _of(_prefuse.cuda_plan_rows_backward(*call, table, table, logits)) + _of(both)
+
+
+def _distance_programs(first: str, second: str) -> list[Program]:
+    samples, size = 4, 1 << 16
+    one, other = ((_ADDRESS, dtype, (samples, size), (size, 1)) for dtype in (first, second))
+    sums = (_ADDRESS, "f64" if first == "f64" else "f32", (samples,), (1,))
+    forward = _prefuse.cuda_plan_distance_forward(one, other, sums, _ADDRESS)
+    return _of(forward) + _of(_prefuse.cuda_plan_distance_backward(one, other, sums, one))
 
 
 def _of(launches: list[dict[str, Any]]) -> list[Program]:

@@ -56,6 +56,15 @@ def segment_sum(values: View, offsets: View, out: View) -> None:
 def segment_expand(values: View, offsets: View, out: View) -> None:
     """Writes `values[k]` to all of `out[offsets[k]:offsets[k+1]]`: the transpose of `segment_sum`."""
 
+def distance_forward(first: View, second: View, out: View, threads: int) -> None:
+    """Writes the sum of `(first[b] - second[b]) ** 2` into `out[b]`; the matrices [B, D] have dense rows.
+
+    `out` is f64 where they are, f32 otherwise; f64 goes with f64 only.
+    """
+
+def distance_backward(first: View, second: View, grads: View, gradient: View, threads: int) -> None:
+    """Writes `2 * grads[b] * (first[b] - second[b])` into `gradient[b]`, contiguous and of the dtype of `first`."""
+
 def curate_rank(scores: View, groups: View, offsets: View, order: View, threads: int) -> None:
     """Writes the indices of all elements by group, then by descending score, then by index, into `order`.
 
@@ -335,6 +344,15 @@ def cuda_segment_sum(values: View, offsets: View, out: View, device: int, stream
 def cuda_segment_expand(values: View, offsets: View, out: View, device: int, stream: int) -> None:
     """Queues a segment expansion."""
 
+def cuda_distance_workspace(first: View, second: View) -> int:
+    """float64 numbers of workspace that `cuda_distance_forward` needs."""
+
+def cuda_distance_forward(first: View, second: View, out: View, workspace: int, device: int, stream: int) -> None:
+    """Queues `distance_forward` on a stream of a device; `workspace` is the address of that many numbers."""
+
+def cuda_distance_backward(first: View, second: View, grads: View, gradient: View, device: int, stream: int) -> None:
+    """Queues `distance_backward` on a stream of a device."""
+
 def cuda_search_nvrtc(candidates: list[str]) -> None:
     """Says where to look for NVRTC: paths or names, the preferred first."""
 
@@ -389,3 +407,9 @@ def cuda_plan_segment_sum(values: View, offsets: View, out: View) -> list[Launch
 
 def cuda_plan_segment_expand(values: View, offsets: View, out: View) -> list[Launch]:
     """The launches of a segment expansion."""
+
+def cuda_plan_distance_forward(first: View, second: View, out: View, workspace: int) -> list[Launch]:
+    """The launches of `cuda_distance_forward`."""
+
+def cuda_plan_distance_backward(first: View, second: View, grads: View, gradient: View) -> list[Launch]:
+    """The launches of `cuda_distance_backward`."""

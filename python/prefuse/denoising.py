@@ -1,26 +1,25 @@
 """What diffusion models give in the place of log-probabilities: one number per sample, without temporaries of its size.
 
-`squared_errors` and `gaussian_logps` are to predicted noise and to denoising steps what a gather is to logits: they
-read both tensors once, tile by tile, and keep nothing for the backward pass that is not there anyway. Its gradient is
-written once, in the dtype of the prediction. Plain PyTorch would hold the difference and its square, and save the
-difference in float32.
+`squared_errors` and `gaussian_logps` are to predicted noise and to denoising steps what a gather is to logits: a kernel
+reads both tensors once and keeps nothing for the backward pass that is not there anyway; another writes the gradient
+once, in the dtype and layout of what it is the gradient of. Plain PyTorch holds the difference and its square, and
+saves the difference in float32.
 
-Arithmetic is float32 for float16, bfloat16 and float32 and float64 for float64; the sums of tiles are added in float64.
+Arithmetic is float32 for float16, bfloat16 and float32 and float64 for float64; sums of 8192 elements are added in
+float64, in order: a sample gives the same bits in any company.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-__all__ = ["gaussian_logps", "squared_errors"]
+from prefuse._backends import backend
 
-TILE = {"cpu": 1 << 16, "cuda": 1 << 24}
-"""Elements of a tile: what a processor's cache holds, and what keeps a GPU busy."""
+__all__ = ["gaussian_logps", "squared_errors"]
 
 ONCE_DIFFERENTIABLE = (
     "prefuse.squared_errors is differentiable once: its gradient has no derivative of its own; "
@@ -97,13 +96,10 @@ def _check(name: str, first: Tensor, other: Tensor) -> None:
 @torch.library.custom_op("prefuse::squared_errors", mutates_args=())
 def _squared_errors(predicted: Tensor, target: Tensor) -> Tensor:
     """Sum of squared differences of every sample, [B]."""
-    dtype = _result(predicted, target)
-    first, second = _flat(predicted), _flat(target)
-    sums = torch.zeros(len(first), dtype=torch.float64, device=first.device)
-    for rows, columns in _tiles(first):
-        difference = first[rows, columns].to(dtype) - second[rows, columns].to(dtype)
-        sums[rows] += torch.linalg.vecdot(difference, difference)
-    return sums.to(dtype)
+    first, second = _matrices(predicted, target)
+    sums = first.new_empty(len(first), dtype=_result(first, second))
+    backend(first.device).distance_forward(first, second, sums)
+    return sums
 
 
 @_squared_errors.register_fake
@@ -113,38 +109,44 @@ def _(predicted: Tensor, target: Tensor) -> Tensor:
 
 @torch.library.custom_op("prefuse::squared_errors_backward", mutates_args=())
 def _squared_errors_backward(grads: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
-    """``2 grads (predicted - target)`` as a new contiguous tensor of predicted's dtype."""
-    gradient = torch.empty_like(predicted, memory_format=torch.contiguous_format)
-    whole, first, second, dtype = _flat(gradient), _flat(predicted), _flat(target), _result(predicted, target)
-    for rows, columns in _tiles(whole):
-        difference = first[rows, columns].to(dtype) - second[rows, columns].to(dtype)
-        torch.mul(difference, 2.0 * grads[rows, None], out=difference)
-        whole[rows, columns] = difference
-    return gradient
+    """``2 grads (predicted - target)`` as a new tensor of predicted's dtype, laid out like it without gaps."""
+    first, second = _matrices(predicted, target)
+    gradient = torch.empty_like(first, memory_format=torch.contiguous_format)
+    backend(first.device).distance_backward(first, second, grads.to(_result(first, second)).contiguous(), gradient)
+    order = _order(predicted)
+    return gradient.to(predicted.dtype).view([predicted.shape[d] for d in order]).permute(_inverse(order))
 
 
 @_squared_errors_backward.register_fake
 def _(grads: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
-    return torch.empty_like(predicted, memory_format=torch.contiguous_format)
+    order = _order(predicted)
+    return predicted.new_empty([predicted.shape[d] for d in order]).permute(_inverse(order))
 
 
 def _result(predicted: Tensor, target: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (predicted.dtype, target.dtype) else torch.float32
 
 
-def _flat(x: Tensor) -> Tensor:
-    """[B, D]: a view where the layout allows one."""
-    return x.flatten(1) if x.dim() > 1 else x[:, None]
+def _matrices(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as [B, D] of dense rows, elements in predicted's order in memory; copied only where that is not possible."""
+    order = _order(predicted)
+    wide = _result(predicted, target) is torch.float64
+    pair = []
+    for tensor in (predicted, target):
+        matrix = tensor.permute(order).flatten(1) if tensor.dim() > 1 else tensor[:, None]
+        dense = matrix if matrix.stride(1) == 1 or matrix.shape[1] <= 1 else matrix.contiguous()
+        pair.append(dense.double() if wide else dense)
+    return pair[0], pair[1]
 
 
-def _tiles(matrix: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Tiles of [B, D]: several samples, or a part of one."""
-    samples, dimensions = matrix.shape
-    size = TILE.get(matrix.device.type, TILE["cuda"])
-    rows, columns = max(size // max(dimensions, 1), 1), max(min(size, dimensions), 1)
-    for row in range(0, samples, rows):
-        for column in range(0, dimensions, columns):
-            yield slice(row, row + rows), slice(column, column + columns)
+def _order(tensor: Tensor) -> list[int]:
+    """Dimensions as they lie in memory, the slowest first; samples before everything."""
+    strides = tensor.stride()
+    return [0, *sorted(range(1, tensor.dim()), key=lambda dimension: -strides[dimension])]
+
+
+def _inverse(order: list[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -154,11 +156,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _gradient(ctx: Any, grads: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     predicted, target = ctx.saved_tensors
-    towards = [None, None]
-    if grads is not None and any(ctx.needs_input_grad):
-        first = _squared_errors_backward(grads, predicted, target)
-        towards = [first, -first.to(target.dtype)] if ctx.needs_input_grad[1] else [first, None]
-    return (towards[0] if ctx.needs_input_grad[0] else None), towards[1]
+    towards = [
+        _squared_errors_backward(grads, x, other) if grads is not None and needed else None
+        for needed, x, other in zip(ctx.needs_input_grad, (predicted, target), (target, predicted), strict=True)
+    ]
+    return towards[0], towards[1]
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor | None) -> NoReturn:

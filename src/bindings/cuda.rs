@@ -4,8 +4,10 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
+use super::distances::samples;
 use super::rows::{PyRows, PyView, statistics, view};
 use crate::cuda::{self, CudaError, Device, Launch, Program, cache, driver, nvrtc};
+use crate::distances::cuda as distances_cuda;
 use crate::rows::Rows;
 use crate::rows::cuda::{self as rows_cuda, Target};
 use crate::segments::cuda as segments_cuda;
@@ -173,6 +175,44 @@ fn cuda_segment_expand(
     run(py, device, stream, launches)
 }
 
+/// f64 numbers of workspace that squared distances need.
+#[pyfunction]
+fn cuda_distance_workspace(first: PyView, second: PyView) -> PyResult<usize> {
+    Ok(distances_cuda::workspace(&samples(first, second)?))
+}
+
+/// Queues squared distances on a stream of `device`: as `distance_forward`, with device memory.
+#[pyfunction]
+fn cuda_distance_forward(
+    py: Python<'_>,
+    first: PyView,
+    second: PyView,
+    out: PyView,
+    workspace: usize,
+    device: i32,
+    stream: usize,
+) -> PyResult<()> {
+    let launches =
+        distances_cuda::forward(&samples(first, second)?, &view("out", out)?, workspace)?;
+    run(py, device, stream, launches)
+}
+
+/// Queues the gradient of squared distances on a stream of `device`: as `distance_backward`, with device memory.
+#[pyfunction]
+fn cuda_distance_backward(
+    py: Python<'_>,
+    first: PyView,
+    second: PyView,
+    grads: PyView,
+    gradient: PyView,
+    device: i32,
+    stream: usize,
+) -> PyResult<()> {
+    let (grads, gradient) = (view("grads", grads)?, view("gradient", gradient)?);
+    let launches = distances_cuda::backward(&samples(first, second)?, &grads, &gradient)?;
+    run(py, device, stream, launches)
+}
+
 /// Says where to look for NVRTC: paths or names, the preferred first.
 #[pyfunction]
 fn cuda_search_nvrtc(candidates: Vec<String>) {
@@ -240,9 +280,15 @@ fn cuda_compile<'py>(
 /// The program of that name with these definitions, which must be among those it knows: a name, a number or a type, nothing else.
 fn program(kernel: &str, defines: &[(String, String)]) -> PyResult<Program> {
     let refuse = |what: &str| PyRuntimeError::new_err(format!("no kernel {kernel:?} with {what}"));
-    let known = rows_cuda::PROGRAMS.iter().chain(segments_cuda::PROGRAMS);
-    let &(kernel, sources, names) = known
-        .into_iter()
+    let rooms = [
+        rows_cuda::PROGRAMS,
+        segments_cuda::PROGRAMS,
+        distances_cuda::PROGRAMS,
+    ];
+    let &(kernel, sources, names) = rooms
+        .iter()
+        .copied()
+        .flatten()
         .find(|(name, ..)| *name == kernel)
         .ok_or_else(|| refuse("that name"))?;
     let defines = defines
@@ -429,6 +475,34 @@ fn cuda_plan_segment_expand<'py>(
     )
 }
 
+/// The launches of squared distances.
+#[pyfunction]
+fn cuda_plan_distance_forward<'py>(
+    py: Python<'py>,
+    first: PyView,
+    second: PyView,
+    out: PyView,
+    workspace: usize,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    let launches =
+        distances_cuda::forward(&samples(first, second)?, &view("out", out)?, workspace)?;
+    described(py, launches)
+}
+
+/// The launches of the gradient of squared distances.
+#[pyfunction]
+fn cuda_plan_distance_backward<'py>(
+    py: Python<'py>,
+    first: PyView,
+    second: PyView,
+    grads: PyView,
+    gradient: PyView,
+) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    let (grads, gradient) = (view("grads", grads)?, view("gradient", gradient)?);
+    let launches = distances_cuda::backward(&samples(first, second)?, &grads, &gradient)?;
+    described(py, launches)
+}
+
 /// Registers the functions of this room.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(cuda_rows_workspace, module)?)?;
@@ -437,6 +511,9 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(cuda_rows_both, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_segment_sum, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_segment_expand, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_distance_workspace, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_distance_forward, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_distance_backward, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_search_nvrtc, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_nvrtc, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_driver_version, module)?)?;
@@ -448,5 +525,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(cuda_plan_rows_both, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_plan_segment_sum, module)?)?;
     module.add_function(wrap_pyfunction!(cuda_plan_segment_expand, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_plan_distance_forward, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_plan_distance_backward, module)?)?;
     Ok(())
 }

@@ -4,6 +4,7 @@ mod arrays;
 mod codegen;
 mod cuda;
 mod curate;
+mod distances;
 mod dlpack;
 mod objective;
 mod rows;
@@ -15,6 +16,7 @@ use pyo3::prelude::*;
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     rows::register(module)?;
     segments::register(module)?;
+    distances::register(module)?;
     objective::register(module)?;
     curate::register(module)?;
     cuda::register(module)

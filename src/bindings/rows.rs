@@ -3,8 +3,8 @@
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::rows::simd::Level;
 use crate::rows::{Rows, Stat, Temperature, backward, both, cpu};
+use crate::simd::Level;
 use crate::view::{ArgumentError, View};
 
 /// `(address of element 0, dtype, shape, strides in elements)`.
@@ -38,7 +38,7 @@ pub(super) fn statistics(names: &[String]) -> Result<Vec<Stat>, ArgumentError> {
     names.iter().map(|name| Stat::from_name(name)).collect()
 }
 
-fn check_threads(threads: usize) -> Result<(), ArgumentError> {
+pub(super) fn check_threads(threads: usize) -> Result<(), ArgumentError> {
     if threads == 0 {
         return Err(ArgumentError::Value(
             "threads: 0, expected at least 1".into(),

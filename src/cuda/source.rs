@@ -120,5 +120,9 @@ sources! {
     ROWS_BACKWARD = "rows_backward.cu",
     ROWS_BOTH = "rows_both.cu",
     SEGMENTS = "segments.cu",
+    DISTANCES = "distances.cuh",
+    DISTANCE_FORWARD = "distance_forward.cu",
+    DISTANCE_COMBINE = "distance_combine.cu",
+    DISTANCE_BACKWARD = "distance_backward.cu",
     OBJECTIVE = "objective.cuh",
 }

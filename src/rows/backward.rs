@@ -23,8 +23,9 @@ use super::chunk::{CHUNK, Scratch, Shift};
 use super::cpu::{
     Transform, chunk_part, load_part, read_element, row_pointer, rows_at_a_time, shares_rows,
 };
-use super::simd::{Element, Level, Real, dispatch, fence};
-use super::{LiveRow, Rows, Stat, pages};
+use super::{LiveRow, Rows, Stat};
+use crate::pages;
+use crate::simd::{Element, Level, Real, dispatch, fence};
 use crate::threads::for_each_range;
 use crate::view::{ArgumentError, Dtype, View};
 

@@ -8,8 +8,8 @@ use half::{bf16, f16};
 
 use super::backward::{Backward, Tables};
 use super::cpu::{Forward, rows_at_a_time, shares_rows};
-use super::simd::{Element, Level};
 use super::{LiveRow, Rows, Stat};
+use crate::simd::{Element, Level};
 use crate::threads::for_each_range;
 use crate::view::{ArgumentError, Dtype, View};
 

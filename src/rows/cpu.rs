@@ -29,9 +29,9 @@ use half::{bf16, f16};
 use super::chunk::forward::{self as pass, Sums};
 use super::chunk::{CHUNK, Cap, Scratch, Shift, maximum};
 use super::combine::{ChunkResult, Partial, ReferencePartial, Row};
-use super::simd::{Element, Level, Real};
 use super::topk::TopK;
 use super::{LiveRow, Rows, Stat};
+use crate::simd::{Element, Level, Real};
 use crate::threads::for_each_range;
 use crate::view::{ArgumentError, Dtype, View};
 

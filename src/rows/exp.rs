@@ -7,7 +7,7 @@
 //! The error of [`exp`] is at most 2 ulp wherever the result is a normal number; below that the result is exactly 0. Where
 //! exponentials are added up, [`Exp::in_sum`] saves one operation of twelve.
 
-use super::simd::{Element, Real, Vector};
+use crate::simd::{Element, Real, Vector};
 
 /// x taken apart, given the number of steps and the polynomial.
 struct Reduced<V> {
@@ -132,7 +132,7 @@ pub fn tanh<V: Vector>(x: V) -> (V, V) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rows::simd::{Isa, Kernel, Level, MAX_LANES, Memory, dispatch};
+    use crate::simd::{Isa, Kernel, Level, MAX_LANES, Memory, dispatch};
 
     #[derive(Clone, Copy)]
     enum Function {

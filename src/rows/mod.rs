@@ -34,8 +34,6 @@ mod combine;
 pub mod cpu;
 pub mod cuda;
 mod exp;
-mod pages;
-pub mod simd;
 #[cfg(test)]
 mod tests;
 mod topk;

@@ -1,7 +1,7 @@
 //! The k largest of a stream of numbers.
 
 use super::MAX_K;
-use super::simd::Real;
+use crate::simd::Real;
 
 /// The k largest numbers seen, as a multiset: it does not depend on the order in which they came.
 #[derive(Clone)]

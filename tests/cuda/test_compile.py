@@ -52,10 +52,14 @@ def test_kernel(architecture: int, program: Program) -> None:
     cubin, log = _compiled(kernel, tuple(defines), architecture)
     used, constants = resources(log), dict(defines)
     assert used.spilled == 0, log
+    moved = memory_instructions(cubin)
+    if kernel in ("distance_forward", "distance_backward"):
+        assert used.registers <= REGISTERS // 2
+        assert moved[LOAD, 16] >= 4
+        assert moved[STORE, 16] >= (kernel == "distance_backward")
     if kernel not in ("rows_forward", "rows_backward", "rows_both"):
         return
     assert used.registers * _resident_blocks(constants) <= REGISTERS
-    moved = memory_instructions(cubin)
     assert moved[LOAD, 16] >= 4
     if kernel != "rows_forward":
         assert moved[STORE, 16] >= 1

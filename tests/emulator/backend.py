@@ -74,6 +74,28 @@ class Emulated:
         """As `prefuse._backends.Backend.segment_expand`."""
         self._segments(_prefuse.cuda_plan_segment_expand(view(values), view(offsets), view(out)), values, offsets, out)
 
+    def distance_forward(self, first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
+        """As `prefuse._backends.Backend.distance_forward`."""
+        self.workspace = out.new_full(
+            (_prefuse.cuda_distance_workspace(view(first), view(second)),), float("nan"), dtype=torch.float64
+        )
+        launches = _prefuse.cuda_plan_distance_forward(view(first), view(second), view(out), self.workspace.data_ptr())
+        self._distances(launches, (first, second), (out, self.workspace))
+
+    def distance_backward(
+        self, first: torch.Tensor, second: torch.Tensor, grads: torch.Tensor, gradient: torch.Tensor
+    ) -> None:
+        """As `prefuse._backends.Backend.distance_backward`."""
+        launches = _prefuse.cuda_plan_distance_backward(view(first), view(second), view(grads), view(gradient))
+        self._distances(launches, (first, second, grads), (gradient,))
+
+    def _distances(
+        self, launches: list[emulator.Launch], read: Sequence[torch.Tensor], written: Sequence[torch.Tensor]
+    ) -> None:
+        buffers = [emulator.buffer(tensor, True) for tensor in written if tensor.numel()]
+        buffers += [emulator.buffer(tensor, False) for tensor in read if tensor.numel()]
+        emulator.run(launches, buffers, self.order)
+
     def _run(
         self,
         launches: list[emulator.Launch],

@@ -64,14 +64,65 @@ def test_the_mean_is_over_dimensions():
     assert squared_errors(draw((2, 0)), draw((2, 0))).tolist() == [0.0, 0.0]
 
 
-def test_layouts_do_not_matter():
-    predicted, target = draw((4, 3, 8, 8)), draw((4, 3, 8, 8), seed=1)
-    expected = squared_errors(predicted, target)
-    last = predicted.to(memory_format=torch.channels_last).requires_grad_()
-    found = squared_errors(last, target[::1].transpose(2, 3).contiguous().transpose(2, 3))
-    assert_close(found, expected)
-    found.sum().backward()
-    assert_close(last.grad, 2 * (predicted - target) / 192)
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "batch last": lambda x: x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    "strided": lambda x: x.repeat_interleave(2, 3)[..., ::2],
+    "a slice": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
+}
+
+
+@pytest.mark.parametrize("second", LAYOUTS)
+@pytest.mark.parametrize("first", LAYOUTS)
+def test_layouts_do_not_matter(first, second):
+    predicted, target = draw((4, 3, 8, 6)), draw((4, 3, 8, 6), seed=1)
+    arguments = LAYOUTS[first](predicted).requires_grad_(), LAYOUTS[second](target).requires_grad_()
+    found = squared_errors(*arguments)
+    assert_close(found, (predicted - target).square().flatten(1).mean(1))
+    gradients = torch.autograd.grad(found.sum(), arguments)
+    assert_close(gradients[0], 2 * (predicted - target) / 144)
+    assert_close(gradients[1], -2 * (predicted - target) / 144)
+
+
+def test_the_gradient_lies_like_the_prediction():
+    predicted = draw((4, 3, 8, 6)).to(memory_format=torch.channels_last).requires_grad_()
+    squared_errors(predicted, draw((4, 3, 8, 6), seed=1)).sum().backward()
+    assert predicted.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_broadcast_targets():
+    predicted, target = draw((4, 3, 8)).requires_grad_(), draw((1, 3, 1), seed=1).requires_grad_()
+    squared_errors(predicted, target.expand(4, 3, 8), mean=False).sum().backward()
+    assert_close(predicted.grad, 2 * (predicted.detach() - target.detach()))
+    assert_close(target.grad, -2 * (predicted.detach() - target.detach()).sum((0, 2), keepdim=True))
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.product(DTYPES, DTYPES)))
+def test_every_pair_of_dtypes(one, other):
+    arguments = draw((3, 1000), one).requires_grad_(), draw((3, 1000), other, seed=1).requires_grad_()
+    found = squared_errors(*arguments)
+    wide = torch.float64 if torch.float64 in (one, other) else torch.float32
+    assert found.dtype == wide
+    assert_close(found.double(), errors(*arguments).detach() / 1000, rtol=16 * torch.finfo(wide).eps, atol=0)
+    scale = 2.0 / 1000
+    for gradient, x, y in zip(torch.autograd.grad(found.sum(), arguments), arguments, arguments[::-1], strict=True):
+        assert gradient.dtype == x.dtype
+        exact = scale * (x.detach().double() - y.detach().double())
+        assert_close(gradient.double(), exact, rtol=2 * torch.finfo(x.dtype).eps, atol=1e-7)
+
+
+def test_a_sample_gives_the_same_bits_in_any_company_and_on_any_threads():
+    predicted, target = draw((5, 20_001), torch.float32), draw((5, 20_001), torch.float32, seed=1)
+    together, threads = squared_errors(predicted, target), torch.get_num_threads()
+    alone = torch.cat([squared_errors(predicted[i : i + 1], target[i : i + 1]) for i in range(5)])
+    assert torch.equal(together, alone)
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(together, squared_errors(predicted, target))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prefuse import objectives
+from prefuse import objectives, squared_errors
 from prefuse.functional import STATISTICS, response_lengths, sequence_logps
 from prefuse.preference import preference_loss
 from tests.gpu.making import DTYPES, batch, gradient, statistics
@@ -120,3 +120,21 @@ def agree_on(name, parameters, columns):
         assert (mine is None) == (theirs is None)
         if mine is not None:
             torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8192, 100_003])
+@pytest.mark.parametrize("target", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_squared_errors(dtype, target, size):
+    generator = torch.Generator().manual_seed(0)
+    here = [
+        torch.randn(6, size, generator=generator, dtype=torch.float64).to(kind).requires_grad_()
+        for kind in (dtype, target)
+    ]
+    there = [x.detach().cuda().requires_grad_() for x in here]
+    expected, got = squared_errors(*here), squared_errors(*there)
+    close(got, expected, 16)
+    pairs = zip(torch.autograd.grad(got.sum(), there), torch.autograd.grad(expected.sum(), here), strict=True)
+    for on_device, of_cpu in pairs:
+        close(on_device, of_cpu, 1)
+    assert torch.equal(got[2:3], squared_errors(there[0][2:3], there[1][2:3]))

@@ -1,6 +1,6 @@
-"""Where the rows and segments are computed: one module per device type, found by its name.
+"""Where rows, segments and distances are computed: one module per device type, found by its name.
 
-A backend is a module `prefuse._backends.<device type>` with the five functions of `cpu.py`. Adding the file adds the
+A backend is a module `prefuse._backends.<device type>` with the functions of `cpu.py`. Adding the file adds the
 device; nothing else names devices.
 """
 
@@ -37,6 +37,14 @@ class Backend(Protocol):
 
     def segment_expand(self, values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
         """Write values[r] into `out[offsets[r]:offsets[r+1]]`."""
+
+    def distance_forward(self, first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
+        """Write ‖first[b] - second[b]‖² into `out[b]`, for matrices of dense rows; float64 goes with float64 only."""
+
+    def distance_backward(
+        self, first: torch.Tensor, second: torch.Tensor, grads: torch.Tensor, gradient: torch.Tensor
+    ) -> None:
+        """Write 2·grads·(first - second) into `gradient`, which is contiguous and of the dtype of `first`."""
 
 
 def backend(device: torch.device) -> Backend:

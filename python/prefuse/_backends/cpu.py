@@ -67,6 +67,16 @@ def segment_expand(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tenso
     _prefuse.segment_expand(view(values), view(offsets), view(out))
 
 
+def distance_forward(first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
+    """Write ‖first[b] - second[b]‖² into `out[b]`."""
+    _prefuse.distance_forward(view(first), view(second), view(out), torch.get_num_threads())
+
+
+def distance_backward(first: torch.Tensor, second: torch.Tensor, grads: torch.Tensor, gradient: torch.Tensor) -> None:
+    """Write 2·grads·(first - second) into `gradient`."""
+    _prefuse.distance_backward(view(first), view(second), view(grads), view(gradient), torch.get_num_threads())
+
+
 def _by_statistic(stacked: torch.Tensor) -> View:
     """`stacked` [S, *lead], contiguous, as [S, N]."""
     statistics = stacked.shape[0]

@@ -72,6 +72,20 @@ def segment_expand(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tenso
     _prefuse.cuda_segment_expand(view(values), view(offsets), view(out), *_queue(values))
 
 
+def distance_forward(first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
+    """Write ‖first[b] - second[b]‖² into `out[b]`."""
+    prepare()
+    views = view(first), view(second)
+    workspace = out.new_empty(_prefuse.cuda_distance_workspace(*views), dtype=torch.float64)
+    _prefuse.cuda_distance_forward(*views, view(out), workspace.data_ptr(), *_queue(first))
+
+
+def distance_backward(first: torch.Tensor, second: torch.Tensor, grads: torch.Tensor, gradient: torch.Tensor) -> None:
+    """Write 2·grads·(first - second) into `gradient`."""
+    prepare()
+    _prefuse.cuda_distance_backward(view(first), view(second), view(grads), view(gradient), *_queue(first))
+
+
 def check_values(rows: Rows) -> None:
     """Raises `ValueError` for the first label or temperature out of range in a live row; waits for the device."""
     classes = rows.vocabulary

@@ -1,8 +1,8 @@
 //! The passes of backward over one chunk.
 
 use super::super::exp::exp;
-use super::super::simd::{Element, Isa, Kernel, Level, Memory, Real, Vector, dispatch};
 use super::{Function, Identity, Scratch, Shift, ShiftVector, map};
+use crate::simd::{Element, Isa, Kernel, Level, Memory, Real, Vector, dispatch};
 
 /// The gradient that needs the policy's logits only: `p·(constant + slope·log p) + each`.
 #[derive(Clone, Copy)]

@@ -1,9 +1,9 @@
 //! The passes of forward over one chunk.
 
 use super::super::exp::Exp;
-use super::super::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch};
 use super::super::topk::TopK;
 use super::{CHUNK, Fold, Scratch, Shift, ShiftVector, UNROLL, fold, largest, total};
+use crate::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch};
 
 /// Sums over a chunk, of d = factor·(x − origin).
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,7 +1,7 @@
 //! The pass that finds the largest logit of a chunk.
 
-use super::super::simd::{Element, Isa, Kernel, Level, Vector, dispatch};
 use super::{Fold, UNROLL, fold, largest};
+use crate::simd::{Element, Isa, Kernel, Level, Vector, dispatch};
 
 /// The largest of `len` elements, NaN passed over.
 ///

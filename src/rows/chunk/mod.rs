@@ -12,7 +12,7 @@ mod scratch;
 pub use maximum::maximum;
 pub use scratch::{Cap, Scratch};
 
-use super::simd::{Element, MAX_LANES, Memory, Real, Vector, prefetch};
+use crate::simd::{Element, MAX_LANES, Memory, Real, Vector, prefetch};
 
 /// Elements in a chunk: 16 KiB of f32.
 pub const CHUNK: usize = 4096;

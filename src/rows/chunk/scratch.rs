@@ -1,8 +1,8 @@
 //! Room for a chunk, in which it is converted and soft-capped.
 
 use super::super::exp::tanh;
-use super::super::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch};
 use super::{CHUNK, Identity, MAX_STEP, map};
+use crate::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch};
 
 /// A chunk's worth of elements, padded with −inf to whole steps.
 pub struct Scratch<R>(pub(super) Box<[R]>);

@@ -49,7 +49,7 @@ pub trait Vector: Memory<<Self as Vector>::Scalar> {
     fn abs(self) -> Self;
     /// Own magnitude, the sign of `other`.
     fn with_sign_of(self, other: Self) -> Self;
-    /// 2^n, where the low bits of `shifted` are the integer n (see [`super::exp`]); anything unless that is a normal number.
+    /// 2^n, where the low bits of `shifted` are the integer n (see `rows::exp`); anything unless that is a normal number.
     fn two_to(shifted: Self) -> Self;
     /// 2^(n/STEPS), likewise.
     fn two_to_steps(shifted: Self) -> Self {

@@ -1,0 +1,10 @@
+// Second step of distance_forward where samples are more than one chunk: the sum of each one's chunks, in order.
+
+extern "C" __global__ void __launch_bounds__(THREADS) distance_combine(const DistanceArgs a) {
+    for (i64 sample = i64(blockIdx.x) * THREADS + threadIdx.x; sample < a.samples; sample += i64(gridDim.x) * THREADS) {
+        f64 sum = 0;
+#pragma unroll 4
+        for (i64 part = 0; part < a.parts; part++) sum += load(a.partials + sample * a.parts + part);
+        store(a.out + sample, A(sum));
+    }
+}
