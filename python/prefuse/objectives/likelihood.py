@@ -109,7 +109,7 @@ def rationale_dpo(pair: PairView, *, beta: float = 0.1, gamma: float = 2.0, link
 def rationale_orpo(
     pair: PairView, *, beta: float = 0.1, gamma: float = 10.0, nll: str = "token_mean"
 ) -> tuple[Expression, dict[str, Expression]]:
-    """ORPO with rationales, RORPO (Just et al. 2024, arXiv:2407.14477).
+    """ORPO with rationales, RORPO (Just et al. 2024, arXiv:2407.14477, section 4.2 at ICLR).
 
     `orpo` ``- γ avg(r)``, with the role ``rationale`` of `rationale_dpo`.
 

@@ -120,7 +120,7 @@ def plackett_luce(group: GroupView, *, beta: float = 0.1) -> Expression:
 
 @group_objective(bounds={"alpha": NON_NEGATIVE})
 def pro(group: GroupView, *, alpha: float = 0.05, temperature: bool = True) -> Expression:
-    """Preference ranking optimization, PRO (Song et al. 2023, arXiv:2306.17492), as reconstructed.
+    """Preference ranking optimization, PRO (Song et al. 2023, arXiv:2306.17492, eqs. 5 to 9), as reconstructed.
 
     ``-Σ_{k<K} log( e^{a_k/T_kk} / Σ_{j≥k} e^{a_j/T_kj} ) - α avg(y_1)`` over responses sorted by falling score, a
     being the average log-probability; ``1/T_kj = r_k - r_j``, ``1/T_kk`` the largest of them. Without temperatures T
@@ -146,7 +146,7 @@ def pro(group: GroupView, *, alpha: float = 0.05, temperature: bool = True) -> E
 
 @group_objective(bounds={"alpha": NON_NEGATIVE})
 def rrhf(group: GroupView, *, alpha: float = 1.0) -> Expression:
-    """Rank responses to align with human feedback, RRHF (Yuan et al. 2023, arXiv:2304.05302), as reconstructed.
+    """Rank responses to align with human feedback, RRHF (Yuan et al. 2023, arXiv:2304.05302, eq. 5).
 
     ``Σ max(0, avg(y_j) - avg(y_i))`` over pairs with r_i > r_j, ``- α log π(y_1)`` of the response of the largest r.
 
@@ -350,7 +350,7 @@ def op_gfn_pareto(group: GroupView, *, scores: str = "score") -> Expression:
 
 @group_objective(bounds={"beta": POSITIVE, "base": "(1, inf)"})
 def tpo_tree(group: GroupView, *, beta: float = 0.5, base: float = math.e) -> Expression:
-    """Tree preference optimization, TPO (Liao et al. 2024, arXiv:2410.12854), as reconstructed.
+    """Tree preference optimization, TPO (Liao et al. 2024, arXiv:2410.12854, eqs. 7 to 10 at ICLR), as reconstructed.
 
     LiPO-λ on the scores ``s_i = β Σ_k w_ik mean_{t in k} h_t / Σ_k w_ik`` over the steps k of response i: its
     adaptive step reward. The weights are the caller's; the paper takes ``1 + cos`` between the mean hidden states of

@@ -143,7 +143,7 @@ def em_dpo(pair: PairView, *, beta: float = 0.1) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE, "beta_prime": POSITIVE})
 def dr_dpo(pair: PairView, *, beta: float = 0.1, beta_prime: float = 1.0) -> Expression:
-    """Distributionally robustified DPO, Dr. DPO (Wu et al. 2024, arXiv:2407.07880).
+    """Distributionally robustified DPO, Dr. DPO (Wu et al. 2024, arXiv:2407.07880, eq. 12 at ICLR).
 
     ``-β' log mean_batch e^{-ℓ/β'}`` with DPO's ``ℓ = -log σ(z)``: pairs of high loss, likely mislabelled, count less.
     One loss for the batch.
