@@ -200,7 +200,7 @@ def multi_dpo(group: GroupView, *, beta: float = 0.1, link: str = "sigmoid") -> 
 
 @group_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE})
 def d2o(group: GroupView, *, beta: float = 0.1, alpha: float = 1.0) -> Expression:
-    """Distributional dispreference optimization, D²O (Duan et al. 2024, arXiv:2403.03419), as reconstructed.
+    """Distributional dispreference optimization, D²O (Duan et al. 2024, arXiv:2403.03419, eq. 3), as reconstructed.
 
     ``-log σ(β mean h(y) - α β h(l))``: the mean is over the policy's own samples y, which stand in for a chosen
     response; l was labelled as bad. The two references may differ.
@@ -243,7 +243,7 @@ def brain(group: GroupView, *, gamma: float = 0.5) -> Expression:
 
 @group_objective(bounds={"beta": POSITIVE, "temperature": POSITIVE})
 def info_nca(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -> Expression:
-    """InfoNCA, noise contrastive alignment by classification (Chen et al. 2024, arXiv:2402.05369).
+    """InfoNCA, noise contrastive alignment by classification (Chen et al. 2024, arXiv:2402.05369, section 3.2).
 
     ``-Σ_i softmax(r/α)_i log softmax(s)_i``; two responses with a certain winner give DPO.
 

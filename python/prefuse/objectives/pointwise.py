@@ -98,14 +98,14 @@ def sppo_point(response: ResponseView, *, beta: float = 1e-3) -> Expression:
 
 @point_objective(bounds={"beta": POSITIVE})
 def gpo(response: ResponseView, *, beta: float = 1e-3) -> Expression:
-    """General preference optimization, GPO (Zhang et al. 2024, arXiv:2410.02197).
+    """General preference optimization, GPO (Zhang et al. 2024, arXiv:2410.02197, eq. 5.3).
 
     ``(h - s/β)²``: the column ``score`` holds s, the mean score of the response against others of the previous policy,
     which is the reference, from a preference model that need not be transitive.
 
     beta: 1e-3-1; targets may be hundreds of nats.
     The trainer's code is not public; with ``s = P - ½`` it is twice `sppo_point`.
-    Paper: General Preference Modeling with Preference Representations for Aligning Language Models.
+    Paper: Beyond Bradley-Terry Models: A General Preference Model for Language Model Alignment.
     """
     return square(response.logratio - response["score"] / beta)
 

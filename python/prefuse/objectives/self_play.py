@@ -133,7 +133,7 @@ def egpo(pair: PairView, *, beta: float = 0.1, average: bool = False) -> Express
 
 @pair_objective(bounds={"beta": POSITIVE})
 def psi_po(pair: PairView, *, beta: float = 0.1, link: str = "identity") -> Expression:
-    """ΨPO, preference optimization under any utility of the win rate (Azar et al. 2023, arXiv:2310.12036).
+    """ΨPO, preference optimization under any utility of the win rate (Azar et al. 2023, arXiv:2310.12036, eq. 13).
 
     ``(Δ - [Ψ(P(w)) - Ψ(P(l))]/β)²``, the regression that the optimum of ``E Ψ(P) - β KL`` solves: the columns
     ``win_prob`` hold P(y) against the comparison policy.
