@@ -73,7 +73,7 @@ def codpo(pair: PairView, *, beta: float = 0.1, weight: float = 5.0) -> Expressi
 
 @pair_objective(bounds={"beta": POSITIVE, "weight": NON_NEGATIVE}, variants={"original": {"weight": 0.5}})
 def cal_dpo(pair: PairView, *, beta: float = 0.1, weight: float = 1.0) -> Expression:
-    """Calibrated DPO, Cal-DPO (Xiao et al. 2024, arXiv:2412.14516).
+    """Calibrated DPO, Cal-DPO (Xiao et al. 2024, arXiv:2412.14516, eq. 10).
 
     ``-log σ(Δ) + (h(w) - 1/(2β))² + (h(l) + 1/(2β))²``: the log-ratios are tied to a scale; the first term has no β.
 

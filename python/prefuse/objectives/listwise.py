@@ -292,7 +292,7 @@ def exo_list(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -
 
 @group_objective(bounds={"beta": POSITIVE})
 def softmax_dpo(group: GroupView, *, beta: float = 0.1) -> Expression:
-    """Softmax-DPO, S-DPO, one winner among many losers (Chen et al. 2024, arXiv:2406.09215).
+    """Softmax-DPO, S-DPO, one winner among many losers (Chen et al. 2024, arXiv:2406.09215, eq. 11).
 
     ``-log σ( -log Σ_l e^{s_l - s_w} )``; one loser gives DPO. With several winners, the mean over them, each against
     the losers alone.

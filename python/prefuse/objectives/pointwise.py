@@ -112,7 +112,7 @@ def gpo(response: ResponseView, *, beta: float = 1e-3) -> Expression:
 
 @point_objective(bounds={"tau": POSITIVE})
 def dro(response: ResponseView, *, tau: float = 1.0) -> Expression:
-    """Direct reward optimization, DRO (Richemond et al. 2024, arXiv:2405.19107), as reconstructed.
+    """Direct reward optimization, DRO (Richemond et al. 2024, arXiv:2405.19107, section 3.3).
 
     ``½ (r - V - τh)²``: the columns ``reward`` and ``value`` hold r, a score of this response alone, and V, the value
     of its prompt from a head that learns from the same loss: it takes a gradient.

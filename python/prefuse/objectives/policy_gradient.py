@@ -228,7 +228,7 @@ def mdpo(token: TokenView, *, step_size: float = 1.0, divergence: str = "exact")
 
 @token_objective(bounds={"temperature": NON_NEGATIVE, "entropy_weight": NON_NEGATIVE})
 def mdpo_off(token: TokenView, *, temperature: float = 1.0, entropy_weight: float = 0.2) -> Expression:
-    """Soft off-policy mirror descent policy optimization (Tomar et al. 2020, arXiv:2005.09814, section 4.2), from the code.
+    """Mirror descent policy optimization off-policy (Tomar et al. 2020, arXiv:2005.09814, section 4.2), from the code.
 
     ``κ log π + (λ - κ) log π_k - Q``: for actions drawn from π by reparameterisation, with the gradient through Q.
 

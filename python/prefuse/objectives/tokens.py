@@ -30,7 +30,7 @@ Rewards = dict[str, Expression]
 
 @pair_objective(bounds={"beta": POSITIVE})
 def tdpo1(pair: PairView, *, beta: float = 0.1) -> tuple[Expression, Rewards]:
-    """Token-level DPO, TDPO1 (Zeng et al. 2024, arXiv:2404.11999).
+    """Token-level DPO, TDPO1 (Zeng et al. 2024, arXiv:2404.11999, eq. 15).
 
     ``-log σ(β [h(w) - h(l) - (K(l) - K(w))])``. Its gradient enlarges the KL on the chosen side, which `tdpo2` does
     not.
