@@ -97,7 +97,7 @@ def rationale_dpo(pair: PairView, *, beta: float = 0.1, gamma: float = 2.0, link
 
     beta: 0.05-0.5. gamma: γ, 1-10. link: ``"linear"``, or ``"log_sigmoid"`` as in the authors' code, whose second term
     is ``-log σ(γ log π(r))``: nearly the same slope while the rationale is unlikely, half of it at certainty.
-    Paper: Data-Centric Human Preference Optimization with Rationales.
+    Paper: Data-Centric Human Preference with Rationales for Direct Preference Alignment.
     Identities: `rationale_dpo(gamma=0) = dpo`.
     """
     scaled = gamma * pair.response("rationale").logp
@@ -114,7 +114,7 @@ def rationale_orpo(
     `orpo` ``- γ avg(r)``, with the role ``rationale`` of `rationale_dpo`.
 
     beta: weight of the odds term, 0.05-1. gamma: γ, 1-10. nll: normalisation of the chosen response's likelihood.
-    Paper: Data-Centric Human Preference Optimization with Rationales.
+    Paper: Data-Centric Human Preference with Rationales for Direct Preference Alignment.
     Identities: `rationale_orpo(gamma=0) = orpo`.
     """
     chosen, rejected = pair.chosen.avg_logp, pair.rejected.avg_logp

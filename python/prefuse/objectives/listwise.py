@@ -275,7 +275,7 @@ def nca_list(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -
 
 @group_objective(bounds={"beta": POSITIVE, "temperature": POSITIVE})
 def exo_list(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -> Expression:
-    """EXO over K responses (Ji et al. 2024, arXiv:2402.00856): reverse KL from policy to reward.
+    """EXO over K responses (Ji et al. 2024, arXiv:2402.00856, eq. 13): reverse KL from policy to reward.
 
     ``Σ q_i (log q_i - log p_i)``, ``q = softmax(s)``, ``p = softmax(r/β_r)``: where `info_nca` covers the target,
     this seeks its modes.

@@ -110,7 +110,7 @@ def alpha_dpo(
     mean over the batch, over its standard deviation.
 
     beta: 2-10. alpha: weight of z, 0-0.5; at 0 it is `simpo`. gamma, gamma_beta_ratio: as in `simpo`.
-    Paper: α-DPO: Adaptive Reward Margin is What Direct Preference Optimization Needs.
+    Paper: AlphaDPO: Adaptive Reward Margin for Direct Preference Optimization.
     Identities: `alpha_dpo(alpha=0) = simpo(beta=2.5)`.
     """
     margin = target_margin(beta, gamma, gamma_beta_ratio)
