@@ -163,7 +163,7 @@ def rrhf(group: GroupView, *, alpha: float = 1.0) -> Expression:
 
 @group_objective(bounds={"temperature": POSITIVE})
 def lire(group: GroupView, *, temperature: float = 1.0) -> Expression:
-    """Listwise reward enhancement, LIRE (Zhu et al. 2024, arXiv:2405.13516), as reconstructed.
+    """Listwise reward enhancement, LIRE (Zhu et al. 2024, arXiv:2405.13516, eq. 5 at ICLR), as reconstructed.
 
     ``-Σ r_i softmax(log π / T)_i``: the expected reward of a choice among the responses, to be raised.
 

@@ -178,7 +178,7 @@ def nbpo(response: ResponseView, *, beta: float = 1.0, form: str = "surrogate_gr
 
 @point_objective(bounds={"beta": POSITIVE})
 def ulma(response: ResponseView, *, beta: float = 0.1) -> Expression:
-    """Unified language model alignment, ULMA (Cai et al. 2023, arXiv:2312.02554), as reconstructed.
+    """Unified language model alignment, ULMA (Cai et al. 2023, arXiv:2312.02554, eq. 9 at ICLR), as reconstructed.
 
     ``-log π(y)`` of a demonstration, ``-log σ(βh)`` of another desirable response and ``-log σ(-βh)`` of an undesirable
     one: supervised fine-tuning and point-wise DPO in one step. The column ``demonstration`` is true for demonstrations,
