@@ -19,7 +19,10 @@ _LABELLED = re.compile(
 )
 """What a docstring says in a paragraph of its own: the paper's title, losses it equals."""
 
-_PLACE = re.compile(r"\b(eqs?\. \d[\d.]*(?: (?:and|to) \d[\d.]*)?|table \d+|algorithm \d+|section \d+(?:\.\d+)*)")
+_PLACE = re.compile(
+    r"\b(eqs?\. (?:[A-Z]\.)?\d[\d.]*(?: (?:and|to) (?:[A-Z]\.)?\d[\d.]*)?|appendix [A-Z](?:\.\d+)*"
+    r"|(?:table|algorithm|section|theorem|definition|proposition) \d+(?:\.\d+)*)"
+)
 """Where a citation says that a formula stands."""
 
 

@@ -6,6 +6,7 @@ table to look through and `show` a page: formula, inputs, defaults, paper.
 Pairs are in `dpo_family` (one margin), `anchored` (each response on its own), `reference_free`, `likelihood`,
 `lengths`, `margins`, `weighted`, `robustness`, `self_play`, `transport` and `visual`; single responses in `pointwise`.
 What a formula is known to be only at second hand is marked "as reconstructed".
+Equation numbers are those of the version that was read; "at ICLR" is the submission to that conference.
 Defaults are the papers'. What a library or an author's code computes under the same name is `variant=`, where it
 differs: `ipo(variant="trl-1.16")`; `ipo.variants` says what that sets. `advantages`, `mixtures` and `steps` make
 columns that some objectives read.

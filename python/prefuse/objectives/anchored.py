@@ -13,7 +13,7 @@ from ._terms import POSITIVE, choice
 
 @pair_objective(bounds={"beta": POSITIVE}, variants={"original": {}, "trl-1.16": {}, "trl-0.24": {}, "liger": {}})
 def nca(pair: PairView, *, beta: float = 0.1) -> Expression:
-    """Noise contrastive alignment for a pair, NCA (Chen et al. 2024, arXiv:2402.05369).
+    """Noise contrastive alignment for a pair, NCA (Chen et al. 2024, arXiv:2402.05369, table 1).
 
     ``-log σ(r(w)) - ½ log σ(-r(w)) - ½ log σ(-r(l))``: the chosen reward is pulled towards a finite optimum, the
     rejected one pushed down.

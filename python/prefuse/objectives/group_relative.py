@@ -244,7 +244,7 @@ def sapo(
     sampler_low: float | None = None,
     sampler_high: float = 3.0,
 ) -> Expression:
-    """Soft adaptive policy optimization, SAPO (Gao et al. 2025, arXiv:2511.20347).
+    """Soft adaptive policy optimization, SAPO (Gao et al. 2025, arXiv:2511.20347, eq. 5).
 
     ``-4/τ σ(τ (ρ_t - 1)) A``, mean over each response; τ depends on the sign of A. At ρ = 1 the gradient is PPO's, away
     from it a smooth gate closes where PPO clips.

@@ -34,7 +34,7 @@ def r_dpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.01) -> Expressi
     },
 )
 def ld_dpo(pair: PairView, *, beta: float = 0.1, alpha: float = 0.5, scope: str = "both") -> Expression:
-    """Length-desensitised DPO, LD-DPO (Liu et al. 2024, arXiv:2409.06411).
+    """Length-desensitised DPO, LD-DPO (Liu et al. 2024, arXiv:2409.06411, eq. 11 at ICLR).
 
     DPO whose sums run over the first ``m = min(n(w), n(l))`` tokens in full and over the rest with weight α.
 

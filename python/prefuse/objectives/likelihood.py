@@ -73,7 +73,7 @@ def codpo(pair: PairView, *, beta: float = 0.1, weight: float = 5.0) -> Expressi
 
 @pair_objective(bounds={"beta": POSITIVE, "weight": NON_NEGATIVE}, variants={"original": {"weight": 0.5}})
 def cal_dpo(pair: PairView, *, beta: float = 0.1, weight: float = 1.0) -> Expression:
-    """Calibrated DPO, Cal-DPO (Xiao et al. 2024, arXiv:2412.14516).
+    """Calibrated DPO, Cal-DPO (Xiao et al. 2024, arXiv:2412.14516, eq. 10).
 
     ``-log σ(Δ) + (h(w) - 1/(2β))² + (h(l) + 1/(2β))²``: the log-ratios are tied to a scale; the first term has no β.
 
@@ -97,7 +97,7 @@ def rationale_dpo(pair: PairView, *, beta: float = 0.1, gamma: float = 2.0, link
 
     beta: 0.05-0.5. gamma: γ, 1-10. link: ``"linear"``, or ``"log_sigmoid"`` as in the authors' code, whose second term
     is ``-log σ(γ log π(r))``: nearly the same slope while the rationale is unlikely, half of it at certainty.
-    Paper: Data-Centric Human Preference Optimization with Rationales.
+    Paper: Data-Centric Human Preference with Rationales for Direct Preference Alignment.
     Identities: `rationale_dpo(gamma=0) = dpo`.
     """
     scaled = gamma * pair.response("rationale").logp
@@ -109,12 +109,12 @@ def rationale_dpo(pair: PairView, *, beta: float = 0.1, gamma: float = 2.0, link
 def rationale_orpo(
     pair: PairView, *, beta: float = 0.1, gamma: float = 10.0, nll: str = "token_mean"
 ) -> tuple[Expression, dict[str, Expression]]:
-    """ORPO with rationales, RORPO (Just et al. 2024, arXiv:2407.14477).
+    """ORPO with rationales, RORPO (Just et al. 2024, arXiv:2407.14477, section 4.2 at ICLR).
 
     `orpo` ``- γ avg(r)``, with the role ``rationale`` of `rationale_dpo`.
 
     beta: weight of the odds term, 0.05-1. gamma: γ, 1-10. nll: normalisation of the chosen response's likelihood.
-    Paper: Data-Centric Human Preference Optimization with Rationales.
+    Paper: Data-Centric Human Preference with Rationales for Direct Preference Alignment.
     Identities: `rationale_orpo(gamma=0) = orpo`.
     """
     chosen, rejected = pair.chosen.avg_logp, pair.rejected.avg_logp

@@ -48,7 +48,7 @@ def odpo(pair: PairView, *, beta: float = 0.1) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE, "weight": POSITIVE})
 def modpo(pair: PairView, *, beta: float = 0.1, weight: float = 0.5, link: str = "sigmoid") -> Expression:
-    """Multi-objective DPO, MODPO (Zhou et al. 2023, arXiv:2310.03708).
+    """Multi-objective DPO, MODPO (Zhou et al. 2023, arXiv:2310.03708, eq. 14 at ICLR).
 
     ``-log σ(z)`` with ``z = (βΔ - m) / w``, w the weight of the objective that the pairs speak about: the column
     ``margin`` holds m, the other objectives' weighted reward of the chosen response less that of the rejected one.
@@ -65,7 +65,7 @@ def modpo(pair: PairView, *, beta: float = 0.1, weight: float = 0.5, link: str =
 
 @pair_objective(bounds={"beta": POSITIVE, "delta": NON_NEGATIVE})
 def safe_dpo(pair: PairView, *, beta: float = 0.1, delta: float = 0.0) -> Expression:
-    """Safe DPO, SafeDPO (Kim et al. 2025, arXiv:2505.20065), as reconstructed.
+    """Safe DPO, SafeDPO (Kim et al. 2025, arXiv:2505.20065, eq. 17 at ICLR), as reconstructed.
 
     ``-log σ(β s Δ - δ [u(l) ≠ u(w)])`` with the columns ``unsafe`` (u, 1 or 0): where only the chosen response is
     unsafe the pair turns round, ``s = -1``, else s = 1; a pair of which both are unsafe has loss 0.
@@ -104,13 +104,13 @@ def alpha_dpo(
     gamma: float | None = None,
     gamma_beta_ratio: float | None = None,
 ) -> Expression:
-    """α-DPO, SimPO with a margin that adapts (Wu et al. 2024, arXiv:2410.10148), as reconstructed.
+    """α-DPO, SimPO with a margin that adapts (Wu et al. 2024, arXiv:2410.10148, eq. 12 at ICLR), as reconstructed.
 
     ``-log σ(β [avg(w) - avg(l)] - γ - α z)``: z, which takes no gradient, is Δ of length-normalised log-ratios less its
     mean over the batch, over its standard deviation.
 
     beta: 2-10. alpha: weight of z, 0-0.5; at 0 it is `simpo`. gamma, gamma_beta_ratio: as in `simpo`.
-    Paper: α-DPO: Adaptive Reward Margin is What Direct Preference Optimization Needs.
+    Paper: AlphaDPO: Adaptive Reward Margin for Direct Preference Optimization.
     Identities: `alpha_dpo(alpha=0) = simpo(beta=2.5)`.
     """
     margin = target_margin(beta, gamma, gamma_beta_ratio)
@@ -122,7 +122,7 @@ def alpha_dpo(
 
 @pair_objective(bounds={"beta": POSITIVE, "gamma": NON_NEGATIVE})
 def dpo_gamma(pair: PairView, *, beta: float = 0.1, gamma: float = 0.5) -> tuple[Expression, dict[str, Expression]]:
-    """DPO with a scaled reference, DPO^γ (Chen et al. 2024, ranking accuracy, arXiv:2405.19534).
+    """DPO with a scaled reference, DPO^γ (Chen et al. 2024, ranking accuracy, arXiv:2405.19534, eq. 4).
 
     ``-log σ(β [log π(w) - log π(l)] - βγ [log π_ref(w) - log π_ref(l)])``.
 
@@ -142,7 +142,7 @@ def dpo_gamma(pair: PairView, *, beta: float = 0.1, gamma: float = 0.5) -> tuple
 def flex_dpo(
     pair: PairView, *, beta_chosen: float = 0.1, beta_rejected: float = 0.08
 ) -> tuple[Expression, dict[str, Expression]]:
-    """Flex-DPO, a strength for each side (Yan et al. 2024, 3D-properties, arXiv:2406.07327).
+    """Flex-DPO, a strength for each side (Yan et al. 2024, 3D-properties, arXiv:2406.07327, appendix B.2.1 at ICLR).
 
     ``-log σ(β₊ h(w) - β₋ h(l))``: a weaker pull on the rejected side keeps the chosen response from falling with it.
 

@@ -98,21 +98,21 @@ def sppo_point(response: ResponseView, *, beta: float = 1e-3) -> Expression:
 
 @point_objective(bounds={"beta": POSITIVE})
 def gpo(response: ResponseView, *, beta: float = 1e-3) -> Expression:
-    """General preference optimization, GPO (Zhang et al. 2024, arXiv:2410.02197).
+    """General preference optimization, GPO (Zhang et al. 2024, arXiv:2410.02197, eq. 5.3).
 
     ``(h - s/β)²``: the column ``score`` holds s, the mean score of the response against others of the previous policy,
     which is the reference, from a preference model that need not be transitive.
 
     beta: 1e-3-1; targets may be hundreds of nats.
     The trainer's code is not public; with ``s = P - ½`` it is twice `sppo_point`.
-    Paper: General Preference Modeling with Preference Representations for Aligning Language Models.
+    Paper: Beyond Bradley-Terry Models: A General Preference Model for Language Model Alignment.
     """
     return square(response.logratio - response["score"] / beta)
 
 
 @point_objective(bounds={"tau": POSITIVE})
 def dro(response: ResponseView, *, tau: float = 1.0) -> Expression:
-    """Direct reward optimization, DRO (Richemond et al. 2024, arXiv:2405.19107), as reconstructed.
+    """Direct reward optimization, DRO (Richemond et al. 2024, arXiv:2405.19107, section 3.3).
 
     ``½ (r - V - τh)²``: the columns ``reward`` and ``value`` hold r, a score of this response alone, and V, the value
     of its prompt from a head that learns from the same loss: it takes a gradient.
@@ -178,7 +178,7 @@ def nbpo(response: ResponseView, *, beta: float = 1.0, form: str = "surrogate_gr
 
 @point_objective(bounds={"beta": POSITIVE})
 def ulma(response: ResponseView, *, beta: float = 0.1) -> Expression:
-    """Unified language model alignment, ULMA (Cai et al. 2023, arXiv:2312.02554), as reconstructed.
+    """Unified language model alignment, ULMA (Cai et al. 2023, arXiv:2312.02554, eq. 9 at ICLR), as reconstructed.
 
     ``-log π(y)`` of a demonstration, ``-log σ(βh)`` of another desirable response and ``-log σ(-βh)`` of an undesirable
     one: supervised fine-tuning and point-wise DPO in one step. The column ``demonstration`` is true for demonstrations,

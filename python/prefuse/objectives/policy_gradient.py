@@ -208,7 +208,7 @@ def rto(
 
 @token_objective(bounds={"step_size": POSITIVE})
 def mdpo(token: TokenView, *, step_size: float = 1.0, divergence: str = "exact") -> Expression:
-    """Mirror descent policy optimization, on-policy (Tomar et al. 2020, arXiv:2005.09814).
+    """Mirror descent policy optimization, on-policy (Tomar et al. 2020, arXiv:2005.09814, eq. 5).
 
     ``-ρ A + KL(π‖π_k)/t`` by token, averaged over the batch; π_k is the policy that sampled, kept for several steps.
 
@@ -228,7 +228,7 @@ def mdpo(token: TokenView, *, step_size: float = 1.0, divergence: str = "exact")
 
 @token_objective(bounds={"temperature": NON_NEGATIVE, "entropy_weight": NON_NEGATIVE})
 def mdpo_off(token: TokenView, *, temperature: float = 1.0, entropy_weight: float = 0.2) -> Expression:
-    """Mirror descent policy optimization, off-policy and soft (Tomar et al. 2020, arXiv:2005.09814), from the code.
+    """Mirror descent policy optimization off-policy (Tomar et al. 2020, arXiv:2005.09814, section 4.2), from the code.
 
     ``κ log π + (λ - κ) log π_k - Q``: for actions drawn from π by reparameterisation, with the gradient through Q.
 
@@ -268,7 +268,7 @@ def pf_ppo_weight(token: TokenView, *, rule: str = "best_random", power: float =
 def reinforce(
     response: ResponseView, *, beta: float | None = None, baseline: str = "batch", average: str = "sum"
 ) -> Expression:
-    """REINFORCE on whole responses (Williams 1992; for language models Ahmadian et al. 2024, arXiv:2402.14740).
+    """REINFORCE on whole responses (Williams 1992; for language models Ahmadian et al. 2024, arXiv:2402.14740, eq. 6).
 
     ``-(R - b) log π(y)``, with ``R = reward - β h``; neither R nor b takes a gradient.
 
@@ -307,7 +307,7 @@ def rloo(
     clip: float | None = None,
     clip_high: float | None = None,
 ) -> Expression:
-    """REINFORCE leave-one-out, RLOO (Ahmadian et al. 2024, arXiv:2402.14740).
+    """REINFORCE leave-one-out, RLOO (Ahmadian et al. 2024, arXiv:2402.14740, section 2.3).
 
     ``-(R_i - mean_{j≠i} R_j) log π(y_i)`` over the responses to one prompt, ``R = reward - β h``, constants.
 

@@ -99,7 +99,7 @@ def simper(pair: PairView) -> Expression:
     """SimPER, perplexity without hyper-parameters (Xiao et al. 2025, arXiv:2502.00883), as reconstructed.
 
     ``-e^{avg(w)} + e^{avg(l)}``: the inverse perplexity of the chosen response up, of the rejected one down.
-    Paper: SimPER: Simple Preference Fine-Tuning without Hyperparameters by Perplexity Optimization.
+    Paper: SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters.
     """
     return exp(pair.rejected.avg_logp) - exp(pair.chosen.avg_logp)
 
@@ -194,7 +194,7 @@ def tpo_l(
 
 @pair_objective(bounds={"beta": POSITIVE, "weight": NON_NEGATIVE, "alpha": NON_NEGATIVE})
 def asft(pair: PairView, *, beta: float = 1.0, weight: float = 1.0, alpha: float = 1.0) -> Expression:
-    """Aligned supervised fine-tuning, ASFT (Wang et al. 2024, arXiv:2409.10571; generalised in arXiv:2502.01237).
+    """Aligned supervised fine-tuning, ASFT (Wang et al. 2024, arXiv:2409.10571; β: arXiv:2502.01237, section 3.1.2).
 
     ``-α avg(w) - λ [log σ(β o(w)) + log σ(-β o(l))]`` with the log-odds o of `orpo`: each response on its own.
 

@@ -41,7 +41,7 @@ def gpm(
     gated: bool = False,
     target: float | None = None,
 ) -> Expression:
-    """General preference model, GPM (Zhang et al. 2024, arXiv:2410.02197): preferences that may be cyclic.
+    """General preference model, GPM (Zhang et al. 2024, arXiv:2410.02197, eq. A.1): preferences that may be cyclic.
 
     ``-log σ((s - m)/τ)``, ``s = Σ_k λ_k (a_k b'_k - b_k a'_k)``: an answer's embedding of 2K numbers is K pairs (a,
     b), the chosen one's without and the rejected one's with a prime. With K = 1 and a = r, b = 1 it is Bradley-Terry.
@@ -52,7 +52,7 @@ def gpm(
 
     temperature: τ, 0.1; 1 is usual with K = 1 and b = 1. margin: m, one per pair or for all. gated: whether λ is given;
     else it is 1. target: regress instead, ``½ (s/τ - target)²``, 10 in the authors' code.
-    Paper: General Preference Modeling with Preference Representations for Aligning Language Models.
+    Paper: Beyond Bradley-Terry Models: A General Preference Model for Language Model Alignment.
     """
     block = group.response
     product = block["chosen_even"] * block["rejected_odd"] - block["chosen_odd"] * block["rejected_even"]

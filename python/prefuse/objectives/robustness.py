@@ -113,7 +113,7 @@ def ropo(pair: PairView, *, beta: float = 0.1, alpha: float = 14.0) -> Expressio
 
 @pair_objective(bounds={"beta": POSITIVE})
 def group_robust_dpo(pair: PairView, *, beta: float = 0.1) -> Expression:
-    """Group robust preference optimization, GRPO (Ramesh et al. 2024, arXiv:2405.20304), as reconstructed.
+    """Group robust preference optimization, GRPO (Ramesh et al. 2024, arXiv:2405.20304, eq. 8).
 
     ``α_g · (-log σ(z))``: the column ``group_weight`` holds α of the pair's group of annotators over that group's share
     of the data; it takes no gradient. `prefuse.objectives.mixtures.group_weights` raises the weights of groups whose
@@ -128,11 +128,11 @@ def group_robust_dpo(pair: PairView, *, beta: float = 0.1) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE})
 def em_dpo(pair: PairView, *, beta: float = 0.1) -> Expression:
-    """DPO of one type of annotator, EM-DPO and MinMax-DPO (Chidambaram et al. 2024, arXiv:2405.15065).
+    """DPO of one type of annotator, EM-DPO and MinMax-DPO (Chidambaram et al. 2024, arXiv:2405.15065, eq. 15 at ICLR).
 
-    ``γ · (-log σ(z))``, as reconstructed: the column ``responsibility`` holds γ, how likely this policy's type of
-    annotator gave the pair (`prefuse.objectives.mixtures.responsibilities`); each type has a policy of its own. MinMax
-    then mixes the policies so that the worst-off type loses least.
+    ``γ · (-log σ(z))``: the column ``responsibility`` holds γ, how likely this policy's type of annotator gave the pair
+    (`prefuse.objectives.mixtures.responsibilities`); each type has a policy of its own. MinMax then mixes the policies
+    so that the worst-off type loses least.
 
     beta: 0.05-0.5.
     Paper: Direct Preference Optimization With Unobserved Preference Heterogeneity.
@@ -143,7 +143,7 @@ def em_dpo(pair: PairView, *, beta: float = 0.1) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE, "beta_prime": POSITIVE})
 def dr_dpo(pair: PairView, *, beta: float = 0.1, beta_prime: float = 1.0) -> Expression:
-    """Distributionally robustified DPO, Dr. DPO (Wu et al. 2024, arXiv:2407.07880).
+    """Distributionally robustified DPO, Dr. DPO (Wu et al. 2024, arXiv:2407.07880, eq. 12 at ICLR).
 
     ``-β' log mean_batch e^{-ℓ/β'}`` with DPO's ``ℓ = -log σ(z)``: pairs of high loss, likely mislabelled, count less.
     One loss for the batch.
@@ -156,7 +156,7 @@ def dr_dpo(pair: PairView, *, beta: float = 0.1, beta_prime: float = 1.0) -> Exp
 
 @pair_objective(bounds={"beta": POSITIVE, "nu": "(1, inf)"})
 def dpo_rk(pair: PairView, *, beta: float = 0.1, nu: float = 3.0) -> Expression:
-    """DPO with ties after Rao and Kupper, DPO-RK (Chen et al. 2024, arXiv:2409.17431, eq. 15), as reconstructed.
+    """DPO with ties after Rao and Kupper, DPO-RK (Chen et al. 2024, arXiv:2409.17431, eq. 15).
 
     ``-log σ(z - log ν)`` for a win, ``-log(ν²-1) - log σ(z - log ν) - log σ(-z - log ν)`` for a tie: the column
     ``tie`` is true where the two responses were judged equal.
@@ -171,7 +171,7 @@ def dpo_rk(pair: PairView, *, beta: float = 0.1, nu: float = 3.0) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE, "nu": POSITIVE})
 def dpo_d(pair: PairView, *, beta: float = 0.1, nu: float = 1.0) -> Expression:
-    """DPO with ties after Davidson, DPO-D (Chen et al. 2024, arXiv:2409.17431, eq. 16), as reconstructed.
+    """DPO with ties after Davidson, DPO-D (Chen et al. 2024, arXiv:2409.17431, eq. 16).
 
     ``log(1 + e^{-z} + 2ν e^{-z/2})`` for a win, that less ``log 2ν - z/2`` for a tie, with the column ``tie`` of
     `dpo_rk`.

@@ -66,7 +66,7 @@ def inpo(pair: PairView, *, eta: float = 0.005, tau: float = 0.005 / 3) -> Expre
 
 @pair_objective(bounds={"beta": POSITIVE})
 def online_ipo(pair: PairView, *, beta: float = 0.1) -> Expression:
-    """Online IPO with soft labels (Calandriello et al. 2024, arXiv:2403.08635).
+    """Online IPO with soft labels (Calandriello et al. 2024, arXiv:2403.08635, eq. 11).
 
     ``(Δ - (p - ½)/β)²``: the column ``win_prob`` holds p, the probability that w, the first sample, beats the second.
     Both come from the policy, or for IPO-MD from its geometric mixture with the reference.
@@ -82,7 +82,7 @@ def online_ipo(pair: PairView, *, beta: float = 0.1) -> Expression:
 
 @group_objective(bounds={"beta": POSITIVE})
 def online_ipo_list(group: GroupView, *, beta: float = 0.1) -> Expression:
-    """Online IPO over all pairs of K samples (Calandriello et al. 2024, arXiv:2403.08635).
+    """Online IPO over all pairs of K samples (Calandriello et al. 2024, arXiv:2403.08635, eq. 11).
 
     Mean over i < j of ``(h_i - h_j - (P_ij - ½)/β)²``: the column ``win_prob`` of shape [G, K, K] holds P_ij, the
     probability that sample i beats sample j.
@@ -100,7 +100,7 @@ def online_ipo_list(group: GroupView, *, beta: float = 0.1) -> Expression:
 
 @token_objective(bounds={"beta": NON_NEGATIVE})
 def nash_md(token: TokenView, *, beta: float = 0.1) -> Expression:
-    """Nash learning from human feedback by mirror descent, Nash-MD-PG (Munos et al. 2023, arXiv:2312.00886).
+    """Nash learning from human feedback by mirror descent, Nash-MD-PG (Munos et al. 2023, arXiv:2312.00886, eq. 13).
 
     ``β Σ_t sg[h_t] log π_t - (P - ½) log π(y)``, as TRL has it: the response column ``preference`` holds P, the
     probability that y, a sample of the policy, beats one of the geometric mixture of policy and reference. Its value
@@ -133,7 +133,7 @@ def egpo(pair: PairView, *, beta: float = 0.1, average: bool = False) -> Express
 
 @pair_objective(bounds={"beta": POSITIVE})
 def psi_po(pair: PairView, *, beta: float = 0.1, link: str = "identity") -> Expression:
-    """ΨPO, preference optimization under any utility of the win rate (Azar et al. 2023, arXiv:2310.12036).
+    """ΨPO, preference optimization under any utility of the win rate (Azar et al. 2023, arXiv:2310.12036, eq. 13).
 
     ``(Δ - [Ψ(P(w)) - Ψ(P(l))]/β)²``, the regression that the optimum of ``E Ψ(P) - β KL`` solves: the columns
     ``win_prob`` hold P(y) against the comparison policy.

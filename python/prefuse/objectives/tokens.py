@@ -30,7 +30,7 @@ Rewards = dict[str, Expression]
 
 @pair_objective(bounds={"beta": POSITIVE})
 def tdpo1(pair: PairView, *, beta: float = 0.1) -> tuple[Expression, Rewards]:
-    """Token-level DPO, TDPO1 (Zeng et al. 2024, arXiv:2404.11999).
+    """Token-level DPO, TDPO1 (Zeng et al. 2024, arXiv:2404.11999, eq. 15).
 
     ``-log σ(β [h(w) - h(l) - (K(l) - K(w))])``. Its gradient enlarges the KL on the chosen side, which `tdpo2` does
     not.
@@ -187,7 +187,7 @@ def consistency(token: TokenView, beta: float, level: str) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE, "discount": "(0, 1]"})
 def d2po(pair: PairView, *, beta: float = 0.1, discount: float = 0.98) -> Expression:
-    """Temporal decay DPO, D²PO (Shao et al. 2025, arXiv:2502.14340), as reconstructed.
+    """Temporal decay DPO, D²PO (Shao et al. 2025, arXiv:2502.14340, eq. 5 at ICLR).
 
     ``-log σ(β [Σ_t γ^t h_t(w) - Σ_t γ^t h_t(l)])``: early tokens decide.
 
@@ -239,7 +239,7 @@ def tis_dpo(
     high: float = 1.5,
     shift: float | None = None,
 ) -> Expression:
-    """Token-level importance sampling DPO, TIS-DPO (Liu et al. 2024, arXiv:2410.04350), as reconstructed.
+    """Token-level importance sampling DPO, TIS-DPO (Liu et al. 2024, arXiv:2410.04350, eq. 18 at ICLR).
 
     ``-log σ(β [Σ_t w_t h_t(w) - Σ_t w_t h_t(l)] - η)``. The weights are constants: ``w_t = exp(μ clip(c_t, L, U))``
     for the chosen and ``exp(-μ clip(c_t, L, U))`` for the rejected response, ``c_t = log π⁺ - log π⁻`` of two

@@ -82,7 +82,7 @@ def dpo_rc(pair: PairView, *, beta: float = 0.1) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE, "gamma": "(0, 1]"})
 def ns_dpo(pair: PairView, *, beta: float = 0.1, gamma: float = 0.95) -> Expression:
-    """Non-stationary DPO, NS-DPO (Son et al. 2024, arXiv:2407.18676), as reconstructed.
+    """Non-stationary DPO, NS-DPO (Son et al. 2024, arXiv:2407.18676, eq. 10 at ICLR).
 
     ``γ^a · (-log σ(βΔ))``: the column ``age`` holds a, how many periods ago the preference was given.
 
@@ -95,10 +95,10 @@ def ns_dpo(pair: PairView, *, beta: float = 0.1, gamma: float = 0.95) -> Express
 
 @pair_objective(bounds={"beta": POSITIVE})
 def mallows_po(pair: PairView, *, beta: float = 0.1) -> Expression:
-    """Preference optimization with preference dispersions, MallowsPO (Chen et al. 2024, arXiv:2405.14953).
+    """Preference optimization with dispersions, MallowsPO (Chen et al. 2024, arXiv:2405.14953, eqs. 7 and 8 at ICLR).
 
-    ``-log σ(φ βΔ)``, as reconstructed: the column ``dispersion`` holds φ of the prompt, larger where people agree; the
-    paper estimates it from the normalised entropy of the policy's tokens.
+    ``-log σ(φ βΔ)``: the column ``dispersion`` holds φ of the prompt, -2 log φ(x) in the paper's notation, larger where
+    people agree; the paper estimates it from the normalised entropy of the model's tokens.
 
     beta: 0.05-0.5.
     Paper: MallowsPO: Fine-Tune Your LLM with Preference Dispersions.
