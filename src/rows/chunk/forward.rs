@@ -2,7 +2,9 @@
 
 use super::super::exp::Exp;
 use super::super::topk::TopK;
-use super::{CHUNK, Fold, Scratch, Shift, ShiftVector, UNROLL, fold, largest, total};
+use super::{
+    CHUNK, Fold, SETTLE, Scratch, Settling, Shift, ShiftVector, UNROLL, fold, largest, total,
+};
 use crate::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch};
 
 /// Sums over a chunk, of d = factor·(x − origin).
@@ -48,7 +50,7 @@ struct SumsOf<E: Element> {
 /// Without `SCALED`, for a factor of 1.
 struct MassFold<V, const SCALED: bool> {
     shift: ShiftVector<V>,
-    mass: [V; UNROLL],
+    mass: Settling<V>,
 }
 
 impl<V: Vector, const SCALED: bool> Fold<V> for MassFold<V, SCALED> {
@@ -60,7 +62,13 @@ impl<V: Vector, const SCALED: bool> Fold<V> for MassFold<V, SCALED> {
         } else {
             offset
         };
-        self.mass[chain] = Exp::in_sum(d).add_to(self.mass[chain]);
+        let mass = &mut self.mass.running[chain];
+        *mass = Exp::in_sum(d).add_to(*mass);
+    }
+
+    #[inline(always)]
+    fn settle(&mut self) {
+        self.mass.settle();
     }
 }
 
@@ -68,9 +76,9 @@ struct MomentsFold<V> {
     shift: ShiftVector<V>,
     /// e^d is 0 below; d is held at it, so that 0·d is 0.
     lowest: V,
-    mass: [V; UNROLL],
-    weighted: [V; UNROLL],
-    squares: [V; UNROLL],
+    mass: Settling<V>,
+    weighted: Settling<V>,
+    squares: Settling<V>,
 }
 
 impl<V: Vector> Fold<V> for MomentsFold<V> {
@@ -79,9 +87,21 @@ impl<V: Vector> Fold<V> for MomentsFold<V> {
         let d = self.shift.apply(x);
         let exp = Exp::in_sum(d);
         let e = exp.value();
-        self.mass[chain] = exp.add_to(self.mass[chain]);
-        self.weighted[chain] = e.mul_add(self.lowest.larger(d), self.weighted[chain]);
-        self.squares[chain] = e.mul_add(e, self.squares[chain]);
+        let (mass, weighted, squares) = (
+            &mut self.mass.running[chain],
+            &mut self.weighted.running[chain],
+            &mut self.squares.running[chain],
+        );
+        *mass = exp.add_to(*mass);
+        *weighted = e.mul_add(self.lowest.larger(d), *weighted);
+        *squares = e.mul_add(e, *squares);
+    }
+
+    #[inline(always)]
+    fn settle(&mut self) {
+        self.mass.settle();
+        self.weighted.settle();
+        self.squares.settle();
     }
 }
 
@@ -99,11 +119,11 @@ impl<E: Element> SumsOf<E> {
     fn mass_of<I: Isa, const SCALED: bool>(&self) -> f64 {
         let mut sums = MassFold::<_, SCALED> {
             shift: self.shift.vector::<E::Vector<I>>(),
-            mass: [<E::Vector<I> as Vector>::splat(E::Real::ZERO); UNROLL],
+            mass: Settling::zero(),
         };
         // SAFETY: that of `sums`.
         unsafe { fold::<true, E, E::Vector<I>>(self.x, self.len, &mut sums) };
-        total(sums.mass)
+        sums.mass.total()
     }
 }
 
@@ -112,7 +132,6 @@ impl<E: Element> Kernel for SumsOf<E> {
 
     #[inline(always)]
     fn run<I: Isa>(self) -> Sums {
-        let zeros = [<E::Vector<I> as Vector>::splat(E::Real::ZERO); UNROLL];
         let shift = self.shift.vector::<E::Vector<I>>();
         if !self.moments {
             return Sums {
@@ -125,16 +144,16 @@ impl<E: Element> Kernel for SumsOf<E> {
         let mut sums = MomentsFold {
             shift,
             lowest,
-            mass: zeros,
-            weighted: zeros,
-            squares: zeros,
+            mass: Settling::zero(),
+            weighted: Settling::zero(),
+            squares: Settling::zero(),
         };
         // SAFETY: that of `sums`.
         unsafe { fold::<true, E, E::Vector<I>>(self.x, self.len, &mut sums) };
         Sums {
-            mass: total(sums.mass),
-            weighted: total(sums.weighted),
-            squares: total(sums.squares),
+            mass: sums.mass.total(),
+            weighted: sums.weighted.total(),
+            squares: sums.squares.total(),
         }
     }
 }
@@ -241,14 +260,19 @@ impl<R: Real> Kernel for CrossedOf<'_, R> {
             self.z.1.vector::<R::Vector<I>>(),
             self.w.1.vector::<R::Vector<I>>(),
         );
-        let (mut mass, mut reference_mass) = ([zero; UNROLL], [zero; UNROLL]);
-        let (mut forward, mut backward) = ([zero; UNROLL], [zero; UNROLL]);
+        let nothing = Settling::<R::Vector<I>>::zero();
+        let (mut mass, mut reference_mass) = (nothing, nothing);
+        let (mut forward, mut backward) = (nothing, nothing);
         // The extremes of d − d'. It is infinite where one of two probabilities is 0, and NaN, hence passed over, where both are.
         let (mut most, mut least) = ([zero; UNROLL], [zero; UNROLL]);
         let lanes = <R::Vector<I> as Vector>::LANES;
-        for start in (0..self.len.next_multiple_of(UNROLL * lanes)).step_by(UNROLL * lanes) {
+        let (whole, steps) = (
+            self.len / (UNROLL * lanes),
+            self.len.div_ceil(UNROLL * lanes),
+        );
+        for step in 0..steps {
             for i in 0..UNROLL {
-                let at = start + i * lanes;
+                let at = (step * UNROLL + i) * lanes;
                 // SAFETY: a scratch is padded to whole steps.
                 let (z, w): (R::Vector<I>, R::Vector<I>) = unsafe {
                     (
@@ -259,13 +283,23 @@ impl<R: Real> Kernel for CrossedOf<'_, R> {
                 let (dz, dw) = (shift_z.apply(z), shift_w.apply(w));
                 let (exp_z, exp_w) = (Exp::in_sum(dz), Exp::in_sum(dw));
                 let (p, q) = (exp_z.value(), exp_w.value());
-                mass[i] = exp_z.add_to(mass[i]);
-                reference_mass[i] = exp_w.add_to(reference_mass[i]);
+                mass.running[i] = exp_z.add_to(mass.running[i]);
+                reference_mass.running[i] = exp_w.add_to(reference_mass.running[i]);
                 let gap = dz.sub(dw);
-                forward[i] = forward[i].add(p.mul(gap).or_zero(p.not_equal(zero)));
-                backward[i] = backward[i].sub(q.mul(gap).or_zero(q.not_equal(zero)));
+                let (p_gap, q_gap) = (
+                    p.mul(gap).or_zero(p.not_equal(zero)),
+                    q.mul(gap).or_zero(q.not_equal(zero)),
+                );
+                forward.running[i] = forward.running[i].add(p_gap);
+                backward.running[i] = backward.running[i].sub(q_gap);
                 most[i] = gap.larger(most[i]);
                 least[i] = gap.smaller(least[i]);
+            }
+            // Where `fold` settles, so that the masses are the same to the bit.
+            if (step + 1) % SETTLE == 0 || step + 1 == whole || step + 1 == steps {
+                for sum in [&mut mass, &mut reference_mass, &mut forward, &mut backward] {
+                    sum.settle();
+                }
             }
         }
         let or_infinite = |sum: f64, extreme: R| {
@@ -276,11 +310,11 @@ impl<R: Real> Kernel for CrossedOf<'_, R> {
             }
         };
         Crossed {
-            mass: total(mass),
-            reference_mass: total(reference_mass),
-            forward: or_infinite(total(forward), largest(most)),
+            mass: mass.total(),
+            reference_mass: reference_mass.total(),
+            forward: or_infinite(forward.total(), largest(most)),
             backward: or_infinite(
-                total(backward),
+                backward.total(),
                 largest([zero.sub(least[0]), zero.sub(least[1])]),
             ),
         }

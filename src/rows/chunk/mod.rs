@@ -20,6 +20,10 @@ pub const CHUNK: usize = 4096;
 /// Vectors per step of a pass; two chains of additions keep an adder busy.
 const UNROLL: usize = 2;
 
+/// Steps after which running sums are put aside. A sum that holds the largest term, 1, takes the others with an error of
+/// up to half of its last bit each; so it takes few of them, and then few sums of them.
+const SETTLE: usize = 16;
+
 /// Elements per step at most.
 const MAX_STEP: usize = UNROLL * MAX_LANES;
 
@@ -45,6 +49,42 @@ fn prefetch_next<E>(x: *const E) {
 /// What a pass does with each vector; vectors of the same chain come one after the other.
 trait Fold<V> {
     fn add(&mut self, chain: usize, x: V);
+
+    /// Puts running sums aside; called every [`SETTLE`] steps and at the end.
+    #[inline(always)]
+    fn settle(&mut self) {}
+}
+
+/// A sum over a chunk: one that runs, and the earlier ones that were put aside.
+#[derive(Clone, Copy)]
+struct Settling<V> {
+    running: [V; UNROLL],
+    settled: [V; UNROLL],
+}
+
+impl<V: Vector> Settling<V> {
+    #[inline(always)]
+    fn zero() -> Settling<V> {
+        let zeros = [V::splat(V::Scalar::ZERO); UNROLL];
+        Settling {
+            running: zeros,
+            settled: zeros,
+        }
+    }
+
+    #[inline(always)]
+    fn settle(&mut self) {
+        for chain in 0..UNROLL {
+            self.settled[chain] = self.settled[chain].add(self.running[chain]);
+            self.running[chain] = V::splat(V::Scalar::ZERO);
+        }
+    }
+
+    /// Of a sum that has been settled.
+    #[inline(always)]
+    fn total(self) -> f64 {
+        total(self.settled)
+    }
 }
 
 /// Feeds `len` elements to `fold`, the last step filled up with −inf. With `AHEAD`, asks for the next chunk meanwhile.
@@ -61,15 +101,18 @@ unsafe fn fold<const AHEAD: bool, E: Element, V: Memory<E> + Vector>(
     let whole = len - len % step;
     // SAFETY: all reads are of elements below `len`, or of the padded copy of the last ones.
     unsafe {
-        for start in (0..whole).step_by(step) {
-            if AHEAD {
-                for line in 0..(step * size_of::<E>()).div_ceil(CACHE_LINE) {
-                    prefetch_next(x.add(start).wrapping_byte_add(line * CACHE_LINE));
+        for block in (0..whole).step_by(SETTLE * step) {
+            for start in (block..whole.min(block + SETTLE * step)).step_by(step) {
+                if AHEAD {
+                    for line in 0..(step * size_of::<E>()).div_ceil(CACHE_LINE) {
+                        prefetch_next(x.add(start).wrapping_byte_add(line * CACHE_LINE));
+                    }
+                }
+                for chain in 0..UNROLL {
+                    fold.add(chain, V::load(x.add(start + chain * V::LANES)));
                 }
             }
-            for chain in 0..UNROLL {
-                fold.add(chain, V::load(x.add(start + chain * V::LANES)));
-            }
+            fold.settle();
         }
         if whole < len {
             let mut rest = [E::NEG_INFINITY; MAX_STEP];
@@ -78,6 +121,7 @@ unsafe fn fold<const AHEAD: bool, E: Element, V: Memory<E> + Vector>(
             for chain in 0..UNROLL {
                 fold.add(chain, V::load(rest.as_ptr().add(chain * V::LANES)));
             }
+            fold.settle();
         }
     }
 }
