@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench = commands.add_parser("bench", help=what, description=f"{what.capitalize()}.")
     kinds = bench.add_subparsers(dest="kind", required=True, metavar="KIND")
     add(kinds, "device", device, "check and measure the CUDA kernels")
-    options = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(arguments or ["--help"])
     status: int = options.run(options)
     return status
 
