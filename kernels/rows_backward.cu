@@ -51,7 +51,10 @@ __device__ inline void pull_back(const X& x, const Ref& ref, const X& out, i64 t
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rows_backward(const RowsArgs a) {
+// Entropy and mean together leave too few registers for three blocks on some devices.
+constexpr int RESIDENT = BLOCKS > 2 && wants(ENTROPY) && wants(MEAN_LOGIT) ? 2 : BLOCKS;
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) rows_backward(const RowsArgs a) {
     int group = threadIdx.x / ROW_THREADS, lane = threadIdx.x % ROW_THREADS;
     for (i64 item = i64(blockIdx.x) * GROUPS + group; item < a.rows * a.parts; item += i64(gridDim.x) * GROUPS) {
         i64 row = item / a.parts;

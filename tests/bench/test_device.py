@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+import prefuse.denoising
 from prefuse.__main__ import main
 from prefuse.bench import (
     device,
@@ -54,7 +55,7 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(device.launches, "profiled", lambda run: run() and None)
     monkeypatch.setattr(gather, "on_device", lambda: ([*HANDS, gather.TRL_KERNEL], {gather.QUACK: "not installed"}))
-    monkeypatch.setattr(scoring.torch, "compile", lambda function: function)
+    monkeypatch.setattr(scoring.torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(head, "ON_DEVICE", HEADS)
     monkeypatch.setattr(head_device, "peak_bytes", lambda run: (run(), 1000)[1])
     small = functools.partial(quality.problem, pairs=6, tokens=4, features=16, classes=300)
@@ -62,7 +63,9 @@ def on_the_cpu(monkeypatch):
 
 
 def test_measuring(on_the_cpu, capsys, tmp_path):
-    report = device.measure(device.Size(((32, 50),), (torch.bfloat16, torch.float32), 2, 4096, SMALL), CPU)
+    report = device.measure(
+        device.Size(((32, 50),), (torch.bfloat16, torch.float32), 2, 4096, ((3, 4, 5),), SMALL), CPU
+    )
     said = capsys.readouterr().out
     assert "absent: QuACK cross_entropy (not installed)" in said
     assert "TRL Triton kernel not measured (" in said
@@ -74,6 +77,7 @@ def test_measuring(on_the_cpu, capsys, tmp_path):
         assert case["share_of_copy"] > 0
         if case["hand"] == gather.PREFUSE:
             assert case["times_prefuse"] == 1
+    assert len(report["denoising"]) == 2 * 2 * 4
     path = results.write(tmp_path, "device", report, "NVIDIA Some 100")
     assert path.name == "device-nvidia-some-100.json"
     assert json.loads(path.read_text())["scoring"][0]["launches"] is None
@@ -135,6 +139,13 @@ def test_an_objective_is_checked(on_the_cpu, monkeypatch):
         scoring, "formula", lambda **given: (given["chosen_logps"].mean() + given["rejected_logps"].sum(),)
     )
     assert device_checks.objective(CPU).startswith("objective dpo: off by")
+
+
+def test_checks_of_squared_errors(monkeypatch):
+    assert device_checks.squared_errors(torch.bfloat16, torch.float32, CPU) is None
+    right = prefuse.denoising.squared_errors
+    monkeypatch.setattr(prefuse.denoising, "squared_errors", lambda x, y: right(x, y) * 1.001)
+    assert device_checks.squared_errors(torch.bfloat16, torch.float32, CPU).startswith("squared errors of")
 
 
 @pytest.mark.parametrize("dtype", device_checks.HEAD_DTYPES, ids=str)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import device_checks, gather, head_device, launches, machine, results, scoring, tables, timing
+from . import denoising, device_checks, gather, head_device, launches, machine, results, scoring, tables, timing
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 TRAFFIC = {FORWARD: 1, BACKWARD: 2, BOTH: 3}
@@ -34,11 +34,15 @@ class Size(NamedTuple):
     dtypes: tuple[torch.dtype, ...]
     rounds: int
     copied: int
+    latents: tuple[tuple[int, ...], ...]
     head: head_device.Size
 
 
-FULL = Size(((8192, 128256), (4096, 151936)), (torch.bfloat16, torch.float32), 30, 1 << 31, head_device.FULL)
-QUICK = Size(((1024, 32000),), (torch.bfloat16,), 10, 1 << 28, head_device.QUICK)
+LATENTS = ((32, 4, 64, 64), (32, 16, 128, 128), (8, 16, 21, 90, 160))
+"""Of a small and a large image model and of a video model."""
+
+FULL = Size(((8192, 128256), (4096, 151936)), (torch.bfloat16, torch.float32), 30, 1 << 31, LATENTS, head_device.FULL)
+QUICK = Size(((1024, 32000),), (torch.bfloat16,), 10, 1 << 28, LATENTS[:1], head_device.QUICK)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +90,7 @@ def measure(size: Size, device: torch.device) -> dict[str, Any]:
         "bandwidth": speeds,
         "rows": cases,
         "scoring": measure_scoring(device),
+        "denoising": measure_denoising(size, speeds["copy"], device),
         "head": head_device.measure(size.head, size.rounds, device),
     }
 
@@ -166,6 +171,35 @@ def measure_scoring(device: torch.device) -> list[dict[str, Any]]:
     headings = ("hand", "device µs", "kernels", "copies and fills")
     tables.show(f"scoring {_PAIRS} pairs: loss, gradient, metrics", headings, rows)
     return parts
+
+
+def measure_denoising(size: Size, copy: float, device: torch.device) -> list[dict[str, Any]]:
+    """Squared errors of latents by all hands, forward and with the gradient, printed and returned."""
+    found = []
+    for shape in size.latents:
+        for dtype in size.dtypes:
+            release()
+            predicted, target = denoising.inputs(shape, dtype, device)
+            for task in denoising.VISITS:
+                hands = {name: _ready(run) for name, run in denoising.cases(predicted, target, task).items()}
+                timings = timing.interleaved_on_device(hands, size.rounds)
+                moved = denoising.least_bytes(predicted, task)
+                part = [
+                    {
+                        "hand": name,
+                        "shape": list(shape),
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "pass": task,
+                        "seconds": seconds.as_dict(),
+                        "gigabytes_per_second": moved / seconds.median / 1e9,
+                        "share_of_copy": moved / seconds.median / copy,
+                        "times_prefuse": seconds.median / timings[denoising.PREFUSE].median,
+                    }
+                    for name, seconds in timings.items()
+                ]
+                show_rows(f"squared errors of {' × '.join(map(str, shape))} {part[0]['dtype']}, {task}", part)
+                found += part
+    return found
 
 
 def show_rows(title: str, cases: list[dict[str, Any]]) -> None:

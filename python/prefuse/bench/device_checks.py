@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import prefuse.denoising
 from prefuse.functional import token_stats
 
-from . import gather, quality, scoring
+from . import denoising, gather, quality, scoring
 
 SHAPES = ((3, 1), (300, 1000), (64, 50257), (8, 128256), (257, 151936))
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -24,7 +25,8 @@ def failures(device: torch.device) -> list[str]:
     """What is wrong, one sentence each; an empty list if nothing is."""
     found = [rows(*shape, dtype, device) for shape in SHAPES for dtype in DTYPES]
     of_head = [head(dtype, device) for dtype in HEAD_DTYPES]
-    return [failure for failure in (*found, objective(device), *of_head) if failure]
+    of_errors = [squared_errors(one, other, device) for one in DTYPES for other in DTYPES]
+    return [failure for failure in (*found, objective(device), *of_errors, *of_head) if failure]
 
 
 def rows(count: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -55,6 +57,22 @@ def rows(count: int, vocabulary: int, dtype: torch.dtype, device: torch.device) 
         allowed = 4 * rounding[:, None] * size + info.eps * (exact.grad.abs() + info.smallest_normal)
         excess = ((ours.grad.double() - exact.grad).abs() - allowed).max()
     return None if float(excess) <= 0 else f"{what}: the gradient is off by {float(excess):.3g} more than it may be"
+
+
+def squared_errors(one: torch.dtype, other: torch.dtype, device: torch.device) -> str | None:
+    """Compares squared errors of samples of odd size, and their gradient, with float64 PyTorch on the same device."""
+    predicted, target = denoising.inputs((5, 3, 7001), one, device)[0], denoising.inputs((5, 3, 7001), other, device)[1]
+    ours, exact = predicted.clone().requires_grad_(), predicted.double().requires_grad_()
+    got, wanted = prefuse.denoising.squared_errors(ours, target), (exact - target).square().flatten(1).mean(1)
+    mine, reference = torch.autograd.grad(got.sum(), ours)[0], torch.autograd.grad(wanted.sum(), exact)[0]
+    spacing = torch.finfo(torch.float64 if torch.float64 in (one, other) else torch.float32).eps
+    if not torch.allclose(got.double(), wanted, rtol=16 * spacing, atol=0):
+        return f"squared errors of {one} and {other}: off by {(got - wanted).abs().max().item():.3g}"
+    if not torch.allclose(mine.double(), reference, rtol=2 * torch.finfo(one).eps, atol=1e-7):
+        return (
+            f"squared errors of {one} and {other}: the gradient is off by {(mine - reference).abs().max().item():.3g}"
+        )
+    return None
 
 
 def objective(device: torch.device) -> str | None:
