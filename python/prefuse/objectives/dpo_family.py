@@ -230,7 +230,7 @@ def f_dpo(
     average: bool = False,
     shifted: bool = True,
 ) -> Expression:
-    """f-DPO: DPO under another divergence to the reference (Wang et al. 2023, arXiv:2309.16240).
+    """f-DPO: DPO under another divergence to the reference (Wang et al. 2023, arXiv:2309.16240, theorem 1 at ICLR).
 
     ``-log σ(β [φ(h(w)) - φ(h(l))])``, where φ is f' of the divergence as a function of the log-ratio, shifted so
     that φ(0) = 0: ``"reverse_kl"`` h (DPO), ``"forward_kl"`` 1 - e^{-h}, ``"alpha"`` (1 - e^{-αh})/α, ``"js"``

@@ -224,7 +224,7 @@ def sides(group: GroupView) -> tuple[Expression, Expression]:
 
 @group_objective(bounds={"gamma": POSITIVE})
 def brain(group: GroupView, *, gamma: float = 0.5) -> Expression:
-    """Bayesian reward-conditioned amortized inference, BRAIn (Pandey et al. 2024, arXiv:2402.02479).
+    """Bayesian reward-conditioned amortized inference, BRAIn (Pandey et al. 2024, arXiv:2402.02479, theorem 4.2).
 
     ``-Σ α̂_i log β̂_i`` with ``α̂ = softmax(r/γ + log π_ref - log q)`` and ``β̂ = softmax(log π - log q)``: the
     posterior given a good reward, and the policy, both by self-normalised importance sampling from the proposal q.
@@ -258,7 +258,7 @@ def info_nca(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -
 
 @group_objective(bounds={"beta": POSITIVE, "temperature": POSITIVE})
 def nca_list(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -> Expression:
-    """Noise contrastive alignment over K responses, NCA (Chen et al. 2024, arXiv:2402.05369).
+    """Noise contrastive alignment over K responses, NCA (Chen et al. 2024, arXiv:2402.05369; pairs: table 1).
 
     ``-Σ_i [ softmax(r/α)_i log σ(s_i) + 1/K log σ(-s_i) ]``: every reward has an optimum of its own, not only their
     differences. Two responses with a certain winner give `nca`.
@@ -309,7 +309,7 @@ def softmax_dpo(group: GroupView, *, beta: float = 0.1) -> Expression:
 
 @group_objective
 def op_gfn(group: GroupView) -> Expression:
-    """Order-preserving GFlowNets, total order (Chen and Mauch 2023, arXiv:2310.00386), for text.
+    """Order-preserving GFlowNets, total order (Chen and Mauch 2023, arXiv:2310.00386, section 3.2 at ICLR), for text.
 
     Mean over unordered pairs of ``-t log σ(log π_i - log π_j) - (1-t) log σ(log π_j - log π_i)``, t being 1, ½ or 0 as
     ψ_i is above, equal to or below ψ_j. For left-to-right text the learned log-reward is log π plus a constant; there

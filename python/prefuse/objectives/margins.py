@@ -34,7 +34,7 @@ from ._terms import (
 
 @pair_objective(bounds={"beta": POSITIVE})
 def odpo(pair: PairView, *, beta: float = 0.1) -> Expression:
-    """DPO with an offset, ODPO (Amini et al. 2024, arXiv:2402.10571).
+    """DPO with an offset, ODPO (Amini et al. 2024, arXiv:2402.10571, theorem 3 at ACL).
 
     ``-log σ(βΔ - δ)``: the column ``margin`` holds δ of each pair, by how much the chosen reward should exceed the
     other; in the paper ``α log(s(w) - s(l))`` with scores s, also called margin DPO.

@@ -126,7 +126,7 @@ def dro(response: ResponseView, *, tau: float = 1.0) -> Expression:
 
 @point_objective(bounds={"beta": POSITIVE, "weight": NON_NEGATIVE, "alpha": NON_NEGATIVE})
 def asft_unpaired(response: ResponseView, *, beta: float = 1.0, weight: float = 1.0, alpha: float = 1.0) -> Expression:
-    """Aligned supervised fine-tuning on unpaired data, ASFT (Wang et al. 2024, arXiv:2409.10571).
+    """ASFT on unpaired data (Wang et al. 2024, arXiv:2409.10571; β: arXiv:2502.01237, section 3.1.2).
 
     ``-α avg(y) - λ log σ(β o(y))`` for a desirable response, ``-λ log σ(-β o(y))`` for an undesirable one: the terms of
     `asft`, whose pairs are sums of two points.

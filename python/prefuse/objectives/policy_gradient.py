@@ -331,7 +331,7 @@ def rloo(
 def p3o(
     pair: PairView, *, beta: float = 0.05, clip: float = 0.2, clipping: str = "joint"
 ) -> tuple[Expression, dict[str, Expression]]:
-    """Pairwise proximal policy optimization, P3O (Wu et al. 2023, arXiv:2310.00212), clipping as reconstructed.
+    """Pairwise proximal policy optimization, P3O (Wu et al. 2023, arXiv:2310.00212, theorem 1), clips as reconstructed.
 
     For two responses drawn from π_old, called chosen and rejected here in any order:
     ``d = r̃(1) - r̃(2)``, ``r̃ = reward - β log π_old/π_ref``. V1, ``"separate"``: ``-½ Σ_i min(c_i ρ_i, c_i clip(ρ_i,

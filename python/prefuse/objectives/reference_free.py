@@ -96,7 +96,7 @@ def alphapo(
 
 @pair_objective
 def simper(pair: PairView) -> Expression:
-    """SimPER, perplexity without hyper-parameters (Xiao et al. 2025, arXiv:2502.00883), as reconstructed.
+    """SimPER, perplexity without hyperparameters (Xiao et al. 2025, arXiv:2502.00883, eq. 8 at ICLR), as reconstructed.
 
     ``-e^{avg(w)} + e^{avg(l)}``: the inverse perplexity of the chosen response up, of the rejected one down.
     Paper: SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters.

@@ -37,7 +37,7 @@ def mcts_dpo(
     link: str = "sigmoid",
     length_power: float | None = None,
 ) -> Expression:
-    """DPO on tree-search steps with soft labels, MCTS-DPO (Xie et al. 2024, arXiv:2405.00451).
+    """DPO on tree-search steps with soft labels, MCTS-DPO (Xie et al. 2024, arXiv:2405.00451, section 2.2).
 
     ``-(1-ε) log σ(z) - ε log σ(-z)`` with ``ε = min(½, N(l) / (N(w) + N(l)))``: the columns ``visits`` hold how often
     the search went each way. Log-probabilities are of the step, without the prefix that the two share.

@@ -48,7 +48,7 @@ def tdpo1(pair: PairView, *, beta: float = 0.1) -> tuple[Expression, Rewards]:
 
 @pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE})
 def tdpo2(pair: PairView, *, beta: float = 0.1, alpha: float = 0.5) -> tuple[Expression, Rewards]:
-    """Token-level DPO, TDPO2 (Zeng et al. 2024, arXiv:2404.11999).
+    """Token-level DPO, TDPO2 (Zeng et al. 2024, arXiv:2404.11999; KL term: eq. 18).
 
     ``-log σ(β [h(w) - h(l) - α (K(l) - sg[K(w)])])``: the chosen side's KL is a constant.
 
@@ -78,7 +78,7 @@ def tdpo_rewards(pair: PairView, beta: float) -> Rewards:
 def sparse_po(
     pair: PairView, *, beta: float = 0.1, reward_penalty: float | None = None, kl_penalty: float | None = None
 ) -> Expression:
-    """SparsePO, learned masks on tokens (Christopoulou et al. 2024, arXiv:2410.05102).
+    """SparsePO, learned masks on tokens (Christopoulou et al. 2024, arXiv:2410.05102, from eq. 3 at ICLR).
 
     ``-log σ(β (u - d))``, ``u = Σ m^u_t h_t(w) - Σ m^u_t h_t(l)``, ``d = Σ m^d_t KL_t(l) - Σ m^d_t KL_t(w)``, plus L1
     terms ``η_u Σ m^u + η_d Σ m^d`` over both responses. Gradients reach the masks, whose network is the caller's.
@@ -108,7 +108,7 @@ def weighted_sum(token: TokenView, weight: str) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE})
 def mapo(pair: PairView, *, beta: float = 0.1) -> Expression:
-    """MaPO, masks from the reference model's activations (Christopoulou et al. 2024, arXiv:2410.05102).
+    """MaPO, masks from the reference's activations (Christopoulou et al. 2024, arXiv:2410.05102, from eq. 3 at ICLR).
 
     `sparse_po` with one mask for both: ``m_t = (a_t - min a)/(max a - min a)`` within the response, a constant.
 

@@ -12,7 +12,7 @@ from ._terms import POSITIVE, PROBABILITY, logistic
 
 @pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
 def aot(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None) -> Expression:
-    """Alignment via optimal transport, paired (Melnyk et al. 2024, arXiv:2406.05882).
+    """Alignment via optimal transport, paired (Melnyk et al. 2024, arXiv:2406.05882, eq. 11, algorithm 2).
 
     ``δ = sort(log π(w) - log π(l)) - sort(log π_ref(w) - log π_ref(l))``, both ascending over the batch, then
     ``-(1-ε) log σ(βδ) - ε log σ(-βδ)``: the policy's margins must dominate the reference's in distribution.
@@ -29,7 +29,7 @@ def aot(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = No
 
 @pair_objective(bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY})
 def aot_unpaired(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None) -> Expression:
-    """Alignment via optimal transport, unpaired (Melnyk et al. 2024, arXiv:2406.05882).
+    """Alignment via optimal transport, unpaired (Melnyk et al. 2024, arXiv:2406.05882, eq. 11, algorithm 1).
 
     ``δ = sort(h(w)) - sort(h(l))`` over the batch, then the link of `aot`: chosen and rejected log-ratios are
     matched by rank, so the data need not come in pairs.
