@@ -88,7 +88,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "nca_pair": {},
     "robust": {"label_smoothing": 0.1},
     "bco_pair": {},
-    "sppo_hard": {"max_steps": 2},  # gradients in the thousands: from then on roundings show in the fourth digit
+    "sppo_hard": {"learning_rate": 1e-4},  # its gradients are in the thousands, and SGD steps are not clipped
     "aot": {},
     "aot_unpaired": {},
     "apo_zero": {},
