@@ -47,7 +47,7 @@ def regression(response: ResponseView) -> Expression:
 
 @pair_objective(bounds={"beta": POSITIVE})
 def seppo(pair: PairView, *, beta: float = 2500.0, anchor: str = "model") -> Expression:
-    """Semi-policy preference optimization, SePPO (Zhang et al. 2024, arXiv:2410.05255, eqs. 7 and 8), as reconstructed.
+    """Semi-policy preference optimization, SePPO (Zhang et al. 2024, arXiv:2410.05255, eqs. 7 and 8).
 
     ``-log σ( -b [ d(w) - s d(l) ] )`` with d as in `diffusion_dpo`: the rejected sample is drawn from an earlier
     checkpoint, which is the reference as well. ``s = 1`` where the model's error on the chosen sample is below the

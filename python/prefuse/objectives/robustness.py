@@ -67,7 +67,7 @@ def _step_ratio(response: ResponseView, suffix: bool, power: float | None) -> Ex
 
 @pair_objective(bounds={"beta": POSITIVE})
 def gdpo(pair: PairView, *, beta: float = 0.1) -> Expression:
-    """Geometric-averaged DPO for soft labels, GDPO (Furuta et al. 2024, arXiv:2409.06691), as reconstructed.
+    """Geometric-averaged DPO for soft labels, GDPO (Furuta et al. 2024, arXiv:2409.06691).
 
     ``-log σ((2p-1) z)``: the column ``win_prob`` holds p, how likely w is preferred; a pair in doubt pulls less.
 
@@ -135,6 +135,7 @@ def em_dpo(pair: PairView, *, beta: float = 0.1) -> Expression:
     so that the worst-off type loses least.
 
     beta: 0.05-0.5.
+    As printed eq. 15 minimises Σ γ log σ(z), which lacks the minus that the step before it has.
     Paper: Direct Preference Optimization With Unobserved Preference Heterogeneity.
     Identities: `em_dpo = dpo where responsibility=1`.
     """
