@@ -25,9 +25,12 @@ from .fixtures import (
     T0,
     Columns,
     opa,
+    pairs,
     tokens,
 )
 from .worked_numbers import Row, wl
+
+THREE_PAIRS = pairs([-3.5, -3.5, -4], [-6.5, -3, -2], [-3.75, -4.5, -3.5], [-5.25, -3, -3], [3, 4, 2], [5, 2, 1])
 
 
 def column(batch: Columns, **values: object) -> Columns:
@@ -227,7 +230,14 @@ ROWS: list[Row] = [
     ("dro", {"tau": 0.1}, point(-5.0, -5.5, reward=1.0, value=0.3), 0.211250, {"logps": [-0.065], "value": [-0.65]}),
     ("npo", {}, point(-6.0, -6.2), 14.063944, {}),
     ("simnpo", {"beta": 0.1}, {"logps": np.array([-6.0]), "lengths": np.array([8])}, 13.127003, {}),
-    ("crraft", {}, column({}, logps=-5.0, lengths=5, score=0.768525), 0.768525, {"logps": [-0.153705]}),
+    (
+        "crraft",
+        {"average": "tokens"},
+        column({}, logps=-5.0, lengths=5, score=0.768525),
+        0.768525,
+        {"logps": [-0.153705]},
+    ),
+    ("crraft", {}, column({}, logps=-5.0, score=0.768525), 3.842625, {"logps": [-0.768525]}),
     # pairwise.md, SPPO: one half of the soft pair
     ("sppo_point", {"beta": 0.1}, point(-20.0, -22.0, win_prob=0.8), 0.5, {"logps": [-1.0]}),
     # pairwise.md, ASFT: the two halves of the pair
@@ -259,10 +269,38 @@ ROWS: list[Row] = [
     ),
     (
         "alpha_dpo",
-        {"beta": 2.0, "gamma": 1.0},
+        {"beta": 2.0, "gamma": 1.0, "average": True},
         F1,
         0.879107,
         wl(-0.239250, -0.097340, 0.143550, 0.194680),
+    ),
+    (
+        "alpha_dpo",
+        {"beta": 2.0, "gamma": 1.0},
+        THREE_PAIRS,
+        0.995926,
+        wl(-0.158496, -0.077161, -0.224246, 0.095098, 0.154323, 0.448493),
+    ),
+    (
+        "alpha_dpo",
+        {"beta": 2.0, "gamma": 1.0, "average": True},
+        THREE_PAIRS,
+        0.993669,
+        wl(-0.157350, -0.078332, -0.224016, 0.094410, 0.156663, 0.448033),
+    ),
+    (
+        "alpha_dpo",
+        {"beta": 2.0, "gamma": 1.0, "average": True, "scaled": True},
+        THREE_PAIRS,
+        0.991267,
+        wl(-0.164136, -0.083734, -0.202350, 0.098482, 0.167469, 0.404701),
+    ),
+    (
+        "alpha_dpo",
+        {"beta": 2.0, "gamma": 1.0, "mean": 0.5, "deviation": 2.0},
+        THREE_PAIRS,
+        0.987819,
+        wl(-0.154902, -0.075028, -0.229992, 0.092941, 0.150055, 0.459983),
     ),
     (
         "sampo",

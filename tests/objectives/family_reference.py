@@ -368,11 +368,15 @@ def modpo(c, *, beta=0.1, weight=0.5, link="sigmoid"):
 
 
 @reads(f"{PAIR} {LENGTHS}")
-def alpha_dpo(c, *, beta=2.5, alpha=0.2, gamma=None, gamma_beta_ratio=0.5):
+def alpha_dpo(c, *, beta=2.5, alpha=0.2, gamma=None, gamma_beta_ratio=0.5, mean=None, deviation=None, variant="paper"):
     chosen, rejected = averages(c)
-    ratios = rewards(c, 1.0)
-    gap = (ratios["chosen"] / c.chosen_lengths - ratios["rejected"] / c.rejected_lengths).detach()
-    score = (gap - gap.mean()) / torch.sqrt(gap.var(correction=0) + 1e-12)
+    gap = margin(c).detach()
+    if variant == "original":
+        alpha = alpha * beta
+        ratios = rewards(c, 1.0)
+        gap = (ratios["chosen"] / c.chosen_lengths - ratios["rejected"] / c.rejected_lengths).detach()
+    centre = gap.mean() if mean is None else mean
+    score = (gap - centre) / (torch.sqrt(gap.var(correction=0) + 1e-12) if deviation is None else deviation)
     gamma = beta * gamma_beta_ratio if gamma is None else gamma
     return -log_sigmoid(beta * (chosen - rejected) - gamma - alpha * score), rewards(c, beta)
 
@@ -670,8 +674,10 @@ def asft_unpaired(c, *, beta=1.0, weight=1.0, alpha=1.0):
     return torch.where(c.label, desirable, weight * torch.log(1 + odds)), beta * c.logps / c.lengths
 
 
-@reads("logps lengths score")
-def crraft(c):
+@reads(lambda average="sum": "logps score" if average == "sum" else "logps lengths score")
+def crraft(c, *, average="sum"):
+    if average == "sum":
+        return -c.score * c.logps, c.logps
     loss = -(c.score * c.logps).sum() / c.lengths.sum()
     return loss.expand(len(c.logps)), c.logps / c.lengths
 
@@ -725,10 +731,10 @@ def average_hinge(c, *, delta=1.0, weight=0.1, alpha=0.0, nll_mode="token_mean")
 
 
 @reads(f"{PAIR} chosen_unsafe rejected_unsafe")
-def safe_dpo(c, *, beta=0.1, delta=0.0):
+def safe_dpo(c, *, beta=0.1, delta=0.0, both_unsafe="dropped"):
     def loss(gap, bad_w, bad_l):
         if bad_w and bad_l:
-            return 0.0 * gap
+            return -log_sigmoid(beta * gap) if both_unsafe == "kept" else 0.0 * gap
         better, worse = (-gap, 1.0) if bad_w else (gap, float(bad_l))
         return -log_sigmoid(beta * better - delta * worse)
 

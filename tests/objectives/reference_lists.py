@@ -94,10 +94,11 @@ def plackett_luce(logps, ref_logps, label, beta=0.1):
 
 
 @by_group
-def pro(logps, lengths, score, alpha=0.05, temperature=True):
+def pro(logps, lengths, score, alpha=0.05, temperature=True, nll="sum", variant="paper"):
     order = torch.argsort(score, descending=True, stable=True)
     a, r = (logps / lengths)[order], score.detach()[order]
-    total = -alpha * a[0]
+    weight = alpha * (len(a) - 1) ** 2 if variant == "original" else alpha
+    total = -weight * (logps[order[0]] if nll == "sum" else a[0])
     for k in range(len(a) - 1):
         inverse = torch.cat([(r[k] - r[-1:]), r[k] - r[k + 1 :]]) if temperature else torch.ones(len(a) - k)
         total = total - torch.log_softmax(a[k:] * inverse, 0)[0]
@@ -113,7 +114,17 @@ def softmax_dpo(logps, ref_logps, label, beta=0.1):
 
 
 def tpo_tree(
-    *, groups, token_logps, ref_token_logps, token_step_start, token_weight, label, mask, beta=0.5, base=math.e
+    *,
+    groups,
+    token_logps,
+    ref_token_logps,
+    token_step_start,
+    token_weight,
+    label,
+    mask,
+    beta=0.5,
+    base=math.e,
+    average=False,
 ):
     scores = []
     for r in range(len(mask)):
@@ -121,8 +132,8 @@ def tpo_tree(
         h, w, start = (token_logps[r] - ref_token_logps[r])[keep], token_weight[r][keep], token_step_start[r][keep]
         firsts = [t for t in range(len(h)) if start[t]]
         ends = [*firsts[1:], len(h)]
-        means = torch.stack([h[a:b].mean() for a, b in zip(firsts, ends, strict=True)])
-        scores.append((w[firsts] * means).sum() / w[firsts].sum())
+        steps = [h[a:b].mean() if average else h[a:b].sum() for a, b in zip(firsts, ends, strict=True)]
+        scores.append((w[firsts] * torch.stack(steps)).sum() / (w[firsts].sum() if average else 1.0))
     s = beta * torch.stack(scores)
     return torch.stack([lipo_of_scores(s[rows], label[rows], "lambda", base, "paper")[0] for rows in members(groups)])
 
@@ -173,13 +184,13 @@ def op_gfn_pareto(logps, scores, **columns):
 
 
 @by_group
-def crraft_list(logps, ref_logps, lengths, reward, judge, base_reward, kl_max=10.0):
+def crraft_list(logps, ref_logps, reward, judge, base_reward, lengths=None, kl_max=10.0, average="sum"):
     c = torch.sigmoid(reward - base_reward).detach()
     kept = [k for k in range(len(c)) if judge[k] > 0.5 and logps[k] - ref_logps[k] <= kl_max]
     if not kept:
         return 0.0 * logps.sum()
     best = max(kept, key=lambda k: float(c[k]))
-    return -c[best] * logps[best] / lengths[best]
+    return -c[best] * logps[best] / (1 if average == "sum" else lengths[best])
 
 
 @by_group
@@ -241,9 +252,10 @@ def rloo(
     return -torch.min(ratio * a, torch.clamp(ratio, 1 - clip, 1 + clip_high) * a)
 
 
-def crpg(*, logps, lengths, reward, base_reward, judge, kl, kl_max=10.0):
+def crpg(*, logps, reward, base_reward, judge, kl, lengths=None, kl_max=10.0, average="sum"):
     kept = (judge * torch.sigmoid(reward - base_reward) * torch.clamp(1 - kl / kl_max, min=0)).detach()
-    return -((kept - kept.mean()) * logps).sum() / lengths.sum()
+    losses = -(kept - kept.mean()) * logps
+    return losses if average == "sum" else losses.sum() / lengths.sum()
 
 
 def p3o(*, clipping="joint", beta=0.05, clip=0.2, **c):
@@ -300,13 +312,14 @@ def rrhf(logps, lengths, score, alpha=1.0):
 
 
 @by_group
-def lire(logps, score, temperature=1.0):
-    return -(score.detach() * torch.softmax(logps / temperature, 0)).sum()
+def lire(logps, score, temperature=1.0, normalised=False):
+    r = torch.softmax(score.detach(), 0) if normalised else score.detach()
+    return -(r * torch.softmax(logps / temperature, 0)).sum()
 
 
-def set_gap(h, label, alpha=1.0):
+def set_gap(h, label, alpha=1.0, beta=1.0):
     chosen, others = h[label > 0.5], h[label <= 0.5]
-    return (chosen.mean() if len(chosen) else zero()) - alpha * (others.mean() if len(others) else zero())
+    return beta * (chosen.mean() if len(chosen) else zero()) - alpha * (others.mean() if len(others) else zero())
 
 
 @by_group
@@ -316,8 +329,8 @@ def multi_dpo(logps, ref_logps, label, beta=0.1, link="sigmoid"):
 
 
 @by_group
-def d2o(logps, ref_logps, label, beta=0.1, alpha=1.0):
-    return softplus(-beta * set_gap(logps - ref_logps, label, alpha))
+def d2o(logps, ref_logps, label, beta=0.1, alpha=0.1):
+    return softplus(-set_gap(logps - ref_logps, label, alpha, beta))
 
 
 @by_group

@@ -150,10 +150,14 @@ def gspo_token(*, logps, old_logps, advantage, mask, clip, clip_high):
     return torch.stack(losses)
 
 
-def nash_md(*, logps, ref_logps, preference, mask, beta=0.1):
+def nash_md(*, logps, ref_logps, preference, mask, beta=0.1, credit="following"):
     losses = []
     for r, (lp, ref) in enumerate(rows(mask, logps, ref_logps)):
-        losses.append(beta * ((lp - ref).detach() * lp).sum() - (preference[r].detach() - 0.5) * lp.sum())
+        h = (lp - ref).detach()
+        first = {"following": range(len(h)), "whole": [0] * len(h), "own": range(len(h))}[credit]
+        last = range(1, len(h) + 1) if credit == "own" else [len(h)] * len(h)
+        kept = torch.stack([h[a:b].sum() for a, b in zip(first, last, strict=True)])
+        losses.append(beta * (kept * lp).sum() - (preference[r].detach() - 0.5) * lp.sum())
     return torch.stack(losses)
 
 

@@ -85,6 +85,7 @@ PAIRS: list[Row] = [
     ("safe_dpo", {"delta": 0.5}, unsafe(False, True), 0.883382, wl(-0.058662, 0.058662)),
     ("safe_dpo", {"delta": 0.5}, unsafe(True, False), 1.070055, wl(0.065701, -0.065701)),
     ("safe_dpo", {"delta": 0.5}, unsafe(True, True), 0.0, wl(0.0, 0.0)),
+    ("safe_dpo", {"delta": 0.5, "both_unsafe": "kept"}, unsafe(True, True), 0.620957, wl(-0.046257, 0.046257)),
     ("c_dpo", {}, column(T0, chosen_score=1.0, rejected_score=0.2, chosen_cost=0.9, rejected_cost=0.0), 0.770957, {}),
     (
         "c_dpo",
@@ -165,9 +166,18 @@ ENGINE = {"logps": [-1.0, -2.0], "old_logps": [-1.2, -1.9], "sampler_logps": [-1
 FREE = {"divergence": "none", "estimator": "given"}
 WINS = [0.5, 0.7, 0.6, 0.3, 0.5, 0.4, 0.4, 0.6, 0.5]
 
+TWO_TOKENS = {"logps": [[-1.0, -2.0]], "ref_logps": [[-1.2, -1.5]], "mask": [[True, True]], "preference": [0.7]}
+
 LISTS: list[Row] = [
     # token_rl_data.md, the survey's table
     ("rrhf", {}, {"logps": [-5.0, -6.0], "lengths": [5, 8], "score": [1.0, 0.0], "groups": [0, 0]}, 5.25, {}),
+    (
+        "lire",
+        {"variant": "original"},
+        {"logps": [-5.0, -6.0, -5.5], "score": [1.0, 0.0, 0.5], "groups": [0, 0, 0]},
+        -0.360007,
+        {"logps": [-0.030703, 0.022082, 0.008621]},
+    ),
     (
         "lire",
         {"temperature": 2.0},
@@ -185,10 +195,17 @@ LISTS: list[Row] = [
     ("multi_dpo", {"link": "ipo"}, one_list([1.0, 0.4, -0.5, 0.1], label=[1.0, 1.0, 0.0, 0.0]), 16.81, {}),
     (
         "d2o",
-        {"alpha": 0.5},
+        {"alpha": 0.05},
         one_list([1.0, 0.4, -0.5, 0.1], label=[1.0, 1.0, 0.0, 0.0]),
         0.653947,
         {"logps": [-0.024001] * 2 + [0.012000] * 2},
+    ),
+    (
+        "d2o",
+        {"alpha": 0.2},
+        one_list([1.0, 0.4, -0.5, 0.1], label=[1.0, 1.0, 0.0, 0.0]),
+        0.639659,
+        {"logps": [-0.023626] * 2 + [0.047253] * 2},
     ),
     # general.md, copg; pairwise.md, online IPO in its batch form
     (
@@ -205,17 +222,13 @@ LISTS: list[Row] = [
         0.126667,
         {"logps": [-0.466667, 0.533333, -0.066667]},
     ),
-    # pairwise.md, Nash-MD; libraries.md 1.5
+    # pairwise.md, Nash-MD, the last by the formula; libraries.md 1.5
+    ("nash_md", {"credit": "own"}, TWO_TOKENS, 0.68, {"logps": [[-0.18, -0.25]]}),
+    ("nash_md", {"credit": "whole"}, TWO_TOKENS, 0.69, {"logps": [[-0.23, -0.23]]}),
+    ("nash_md", {}, TWO_TOKENS, 0.73, {"logps": [[-0.23, -0.25]]}),
     (
         "nash_md",
-        {},
-        {"logps": [[-1.0, -2.0]], "ref_logps": [[-1.2, -1.5]], "mask": [[True, True]], "preference": [0.7]},
-        0.68,
-        {"logps": [[-0.18, -0.25]]},
-    ),
-    (
-        "nash_md",
-        {},
+        {"variant": "trl-1.10"},
         {
             "logps": pad([[-0.423358, -4.201231, -2.472275], [-3.595217, -0.244511, -2.037348, -1.735858]], 4),
             "ref_logps": pad([[-1.993148, -0.575343, -2.139865], [-1.090285, -2.387491, -0.800731, -2.118148]], 4),

@@ -181,9 +181,13 @@ def test_margins_of_other_losses():
 def test_alpha_dpo_shares_its_margin_out_over_the_batch():
     """Averaged over the batch the adaptive part of the margin is 0, whatever its weight."""
     logit = lambda **parameters: -np.log(np.expm1(losses("alpha_dpo", beta=0.5, gamma=0.7, **parameters)))  # noqa: E731
-    parts = logit(alpha=0.0) - logit(alpha=1.0)
-    assert_allclose(parts.mean(), 0.0, atol=1e-9)
-    assert_allclose((parts**2).mean(), 1.0, rtol=1e-9)
+    for average in (False, True):
+        parts = logit(alpha=0.0) - logit(alpha=1.0, average=average)
+        assert_allclose(parts.mean(), 0.0, atol=1e-9)
+        assert_allclose((parts**2).mean(), 1.0, rtol=1e-9)
+    chosen, rejected = (COLUMNS[f"{role}_logps"] - COLUMNS[f"ref_{role}_logps"] for role in ("chosen", "rejected"))
+    parts = logit(alpha=0.0) - logit(alpha=1.0, mean=0.5, deviation=2.0)
+    assert_allclose(parts, (chosen - rejected - 0.5) / 2, rtol=1e-9)
 
 
 def test_links_of_one_family():
@@ -396,9 +400,11 @@ def test_npo_at_the_reference_and_its_limit():
 FREE = {"ref_logps": np.zeros(SIZE)}
 
 
-def test_crraft_with_certain_rewards_is_a_token_mean():
+def test_crraft_with_certain_rewards_is_raft():
     sure = COLUMNS | {"score": np.ones(SIZE)}
-    assert_allclose(evaluate("crraft", {}, sure).loss, -COLUMNS["logps"].sum() / COLUMNS["lengths"].sum(), rtol=1e-13)
+    same(losses("crraft", sure), -COLUMNS["logps"])
+    found = evaluate("crraft", {"average": "tokens"}, sure).loss
+    assert_allclose(found, -COLUMNS["logps"].sum() / COLUMNS["lengths"].sum(), rtol=1e-13)
 
 
 # --- those without a relative of the same inputs ----------------------------------------------------------------------

@@ -339,10 +339,13 @@ def test_mdpo_at_its_anchor_is_the_policy_gradient():
 
 
 def test_crpg_without_limits_has_a_calibrated_advantage():
-    columns = random_columns("crpg", {}, seed=58) | {"judge": np.ones(len(GROUPS))}
+    columns = random_columns("crpg", {"average": "tokens"}, seed=58) | {"judge": np.ones(len(GROUPS))}
     kept = 1 / (1 + np.exp(columns["base_reward"] - columns["reward"]))
-    expected = -((kept - kept.mean()) * columns["logps"]).sum() / columns["lengths"].sum()
-    assert_allclose(losses("crpg", columns, kl_max=1e9), expected, rtol=1e-7)
+    expected = -(kept - kept.mean()) * columns["logps"]
+    tokens = columns["lengths"].sum()
+    assert_allclose(losses("crpg", columns, kl_max=1e9, average="tokens"), expected.sum() / tokens, rtol=1e-7)
+    del columns["lengths"]
+    assert_allclose(losses("crpg", columns, kl_max=1e9), expected, rtol=1e-6, atol=1e-8)
 
 
 def test_filtration_weights_ppo():
@@ -396,10 +399,13 @@ def test_order_of_two_is_dpo_without_a_reference():
 
 
 def test_crraft_of_one_response_is_crraft_of_a_point():
-    alone = {"logps": [-5.0], "ref_logps": [-5.5], "lengths": [4], "reward": [1.2], "judge": [True], "groups": [0]}
+    alone = {"logps": [-5.0], "ref_logps": [-5.5], "reward": [1.2], "judge": [True], "groups": [0]}
     columns = {name: np.array(value) for name, value in alone.items()} | {"base_reward": np.array([0.3])}
-    calibrated = {"logps": columns["logps"], "lengths": columns["lengths"], "score": 1 / (1 + np.exp([-0.9]))}
+    calibrated = {"logps": columns["logps"], "score": 1 / (1 + np.exp([-0.9]))}
     assert_allclose(losses("crraft_list", columns), losses("crraft", calibrated), rtol=1e-13)
+    columns["lengths"] = calibrated["lengths"] = np.array([4])
+    found = losses("crraft_list", columns, average="response")
+    assert_allclose(found, losses("crraft", calibrated, average="tokens"), rtol=1e-13)
 
 
 def test_mdpo_off_at_equal_temperatures_forgets_the_old_policy():
@@ -409,15 +415,27 @@ def test_mdpo_off_at_equal_temperatures_forgets_the_old_policy():
     assert_allclose(losses("mdpo_off", elsewhere, **settings), losses("mdpo_off", columns, **settings), rtol=1e-12)
 
 
-def test_a_tree_of_one_step_is_lipo_on_averages():
+def test_a_tree_of_one_step_is_lipo():
     columns = random_columns("tpo_tree", {}, seed=63)
     start = np.zeros(MASK.shape, bool)
     start[:, 0] = True
-    h = np.where(MASK, columns["token_logps"] - columns["ref_token_logps"], 0.0).sum(1) / MASK.sum(1)
+    h = np.where(MASK, columns["token_logps"] - columns["ref_token_logps"], 0.0).sum(1)
     one_step = columns | {"token_step_start": start, "token_weight": np.where(MASK, 2.0, np.nan)}
-    lists = {"logps": h, "ref_logps": 0 * h, "label": columns["label"], "groups": columns["groups"]}
-    expected = losses("lipo", lists, loss="lambda", beta=0.7, base=2.0)
-    assert_allclose(losses("tpo_tree", one_step, beta=0.7, base=2.0), expected, rtol=1e-11)
+    for average, score in ((False, 2.0 * h), (True, h / MASK.sum(1))):
+        lists = {"logps": score, "ref_logps": 0 * h, "label": columns["label"], "groups": columns["groups"]}
+        expected = losses("lipo", lists, loss="lambda", beta=0.7, base=2.0)
+        found = losses("tpo_tree", one_step, beta=0.7, base=2.0, average=average)
+        assert_allclose(found, expected, rtol=1e-11)
+
+
+def test_a_shared_step_of_equal_weight_leaves_no_margin():
+    """TPO, after eq. 10: where two responses share a step, it adds nothing to their margin."""
+    first = {"token_logps": [[0.3, -0.2, 0.5], [0.3, -0.2, -0.4]], "token_weight": [[2.0, 2.0, 1.5]] * 2}
+    other = {"token_logps": [[-0.6, 0.1, 0.5], [-0.6, 0.1, -0.4]], "token_weight": [[1.0, 1.0, 1.5]] * 2}
+    shared = {"ref_token_logps": np.zeros((2, 3)), "token_step_start": [[True, False, True]] * 2}
+    shared |= {"mask": np.ones((2, 3), bool), "label": [1.0, 0.0], "groups": [0, 0]}
+    both = [{name: np.array(value) for name, value in (given | shared).items()} for given in (first, other)]
+    assert_allclose(losses("tpo_tree", both[0]), losses("tpo_tree", both[1]), rtol=1e-12)
 
 
 # --- further entries of the survey ---------------------------------------------------------------------------------

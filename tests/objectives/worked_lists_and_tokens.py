@@ -100,6 +100,23 @@ STEPS = {  # step means .3, -.1, .2 with weights 2, 1.6, 1.1: a score of 0.14042
     "groups": [0, 0],
 }
 
+JUDGED = {
+    "logps": [-5.0, -8.0, -6.0],
+    "reward": [2.0, 0.5, 1.0],
+    "base_reward": [0.8] * 3,
+    "judge": [1.0, 1.0, 0.0],
+    "kl": [1.0, 6.0, 2.0],
+}
+RANKED_BY_REWARD = {
+    "logps": [-5.0, -8.0, -6.0],
+    "ref_logps": [-6.0, -14.0, -8.0],
+    "reward": [2.0, 0.5, 1.0],
+    "judge": [1.0, 1.0, 0.0],
+    "base_reward": [0.8],
+    "groups": [0, 0, 0],
+}
+RANKED = {"logps": [-2.0, -4.5, -10.0], "lengths": [2, 3, 5], "score": [1.0, 0.4, 0.0], "groups": [0, 0, 0]}
+
 LISTS: list[Row] = [
     *lipo_rows(),
     # token_rl_data.md, TPO-tree: its ranking term
@@ -111,8 +128,27 @@ LISTS: list[Row] = [
         {"logps": [0.5 * -0.325655, 0.5 * 0.067796, 0.5 * 0.257859]},
     ),
     ("lipo", {"beta": 0.5}, one_list([-0.4, 1.0, 0.2], label=[1.0, 0.6, 0.1]), 0.656448, {}),
-    # token_rl_data.md, TPO-tree: the step score, its weight Δ = 1/log 2 - 1/log 3 in a list of two
-    ("tpo_tree", {"beta": 0.5}, STEPS, (1 / math.log(2) - 1 / math.log(3)) * math.log1p(math.exp(-0.5 * 0.140426)), {}),
+    # token_rl_data.md, TPO-tree: the step score of the authors' code, its weight Δ = 1/log 2 - 1/log 3 in a list of two
+    (
+        "tpo_tree",
+        {"beta": 0.5, "average": True},
+        STEPS,
+        (1 / math.log(2) - 1 / math.log(3)) * math.log1p(math.exp(-0.5 * 0.140426)),
+        {},
+    ),
+    # the paper's sum over steps
+    (
+        "tpo_tree",
+        {"beta": 0.5},
+        STEPS,
+        0.189482,
+        {
+            "token_logps": [
+                [-0.159435, -0.159435, -0.127548, *[-0.087689] * 3],
+                [0.159435, 0.159435, 0.127548, *[0.087689] * 3],
+            ]
+        },
+    ),
     # general.md, brain
     ("brain", {"gamma": 0.5}, PROPOSALS, 0.915297, {"logps": [-0.213517, 0.031217, 0.182300]}),
     ("brain", {"gamma": 0.5}, BEST_OF_TWO | {"proposal_logps": [-13.0, -14.5], "score": [1.0, 0.0]}, 0.380218, {}),
@@ -139,33 +175,20 @@ LISTS: list[Row] = [
     # token_rl_data.md, CGPO
     (
         "crpg",
-        {},
-        {
-            "logps": [-5.0, -8.0, -6.0],
-            "lengths": [5, 8, 6],
-            "reward": [2.0, 0.5, 1.0],
-            "base_reward": [0.8] * 3,
-            "judge": [1.0, 1.0, 0.0],
-            "kl": [1.0, 6.0, 2.0],
-        },
+        {"average": "tokens"},
+        JUDGED | {"lengths": [5, 8, 6]},
         -0.033607,
         {"logps": [-0.021283, 0.006162, 0.015121]},
     ),
+    ("crpg", {}, JUDGED, -0.212842, {"logps": [-0.134791, 0.039025, 0.095766]}),
     (
         "crraft_list",
-        {"kl_max": 5.0},
-        {
-            "logps": [-5.0, -8.0, -6.0],
-            "ref_logps": [-6.0, -14.0, -8.0],
-            "lengths": [5, 8, 6],
-            "reward": [2.0, 0.5, 1.0],
-            "judge": [1.0, 1.0, 0.0],
-            "base_reward": [0.8],
-            "groups": [0, 0, 0],
-        },
+        {"kl_max": 5.0, "average": "response"},
+        RANKED_BY_REWARD | {"lengths": [5, 8, 6]},
         0.768525,
         {"logps": [-0.768525 / 5, 0.0, 0.0]},
     ),
+    ("crraft_list", {"kl_max": 5.0}, RANKED_BY_REWARD, 3.842624, {"logps": [-0.768525, 0.0, 0.0]}),
     # token_rl_data.md, DomainRM and the survey: Bradley-Terry with Δ = 0.7
     ("bradley_terry", {}, {"chosen_reward": [1.0], "rejected_reward": [0.3]}, 0.403186, {}),
     # token_rl_data.md, D3PO, Diffusion-DPO (β = 10 with the code's factor ½), SePPO
@@ -375,6 +398,27 @@ FORMULAS: list[Row] = [
         THREE | {"score": [1.0, 0.5, 0.0]},
         1.358983,
         {"logps": [0.008135, 0.014534, 0.023804]},
+    ),
+    (
+        "pro",
+        {},
+        RANKED,
+        1.603591,
+        {"logps": [-0.347821, 0.029355, 0.065764]},
+    ),
+    (
+        "pro",
+        {"nll": "response_mean"},
+        RANKED,
+        1.553591,
+        {"logps": [-0.322821, 0.029355, 0.065764]},
+    ),
+    (
+        "pro",
+        {"variant": "original"},
+        RANKED,
+        1.903591,
+        {"logps": [-0.497821, 0.029355, 0.065764]},
     ),
     (
         "pro",

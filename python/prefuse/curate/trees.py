@@ -121,9 +121,10 @@ def tree_lists(
 
 
 def step_weights(embeddings: Array, *, best: int = 0) -> Array:
-    """How much each step counts in TPO's adaptive step reward (Liao et al. 2024, arXiv:2410.12854), as reconstructed.
+    """How much each step counts in TPO's adaptive step reward (Liao et al. 2024, arXiv:2410.12854, eq. 10 at ICLR).
 
-    ``1 + cos(e_ik, e_bk)``, in [0, 2]: how alike step k of response i is to the same step of the best response b.
+    ``1 + cos(e_ik, e_bk)``, in [0, 2]: how alike step k of response i is to the same step of the best response b, as in
+    the authors' code; the paper compares the two responses of each pair.
 
     Args:
         embeddings: e, the mean hidden state over each step's tokens, [K, S, D].

@@ -101,6 +101,13 @@ def target_margin(beta: Expression | float, gamma: float | None, gamma_beta_rati
     return beta * (0.5 if gamma_beta_ratio is None else gamma_beta_ratio) if gamma is None else gamma
 
 
+def weighted_likelihood(argument: str, weight: Expression, response: ResponseView, average: str) -> Expression:
+    """``-weight · log π(y)``, ``"sum"``; or ``"tokens"``: of the batch, divided by all its tokens."""
+    if choice(argument, average, {"sum": True, "tokens": False}):
+        return -weight * response.logp
+    return -(weight * response.logp).sum("batch") / response.length.sum("batch")
+
+
 def negative_log_likelihood(response: ResponseView, nll: str) -> Expression:
     """Negative log-likelihood of a response under one of the normalisations that libraries use.
 

@@ -111,7 +111,7 @@ def rationale_orpo(
 ) -> tuple[Expression, dict[str, Expression]]:
     """ORPO with rationales, RORPO (Just et al. 2024, arXiv:2407.14477, section 4.2 at ICLR).
 
-    `orpo` ``- γ avg(r)``, with the role ``rationale`` of `rationale_dpo`.
+    `orpo` ``- γ avg(r)``, with the role ``rationale`` of `rationale_dpo`; the paper says it in words.
 
     beta: weight of the odds term, 0.05-1. gamma: γ, 1-10. nll: normalisation of the chosen response's likelihood.
     Paper: Data-Centric Human Preference with Rationales for Direct Preference Alignment.

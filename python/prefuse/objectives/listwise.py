@@ -118,30 +118,37 @@ def plackett_luce(group: GroupView, *, beta: float = 0.1) -> Expression:
     return negative_log_order(group, beta * group.response.logratio, stop_gradient(group.response["label"]))
 
 
-@group_objective(bounds={"alpha": NON_NEGATIVE})
-def pro(group: GroupView, *, alpha: float = 0.05, temperature: bool = True) -> Expression:
-    """Preference ranking optimization, PRO (Song et al. 2023, arXiv:2306.17492, eqs. 5 to 9), as reconstructed.
+@group_objective(bounds={"alpha": NON_NEGATIVE}, variants={"original": {"by_size": True}})
+def pro(
+    group: GroupView, *, alpha: float = 0.05, temperature: bool = True, nll: str = "sum", by_size: bool = False
+) -> Expression:
+    """Preference ranking optimization, PRO (Song et al. 2023, arXiv:2306.17492, eqs. 5 to 9).
 
-    ``-Σ_{k<K} log( e^{a_k/T_kk} / Σ_{j≥k} e^{a_j/T_kj} ) - α avg(y_1)`` over responses sorted by falling score, a
+    ``-Σ_{k<K} log( e^{a_k/T_kk} / Σ_{j≥k} e^{a_j/T_kj} ) - α log π(y_1)`` over responses sorted by falling score, a
     being the average log-probability; ``1/T_kj = r_k - r_j``, ``1/T_kk`` the largest of them. Without temperatures T
     is 1.
 
     Column: ``score`` (r).
 
     alpha: weight of the likelihood of the best response, 0.05-1. temperature: whether gaps of scores scale the terms.
+    nll: the likelihood is a ``"sum"`` over tokens, or ``"response_mean"``. by_size: the weight is α (K-1)², which the
+    paper's experiments and the authors' code have with α = 0.05.
     Paper: Preference Ranking Optimization for Human Alignment.
-    Identities: `pro(alpha=0, temperature=False) = plackett_luce(beta=1) where ref=0, lengths=1, score=label`.
+    Identities: `pro(alpha=0, temperature=False) = plackett_luce(beta=1) where ref=0, lengths=1, score=label`;
+    `pro = pro(nll="response_mean") where lengths=1`.
     """
     i, j = group.pairs()
-    average, score = group.response.avg_logp, stop_gradient(group.response["score"])
-    place, lowest = score.rank(), score.min()
+    response, score = group.response, stop_gradient(group.response["score"])
+    average, place = response.avg_logp, score.rank()
     if temperature:
-        own = i(average) * (i(score) - lowest)
+        own = i(average) * (i(score) - score.min())
         term = where(i(place) == j(place), own, j(average) * (i(score) - j(score)))
     else:
         own, term = i(average), j(average)
     weight = where(j(place) >= i(place), exp(clamp(term - own, max=DIFFERENCE_CAP)), 0.0)
-    return log(weight.sum("i")).sum() - alpha * where(place == 1.0, average, 0.0).sum()
+    likelihood = choice("pro: nll", nll, {"sum": response.logp, "response_mean": average})
+    best = where(place == 1.0, likelihood, 0.0).sum()
+    return log(weight.sum("i")).sum() - (alpha * square(group.size - 1.0) if by_size else alpha) * best
 
 
 @group_objective(bounds={"alpha": NON_NEGATIVE})
@@ -161,20 +168,21 @@ def rrhf(group: GroupView, *, alpha: float = 1.0) -> Expression:
     return wrong.sum("group") - alpha * where(score.rank() == 1.0, response.logp, 0.0).sum()
 
 
-@group_objective(bounds={"temperature": POSITIVE})
-def lire(group: GroupView, *, temperature: float = 1.0) -> Expression:
+@group_objective(bounds={"temperature": POSITIVE}, variants={"original": {"temperature": 2.0, "normalised": True}})
+def lire(group: GroupView, *, temperature: float = 1.0, normalised: bool = False) -> Expression:
     """Listwise reward enhancement, LIRE (Zhu et al. 2024, arXiv:2405.13516, eq. 5 at ICLR), as reconstructed.
 
     ``-Σ r_i softmax(log π / T)_i``: the expected reward of a choice among the responses, to be raised.
 
     Column: ``score`` (r).
 
-    temperature: T, 1-10.
+    temperature: T, 1-10. normalised: r is the softmax of the scores of the prompt's responses, as in the authors' code.
     Paper: LIRE: listwise reward enhancement for preference alignment.
     Identities: `lire = lire(temperature=2) where logps=3`.
     """
-    shares = (group.response.logp / temperature).softmax()
-    return -(stop_gradient(group.response["score"]) * shares).sum()
+    score = stop_gradient(group.response["score"])
+    choices = (group.response.logp / temperature).softmax()
+    return -((score.softmax() if normalised else score) * choices).sum()
 
 
 @group_objective(bounds={"beta": POSITIVE})
@@ -188,7 +196,7 @@ def multi_dpo(group: GroupView, *, beta: float = 0.1, link: str = "sigmoid") -> 
 
     beta: 0.05-0.5. link: ``"sigmoid"`` or ``"ipo"``.
     Paper: Preference Optimization with Multi-Sample Comparisons.
-    Identities: `multi_dpo = d2o(alpha=1)`.
+    Identities: `multi_dpo = d2o`.
     """
     chosen, rejected = sides(group)
     links = {
@@ -199,20 +207,20 @@ def multi_dpo(group: GroupView, *, beta: float = 0.1, link: str = "sigmoid") -> 
 
 
 @group_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE})
-def d2o(group: GroupView, *, beta: float = 0.1, alpha: float = 1.0) -> Expression:
+def d2o(group: GroupView, *, beta: float = 0.1, alpha: float = 0.1) -> Expression:
     """Distributional dispreference optimization, D²O (Duan et al. 2024, arXiv:2403.03419, eq. 3), as reconstructed.
 
-    ``-log σ(β mean h(y) - α β h(l))``: the mean is over the policy's own samples y, which stand in for a chosen
+    ``-log σ(β mean h(y) - α h(l))``: the mean is over the policy's own samples y, which stand in for a chosen
     response; l was labelled as bad. The two references may differ.
 
     Column: ``label``, 1 for the samples and 0 for the bad response (several are averaged).
 
-    beta: 0.05-0.5. alpha: weight of the bad response, 0.1-1.
+    beta: strength of the samples, 0.05-0.5. alpha: strength of the bad response, which β does not multiply: 0.1.
     Paper: Negating Negatives: Alignment with Human Negative Samples via Distributional Dispreference Optimization.
-    Identities: `d2o = multi_dpo`.
+    Identities: `d2o = multi_dpo`; `d2o(beta=0.3, alpha=0.3) = multi_dpo(beta=0.3)`.
     """
     samples, bad = sides(group)
-    return -log_sigmoid(beta * (samples - alpha * bad))
+    return -log_sigmoid(beta * samples - alpha * bad)
 
 
 def sides(group: GroupView) -> tuple[Expression, Expression]:
@@ -349,24 +357,32 @@ def op_gfn_pareto(group: GroupView, *, scores: str = "score") -> Expression:
 
 
 @group_objective(bounds={"beta": POSITIVE, "base": "(1, inf)"})
-def tpo_tree(group: GroupView, *, beta: float = 0.5, base: float = math.e) -> Expression:
-    """Tree preference optimization, TPO (Liao et al. 2024, arXiv:2410.12854, eqs. 7 to 10 at ICLR), as reconstructed.
+def tpo_tree(group: GroupView, *, beta: float = 0.5, base: float = math.e, average: bool = False) -> Expression:
+    """Tree preference optimization, TPO (Liao et al. 2024, arXiv:2410.12854, eqs. 7 to 10 at ICLR).
 
-    LiPO-λ on the scores ``s_i = β Σ_k w_ik mean_{t in k} h_t / Σ_k w_ik`` over the steps k of response i: its
-    adaptive step reward. The weights are the caller's; the paper takes ``1 + cos`` between the mean hidden states of
-    the step and of the best response's same step.
+    LiPO-λ on the scores ``s_i = β Σ_k w_ik Σ_{t in k} h_t`` over the steps k of response i: its adaptive step reward.
+    The weights are the caller's; the paper takes ``1 + cos`` between the semantic vectors of the two responses' steps,
+    for each pair of responses anew: give both the same where there are two, or `steps.cosine_step_weights`, which
+    compares with the best response.
 
     Columns by token: ``token_step_start`` (true where a step begins), ``token_weight`` (w, read at a step's start; it
     may require grad); by response ``label`` in [0, 1].
 
-    beta: 0.5. base: of λ's logarithm.
+    beta: 0.5. base: of λ's logarithm. average: a step counts by its mean h, a response by the weighted mean over its
+    steps, as in the authors' code.
+    As printed, w multiplies one response's reward only and λ stands before the sum over pairs; that a shared step has
+    margin 0, as the paper says, needs w on both, and LambdaRank, which it cites, has λ inside.
     The authors' code minimises -log σ of the ranking loss, which falls as the ranking gets worse: not offered.
     Paper: TPO: Aligning Large Language Models with Multi-branch & Multi-step Preference Trees.
     """
     token = group.token
     start, h = token["step_start"], token.logratio
-    mean = h.suffix_sum(reset=start) / (token.position * 0.0 + 1.0).suffix_sum(reset=start)
+    step = h.suffix_sum(reset=start)
+    if average:
+        step = step / (token.position * 0.0 + 1.0).suffix_sum(reset=start)
     weight = where(start > 0.5, token["weight"], 0.0)
-    total = weight.sum("response")
-    s = beta * (where(start > 0.5, weight * mean, 0.0).sum("response") / where(total == 0.0, 1.0, total))
+    s = beta * where(start > 0.5, weight * step, 0.0).sum("response")
+    if average:
+        total = weight.sum("response")
+        s = s / where(total == 0.0, 1.0, total)
     return pairwise_loss(group, s, stop_gradient(group.response["label"]), "lambda", log(base), False)

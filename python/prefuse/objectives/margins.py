@@ -64,20 +64,23 @@ def modpo(pair: PairView, *, beta: float = 0.1, weight: float = 0.5, link: str =
 
 
 @pair_objective(bounds={"beta": POSITIVE, "delta": NON_NEGATIVE})
-def safe_dpo(pair: PairView, *, beta: float = 0.1, delta: float = 0.0) -> Expression:
-    """Safe DPO, SafeDPO (Kim et al. 2025, arXiv:2505.20065, eq. 17 at ICLR), as reconstructed.
+def safe_dpo(pair: PairView, *, beta: float = 0.1, delta: float = 0.0, both_unsafe: str = "dropped") -> Expression:
+    """Safe DPO, SafeDPO (Kim et al. 2025, arXiv:2505.20065, eqs. 11 and 12).
 
     ``-log σ(β s Δ - δ [u(l) ≠ u(w)])`` with the columns ``unsafe`` (u, 1 or 0): where only the chosen response is
     unsafe the pair turns round, ``s = -1``, else s = 1; a pair of which both are unsafe has loss 0.
 
-    beta: 0.05-0.5. delta: δ, by how much a safe response should exceed an unsafe one, 0-10.
+    beta: 0.05-0.5. delta: δ, by how much a safe response should exceed an unsafe one, 0-10; 10 in the paper's
+    comparisons. both_unsafe: pairs of two unsafe responses are ``"dropped"``, as in the paper, or ``"kept"`` as they
+    stand, as in an earlier version (eq. 15 at ICLR 2025).
     Paper: SafeDPO: A Simple Approach to Direct Preference Optimization with Enhanced Safety.
-    Identities: `safe_dpo = dpo where unsafe=0`.
+    Identities: `safe_dpo = dpo where unsafe=0`; `safe_dpo(both_unsafe="kept") = dpo where unsafe=1`.
     """
     chosen, rejected = pair.chosen["unsafe"] > 0.5, pair.rejected["unsafe"] > 0.5
-    turned = where(chosen, -1.0, 1.0)
-    margin = turned * beta * log_ratio_margin(pair) - where(chosen != rejected, delta, 0.0)
-    return where(chosen & rejected, 0.0, -log_sigmoid(margin))
+    kept = choice("safe_dpo: both_unsafe", both_unsafe, {"dropped": False, "kept": True})
+    turned = where(chosen & ~rejected, -1.0, 1.0)
+    loss = -log_sigmoid(turned * beta * log_ratio_margin(pair) - where(chosen != rejected, delta, 0.0))
+    return loss if kept else where(chosen & rejected, 0.0, loss)
 
 
 @pair_objective(bounds={"beta": POSITIVE, "multiplier": NON_NEGATIVE})
@@ -95,7 +98,10 @@ def c_dpo(pair: PairView, *, beta: float = 0.1, multiplier: float = 1.0) -> Expr
     return -log_sigmoid(beta * sign(chosen - rejected) * log_ratio_margin(pair))
 
 
-@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE})
+@pair_objective(
+    bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE, "deviation": POSITIVE},
+    variants={"original": {"average": True, "scaled": True}},
+)
 def alpha_dpo(
     pair: PairView,
     *,
@@ -103,21 +109,31 @@ def alpha_dpo(
     alpha: float = 0.2,
     gamma: float | None = None,
     gamma_beta_ratio: float | None = None,
+    mean: float | None = None,
+    deviation: float | None = None,
+    average: bool = False,
+    scaled: bool = False,
 ) -> Expression:
-    """α-DPO, SimPO with a margin that adapts (Wu et al. 2024, arXiv:2410.10148, eq. 12 at ICLR), as reconstructed.
+    """α-DPO, SimPO with a margin that adapts (Wu et al. 2024, arXiv:2410.10148, eqs. 10 to 12 at ICLR).
 
-    ``-log σ(β [avg(w) - avg(l)] - γ - α z)``: z, which takes no gradient, is Δ of length-normalised log-ratios less its
-    mean over the batch, over its standard deviation.
+    ``-log σ(β [avg(w) - avg(l)] - γ - α z)``: z, which takes no gradient, is Δ less its mean over the training data,
+    over its standard deviation there.
 
-    beta: 2-10. alpha: weight of z, 0-0.5; at 0 it is `simpo`. gamma, gamma_beta_ratio: as in `simpo`.
+    beta: 2-10. alpha: weight of z, 0-0.5; at 0 it is `simpo`. gamma, gamma_beta_ratio: as in `simpo`. mean, deviation:
+    those of Δ over the data, in nats, or running ones; without them the batch's. average: z is of length-normalised
+    log-ratios. scaled: the weight of z is αβ.
+    Libraries: the authors' code has ``average=True, scaled=True`` and running means over batches, which keep 0.9 of
+    themselves at each step.
     Paper: AlphaDPO: Adaptive Reward Margin for Direct Preference Optimization.
-    Identities: `alpha_dpo(alpha=0) = simpo(beta=2.5)`.
+    Identities: `alpha_dpo(alpha=0) = simpo(beta=2.5)`; `alpha_dpo(scaled=True) = alpha_dpo(alpha=0.5)`;
+    `alpha_dpo(average=True, mean=0.5) = alpha_dpo(mean=2.5) where lengths=5`.
     """
     margin = target_margin(beta, gamma, gamma_beta_ratio)
-    gap = length_normalised_margin(pair)
-    deviation = gap - gap.mean("batch")
-    score = stop_gradient(deviation / sqrt(square(deviation).mean("batch") + 1e-12))
-    return -log_sigmoid(beta * (pair.chosen.avg_logp - pair.rejected.avg_logp) - margin - alpha * score)
+    gap = length_normalised_margin(pair) if average else log_ratio_margin(pair)
+    centred = gap - (gap.mean("batch") if mean is None else mean)
+    spread = sqrt(square(centred).mean("batch") + 1e-12) if deviation is None else deviation
+    score = (alpha * beta if scaled else alpha) * stop_gradient(centred / spread)
+    return -log_sigmoid(beta * (pair.chosen.avg_logp - pair.rejected.avg_logp) - margin - score)
 
 
 @pair_objective(bounds={"beta": POSITIVE, "gamma": NON_NEGATIVE})
@@ -180,7 +196,7 @@ def daa(pair: PairView, *, beta: float = 0.1, alpha: float = 0.0, link: str = "d
 
 @pair_objective(bounds={"beta": POSITIVE, "limit": POSITIVE})
 def chi_po(pair: PairView, *, beta: float = 0.1, limit: float = 10.0) -> Expression:
-    """χ²-preference optimization, χPO (Huang et al. 2024, arXiv:2407.13399, section 3), as reconstructed.
+    """χ²-preference optimization, χPO (Huang et al. 2024, arXiv:2407.13399, algorithm 1), as reconstructed.
 
     ``-log σ(clip(β [φ(h(w)) - φ(h(l))]))`` with ``φ(h) = e^h + h``: the χ² part of φ holds back where the policy has
     left the reference far behind. The clip is at ±2R.

@@ -18,7 +18,7 @@ from ..language import (
     stop_gradient,
     where,
 )
-from ._terms import NON_NEGATIVE, POSITIVE, choice, log_odds
+from ._terms import NON_NEGATIVE, POSITIVE, choice, log_odds, weighted_likelihood
 
 
 @point_objective(
@@ -117,7 +117,8 @@ def dro(response: ResponseView, *, tau: float = 1.0) -> Expression:
     ``½ (r - V - τh)²``: the columns ``reward`` and ``value`` hold r, a score of this response alone, and V, the value
     of its prompt from a head that learns from the same loss: it takes a gradient.
 
-    tau: strength of the pull towards the reference, 0.1-5.
+    tau: strength of the pull towards the reference, 0.1-5. The paper divides the policy's gradient, not that of V, by
+    τ in practice: scale its learning rate.
     Paper: Offline Regularised Reinforcement Learning for Large Language Models Alignment.
     Identities: `dro(tau=0.1) = 0.005 * gpo(beta=0.1) where value=0, reward=score`.
     """
@@ -139,15 +140,17 @@ def asft_unpaired(response: ResponseView, *, beta: float = 1.0, weight: float = 
 
 
 @point_objective
-def crraft(response: ResponseView) -> Expression:
+def crraft(response: ResponseView, *, average: str = "sum") -> Expression:
     """Calibrated regularised reward-ranked fine-tuning of CGPO, CRRAFT (Xu et al. 2024, arXiv:2409.20370, eq. 18).
 
-    ``-Σ c log π(y) / Σ n(y)`` over the batch: the column ``score`` holds c in [0, 1], the calibrated reward of the best
-    response that passes every constraint judge and stays near the reference. With c = 1 it is RAFT. One loss for the
-    batch.
+    ``-c log π(y)``: the column ``score`` holds c in [0, 1], the calibrated reward of the best response that passes
+    every constraint judge and stays near the reference. With c = 1 it is RAFT.
+
+    average: ``"sum"`` over tokens, or ``"tokens"``, one loss for the batch: its sum divided by all its tokens.
+    Libraries: none; a trainer proposed to TRL, which it did not take in, divides by all tokens.
     Paper: The Perfect Blend: Redefining RLHF with Mixture of Judges.
     """
-    return -(response["score"] * response.logp).sum("batch") / response.length.sum("batch")
+    return weighted_likelihood("crraft: average", response["score"], response, average)
 
 
 @point_objective(bounds={"beta": POSITIVE})
@@ -178,13 +181,14 @@ def nbpo(response: ResponseView, *, beta: float = 1.0, form: str = "surrogate_gr
 
 @point_objective(bounds={"beta": POSITIVE})
 def ulma(response: ResponseView, *, beta: float = 0.1) -> Expression:
-    """Unified language model alignment, ULMA (Cai et al. 2023, arXiv:2312.02554, eq. 9 at ICLR), as reconstructed.
+    """Unified language model alignment, ULMA (Cai et al. 2023, arXiv:2312.02554, eq. 9 at ICLR).
 
     ``-log π(y)`` of a demonstration, ``-log σ(βh)`` of another desirable response and ``-log σ(-βh)`` of an undesirable
     one: supervised fine-tuning and point-wise DPO in one step. The column ``demonstration`` is true for demonstrations,
     whose label does not matter.
 
     beta: 0.05-0.5.
+    In the authors' code, which agrees, every desirable response is a demonstration.
     Paper: ULMA: Unified Language Model Alignment with Human Demonstration and Point-wise Preference.
     Identities: `ulma = bco(delta=0) where demonstration=0`.
     """
@@ -195,11 +199,12 @@ def ulma(response: ResponseView, *, beta: float = 0.1) -> Expression:
 
 @point_objective(bounds={"beta": POSITIVE})
 def npo(response: ResponseView, *, beta: float = 0.1) -> Expression:
-    """Negative preference optimization, NPO (Zhang et al. 2024, unlearning, arXiv:2404.05868, eq. 3), as reconstructed.
+    """Negative preference optimization, NPO (Zhang et al. 2024, unlearning, arXiv:2404.05868, eq. 3).
 
     ``-(2/β) log σ(-βh)`` on responses to forget: DPO without a chosen response.
 
     beta: 0.01-1; towards 0 the gradient is that of gradient ascent.
+    The authors' code agrees.
     Paper: Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning.
     """
     return -2.0 / beta * log_sigmoid(-beta * response.logratio)
@@ -211,7 +216,7 @@ def simnpo(response: ResponseView, *, beta: float = 2.5, gamma: float = 0.0) -> 
 
     ``-(2/β) log σ(-β avg(y) - γ)``: `npo` on averages, without a reference.
 
-    beta: 1-10. gamma: the margin γ in the units of the logit, 0-2.
+    beta: 1-10. gamma: the margin γ in the units of the logit, 0-2; the authors' code multiplies its own by β.
     Paper: Simplicity Prevails: Rethinking Negative Preference Optimization for LLM Unlearning.
     """
     return -2.0 / beta * log_sigmoid(-beta * response.avg_logp - gamma)

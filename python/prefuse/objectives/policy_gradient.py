@@ -41,7 +41,7 @@ from ._policy_terms import (
     ratio_of,
     whitened,
 )
-from ._terms import NON_NEGATIVE, POSITIVE
+from ._terms import NON_NEGATIVE, POSITIVE, choice, weighted_likelihood
 
 CLIP = "[0, 1]"
 
@@ -378,36 +378,38 @@ def rewards_of(pair: PairView, beta: float) -> dict[str, Expression]:
 
 
 @point_objective(bounds={"kl_max": POSITIVE})
-def crpg(response: ResponseView, *, kl_max: float = 10.0) -> Expression:
-    """Calibrated-regularised policy gradient, CRPG (Xu et al. 2024, arXiv:2409.20370, section 4.1.1), as reconstructed.
+def crpg(response: ResponseView, *, kl_max: float = 10.0, average: str = "sum") -> Expression:
+    """Calibrated-regularised policy gradient, CRPG (Xu et al. 2024, arXiv:2409.20370, eqs. 11 and 12).
 
-    ``-Σ (R̃ - mean R̃) log π(y) / Σ n(y)`` over the batch, ``R̃ = J σ(reward - base) max(0, 1 - kl/kl_max)``.
+    ``-(R̃ - mean R̃) log π(y)`` with ``R̃ = J σ(reward - base) max(0, 1 - kl/kl_max)``, the mean over the batch.
 
     Columns: ``reward``, ``base_reward`` (that of a baseline answer to the prompt), ``judge`` (J: 1 if every constraint
     is met, else 0), ``kl`` (the rollout policy's log-ratio to the reference).
 
-    kl_max: nats beyond which a response counts nothing.
+    kl_max: nats beyond which a response counts nothing. average: as in `crraft`.
     Paper: The Perfect Blend: Redefining RLHF with Mixture of Judges.
     """
     calibrated = sigmoid(response["reward"] - response["base_reward"])
     kept = stop_gradient(response["judge"] * calibrated * relu(1.0 - response["kl"] / kl_max))
-    return -((kept - kept.mean("batch")) * response.logp).sum("batch") / response.length.sum("batch")
+    return weighted_likelihood("crpg: average", kept - kept.mean("batch"), response, average)
 
 
 @group_objective(bounds={"kl_max": POSITIVE})
-def crraft_list(group: GroupView, *, kl_max: float = 10.0) -> Expression:
+def crraft_list(group: GroupView, *, kl_max: float = 10.0, average: str = "sum") -> Expression:
     """Calibrated-regularised reward ranking, CRRAFT of CGPO (Xu et al. 2024, arXiv:2409.20370, eqs. 17 and 18).
 
-    ``-c log π(y*) / n(y*)``, as reconstructed: y* has the largest calibrated reward ``c = σ(reward - base)`` among the
-    responses to a prompt that meet every constraint and whose log-ratio is at most kl_max; without any the loss is 0.
+    ``-c log π(y*)``: y* has the largest calibrated reward ``c = σ(reward - base)`` among the responses to a prompt that
+    meet every constraint and whose log-ratio is at most kl_max; without any the loss is 0, where the paper falls back
+    on the baseline answer if that meets every constraint.
 
     Columns: ``reward``, ``judge``, and ``base_reward`` by group.
 
-    kl_max: nats.
+    kl_max: nats. average: ``"sum"`` over tokens, or ``"response"`` for the mean over those of y*.
     Paper: The Perfect Blend: Redefining RLHF with Mixture of Judges.
     """
     response = group.response
     calibrated = stop_gradient(sigmoid(response["reward"] - group["base_reward"]))
     admissible = (response["judge"] > 0.5) & (response.logratio <= kl_max)
     best = where(admissible, calibrated, -1.0).rank() == 1.0
-    return -where(best & admissible, calibrated * response.avg_logp, 0.0).sum()
+    likelihood = choice("crraft_list: average", average, {"sum": response.logp, "response": response.avg_logp})
+    return -where(best & admissible, calibrated * likelihood, 0.0).sum()

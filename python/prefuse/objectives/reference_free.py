@@ -96,9 +96,10 @@ def alphapo(
 
 @pair_objective
 def simper(pair: PairView) -> Expression:
-    """SimPER, perplexity without hyperparameters (Xiao et al. 2025, arXiv:2502.00883, eq. 8 at ICLR), as reconstructed.
+    """SimPER, perplexity without hyperparameters (Xiao et al. 2025, arXiv:2502.00883, eq. 8 at ICLR).
 
     ``-e^{avg(w)} + e^{avg(l)}``: the inverse perplexity of the chosen response up, of the rejected one down.
+    The authors' code agrees.
     Paper: SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters.
     """
     return exp(pair.rejected.avg_logp) - exp(pair.chosen.avg_logp)

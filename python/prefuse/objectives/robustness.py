@@ -135,6 +135,7 @@ def em_dpo(pair: PairView, *, beta: float = 0.1) -> Expression:
     so that the worst-off type loses least.
 
     beta: 0.05-0.5.
+    As printed eq. 15 minimises Σ γ log σ(z), which lacks the minus that the step before it has.
     Paper: Direct Preference Optimization With Unobserved Preference Heterogeneity.
     Identities: `em_dpo = dpo where responsibility=1`.
     """

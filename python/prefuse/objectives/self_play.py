@@ -98,20 +98,23 @@ def online_ipo_list(group: GroupView, *, beta: float = 0.1) -> Expression:
     return where(ahead, error, 0.0).sum("group") / maximum(ahead.sum("group"), 1.0)
 
 
-@token_objective(bounds={"beta": NON_NEGATIVE})
-def nash_md(token: TokenView, *, beta: float = 0.1) -> Expression:
+@token_objective(bounds={"beta": NON_NEGATIVE}, variants={"trl-1.10": {"credit": "own"}})
+def nash_md(token: TokenView, *, beta: float = 0.1, credit: str = "following") -> Expression:
     """Nash learning from human feedback by mirror descent, Nash-MD-PG (Munos et al. 2023, arXiv:2312.00886, eq. 13).
 
-    ``β Σ_t sg[h_t] log π_t - (P - ½) log π(y)``, as TRL has it: the response column ``preference`` holds P, the
+    ``β Σ_t sg[H_t] log π_t - (P - ½) log π(y)``, ``H_t = Σ_{i≥t} h_i``: the response column ``preference`` holds P, the
     probability that y, a sample of the policy, beats one of the geometric mixture of policy and reference. Its value
     means nothing.
 
-    beta: τ of the paper, 0.01-1.
-    Libraries: TRL up to 1.10; the KL part credits each token with its own log-ratio alone, not with those that follow.
+    beta: τ of the paper, 0.01-1. credit: the log-ratios that a token answers for: its own and the ``"following"``, as
+    appendix F of the paper says, all of the response, ``"whole"``, as eq. 13 stands, or ``"own"``.
+    Libraries: TRL up to 1.10 credits each token with its own log-ratio alone.
     Paper: Nash Learning from Human Feedback.
     Identities: `nash_md(beta=0.2) = 2 * nash_md(beta=0.1) where preference=0.5`.
     """
-    anchor = (stop_gradient(token.logratio) * token.logp).sum()
+    h = stop_gradient(token.logratio)
+    kept = choice("nash_md: credit", credit, {"following": h.suffix_sum(), "whole": h.sum(), "own": h})
+    anchor = (kept * token.logp).sum()
     return beta * anchor - (stop_gradient(token.response["preference"]) - 0.5) * token.logp.sum()
 
 

