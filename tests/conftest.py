@@ -12,6 +12,9 @@ from tests.devices import DEVICES
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and PyTorch sees none")
 
+LONG = ("wheel", "notebooks", "docs", "trl")
+"""Folders whose files go first: few tests that take minutes, which would keep one process busy after the others."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu: concerns the CPU alone (NumPy, threads, SIMD) in a module for all devices")
@@ -31,6 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("needs_cuda"):
             item.add_marker(NEEDS_CUDA)
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
 
 
 @pytest.hookimpl(tryfirst=True)
