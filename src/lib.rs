@@ -6,7 +6,7 @@ pub mod cuda;
 pub mod curate;
 pub mod distances;
 pub mod objective;
-mod pages;
+mod outputs;
 pub mod rows;
 pub mod segments;
 pub mod simd;

@@ -7,13 +7,10 @@ use half::{bf16, f16};
 
 use super::pass::{Operand, Pair, Scaled, SumOfSquares};
 use super::{CHUNK, Samples};
-use crate::pages;
+use crate::outputs;
 use crate::simd::{Element, Level, dispatch, fence};
 use crate::threads::for_each_range;
 use crate::view::{ArgumentError, Dtype, View};
-
-/// Bytes of a gradient from which on it is written around the caches.
-const STREAM_FROM: usize = 32 << 20;
 
 /// The body for the element types of the two matrices, which `Samples::check` let through.
 macro_rules! with_types {
@@ -88,12 +85,7 @@ pub unsafe fn backward(
 ) -> Result<(), ArgumentError> {
     samples.check_backward(grads, gradient)?;
     let level = Level::current()?;
-    let element = gradient.dtype.size();
-    let stream =
-        gradient.len() * element >= STREAM_FROM && gradient.address.is_multiple_of(element);
-    if stream {
-        pages::prefer_huge(gradient);
-    }
+    let stream = outputs::streams(gradient);
     // SAFETY: the element types are those of the views; every part is written by one task.
     with_types!(samples, |A, B| unsafe {
         for_each_part(samples, threads, |_, sample, part| {

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::simd::{Element, Isa, Kernel, MAX_LANES, Memory, Real, Vector, prefetch};
+use crate::simd::{Element, Isa, Kernel, MAX_LANES, Memory, Real, Vector, prefetch, total};
 
 /// Chains of additions that run side by side.
 const CHAINS: usize = 4;
@@ -129,16 +129,8 @@ impl<R: Real, A: Operand<Real = R>, B: Operand<Real = R>> Kernel for SumOfSquare
                 sums[CHAINS - 1] = difference.mul_add(difference, sums[CHAINS - 1]);
             }
         }
-        sums.into_iter().map(total).sum()
+        total(sums)
     }
-}
-
-/// The sum of a vector's lanes.
-#[inline(always)]
-fn total<V: Vector>(vector: V) -> f64 {
-    let mut lanes = [V::Scalar::ZERO; MAX_LANES];
-    vector.write(&mut lanes);
-    lanes[..V::LANES].iter().map(|lane| lane.to_f64()).sum()
 }
 
 /// Writes `scale·(first − second)` to `target`, which has room for it and is none of the two; with `stream` around the caches.

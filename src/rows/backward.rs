@@ -24,14 +24,10 @@ use super::cpu::{
     Transform, chunk_part, load_part, read_element, row_pointer, rows_at_a_time, shares_rows,
 };
 use super::{LiveRow, Rows, Stat};
-use crate::pages;
+use crate::outputs;
 use crate::simd::{Element, Level, Real, dispatch, fence};
 use crate::threads::for_each_range;
 use crate::view::{ArgumentError, Dtype, View};
-
-/// A gradient of at least so many bytes leaves the caches before anybody reads it; it is written around them. Over the
-/// logits, the lines are in the cache anyway.
-const STREAM_FROM: usize = 32 << 20;
 
 /// Writes d(Σ grads·stats)/dlogits into `gradient`, which may be the memory of the logits itself.
 ///
@@ -178,13 +174,8 @@ impl<'a> Backward<'a> {
         live: &'a [LiveRow],
         level: Level,
     ) -> Backward<'a> {
-        let large = gradient.len() * gradient.dtype.size() >= STREAM_FROM;
-        let stream = large
-            && gradient.address != rows.logits.address
-            && gradient.address.is_multiple_of(gradient.dtype.size());
-        if stream {
-            pages::prefer_huge(gradient);
-        }
+        // Over the logits, the lines are in the cache anyway.
+        let stream = gradient.address != rows.logits.address && outputs::streams(gradient);
         Backward {
             rows,
             tables,

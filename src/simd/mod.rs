@@ -337,6 +337,27 @@ pub fn prefetch<const NEAR: bool, E>(address: *const E) {
     let _ = address;
 }
 
+/// The sum of all lanes, in f64 and in an order of its own: halves are added until one lane is left.
+#[inline(always)]
+pub fn total<V: Vector, const N: usize>(vectors: [V; N]) -> f64 {
+    let mut sums = [0.0; MAX_LANES];
+    for vector in vectors {
+        let mut lanes = [V::Scalar::ZERO; MAX_LANES];
+        vector.write(&mut lanes);
+        for lane in 0..V::LANES {
+            sums[lane] += lanes[lane].to_f64();
+        }
+    }
+    let mut half = MAX_LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            sums[lane] += sums[lane + half];
+        }
+        half /= 2;
+    }
+    sums[0]
+}
+
 /// Makes streamed stores visible before whatever is written next.
 #[inline]
 pub fn fence() {

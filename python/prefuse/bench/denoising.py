@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -62,4 +61,4 @@ def cases(predicted: Tensor, target: Tensor, task: str) -> dict[str, Callable[[]
 
 def least_bytes(predicted: Tensor, task: str) -> int:
     """The least traffic of a task, with a target of the prediction's dtype."""
-    return VISITS[task] * math.prod(predicted.shape) * predicted.element_size()
+    return VISITS[task] * predicted.numel() * predicted.element_size()

@@ -126,22 +126,29 @@ def measure_rows(
         hands = {name: case(name, logits, labels, direction) for name in able if takes_part(name, direction)}
         timings = timing.interleaved_on_device(hands, rounds)
         moved = TRAFFIC[direction] * logits.numel() * logits.element_size()
-        part = [
-            {
-                "hand": name,
-                "shape": list(shape),
-                "dtype": str(dtype).removeprefix("torch."),
-                "pass": direction,
-                "seconds": seconds.as_dict(),
-                "gigabytes_per_second": moved / seconds.median / 1e9,
-                "share_of_copy": moved / seconds.median / copy,
-                "times_prefuse": seconds.median / timings[gather.PREFUSE].median,
-            }
-            for name, seconds in timings.items()
-        ]
+        part = compared(timings, logits, direction, moved, copy)
         show_rows(f"{title}, {direction}", part)
         cases += part
     return cases
+
+
+def compared(
+    timings: dict[str, timing.Timing], given: Tensor, direction: str, moved: int, copy: float
+) -> list[dict[str, Any]]:
+    """What is written of the hands of one comparison that move so many bytes at least."""
+    return [
+        {
+            "hand": name,
+            "shape": list(given.shape),
+            "dtype": str(given.dtype).removeprefix("torch."),
+            "pass": direction,
+            "seconds": seconds.as_dict(),
+            "gigabytes_per_second": moved / seconds.median / 1e9,
+            "share_of_copy": moved / seconds.median / copy,
+            "times_prefuse": seconds.median / timings[gather.PREFUSE].median,
+        }
+        for name, seconds in timings.items()
+    ]
 
 
 def takes_part(name: str, direction: str) -> bool:
@@ -184,19 +191,7 @@ def measure_denoising(size: Size, copy: float, device: torch.device) -> list[dic
                 hands = {name: _ready(run) for name, run in denoising.cases(predicted, target, task).items()}
                 timings = timing.interleaved_on_device(hands, size.rounds)
                 moved = denoising.least_bytes(predicted, task)
-                part = [
-                    {
-                        "hand": name,
-                        "shape": list(shape),
-                        "dtype": str(dtype).removeprefix("torch."),
-                        "pass": task,
-                        "seconds": seconds.as_dict(),
-                        "gigabytes_per_second": moved / seconds.median / 1e9,
-                        "share_of_copy": moved / seconds.median / copy,
-                        "times_prefuse": seconds.median / timings[denoising.PREFUSE].median,
-                    }
-                    for name, seconds in timings.items()
-                ]
+                part = compared(timings, predicted, task, moved, copy)
                 show_rows(f"squared errors of {' × '.join(map(str, shape))} {part[0]['dtype']}, {task}", part)
                 found += part
     return found

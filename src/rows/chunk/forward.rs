@@ -2,10 +2,8 @@
 
 use super::super::exp::Exp;
 use super::super::topk::TopK;
-use super::{
-    CHUNK, Fold, SETTLE, Scratch, Settling, Shift, ShiftVector, UNROLL, fold, largest, total,
-};
-use crate::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch};
+use super::{CHUNK, Fold, SETTLE, Scratch, Settling, Shift, ShiftVector, UNROLL, fold, largest};
+use crate::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch, total};
 
 /// Sums over a chunk, of d = factor·(x − origin).
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -12,7 +12,7 @@ mod scratch;
 pub use maximum::maximum;
 pub use scratch::{Cap, Scratch};
 
-use crate::simd::{Element, MAX_LANES, Memory, Real, Vector, prefetch};
+use crate::simd::{Element, MAX_LANES, Memory, Real, Vector, prefetch, total};
 
 /// Elements in a chunk: 16 KiB of f32.
 pub const CHUNK: usize = 4096;
@@ -124,27 +124,6 @@ unsafe fn fold<const AHEAD: bool, E: Element, V: Memory<E> + Vector>(
             fold.settle();
         }
     }
-}
-
-/// The sum of all lanes, in f64 and in an order of its own: halves are added until one lane is left.
-#[inline(always)]
-fn total<V: Vector>(vectors: [V; UNROLL]) -> f64 {
-    let mut sums = [0.0; MAX_LANES];
-    for vector in vectors {
-        let mut lanes = [V::Scalar::ZERO; MAX_LANES];
-        vector.write(&mut lanes);
-        for lane in 0..V::LANES {
-            sums[lane] += lanes[lane].to_f64();
-        }
-    }
-    let mut half = MAX_LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            sums[lane] += sums[lane + half];
-        }
-        half /= 2;
-    }
-    sums[0]
 }
 
 /// The largest of all lanes that are not NaN, −inf if there is none.
