@@ -14,14 +14,11 @@ from torch import Tensor
 
 from prefuse._backends import backend
 from prefuse._rows import BACKWARD_NEEDS, Rows
+from prefuse._transforms import refuse_vmap
 
 ONCE_DIFFERENTIABLE = (
     "prefuse.token_stats is differentiable once: its gradient has no derivative of its own; "
     "take second derivatives of the same statistics written in PyTorch (log_softmax and gather)"
-)
-NO_TRANSFORMS = (
-    "prefuse has no rules for torch.func transforms (vmap, grad, jvp, …) and forward-mode derivatives; "
-    "pass the whole batch, of any leading shape, and differentiate with torch.autograd"
 )
 
 
@@ -210,13 +207,9 @@ def _segment_expand_gradient(ctx: Any, grad: Tensor | None) -> tuple[Tensor | No
     return None if grad is None else segment_sum(grad.contiguous(), offsets), None, None
 
 
-def _refuse_vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
-    raise NotImplementedError(NO_TRANSFORMS)
-
-
 token_stats.register_autograd(_token_stats_gradient, setup_context=_save_rows)
 token_stats_backward.register_autograd(_refuse_second_derivative)
 segment_sum.register_autograd(_segment_sum_gradient, setup_context=_save_offsets)
 segment_expand.register_autograd(_segment_expand_gradient, setup_context=_save_offsets)
 for _operator in (token_stats, token_stats_backward, segment_sum, segment_expand):
-    _operator.register_vmap(_refuse_vmap)
+    _operator.register_vmap(refuse_vmap)

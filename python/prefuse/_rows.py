@@ -129,11 +129,7 @@ def check_rows(
     inside the tensors (labels, per-token temperatures) are checked where they are read, by the backend.
     """
     check_tensor("logits", logits, FLOATS, "a float16, bfloat16, float32 or float64")
-    if logits.device.type not in (*devices, "meta"):
-        raise ValueError(
-            f"logits: on device {logits.device}, but this version of prefuse computes on {', '.join(devices)} only; "
-            "move logits and labels with .cpu()"
-        )
+    check_device("logits", logits, devices)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits: expected shape (..., V) with V >= 1, got {_shape(logits)}")
     check_tensor("labels", labels, INTEGERS, "an integer", like=logits)
@@ -203,6 +199,15 @@ def check_tensor(
         raise TypeError(f"{name}: expected {wanted} tensor, got {tensor.dtype}")
     if like is not None and tensor.device != like.device:
         raise ValueError(f"{name}: expected device {like.device}, like the other arguments, got {tensor.device}")
+
+
+def check_device(name: str, tensor: torch.Tensor, devices: Sequence[str]) -> None:
+    """Checks that there is a backend where the tensor is; fake tensors need none."""
+    if tensor.device.type not in (*devices, "meta"):
+        raise ValueError(
+            f"{name}: on device {tensor.device}, but this version of prefuse computes on {', '.join(devices)} only; "
+            "move all tensors with .cpu()"
+        )
 
 
 def _where_it_is(name: str, value: object) -> str:

@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from prefuse._backends import backend
+from prefuse._backends import DEVICES, backend
+from prefuse._rows import FLOATS, check_device, check_tensor
+from prefuse._transforms import refuse_transforms, refuse_vmap
 
 __all__ = ["gaussian_logps", "squared_errors"]
 
@@ -45,7 +47,7 @@ def squared_errors(predicted: Tensor, target: Tensor, *, mean: bool = True) -> T
         ValueError: the two differ in shape or device.
         TypeError: one is not floating point.
     """
-    _check("target", predicted, target)
+    _check(("predicted", predicted), ("target", target))
     total: Tensor = _squared_errors(predicted, target)
     return total / max(math.prod(predicted.shape[1:]), 1) if mean else total
 
@@ -68,7 +70,7 @@ def gaussian_logps(sample: Tensor, mean: Tensor, std: Tensor | float, *, average
         ValueError: shapes or devices do not fit, or σ is a number that is not above 0.
         TypeError: sample or mean is not floating point.
     """
-    _check("mean", sample, mean)
+    _check(("sample", sample), ("mean", mean))
     dimensions, error = math.prod(sample.shape[1:]), squared_errors(mean, sample, mean=False)
     if isinstance(std, Tensor):
         if std.numel() != 1 and (std.shape[:1] != sample.shape[:1] or std.numel() != sample.shape[0]):
@@ -83,14 +85,16 @@ def gaussian_logps(sample: Tensor, mean: Tensor, std: Tensor | float, *, average
     return density / max(dimensions, 1) if average else density
 
 
-def _check(name: str, first: Tensor, other: Tensor) -> None:
-    if first.dim() == 0 or first.shape != other.shape:
-        raise ValueError(f"{name}: expected [B, …] like the other, {tuple(first.shape)}, got {tuple(other.shape)}")
-    if first.device != other.device:
-        raise ValueError(f"{name}: expected to be on {first.device} like the other, got {other.device}")
-    for tensor in (first, other):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name}: expected floating-point tensors, got {tensor.dtype}")
+def _check(one: tuple[str, Tensor], other: tuple[str, Tensor]) -> None:
+    (name, first), (second_name, second) = one, other
+    check_tensor(name, first, FLOATS, "a float16, bfloat16, float32 or float64")
+    check_device(name, first, DEVICES)
+    check_tensor(second_name, second, FLOATS, "a float16, bfloat16, float32 or float64", like=first)
+    if first.dim() == 0:
+        raise ValueError(f"{name}: expected [B, …], got a tensor without dimensions")
+    if first.shape != second.shape:
+        raise ValueError(f"{second_name}: expected shape {tuple(first.shape)} like {name}, got {tuple(second.shape)}")
+    refuse_transforms((first, second))
 
 
 @torch.library.custom_op("prefuse::squared_errors", mutates_args=())
@@ -169,3 +173,5 @@ def _refuse_second_derivative(ctx: Any, *grads: Tensor | None) -> NoReturn:
 
 _squared_errors.register_autograd(_gradient, setup_context=_save)
 _squared_errors_backward.register_autograd(_refuse_second_derivative)
+for _operator in (_squared_errors, _squared_errors_backward):
+    _operator.register_vmap(refuse_vmap)

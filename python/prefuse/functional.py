@@ -39,13 +39,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from prefuse import _ops
 from prefuse._backends import DEVICES
 from prefuse._buffers import from_numpy
 from prefuse._layout import check_layout, count_scored, shift_left, sum_responses
 from prefuse._rows import BACKWARD_NEEDS, STATISTICS, check_flag, check_rows, has_contiguous_rows, with_backward_needs
+from prefuse._transforms import refuse_transforms
 
 __all__ = ["STATISTICS", "TokenStats", "response_lengths", "sequence_logps", "token_logps", "token_stats"]
 
@@ -189,7 +189,7 @@ def token_stats(
         devices=DEVICES,
     )
     check_flag("inplace", inplace)
-    _refuse_transforms(logits)
+    refuse_transforms((logits,))
     asked = rows.statistics
     differentiates = torch.is_grad_enabled() and logits.requires_grad
     if differentiates:
@@ -373,15 +373,6 @@ def response_lengths(
     if check_flag("shift", shift):
         labels, mask = shift_left(labels, mask, ignore_index, offsets)
     return count_scored(labels, mask, ignore_index, offsets)
-
-
-def _refuse_transforms(logits: Tensor) -> None:
-    """Refuses function transforms and forward mode, whose tangents would be lost without a word."""
-    if torch.compiler.is_compiling():
-        return
-    tangent = unpack_dual(logits).tangent  # type: ignore[no-untyped-call]
-    if tangent is not None or torch._C._functorch.is_functorch_wrapped_tensor(logits):
-        raise NotImplementedError(_ops.NO_TRANSFORMS)
 
 
 def _check_overwritable(logits: Tensor) -> None:

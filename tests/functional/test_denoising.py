@@ -148,11 +148,21 @@ def test_far_samples_stay_finite():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: squared_errors(x, x[:1]), ValueError, r"target: expected \[B, …\] like the other, \(2, 3\)"),
-        (lambda x: squared_errors(x[0, 0], x[0, 0]), ValueError, "target"),
-        (lambda x: squared_errors(x, x.long()), TypeError, "target: expected floating-point tensors, got torch.int64"),
-        (lambda x: squared_errors(x, x.to("meta")), ValueError, "target: expected to be on cpu"),
-        (lambda x: gaussian_logps(x, x[:, :2], 1.0), ValueError, "mean"),
+        (
+            lambda x: squared_errors(x, x[:1]),
+            ValueError,
+            r"target: expected shape \(2, 3\) like predicted, got \(1, 3\)",
+        ),
+        (lambda x: squared_errors(x[0, 0], x[0, 0]), ValueError, r"predicted: expected \[B, …\]"),
+        (lambda x: squared_errors(x, x.long()), TypeError, "target: expected a float16.*got torch.int64"),
+        (
+            lambda x: squared_errors(x, x.to("meta")),
+            ValueError,
+            "target: expected device cpu, like the other arguments, got meta",
+        ),
+        (lambda x: squared_errors(x.numpy(), x), TypeError, r"predicted: expected a torch\.Tensor, got ndarray"),
+        (lambda x: squared_errors(x.to_sparse(), x), ValueError, "predicted: expected a dense"),
+        (lambda x: gaussian_logps(x, x[:, :2], 1.0), ValueError, r"mean: expected shape \(2, 3\) like sample"),
         (lambda x: gaussian_logps(x, x, 0.0), ValueError, "std: expected a value above 0, got 0.0"),
         (lambda x: gaussian_logps(x, x, torch.ones(3)), ValueError, r"std: expected a number or one per sample, \[2\]"),
     ],
@@ -169,6 +179,28 @@ def test_no_second_derivative():
     )
     with pytest.raises(RuntimeError, match="differentiable once"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, x: torch.vmap(f)(x),
+        lambda f, x: torch.func.grad(lambda x: f(x).sum())(x),
+        lambda f, x: torch.func.jvp(f, (x,), (x,)),
+    ],
+    ids=["vmap", "grad", "jvp"],
+)
+def test_transforms_are_a_clear_error(transform):
+    target = draw((3, 2, 4), seed=1)
+    with pytest.raises(NotImplementedError, match=r"prefuse has no rules for torch\.func"):
+        transform(lambda x: squared_errors(x, target if x.dim() == 3 else target[0]), draw((3, 2, 4)))
+
+
+def test_forward_mode_is_a_clear_error():
+    with torch.autograd.forward_ad.dual_level():
+        x = torch.autograd.forward_ad.make_dual(draw((3, 2)), draw((3, 2)))
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            gaussian_logps(draw((3, 2), seed=1), x, 0.5)
 
 
 def test_public_names():

@@ -115,6 +115,24 @@ def torch_dpo(pair, *, beta=0.1):
     return -F.logsigmoid(beta * (pair.chosen.logratio - pair.rejected.logratio))
 
 
+@pytest.mark.parametrize("call", [dpo, dpo.value_and_grad, lambda **columns: dpo(beta=0.3)(**columns, reduction="sum")])
+def test_transforms_are_a_clear_error(call):
+    columns = {name: column.detach() for name, column in pair_columns().items()}
+
+    def loss(chosen):
+        return call(**columns | {"chosen_logps": chosen}).loss
+
+    given = columns["chosen_logps"]
+    for transform in (torch.vmap(loss), torch.func.grad(loss), lambda x: torch.func.jvp(loss, (x,), (x,))):
+        with pytest.raises(NotImplementedError, match=r"prefuse has no rules for torch\.func"):
+            transform(given)
+    with (
+        torch.autograd.forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match="forward-mode"),
+    ):
+        loss(torch.autograd.forward_ad.make_dual(given, given))
+
+
 def test_from_torch_is_called_alike():
     objective, columns = from_torch(torch_dpo), pair_columns()
     score, wanted = objective(beta=0.3)(**columns), dpo(beta=0.3)(**columns)

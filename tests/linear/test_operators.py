@@ -135,9 +135,25 @@ def test_second_derivatives_are_a_clear_error(plan):
 
 def test_transforms_are_a_clear_error():
     given = problem()
-    with pytest.raises((NotImplementedError, RuntimeError), match=r"torch\.func"):
+    with pytest.raises(NotImplementedError, match=r"torch\.func"):
         torch.vmap(lambda hidden: prefuse.linear_token_logps(hidden, given["weight"], given["labels"][:1]))(
             given["hidden"][:, None]
+        )
+
+
+@pytest.mark.parametrize("name", ["hidden", "weight"])
+def test_forward_mode_is_a_clear_error(name):
+    given = problem()
+    with torch.autograd.forward_ad.dual_level():
+        given[name] = torch.autograd.forward_ad.make_dual(given[name], given[name])
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            prefuse.linear_token_logps(**given)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        other = problem()
+        torch.func.jvp(
+            lambda hidden: prefuse.linear_token_logps(hidden, other["weight"], other["labels"]),
+            (other["hidden"],),
+            (other["hidden"],),
         )
 
 

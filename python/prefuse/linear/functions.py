@@ -17,6 +17,7 @@ from prefuse._rows import (
     FLOATS,
     INTEGERS,
     REFERENCE_STATISTICS,
+    check_device,
     check_flag,
     check_integer,
     check_k,
@@ -27,6 +28,7 @@ from prefuse._rows import (
     check_values,
     positive_number,
 )
+from prefuse._transforms import refuse_transforms
 from prefuse.functional import TokenStats
 from prefuse.linear import operators
 from prefuse.linear.call import SMOOTHED
@@ -300,6 +302,7 @@ def check_operands(
     scale: float,
 ) -> Operands:
     """Checks everything that can be seen without reading the tensors, and brings the arguments into one form."""
+    refuse_transforms((hidden, weight, bias, *(lora or ())))
     hidden, weight, bias = _in_one_dtype(hidden, whole(weight), whole(bias))
     _check_hidden("hidden", hidden)
     _check_weight("weight", weight, hidden)
@@ -471,10 +474,7 @@ def _adapter(lora: Lora, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor
 
 def _check_hidden(name: str, hidden: Tensor) -> None:
     check_tensor(name, hidden, FLOATS, "a float16, bfloat16, float32 or float64")
-    if hidden.device.type not in (*DEVICES, "meta"):
-        raise ValueError(
-            f"{name}: on device {hidden.device}, but this version of prefuse computes on {', '.join(DEVICES)} only"
-        )
+    check_device(name, hidden, DEVICES)
     if hidden.ndim == 0 or hidden.shape[-1] == 0:
         raise ValueError(f"{name}: expected shape (..., H) with H >= 1, got {tuple(hidden.shape)}")
 

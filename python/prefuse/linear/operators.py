@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prefuse._layout import scored_tokens
-from prefuse._ops import NO_TRANSFORMS
+from prefuse._transforms import refuse_vmap
 from prefuse.linear import passes
 from prefuse.linear.call import Call, Head, Transform, kernel_names
 from prefuse.linear.gathering import gathered
@@ -344,11 +344,7 @@ def _refuse_second_derivative(ctx: Any, *grads: Any) -> NoReturn:
     raise RuntimeError(ONCE_DIFFERENTIABLE)
 
 
-def _refuse_vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
-    raise NotImplementedError(NO_TRANSFORMS)
-
-
 linear_token_stats.register_autograd(_backward, setup_context=_save)
 linear_token_stats_backward.register_autograd(_refuse_second_derivative)
 for _operator in (linear_token_stats, linear_token_stats_backward):
-    _operator.register_vmap(_refuse_vmap)
+    _operator.register_vmap(refuse_vmap)

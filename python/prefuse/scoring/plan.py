@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._transforms import refuse_transforms
 from ..tracing.kinds import BATCH, PAIR, token_space
 from . import device
 from .arrays import NUMPY, PLAIN_TENSORS, TORCH, Array, Arrays, from_list, library_of
@@ -100,6 +101,7 @@ class Plan:
 
     def score(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         """Score a batch; with torch, loss and losses carry gradients."""
+        refuse_transforms(arguments.values())
         call = bind_plain(self.traced, numbers, arguments) if self.plain else None
         if call is not None:
             try:
@@ -110,6 +112,7 @@ class Plan:
 
     def value_and_grad(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         """Score a batch with the gradients of its loss."""
+        refuse_transforms(arguments.values())
         call = bind_plain(self.traced, numbers, arguments) if self.plain else None
         if call is not None:
             wrt = call.trainable or tuple(self.traced.columns)
