@@ -211,10 +211,15 @@ class Catalogue(Sequence[Entry]):
         """Name, kind, what it is, paper."""
         return [(found.name, found.kind, found.summary, found.paper or "") for found in self]
 
+    @property
+    def title(self) -> str:
+        """How many there are, which stands above the table."""
+        return f"{len(self)} objective{'' if len(self) == 1 else 's'}"
+
     def __repr__(self) -> str:
         from prefuse.bench.tables import plain
 
-        return plain(f"{len(self)} objectives", ("name", "kind", "what it is", "arXiv"), self.rows())
+        return plain(self.title, ("name", "kind", "what it is", "arXiv"), self.rows())
 
     def _repr_html_(self) -> str:
         rows = [(code(name), kind, what, paper(arxiv)) for name, kind, what, arxiv in self.rows()]
