@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefuse.linear.functions import Lora
+from prefuse import _proof
+from prefuse.functional import token_stats
+from prefuse.linear.functions import Lora, linear_token_stats
+from prefuse.linear.gathering import gathered, whole
 
 Inside = Callable[[Tensor, "HeadTensors"], Any]
 """What runs inside of the model: hidden states [B, T, H] and the head in, anything out."""
@@ -22,10 +26,14 @@ Inside = Callable[[Tensor, "HeadTensors"], Any]
 _WRAPPED = ("_orig_mod", "module", "_fsdp_wrapped_module")
 """Where torch.compile, DDP and DeepSpeed, and FSDP1 keep what they wrap."""
 
+_WRAPPERS = ("torch.", "deepspeed.", "accelerate.")
+"""Whose wrappers return what the model returns."""
+
 _SOFTCAPS = {
     "final_logit_softcapping": "final_logit_softcapping",
     "logit_softcap": "final_logit_softcapping",
     "logits_soft_cap": "logits_soft_cap",
+    "output_logit_soft_cap": "output_logit_soft_cap",
 }
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 """Names by which forward passes transform logits, and those of the configuration's numbers."""
@@ -36,7 +44,8 @@ class HeadTensors:
     """What makes logits of hidden states, at the time of the call.
 
     Attributes:
-        weight: [V, H]. A DTensor or a DeepSpeed ZeRO-3 parameter where the model's is one; prefuse's functions gather.
+        weight: None where the model makes its logits itself, which then come instead of the hidden states. Otherwise
+            [V, H]: a DTensor or a DeepSpeed ZeRO-3 parameter where the model's is one; prefuse's functions gather.
         bias: [V] or None.
         lora: (A [r, H], B [V, r], scaling) of the active adapters of the LM head, or None.
         softcap: the cap of the logits, or None.
@@ -49,7 +58,7 @@ class HeadTensors:
         aux_loss: the same, not weighed.
     """
 
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None
     lora: Lora | None
     softcap: float | None
@@ -63,6 +72,24 @@ class HeadTensors:
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments that say the same to `preference_loss`, `linear_token_stats` and their like."""
         return {name: getattr(self, name) for name in ("weight", "bias", "lora", "softcap", "scale")}
+
+    def source(self, hidden: Tensor) -> dict[str, Any]:
+        """What `preference_loss` reads, by keyword: hidden states and head, or the logits that the model has made."""
+        return {"logits": hidden} if self.weight is None else {"hidden": hidden, **self.arguments}
+
+    def token_stats(self, hidden: Tensor, labels: Tensor, stats: Any, **options: Any) -> Any:
+        """`linear_token_stats`, or `token_stats` of the logits that the model has made.
+
+        Raises:
+            TypeError: an option that only hidden states have, beside logits.
+        """
+        if self.weight is not None:
+            return linear_token_stats(hidden, labels=labels, stats=stats, **self.arguments, **options)
+        wanted = options.get("differentiable")
+        made = token_stats(hidden, labels, stats, **of_logits(options))
+        if wanted is not None:
+            made = type(made)({name: v if name in wanted else v.detach() for name, v in made.items()})
+        return made
 
     def given_labels(self) -> Tensor:
         """The labels.
@@ -78,14 +105,27 @@ class HeadTensors:
         """The same with weight, bias and adapter in float32."""
         return replace(
             self,
-            weight=self.weight.float(),
+            weight=None if self.weight is None else self.weight.float(),
             bias=None if self.bias is None else self.bias.float(),
             lora=None if self.lora is None else (self.lora[0].float(), self.lora[1].float(), self.lora[2]),
         )
 
 
-def run_inside(causal_lm: Any, inside: Inside, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The backbone, then `inside` in the place of the LM head."""
+def run_inside(
+    causal_lm: Any,
+    inside: Inside,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    own: Callable[..., Any],
+    fallback: str = "logits",
+) -> Any:
+    """The backbone, then `inside` in the place of the LM head, once that is proven to be right.
+
+    Args:
+        own: the model's own forward.
+        fallback: "logits": where it is not right, the model makes its logits, which come as hidden states without a
+            weight; "error": it is refused.
+    """
     keep = kwargs.pop("logits_to_keep", None)
     if isinstance(keep, Tensor) or keep:
         raise TypeError("logits_to_keep: given beside fused; mark what is not to be scored in the labels")
@@ -94,11 +134,15 @@ def run_inside(causal_lm: Any, inside: Inside, args: tuple[Any, ...], kwargs: di
     kwargs |= {"use_cache": False, "return_dict": True}
     if getattr(config, "output_router_logits", False):
         kwargs.setdefault("output_router_logits", True)
+    if reason := _why_not_fused(causal_lm, args, kwargs, own):
+        refuse_or_warn(causal_lm, reason, fallback)
+        outputs = own(*args, **kwargs)
+        return inside(outputs.logits, of_outputs(causal_lm, outputs, labels))
     # The parts are looked up at each call: FSDP and PEFT replace them after patching.
     outputs = _backbone(causal_lm)(*args, **kwargs)
     hidden, weight, bias, lora = _in_one_dtype(outputs.last_hidden_state, causal_lm.get_output_embeddings())
     aux_loss = _load_balancing(causal_lm, outputs, kwargs) if kwargs.get("output_router_logits") else None
-    softcap, scale = _transform(causal_lm)
+    softcap, scale, _ = _transform(causal_lm)
     return inside(
         hidden.to(weight.device),  # with a model in parts, the backbone may end on another device than its head
         HeadTensors(
@@ -109,10 +153,125 @@ def run_inside(causal_lm: Any, inside: Inside, args: tuple[Any, ...], kwargs: di
             scale,
             labels if labels is None else labels.to(weight.device),
             outputs,
-            None if aux_loss is None else getattr(config, "router_aux_loss_coef", 0.0) * aux_loss.to(weight.device),
+            None if aux_loss is None else _router_coefficient(causal_lm) * aux_loss.to(weight.device),
             aux_loss,
         ),
     )
+
+
+def of_outputs(causal_lm: Any, outputs: Any, labels: Tensor | None) -> HeadTensors:
+    """What goes with logits that the model has made.
+
+    Raises:
+        ValueError: they are not one row of classes per token of the labels.
+    """
+    logits = outputs.logits
+    if labels is not None and (logits.ndim != 3 or logits.shape[:2] != labels.shape):
+        raise ValueError(
+            f"labels: expected one per position of the logits of {type(causal_lm).__name__}, {tuple(logits.shape)}, "
+            f"got {tuple(labels.shape)}; models that put tokens of their own in front are not supported"
+        )
+    aux_loss = getattr(outputs, "aux_loss", None)
+    router_loss = None if aux_loss is None else _router_coefficient(causal_lm) * aux_loss
+    moved = None if labels is None else labels.to(logits.device)
+    return HeadTensors(None, None, None, None, 1.0, moved, outputs, router_loss, aux_loss)
+
+
+def refuse_or_warn(causal_lm: Any, reason: str, fallback: str) -> None:
+    """Says once per model that its logits are made, or that this is not wanted.
+
+    Raises:
+        ValueError: `fallback` is "error".
+    """
+    name = f"{type(causal_lm).__module__}.{type(causal_lm).__qualname__}"
+    if fallback == "error":
+        raise ValueError(f"model: the LM head of {name} cannot be fused: {reason}")
+    if not vars(causal_lm).get(_WARNED):
+        vars(causal_lm)[_WARNED] = True
+        warnings.warn(
+            f"prefuse: {name} is scored by its logits, which it makes itself, as its LM head cannot be fused: {reason}"
+            '. The numbers are the model\'s own; memory is that of the logits. prefuse.head(model, fallback="error") '
+            "refuses instead",
+            stacklevel=3,
+        )
+
+
+_WARNED = "_prefuse_warned"
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _why_not_fused(causal_lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any], own: Callable[..., Any]) -> str:
+    """Why the head has to be left to the model; "" where the product is proven to be its own."""
+    module = causal_lm.get_output_embeddings()
+    try:
+        linear, adapter = _linear(module)
+        softcap, scale, named = _transform(causal_lm)
+        weight, _, lora = linear.weight, linear.bias, _lora(adapter, None, linear.weight.dtype)
+    except ValueError as error:
+        return str(error).removeprefix("model: ")
+    if weight.is_meta:
+        return "its weight is offloaded" if _device_of(causal_lm, args, kwargs).type != "meta" else ""
+    backbone = _backbone(causal_lm)
+
+    def hidden_of(inputs: Mapping[str, Any]) -> Tensor:
+        found: Tensor = backbone(**inputs).last_hidden_state
+        return found
+
+    def logits_of(hidden: Tensor) -> Tensor:
+        return _logits(causal_lm, hidden.to(weight.device), softcap, scale)
+
+    key = (
+        *(vars(causal_lm).get("forward"), type(causal_lm).forward, id(module), id(linear)),
+        *(tuple(weight.shape), weight.dtype, softcap, scale, torch.is_autocast_enabled(weight.device.type)),
+        _adapters(adapter, lora),
+    )
+    claim = _proof.Claim(backbone, module, logits_of, hidden_of, named, softcap is not None)
+    names = list(inspect.signature(type(causal_lm).forward).parameters)[1:]
+    named_inputs = dict(zip(names, args, strict=False)) | kwargs
+    return _proof.verdict(causal_lm, key, claim, own, named_inputs, _device_of(causal_lm, args, kwargs))
+
+
+def _adapters(adapter: Any, lora: Any) -> Any:
+    if adapter is None:
+        return None
+    return tuple(adapter.active_adapters), adapter.disable_adapters, adapter.merged, lora[1] is None
+
+
+def _device_of(causal_lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device:
+    found = (value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    return next(found, causal_lm.get_input_embeddings().weight.device)
+
+
+def _logits(causal_lm: Any, hidden: Tensor, softcap: float | None, scale: float) -> Tensor:
+    """What prefuse holds to be the logits, by PyTorch."""
+    hidden, weight, bias, lora = _in_one_dtype(hidden, causal_lm.get_output_embeddings())
+    matrices = () if lora is None else lora[:2]
+    with gathered([weight, bias, *matrices]):
+        logits = nn.functional.linear(hidden, whole(weight), None if bias is None else whole(bias))
+        if lora is not None:
+            logits = logits + lora[2] * (hidden @ whole(lora[0]).T @ whole(lora[1]).T)
+    logits = logits * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _router_coefficient(causal_lm: Any) -> float:
+    """The weight of the load-balancing loss: the model's own, or the configuration's."""
+    config = causal_lm.config.get_text_config()
+    names = ("router_aux_loss_coef", "aux_loss_coef")
+    for owner in (causal_lm, config, *(value for value in vars(config).values() if hasattr(value, "to_dict"))):
+        for name in (*names, "moe_loss_weight"):
+            if isinstance(value := getattr(owner, name, None), (int, float)):
+                return float(value)
+    return 0.0
+
+
+def of_logits(options: dict[str, Any]) -> dict[str, Any]:
+    """Those options of the head that logits have, too; advice on how to run it is dropped."""
+    advice = {"plan", "workspace_bytes", "differentiable", "gradient_dtype"}
+    kept = {name: value for name, value in options.items() if name not in advice and value is not None}
+    if kept.pop("label_smoothing", 0.0):
+        raise TypeError("label_smoothing: this model makes its logits itself, and they are not smoothed; leave it out")
+    return kept
 
 
 def find_causal_lm(model: Any) -> Any:
@@ -120,7 +279,6 @@ def find_causal_lm(model: Any) -> Any:
 
     Raises:
         TypeError: there is none.
-        ValueError: its head cannot be fused.
     """
     inner: Any = model
     seen: list[str] = []
@@ -131,9 +289,16 @@ def find_causal_lm(model: Any) -> Any:
         if isinstance(inner, nn.DataParallel):
             raise TypeError("model: torch.nn.DataParallel copies the model at each call; use DistributedDataParallel")
         if (wrapped := next((inner._modules[name] for name in _WRAPPED if name in inner._modules), None)) is not None:
+            if not type(inner).__module__.startswith(_WRAPPERS):
+                raise TypeError(
+                    f"model: got {type(inner).__module__}.{type(inner).__qualname__} around a model, and what it "
+                    "makes of its logits is not known; pass the causal LM inside of it"
+                )
             inner = wrapped
         elif "peft" in sys.modules and isinstance(inner, sys.modules["peft"].PeftModel):
             inner = inner.get_base_model()
+        elif "peft" in sys.modules and isinstance(inner, sys.modules["peft"].PeftMixedModel):
+            inner = inner.base_model.model
         else:
             break
     config, embeddings = (getattr(inner, name, None) for name in ("config", "get_output_embeddings"))
@@ -143,8 +308,16 @@ def find_causal_lm(model: Any) -> Any:
             f"model: expected a transformers causal LM, or one that is wrapped, got {' around '.join(seen)}, which has "
             "no LM head over a decoder's hidden states"
         )
-    _linear(output)
     return inner
+
+
+def check_fusable(causal_lm: Any) -> None:
+    """Looks at the head alone; whether the product is right, the first call tells.
+
+    Raises:
+        ValueError: it cannot be fused.
+    """
+    _linear(causal_lm.get_output_embeddings())
 
 
 def _backbone(causal_lm: Any) -> Any:
@@ -153,8 +326,8 @@ def _backbone(causal_lm: Any) -> Any:
     return causal_lm.base_model if backbone is None else backbone
 
 
-def _transform(causal_lm: Any) -> tuple[float | None, float]:
-    """Soft cap and scale of the logits: the configuration's numbers that the model's own forward names.
+def _transform(causal_lm: Any) -> tuple[float | None, float, int]:
+    """Soft cap and scale of the logits, and how many scales: the configuration's numbers that its own forward names.
 
     Some configurations hold a number that the forward does not use (Aya Vision's text model has a ``logit_scale``).
     """
@@ -169,7 +342,7 @@ def _transform(causal_lm: Any) -> tuple[float | None, float]:
     if (scaling := number("logits_scaling", "logits_scaling")) is not None:
         # Granite and MiniCPM3 divide by it, HyperCLOVA X multiplies.
         scales.append(scaling if config.model_type == "hyperclovax" else 1 / scaling)
-    return next(iter(caps), None), next(iter(scales), 1.0)
+    return next(iter(caps), None), next(iter(scales), 1.0), len(scales)
 
 
 def _names(causal_lm: nn.Module) -> set[str]:
@@ -192,6 +365,8 @@ def _load_balancing(causal_lm: Any, outputs: Any, kwargs: Mapping[str, Any]) -> 
     experts, per_token = (
         getattr(causal_lm, name, None) or getattr(config, name) for name in ("num_experts", "num_experts_per_tok")
     )
+    if not getattr(outputs, "router_logits", None):  # a dense model that was asked for them
+        return None
     loss: Tensor = functions[0](outputs.router_logits, experts, per_token, kwargs.get("attention_mask"))
     return loss
 
@@ -202,16 +377,17 @@ def _linear(module: Any) -> tuple[nn.Linear, Any]:
     Raises:
         ValueError: it is another kind of head.
     """
-    adapter = None
+    adapter, linear = None, module
     if "peft" in sys.modules:
-        module, adapter = _without_peft(module)
-    if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
-        dtype = getattr(getattr(module, "weight", None), "dtype", None)
+        linear, adapter = _without_peft(module)
+    if reason := _proof.why_not_linear(module, linear):
+        name = f"{type(linear).__module__}.{type(linear).__qualname__}"
+        dtype = getattr(getattr(linear, "weight", None), "dtype", None)
         raise ValueError(
             "model: expected an LM head that is an nn.Linear of floating-point weights, alone, with LoRA, or as "
-            f"PEFT's module to save, got {type(module).__name__}{f' of {dtype}' if dtype else ''}"
+            f"PEFT's module to save, got {name}{f' of {dtype}' if dtype else ''}: {reason}"
         )
-    return module, adapter
+    return linear, adapter
 
 
 def _without_peft(module: Any) -> tuple[Any, Any]:
@@ -223,7 +399,7 @@ def _without_peft(module: Any) -> tuple[Any, Any]:
         active = [name for name in module.active_adapters if name in module.modules_to_save]
         trained = bool(active) and not module.disable_adapters
         return (module.modules_to_save[active[0]] if trained else module.original_module), None
-    if isinstance(module, LoraLinear):
+    if type(module) is LoraLinear:
         return module.get_base_layer(), module
     return module, None
 

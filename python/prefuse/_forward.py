@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from prefuse._proof import full_name, is_trusted
+
 _KEY = "_prefuse_layer"
 
 
@@ -42,7 +44,7 @@ class Layer:
     def around(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """`run` under the autocasts of what lies beneath, which it does not call."""
         for autocast in self.autocasts:
-            run = autocast(run)
+            run = copy.copy(autocast)(run)  # one object entered twice would leave autocast on
         return run
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
@@ -90,6 +92,22 @@ def is_laid(module: nn.Module, key: str) -> bool:
     """Whether a forward lies there and has not been taken off."""
     layer = getattr(module, key, None)
     return layer is not None and layer.count > 0
+
+
+def unknown_above(module: nn.Module, key: str) -> str | None:
+    """The name of a forward over the one laid, which may change what that returns; None where there is none."""
+    for function in functions(module):
+        laid = getattr(function, _KEY, None)
+        if laid == key:
+            return None
+        if laid is None and not (is_trusted(function) or str(function.__module__).startswith("trl.")):
+            return full_name(function)
+    return "another forward"
+
+
+def settings(module: nn.Module, key: str) -> Any:
+    """What was said when the forward was laid."""
+    return getattr(module, key).settings
 
 
 def pass_on(module: Any, key: str, *args: Any, **kwargs: Any) -> Any:

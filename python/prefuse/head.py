@@ -10,6 +10,7 @@ forward pass like any other. Without the argument the forward is the original on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,15 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefuse import _forward
-from prefuse._causal_lm import HeadTensors, Inside, find_causal_lm, run_inside
-from prefuse._layout import check_layout, shift_left
-from prefuse.language import Objective, Score
-from prefuse.linear.functions import (
-    LinearTokenStats,
-    linear_sequence_logps,
-    linear_token_stats,
+from prefuse import _forward, _proof
+from prefuse._causal_lm import (
+    HeadTensors,
+    Inside,
+    check_fusable,
+    find_causal_lm,
+    of_logits,
+    of_outputs,
+    refuse_or_warn,
+    run_inside,
 )
+from prefuse._layout import check_layout, shift_left
+from prefuse.functional import sequence_logps
+from prefuse.language import Objective, Score
+from prefuse.linear.functions import LinearTokenStats, linear_sequence_logps
 from prefuse.preference import preference_loss
 
 __all__ = ["Head", "HeadTensors", "head"]
@@ -75,7 +82,7 @@ class Head:
 
         def inside(hidden: Tensor, tensors: HeadTensors) -> tuple[dict[str, Tensor], Score]:
             score = preference_loss(
-                objective, hidden=hidden, labels=tensors.given_labels(), shift=True, **tensors.arguments, **options
+                objective, labels=tensors.given_labels(), shift=True, **tensors.source(hidden), **options
             )
             loss = score.loss if tensors.router_loss is None else score.loss + tensors.router_loss
             return {"loss": loss, "losses": score.losses}, score
@@ -120,19 +127,11 @@ class Head:
             scored = tensors.given_labels()
             offsets = check_layout(scored, mask, cu_seqlens)
             moved, moved_mask = shift_left(scored, mask, ignore_index, offsets)
-            made = linear_token_stats(
-                hidden,
-                labels=moved,
-                stats=statistics,
-                mask=moved_mask,
-                ignore_index=ignore_index,
-                **tensors.arguments,
-                **options,
-            )
+            made = tensors.token_stats(hidden, moved, statistics, mask=moved_mask, ignore_index=ignore_index, **options)
             return {name: value.roll(1, -1)[..., -tokens:] for name, value in made.items()}, made
 
         tensors, made = self._carry(inside, labels, inputs)
-        return LinearTokenStats(tensors, made.plan)
+        return LinearTokenStats(tensors, made.plan if isinstance(made, LinearTokenStats) else None)
 
     def token_logps(self, labels: Tensor, *, inputs: Mapping[str, Any], **options: Any) -> Tensor:
         """log p of each label in nats, in the shape of `labels`; arguments and errors are those of `token_stats`.
@@ -154,9 +153,10 @@ class Head:
         """
 
         def inside(hidden: Tensor, tensors: HeadTensors) -> tuple[dict[str, Tensor], None]:
-            logps = linear_sequence_logps(
-                hidden, labels=tensors.given_labels(), shift=True, **tensors.arguments, **options
-            )
+            labels = tensors.given_labels()
+            if tensors.weight is None:
+                return {"logps": sequence_logps(hidden, labels, shift=True, **of_logits(options))}, None
+            logps = linear_sequence_logps(hidden, labels=labels, shift=True, **tensors.arguments, **options)
             return {"logps": logps}, None
 
         return self._carry(inside, labels, inputs)[0]["logps"]
@@ -183,7 +183,22 @@ class Head:
             raise TypeError("inputs: holds labels; give them as labels= alone")
         if not _forward.is_laid(self.causal_lm, _KEY):
             raise RuntimeError("this head was removed from its model; call prefuse.head(model) for a new one")
-        return self.model(**{**inputs, "labels": labels}, fused=function)
+        fallback = _forward.settings(self.causal_lm, _KEY)
+        changed = _proof.unknown_hook(self.causal_lm) or _forward.unknown_above(self.causal_lm, _KEY)
+        if changed is not None:
+            refuse_or_warn(self.causal_lm, f"{changed} may change what the model returns", fallback)
+            return self._outside(function, labels, inputs)
+        called = _Called(function)
+        found = self.model(**{**inputs, "labels": labels}, fused=called)
+        if called.times:
+            return found
+        refuse_or_warn(self.causal_lm, f"{type(self.model).__qualname__} does not call its forward", fallback)
+        return self._outside(function, labels, inputs)
+
+    def _outside(self, function: Inside, labels: Tensor, inputs: Mapping[str, Any]) -> Any:
+        """`function` of the logits that the whole model returns, hooks and wrappers included."""
+        outputs = self.model(**{**inputs, "use_cache": False, "return_dict": True})
+        return function(outputs.logits, of_outputs(self.causal_lm, outputs, labels))
 
     def remove(self) -> None:
         """Puts the original forward back. Other heads of the same model are removed with it."""
@@ -206,25 +221,29 @@ class Head:
         return self.run(carried, labels=labels, inputs=inputs), carried.rest
 
 
-def head(model: nn.Module) -> Head:
+def head(model: nn.Module, *, fallback: str | None = None) -> Head:
     """The fused head of a causal LM; patches the ``forward`` of the innermost transformers model in place.
 
     A second call, with the model or anything it is wrapped in, patches nothing. `generate`, saving and copying the
     model go on as they did. Which of the configuration's numbers transform the logits (soft cap, scale) is read off the
-    model's own forward pass.
+    model's own forward pass. At the first call six tokens go through the model's own forward: the head is fused where
+    its logits are those of hidden states and weight, and nothing else happens to them on the way. Elsewhere the model
+    makes its logits, a warning says why, and everything here is computed of these.
 
     Args:
         model: a transformers causal LM, vision-language models among them, or one wrapped by PEFT, DDP, FSDP,
             accelerate or ``torch.compile``. The head belongs to the same FSDP unit as the root, or (FSDP2) to its own.
+        fallback: for heads that cannot be fused: "logits" has the model make its logits, "error" refuses. None: as an
+            earlier head of this model, or "logits".
 
     Returns:
         A `Head`.
 
     Raises:
         TypeError: there is no transformers causal LM in `model`.
-        ValueError: its LM head is not a floating-point ``nn.Linear``, alone, with plain LoRA, or as PEFT's module to
-            save; it raises when it is called where the state can change in between: dropout on a head's adapter in
-            training, other adapters.
+        ValueError: another `fallback`; with "error", here or at a call, its head cannot be fused: it is not a
+            floating-point ``nn.Linear``, alone, with plain LoRA, or as PEFT's module to save, or its logits are not
+            those of the product.
 
     Example::
 
@@ -232,11 +251,29 @@ def head(model: nn.Module) -> Head:
         score = head.preference_loss("simpo", labels=labels, inputs={"input_ids": tokens})
         score.loss.backward()
     """
+    if fallback not in (None, "logits", "error"):
+        raise ValueError(f"fallback: expected 'logits' or 'error', got {fallback!r}")
     causal_lm = find_causal_lm(model)
+    if fallback == "error":
+        check_fusable(causal_lm)
     fresh = not _forward.is_laid(causal_lm, _KEY)
     if fresh:
-        _forward.lay(causal_lm, _KEY, _patched)
+        _forward.lay(causal_lm, _KEY, _patched, fallback or "logits")
+    elif fallback is not None:
+        getattr(causal_lm, _KEY).settings = fallback
     return Head(model, causal_lm, fresh)
+
+
+class _Called:
+    """Runs a function and counts: a wrapper may never come to it."""
+
+    def __init__(self, function: Inside) -> None:
+        self._function = function
+        self.times = 0
+
+    def __call__(self, hidden: Tensor, tensors: HeadTensors) -> Any:
+        self.times += 1
+        return self._function(hidden, tensors)
 
 
 class _Carried:
@@ -259,4 +296,5 @@ def _patched(self: Any, *args: Any, fused: Inside | None = None, **kwargs: Any) 
     layer = getattr(self, _KEY)
     if layer.count == 0:
         raise RuntimeError("fused: the head was removed from this model; call prefuse.head(model) again")
-    return layer.around(run_inside)(self, fused, args, kwargs)
+    own = functools.partial(_forward.pass_on, self, _KEY)
+    return layer.around(run_inside)(self, fused, args, kwargs, own, layer.settings)

@@ -296,16 +296,25 @@ def test_what_is_no_causal_lm():
         prefuse.head(nn.DataParallel(causal_lm("llama")))
 
 
-def test_heads_that_cannot_be_fused():
+def test_heads_that_cannot_be_fused_are_refused_where_that_is_asked_for():
     peft = pytest.importorskip("peft")
     model = causal_lm("llama")
     model.lm_head = nn.Sequential(model.lm_head)
-    with pytest.raises(ValueError, match=r"expected an LM head that is an nn\.Linear.*got Sequential"):
-        prefuse.head(model)
-    fails(ValueError, "has dropout", with_peft(target_modules=["lm_head"], lora_dropout=0.1).train())
-    fails(ValueError, "variant of LoRA", with_peft(target_modules=["lm_head"], use_dora=True))
+    with pytest.raises(ValueError, match=r"expected an LM head that is an nn\.Linear.*got torch.*Sequential"):
+        prefuse.head(model, fallback="error")
+    with pytest.raises(ValueError, match=r"fallback: expected 'logits' or 'error', got 'yes'"):
+        prefuse.head(model, fallback="yes")
+    inputs, labels = batch()
+    refused = [
+        ("has dropout", with_peft(target_modules=["lm_head"], lora_dropout=0.1).train()),
+        ("variant of LoRA", with_peft(target_modules=["lm_head"], use_dora=True)),
+    ]
+    for match, model in refused:
+        with pytest.raises(ValueError, match=match):
+            prefuse.head(model, fallback="error").token_logps(labels, inputs=inputs)
     ia3 = peft.IA3Config(target_modules=["lm_head"], feedforward_modules=[], task_type="CAUSAL_LM")
-    fails(ValueError, "an nn.Linear", peft.get_peft_model(causal_lm("llama"), ia3))
+    with pytest.raises(ValueError, match=r"got peft\.tuners\.ia3"):
+        prefuse.head(peft.get_peft_model(causal_lm("llama"), ia3), fallback="error")
 
 
 def test_dropout_on_the_heads_adapter_is_no_matter_in_evaluation():

@@ -195,6 +195,7 @@ def _ungrouped(given: Problem, way: Way) -> tuple[Tensor, Plan]:
             gradient_dtype=given.hidden.dtype if way.narrow else None,
             workspace_bytes=_workspace(given, way),
         )
+        assert stats.plan is not None
         plans.append(stats.plan)
         return stats.logp
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from prefuse.compat._shared import NO_LABEL_IGNORED, check_chunk_size
-from prefuse.functional import token_stats
+from prefuse.functional import TokenStats, token_stats
 from prefuse.linear.functions import Lora, linear_token_stats
 
 __all__ = [
@@ -94,14 +94,17 @@ class ChunkedLogProbFunction:
         )
 
 
-def token_outputs(hidden: Tensor, targets: Tensor, outputs: Sequence[str], **options: Any) -> Outputs:
+def token_outputs(
+    hidden: Tensor, targets: Tensor, outputs: Sequence[str], tensors: Any = None, **options: Any
+) -> Outputs:
     """What `ChunkedLogProbFunction` returns, of any layout, labels to ignore, and adapters.
 
     Args:
         hidden: [*lead, H].
         targets: [*lead].
         outputs: some of `OPTIONAL_OUTPUTS`; "log_probs" may stand among them.
-        options: further arguments of `prefuse.linear_token_stats`, `weight` among them.
+        tensors: the `prefuse.head.HeadTensors` of the model; None: `options` say the same.
+        options: further arguments of `prefuse.linear_token_stats`.
 
     Returns:
         As `ChunkedLogProbFunction.apply`, [*lead] each.
@@ -111,14 +114,16 @@ def token_outputs(hidden: Tensor, targets: Tensor, outputs: Sequence[str], **opt
     """
     _check_outputs(outputs)
     names = {name: _STATISTICS[name] for name in OPTIONAL_OUTPUTS if name in outputs}
-    on_demand = "entropy" in names and not torch.compiler.is_compiling()
-    made = linear_token_stats(
-        hidden,
-        labels=targets,
-        stats=("logp", *names.values()),
-        differentiable=("logp", "entropy") if "entropy" in names and not on_demand else ("logp",),
-        **options,
-    )
+    of_logits = tensors is not None and tensors.weight is None
+    on_demand = "entropy" in names and not torch.compiler.is_compiling() and not of_logits
+    options["differentiable"] = ("logp", "entropy") if "entropy" in names and not on_demand else ("logp",)
+    statistics = ("logp", *names.values())
+    if tensors is None:
+        made: TokenStats[Tensor] = linear_token_stats(hidden, labels=targets, stats=statistics, **options)
+    else:
+        made = tensors.token_stats(hidden, targets, statistics, **options)
+        options |= tensors.arguments
+    del options["differentiable"]
     found = {name: made[statistic].float() for name, statistic in names.items()}
     if on_demand:
         found["entropy"] = _EntropyOnDemand.of(found["entropy"], targets, hidden, **options)

@@ -46,9 +46,9 @@ Lora = tuple[Tensor, Tensor, float]
 
 
 class LinearTokenStats(TokenStats[Tensor]):
-    """Statistics by name, and the plan by which they were made."""
+    """Statistics by name, and the plan by which they were made: None where a model made its logits itself."""
 
-    def __init__(self, values: dict[str, Tensor], plan: Plan) -> None:
+    def __init__(self, values: dict[str, Tensor], plan: Plan | None) -> None:
         super().__init__(values)
         self.plan = plan
 

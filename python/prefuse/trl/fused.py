@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +64,8 @@ def _fused_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     def inside(hidden: Tensor, tensors: HeadTensors) -> Any:
         return _output(hidden, tensors, layer.settings, own["shift_labels"], own["num_items_in_batch"])
 
-    return layer.around(run_inside)(self, inside, args, kwargs)
+    beneath = functools.partial(_forward.pass_on, self, _KEY)
+    return layer.around(run_inside)(self, inside, args, kwargs, beneath)
 
 
 def _output(hidden: Tensor, tensors: HeadTensors, settings: Settings, shift_labels: Tensor | None, items: Any) -> Any:
@@ -78,7 +80,7 @@ def _output(hidden: Tensor, tensors: HeadTensors, settings: Settings, shift_labe
     with _without_autocast(hidden) if settings.cast_lm_head_to_fp32 else contextlib.nullcontext():
         if settings.cast_lm_head_to_fp32:
             hidden, tensors = hidden.float(), tensors.in_float32()
-        found = token_outputs(hidden, targets, settings.outputs, temperature=settings.temperature, **tensors.arguments)
+        found = token_outputs(hidden, targets, settings.outputs, tensors, temperature=settings.temperature)
     log_probs = found[0][:, keep]
     others = [None if values is None else values[:, keep] for values in found[1:]]
     mask = targets[:, keep] != -100

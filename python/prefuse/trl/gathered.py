@@ -295,7 +295,7 @@ def _cross_entropy(logits: Gathered, labels: Tensor, **options: Any) -> Tensor:
 def _statistics(hidden: Tensor, tensors: HeadTensors, outputs: Sequence[str]) -> dict[str, Tensor]:
     """[B, T] each, that of position t for the token t + 1; mean logits of all positions, the others of scored ones."""
     targets = shift_left(tensors.given_labels(), None, -100, None)[0]
-    made = token_outputs(hidden, targets, [name for name in outputs if name != "mean_logits"], **tensors.arguments)
+    made = token_outputs(hidden, targets, [name for name in outputs if name != "mean_logits"], tensors)
     found = dict(zip(("log_probs", *OPTIONAL_OUTPUTS), made, strict=True))
     if "mean_logits" in outputs:
         found["mean_logits"] = _mean_logits(hidden, tensors)
@@ -306,6 +306,8 @@ def _statistics(hidden: Tensor, tensors: HeadTensors, outputs: Sequence[str]) ->
 @torch.no_grad()
 def _mean_logits(hidden: Tensor, tensors: HeadTensors) -> Tensor:
     """The mean logit of every position: without a cap that of ``h·w_v`` is ``h·mean(w)``, and no logits are needed."""
+    if tensors.weight is None:
+        return hidden.mean(-1, dtype=torch.float32)
     if tensors.softcap is not None:
         labels = hidden.new_zeros(hidden.shape[:-1], dtype=torch.long)
         made = linear_token_stats(hidden, labels=labels, stats="mean_logit", **tensors.arguments)

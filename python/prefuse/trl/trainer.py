@@ -322,7 +322,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
 
         def inside(hidden: Tensor, tensors: HeadTensors) -> dict[str, Tensor]:
             hidden = hidden[:, -labels.shape[-1] :]  # prompt tuning puts tokens of its own in front
-            score = preference_loss(self.objective, hidden=hidden, labels=labels, **tensors.arguments, **options)
+            score = preference_loss(self.objective, labels=labels, **tensors.source(hidden), **options)
             scores.append(score)
             found = {"loss": score.loss}
             return found if tensors.aux_loss is None else {**found, "aux_loss": tensors.aux_loss}
