@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoConfig, AutoModelForCausalLM, BartForCausalLM
 from transformers.utils import logging
 
 from prefuse.trl import PreferenceConfig, PreferenceTrainer
+from prefuse.trl.dropout import DropoutRates
 from tests.integration.models import causal_lm, saved
 from tests.trl import running
 from tests.trl.running import make
@@ -210,3 +212,57 @@ def test_prompts_that_are_too_long(tmp_path, warnings):
     assert "3 of 4 rows of the data set 'train' are dropped" in warnings.text
     with pytest.raises(ValueError, match=r"max_length: .* in all 4 rows of the data set 'train'"):
         make("Preference", tmp_path, objective="dpo", train_dataset=data, max_length=3)
+
+
+# Dropout that is not a module
+
+
+DROPOUTS: dict[str, dict[str, Any]] = {
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16, "layerdrop": 0.5},
+    "biogpt": {},
+    "gpt_bigcode": {},
+    "xglm": {"d_model": 16, "num_layers": 2, "attention_heads": 2, "ffn_dim": 32},
+    "bart": {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32},
+    "llama": {"attention_dropout": 0.5, "intermediate_size": 32},
+}
+
+
+def dropping(family: str) -> Any:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
+    sizes |= {"bos_token_id": 1, "eos_token_id": 2, "vocab_size": len(running.tokenizer())}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **sizes, **DROPOUTS[family])
+    return (BartForCausalLM if family == "bart" else AutoModelForCausalLM.from_config)(config)
+
+
+@pytest.mark.parametrize("family", DROPOUTS)
+def test_the_reference_is_the_policy_at_first(family, tmp_path):
+    model = dropping(family)
+    rates = DropoutRates(model)._rates
+    assert rates
+    trainer = make("Preference", tmp_path, model, objective="dpo", learning_rate=0.0)
+    before = [(name, getattr(owner, name)) for owner, name, _ in rates]
+    assert not trainer.ref_model.training
+    trainer.train()
+    logs = trainer.state.log_history[:3]
+    assert [log["rewards/margins"] for log in logs] == pytest.approx([0.0] * 3, abs=1e-6)
+    assert [log["loss"] for log in logs] == pytest.approx([math.log(2)] * 3, abs=1e-4)
+    assert [(name, getattr(owner, name)) for owner, name, _ in rates] == before
+
+
+def test_checkpoints_keep_the_rates(tmp_path):
+    make("Preference", tmp_path, dropping("opt"), save_strategy="steps", save_steps=3).train()
+    assert AutoConfig.from_pretrained(tmp_path / "checkpoint-3").dropout == 0.1
+
+
+def test_dropout_may_stay(tmp_path):
+    trainer = make("Preference", tmp_path, dropping("opt"), learning_rate=0.0, disable_dropout=False)
+    trainer.train()
+    assert any(abs(log["rewards/margins"]) > 1e-6 for log in trainer.state.log_history[:3])
+
+
+def test_precomputed_references_are_without_dropout(tmp_path):
+    model = dropping("opt")
+    trainer = make("Preference", tmp_path, model, learning_rate=0.0, precompute_ref_log_probs=True)
+    trainer.train()
+    assert [log["rewards/margins"] for log in trainer.state.log_history[:3]] == pytest.approx([0.0] * 3, abs=1e-6)

@@ -30,6 +30,7 @@ from prefuse.preference import preference_loss
 from prefuse.trl.batches import PreferenceCollator, labels_of, roles_of, scored_of
 from prefuse.trl.config import PreferenceConfig
 from prefuse.trl.demands import LISTS, PAIRS, Sources, demand_of, find_sources
+from prefuse.trl.dropout import DropoutRates
 from prefuse.trl.images import ImageCollator
 from prefuse.trl.means import Means
 from prefuse.trl.rows import columns_to_keep, has_images, names_of, reference_columns, tokenised, with_room
@@ -65,6 +66,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "prefuse", "preference"]
+    _rates: DropoutRates | None = None
 
     def __init__(
         self,
@@ -104,7 +106,9 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         if absent:
             ref_model = _Absent()
         elif ref_model is None and _is_to_be_copied(model, args, peft_config):
-            ref_model = copy.deepcopy(model).eval()
+            ref_model = copy.deepcopy(model)
+        if isinstance(ref_model, torch.nn.Module):
+            ref_model.eval()  # as one that TRL loads
         with _without_packing(args):
             super().__init__(
                 model=model,
@@ -124,6 +128,30 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         if absent:
             self.ref_model = None
         self._data_group = self._batch_of_all()
+
+    # Without dropout
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """As TRL's. With `disable_dropout`, rates that are not `nn.Dropout` modules are 0 while it lasts, too."""
+        with self._without_dropout():
+            return super().train(*arguments, **options)
+
+    def save_model(self, *arguments: Any, **options: Any) -> None:
+        """As TRL's; what is saved has the rates that the model came with."""
+        with contextlib.nullcontext() if self._rates is None else self._rates.as_before():
+            super().save_model(*arguments, **options)
+
+    @contextlib.contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        if not self.args.disable_dropout or self._rates is not None:
+            yield
+            return
+        self._rates = DropoutRates(self.model, self.ref_model)
+        try:
+            with self._rates.zero():
+                yield
+        finally:
+            self._rates = None
 
     # Before anything is loaded
 
@@ -281,7 +309,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         broadcast_object_list(identity, from_process=0)
         cache = dataset._get_cache_file_path(identity[0])
         if not all(gather_object([os.path.exists(cache)])):
-            values = self._reference_of_rows(dataset, name, batch_size)
+            with self._without_dropout():
+                values = self._reference_of_rows(dataset, name, batch_size)
             if self.accelerator.is_main_process:
                 dataset.map(
                     lambda _, rows: {column: [values[column][row] for row in rows] for column in columns},
