@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, BartForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BartForCausalLM, TrainerCallback
 from transformers.utils import logging
 
 from prefuse.trl import PreferenceConfig, PreferenceTrainer
@@ -124,6 +124,26 @@ def test_a_last_batch_of_one_row_is_left_out_where_rows_are_compared(tmp_path, w
     assert not trainer.args.dataloader_drop_last
     with pytest.raises(ValueError, match="train_dataset: expected 2 rows or more"):
         make("Preference", tmp_path, objective="aot", train_dataset=running.pairs(1)).train()
+
+
+def test_a_streamed_batch_of_one_row_changes_nothing(tmp_path, warnings):
+    data = running.pairs(3).to_iterable_dataset()
+    trainer = make("Preference", tmp_path, objective="alpha_dpo", train_dataset=data, max_steps=2, learning_rate=0.1)
+    weights = []
+    trainer.add_callback(Watch(lambda: weights.append(trainer.model.lm_head.weight.detach().clone())))
+    trainer.train()
+    assert "step 2: a batch of one row is left out" in warnings.text
+    assert torch.equal(weights[0], weights[1])
+
+
+class Watch(TrainerCallback):
+    """Calls something after each step."""
+
+    def __init__(self, seen: Any) -> None:
+        self.seen = seen
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seen()
 
 
 # Logs

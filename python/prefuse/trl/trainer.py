@@ -243,6 +243,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):
             dataset = self.eval_dataset[dataset]
+        if isinstance(dataset, dict):
+            return super().get_eval_dataloader(eval_dataset)
         with self._without_last_row(dataset, "eval_dataset", self.args.eval_batch_size):
             return super().get_eval_dataloader(eval_dataset)
 
@@ -403,7 +405,23 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
 
     # The loss
 
+    def _is_alone(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether a batch is one row that other rows are needed for, as the last of a streamed data set may be."""
+        if not self._demand.compares_rows or self._demand.mismatched or self._sources.layout == LISTS:
+            return False
+        offsets = inputs.get("cu_seqlens")
+        responses = len(inputs["input_ids"]) if offsets is None else len(offsets) - 1
+        rows = responses // len(self._sources.responses)
+        return self._rows_scored_together(rows, self.accelerator.num_processes) < 2
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        if self._is_alone(inputs):
+            logger.warning(
+                f"{self._moment()}: a batch of one row is left out, because {self.objective.name} compares the rows of "
+                "a batch with each other"
+            )
+            nothing = _inside(model, inputs, lambda hidden, tensors: {"loss": hidden.sum() * 0.0})["loss"]
+            return (nothing, model(**_for_model(inputs))) if return_outputs else nothing
         columns = {**inputs.get("columns", {}), **self._mismatched(model, inputs)}
         if self._demand.grouped:  # ids that mean the same in all processes
             columns["groups"] = inputs["groups"] + (self.accelerator.process_index << 32)
