@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging as standard_logging
 import math
@@ -14,6 +15,8 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, BartForCausalLM, TrainerCallback
 from transformers.utils import logging
 
+import prefuse
+import prefuse.trl
 from prefuse.trl import PreferenceConfig, PreferenceTrainer
 from prefuse.trl.dropout import DropoutRates
 from tests.integration.models import causal_lm, saved
@@ -286,3 +289,40 @@ def test_precomputed_references_are_without_dropout(tmp_path):
     trainer = make("Preference", tmp_path, model, learning_rate=0.0, precompute_ref_log_probs=True)
     trainer.train()
     assert [log["rewards/margins"] for log in trainer.state.log_history[:3]] == pytest.approx([0.0] * 3, abs=1e-6)
+
+
+def test_trls_trainers_without_dropout(tmp_path):
+    model = dropping("opt")
+    trainer = make("DPO", tmp_path, model, learning_rate=0.0, ref_model=copy.deepcopy(model))
+    with prefuse.trl.accelerate(trainer, disable_dropout=True) as made:
+        assert made.places[-1].startswith("dropout rates of 0 (")
+        assert "layerdrop" in made.places[-1]
+        trainer.train()
+    assert [log["rewards/margins"] for log in trainer.state.log_history[:3]] == pytest.approx([0.0] * 3, abs=1e-6)
+    assert model.config.dropout == 0.1
+    with pytest.raises(ValueError, match="disable_dropout: expected a trainer"):
+        prefuse.trl.accelerate(disable_dropout=True)
+
+
+@pytest.mark.parametrize("objective", ["sft", "orpo"])
+def test_means_per_response_do_not_depend_on_the_micro_batch(objective, tmp_path):
+    """As the docs say; those over tokens do."""
+
+    def change(nll: str, size: int) -> torch.Tensor:
+        model = causal_lm("llama")
+        before = model.lm_head.weight.detach().clone()
+        make(
+            "Preference",
+            tmp_path,
+            model,
+            objective=prefuse.objectives.get(objective)(nll=nll),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=8 // size,
+            max_steps=1,
+        ).train()
+        return model.lm_head.weight.detach() - before
+
+    for nll, same in (("response_mean", True), ("token_mean", False)):
+        whole = change(nll, 8)
+        for size in (2, 1):
+            assert torch.allclose(change(nll, size), whole, rtol=1e-3, atol=1e-3 * whole.abs().max().item()) == same

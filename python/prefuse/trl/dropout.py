@@ -34,6 +34,13 @@ class DropoutRates:
             if _is_rate(owner, name) and isinstance(value, float) and value > 0
         ]
 
+    def __len__(self) -> int:
+        return len(self._rates)
+
+    def names(self) -> list[str]:
+        """The names of the rates, each once."""
+        return sorted({name for _, name, _ in self._rates})
+
     @contextlib.contextmanager
     def zero(self) -> Iterator[None]:
         """While it lasts, all are 0."""
