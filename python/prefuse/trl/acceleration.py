@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import types
@@ -13,12 +14,13 @@ from torch import nn
 
 from prefuse.compat.trl import ChunkedLogProbFunction
 from prefuse.trl import fused, gathered, seams
+from prefuse.trl.dropout import DropoutRates
 from prefuse.trl.swaps import Swap, original, swap
 
 __all__ = ["Acceleration", "accelerate"]
 
 
-def accelerate(trainer: Any = None) -> Acceleration:
+def accelerate(trainer: Any = None, *, disable_dropout: bool = False) -> Acceleration:
     """Have the LM heads of TRL's trainers run by prefuse.
 
     DPO, KTO, GRPO, RLOO, SFT and async GRPO, which have a fused head of TRL's, get prefuse's in its place. The
@@ -28,6 +30,10 @@ def accelerate(trainer: Any = None) -> Acceleration:
     Args:
         trainer: whose models are to run on prefuse, already built. None: TRL as a whole, trainers that are built later
             and those that are there.
+        disable_dropout: of one trainer only: also set to 0 the dropout rates of its models that TRL's option of that
+            name leaves alone, numbers that the forward pass reads from modules and configurations (OPT, BART,
+            ``attention_dropout``, …); `places` says which. `remove` puts them back, and checkpoints that are saved
+            before have 0 in their configuration.
 
     Returns:
         An `Acceleration`, to be used as context manager or until `remove`.
@@ -35,7 +41,7 @@ def accelerate(trainer: Any = None) -> Acceleration:
     Raises:
         ImportError: TRL is not installed.
         RuntimeError: the installed TRL has other internals than prefuse knows; it says which, and nothing was changed.
-        ValueError: `trainer` is of none of these kinds.
+        ValueError: `trainer` is of none of these kinds, or `disable_dropout` without one.
 
     Example::
 
@@ -43,7 +49,14 @@ def accelerate(trainer: Any = None) -> Acceleration:
         trainer = DPOTrainer(model, args=DPOConfig(...), train_dataset=pairs, processing_class=tokenizer)
         trainer.train()
     """
-    return _accelerate_all() if trainer is None else _accelerate_one(trainer)
+    if trainer is None:
+        if disable_dropout:
+            raise ValueError("disable_dropout: expected a trainer, whose models' rates are set to 0, got none")
+        return _accelerate_all()
+    made = _accelerate_one(trainer)
+    if disable_dropout:
+        _disable_dropout(made, trainer)
+    return made
 
 
 class Acceleration:
@@ -122,6 +135,15 @@ def _accelerate_one(trainer: Any) -> Acceleration:
         f"trainer: expected a DPO, KTO, GRPO, RLOO, SFT, CPO, ORPO, TPO or online DPO trainer of trl {version}'s, "
         f"got {type(trainer).__name__}, which has no LM head that prefuse can run"
     )
+
+
+def _disable_dropout(made: Acceleration, trainer: Any) -> None:
+    models = [getattr(trainer, name, None) for name in ("model", "ref_model")]
+    rates = DropoutRates(*(model for model in models if isinstance(model, nn.Module)))
+    if len(rates):
+        zero = contextlib.ExitStack()
+        zero.enter_context(rates.zero())
+        made._add(f"dropout rates of 0 ({', '.join(rates.names())})", zero.close)
 
 
 def _lay(model: Any) -> nn.Module | None:

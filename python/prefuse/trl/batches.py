@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -42,12 +42,13 @@ class PreferenceCollator:
         truncation_mode: which end of longer ones is kept: "keep_start" or "keep_end".
         pad_to_multiple_of: of the padded length; None: 1.
         packed: responses lie end to end instead of being padded.
-        mismatched: also make prompts with the completion of the row before.
+        mismatched: also make prompts with the completion of the row before, in lists with its responses in turn.
         precomputed: also read the reference's log-probabilities, where rows have them.
 
     A batch has ``input_ids`` and ``completion_mask``, beside them ``attention_mask``, or packed ``position_ids`` and
     ``cu_seqlens`` [R + 1]; ``columns`` by argument of the objective, ``groups`` [R] in lists, ``reference`` [R], and
-    ``mismatched``, a batch of its own.
+    ``mismatched``, a batch of its own; a batch of one row takes the completion of the last row of the batch before, and
+    has None where there is none.
 
     Raises:
         ValueError: a value is missing or there are too many or too few; the message names the column.
@@ -61,6 +62,7 @@ class PreferenceCollator:
     packed: bool = False
     mismatched: bool = False
     precomputed: bool = False
+    _before: list[tuple[list[int], list[int]]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """A batch of `rows`."""
@@ -78,11 +80,20 @@ class PreferenceCollator:
             values = [row[name] for name in references for row in rows]
             batch["reference"] = torch.tensor(_flat(values) if self.sources.layout == LISTS else values)
         if self.mismatched:
-            pieces = self._pieces(rows)
-            turned = [ids for _, ids in (pieces[-1:] + pieces[:-1])]
-            others = [self._cut(prompt, ids) for (prompt, _), ids in zip(pieces, turned, strict=True)]
-            batch["mismatched"] = self._laid_out(others)
+            batch["mismatched"] = self._mismatched(rows)
         return batch
+
+    def _mismatched(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """Each prompt with the completion of the row before; None where there is no row but its own."""
+        pieces = [self._pieces([row]) for row in rows]
+        # The completion of the only row of a batch is its own answer; that of the batch before is not.
+        before, self._before = (self._before if len(rows) == 1 else pieces[-1]), pieces[-1]
+        if before is None or (before == pieces[-1] and len(rows) == 1):
+            return None
+        others = []
+        for row, other in zip(pieces, [before, *pieces[:-1]], strict=True):
+            others += [self._cut(prompt, other[i % len(other)][1]) for i, (prompt, _) in enumerate(row)]
+        return self._laid_out(others)
 
     def _pieces(self, rows: Sequence[dict[str, Any]]) -> list[tuple[list[int], list[int]]]:
         """Prompt and response of everything that is scored, in order."""

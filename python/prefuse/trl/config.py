@@ -44,6 +44,8 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
             that the loss takes anyway; top-k costs the most.
         padding_free: pack the responses of a batch end to end. Attention must know how to keep them apart by their
             positions, as transformers' implementations do.
+        on_nonfinite_loss: what a loss that is NaN or infinite does: ``"error"`` stops the training with a
+            `FloatingPointError` that names step and cause; ``"log"`` goes on, and the log says nan or inf.
         workspace_bytes: of the fused head, see `prefuse.preference_loss`.
 
     Raises:
@@ -70,6 +72,13 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
     padding_free: bool = field(
         default=False, metadata={"help": "Pack the responses of a batch end to end instead of padding them."}
     )
+    on_nonfinite_loss: str = field(
+        default="error",
+        metadata={"help": 'What a loss that is not finite does: "error" stops the training, "log" goes on.'},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "False: a loss that is not finite is never logged as another number."}
+    )
     workspace_bytes: int = field(
         default=WORKSPACE_BYTES, metadata={"help": "Memory for the logits that are there at a time, in bytes."}
     )
@@ -84,6 +93,12 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
         unknown = [name for name in self.log_statistics if name not in STATISTICS]
         if unknown:
             raise ValueError(f"log_statistics: expected names out of {', '.join(STATISTICS)}, got {unknown[0]!r}")
+        if self.on_nonfinite_loss not in ("error", "log"):
+            raise ValueError(f'on_nonfinite_loss: expected "error" or "log", got {self.on_nonfinite_loss!r}')
+        if self.logging_nan_inf_filter:
+            raise ValueError(
+                "logging_nan_inf_filter: expected False, got True, which logs a loss that is not finite as 0.0"
+            )
         if self.padding_free and self.pad_to_multiple_of is not None:
             raise ValueError("pad_to_multiple_of: expected None beside padding_free, which pads nothing")
 

@@ -38,6 +38,8 @@ class Demand:
         mismatched: whether completions of other prompts are scored as well.
         grouped: whether it looks at groups of responses.
         coupled: whether the loss of one item depends on others of the batch.
+        compares_rows: whether it depends on more of them than how many tokens they have: a mean over the batch's tokens
+            is well defined for one row, a mean reward to compare with is not.
         tokens: whether it reads columns with one value per token.
     """
 
@@ -49,6 +51,7 @@ class Demand:
     mismatched: bool
     grouped: bool
     coupled: bool
+    compares_rows: bool
     tokens: bool
 
 
@@ -76,6 +79,7 @@ def demand_of(objective: Objective) -> Demand:
         mismatched,
         "groups" in objective.columns,
         traced.couples_groups(tuple(traced.columns)),
+        traced.couples_groups(tuple(name for name in traced.columns if not name.endswith("lengths"))),
         bool(read.laid_out) or any(info.level.startswith("token") for info in objective.columns.values()),
     )
 

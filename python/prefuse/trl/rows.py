@@ -50,12 +50,27 @@ def tokenised(dataset: Any, name: str, sources: Sources, processing_class: Any, 
 
 
 def with_room(dataset: Any, name: str, sources: Sources, length: int, processes: int | None) -> Any:
-    """The rows whose prompts leave at least one token of `length` to the responses."""
+    """The rows whose prompts leave at least one token of `length` to the responses; a warning counts the others.
+
+    Raises:
+        ValueError: there is no such row. Streamed data sets cannot tell.
+    """
     prompts = [f"{prompt}_ids" for prompt in dict.fromkeys(sources.prompts)]
     options = {"num_proc": processes} if isinstance(dataset, Dataset) else {}
-    return dataset.filter(
+    kept = dataset.filter(
         _Shorter(prompts, length), **options, **_described(dataset, f"Dropping prompts without room in {name}")
     )
+    if isinstance(dataset, Dataset) and len(kept) < len(dataset):
+        if len(kept) == 0:
+            raise ValueError(
+                f"max_length: expected more than the tokens of a prompt, got {length}, and in all {len(dataset)} rows "
+                f"of the data set {name!r} the prompt alone has {length} tokens or more"
+            )
+        logger.warning(
+            f"{len(dataset) - len(kept)} of {len(dataset)} rows of the data set {name!r} are dropped, because their "
+            f"prompts have {length} tokens or more and max_length={length} leaves no token of a response"
+        )
+    return kept
 
 
 def _described(dataset: Any, text: str) -> dict[str, str]:

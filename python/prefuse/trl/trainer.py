@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -29,6 +30,7 @@ from prefuse.preference import preference_loss
 from prefuse.trl.batches import PreferenceCollator, labels_of, roles_of, scored_of
 from prefuse.trl.config import PreferenceConfig
 from prefuse.trl.demands import LISTS, PAIRS, Sources, demand_of, find_sources
+from prefuse.trl.dropout import DropoutRates
 from prefuse.trl.images import ImageCollator
 from prefuse.trl.means import Means
 from prefuse.trl.rows import columns_to_keep, has_images, names_of, reference_columns, tokenised, with_room
@@ -64,6 +66,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "prefuse", "preference"]
+    _rates: DropoutRates | None = None
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         self._name, self._paper = self.objective.name, _paper_of(self.objective)
         self._demand = demand_of(self.objective)
         self._check_options(args, ref_model)
+        self._check_batch_sizes(args, eval_dataset is not None)
         self._sources = self._sources_of(train_dataset, "train_dataset")
         if processing_class is None:
             processing_class = _load_processing_class(model, args)
@@ -103,6 +107,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             ref_model = _Absent()
         elif ref_model is None and _is_to_be_copied(model, args, peft_config):
             ref_model = copy.deepcopy(model)
+        if isinstance(ref_model, torch.nn.Module):
+            ref_model.eval()  # as one that TRL loads
         with _without_packing(args):
             super().__init__(
                 model=model,
@@ -123,6 +129,30 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             self.ref_model = None
         self._data_group = self._batch_of_all()
 
+    # Without dropout
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """As TRL's. With `disable_dropout`, rates that are not `nn.Dropout` modules are 0 while it lasts, too."""
+        with self._without_dropout():
+            return super().train(*arguments, **options)
+
+    def save_model(self, *arguments: Any, **options: Any) -> None:
+        """As TRL's; what is saved has the rates that the model came with."""
+        with contextlib.nullcontext() if self._rates is None else self._rates.as_before():
+            super().save_model(*arguments, **options)
+
+    @contextlib.contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        if not self.args.disable_dropout or self._rates is not None:
+            yield
+            return
+        self._rates = DropoutRates(self.model, self.ref_model)
+        try:
+            with self._rates.zero():
+                yield
+        finally:
+            self._rates = None
+
     # Before anything is loaded
 
     def _check_options(self, args: PreferenceConfig, ref_model: Any) -> None:
@@ -140,6 +170,23 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
                 f"precompute_ref_log_probs: {self.objective.name} reads the reference of {what}, and only "
                 "log-probabilities of whole responses are precomputed; set it to False"
             )
+
+    def _check_batch_sizes(self, args: PreferenceConfig, evaluates: bool) -> None:
+        """Refuses batches of one row where the loss of a row depends on other rows."""
+        sizes = {"per_device_train_batch_size": args.train_batch_size}
+        if evaluates:
+            sizes["per_device_eval_batch_size"] = args.eval_batch_size
+        for name, size in sizes.items():
+            if self._demand.mismatched and size < 2:
+                what = "pairs each prompt with the completion of another row of the batch of its process"
+            elif self._demand.compares_rows and self._rows_scored_together(size, args.world_size) < 2:
+                what = "compares the rows of a batch with each other"
+            else:
+                continue
+            raise ValueError(f"{name}: expected 2 or more, because {self.objective.name} {what}, got {size}")
+
+    def _rows_scored_together(self, size: int, processes: int) -> int:
+        return size if self._demand.tokens else size * processes
 
     def _sources_of(self, dataset: Any, name: str) -> Sources:
         return find_sources(self._demand, names_of(dataset), name)
@@ -186,6 +233,52 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
 
     # Data
 
+    def get_train_dataloader(self) -> Any:
+        """As TRL's; a last batch of one row is left out where the loss compares rows, and a warning says so."""
+        with self._without_last_row(self.train_dataset, "train_dataset", self._train_batch_size):
+            return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Likewise."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if isinstance(dataset, dict):
+            return super().get_eval_dataloader(eval_dataset)
+        with self._without_last_row(dataset, "eval_dataset", self.args.eval_batch_size):
+            return super().get_eval_dataloader(eval_dataset)
+
+    @contextlib.contextmanager
+    def _without_last_row(self, dataset: Any, name: str, size: int) -> Iterator[None]:
+        """While it lasts, loaders of `dataset` leave out a last batch of one row that other rows are needed for."""
+        # Several processes get batches of one size: accelerate fills up the last ones with rows of the beginning.
+        alone = (
+            self._demand.compares_rows
+            and not self._demand.mismatched  # whose completions of the batch before do
+            and self._sources.layout != LISTS
+            and self.accelerator.num_processes == 1
+            and hasattr(dataset, "__len__")
+            and len(dataset) % size == 1
+            and not self.args.dataloader_drop_last
+        )
+        if not alone:
+            yield
+            return
+        if len(dataset) == 1:
+            raise ValueError(
+                f"{name}: expected 2 rows or more, because {self.objective.name} compares the rows of a batch with "
+                "each other, got 1"
+            )
+        logger.warning(
+            f"{name}: {len(dataset)} rows in batches of {size} leave one row for the last batch, and "
+            f"{self.objective.name} compares the rows of a batch with each other: the last batch is left out"
+        )
+        self.args.dataloader_drop_last = True
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = False
+
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: PreferenceConfig, dataset_name: str) -> Any:
         sources = self._sources_of(dataset, dataset_name)
         if sources != self._sources:
@@ -218,7 +311,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         broadcast_object_list(identity, from_process=0)
         cache = dataset._get_cache_file_path(identity[0])
         if not all(gather_object([os.path.exists(cache)])):
-            values = self._reference_of_rows(dataset, name, batch_size)
+            with self._without_dropout():
+                values = self._reference_of_rows(dataset, name, batch_size)
             if self.accelerator.is_main_process:
                 dataset.map(
                     lambda _, rows: {column: [values[column][row] for row in rows] for column in columns},
@@ -296,6 +390,13 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         if "mismatched" not in inputs:
             return {}
         others = inputs["mismatched"]
+        if others is None:
+            logger.warning(
+                f"{self.objective.name}: a batch of one row with no batch before it has no completion of another "
+                "prompt; its estimate of the divergence is taken as 0"
+            )
+            nothing = torch.zeros(len(labels_of(inputs)), device=inputs["input_ids"].device)
+            return {"kl_logps": nothing, "ref_kl_logps": nothing}
         with torch.no_grad():
             policy = _sequence_logps(model, others)
         reference = self.ref_model or self.model
@@ -304,7 +405,23 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
 
     # The loss
 
+    def _is_alone(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether a batch is one row that other rows are needed for, as the last of a streamed data set may be."""
+        if not self._demand.compares_rows or self._demand.mismatched or self._sources.layout == LISTS:
+            return False
+        offsets = inputs.get("cu_seqlens")
+        responses = len(inputs["input_ids"]) if offsets is None else len(offsets) - 1
+        rows = responses // len(self._sources.responses)
+        return self._rows_scored_together(rows, self.accelerator.num_processes) < 2
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        if self._is_alone(inputs):
+            logger.warning(
+                f"{self._moment()}: a batch of one row is left out, because {self.objective.name} compares the rows of "
+                "a batch with each other"
+            )
+            nothing = _inside(model, inputs, lambda hidden, tensors: {"loss": hidden.sum() * 0.0})["loss"]
+            return (nothing, model(**_for_model(inputs))) if return_outputs else nothing
         columns = {**inputs.get("columns", {}), **self._mismatched(model, inputs)}
         if self._demand.grouped:  # ids that mean the same in all processes
             columns["groups"] = inputs["groups"] + (self.accelerator.process_index << 32)
@@ -335,7 +452,15 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             loss = loss + self.router_aux_loss_coef * found["aux_loss"]
             means.add("aux_loss", found["aux_loss"], 1.0)
         self._look_at(means, scores[0], labels, inputs, columns)
-        self._log_means(means)
+        means.add("nonfinite", ~loss.detach().isfinite(), 1.0)
+        means.add("unscored", 1.0 - scored_of(labels, offsets).any().float(), 1.0)
+        totals = means.over_processes(self.accelerator)
+        self._log_means(totals)
+        if totals["nonfinite"][0] and self.args.on_nonfinite_loss == "error":
+            raise FloatingPointError(
+                f"{self._moment()}: the loss is {loss.item()}, because {self._cause(scores[0], labels, options)}. "
+                'on_nonfinite_loss="log" goes on regardless'
+            )
         if not return_outputs:
             return loss
         with torch.no_grad():
@@ -383,7 +508,9 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             if title == "logps":  # of every response already, whether the objective reads it or not
                 continue
             weight = float(classes[member].sum()) if member in classes and self._data_group is None else 1.0
-            means.add(name, value * weight if weight else 0.0, weight)
+            value = torch.as_tensor(value)
+            nothing = value.isnan()  # a mean over no row of this batch, which counts for nothing
+            means.add(name, value.masked_fill(nothing, 0.0) * weight, weight * ~nothing)
 
     def _classes(self, responses: int, columns: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """Which responses are told apart in the logs, as weights [R]: by role, by label, or all as one."""
@@ -398,15 +525,51 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             return {"chosen": liked, "rejected": 1.0 - liked}
         return {"mean": torch.ones(responses, device=device)}
 
-    def _log_means(self, means: Means) -> None:
+    def _moment(self) -> str:
+        return f"step {self.state.global_step + 1}" if self.model.training else "evaluation"
+
+    def _cause(self, score: Score, labels: Tensor, options: Mapping[str, Any]) -> str:
+        """What is not finite first, of what the loss of this process's batch is made of."""
+        offsets = options["cu_seqlens"]
+        given = {name: options[name] for name, _, _ in self._sources.columns}
+        given |= {name: options[name] for name in ("kl_logps", "ref_kl_logps") if name in options}
+        for name, values in given.items():
+            if values.is_floating_point() and not values.isfinite().all():
+                return f"the column {name} is {_first_nonfinite(values)}"
+        made = {"log-probability": _per_response(score.statistics["logp"].detach().float(), offsets)}
+        if self._demand.reference == "responses":
+            made["reference's log-probability"] = options["reference"]
+        elif self._demand.reference == "tokens":
+            made["reference's log-probability"] = _per_response(options["reference"].float(), offsets)
+        responses = self._names_of_responses(len(made["log-probability"]))
+        for name, values in made.items():
+            if not values.isfinite().all():
+                which = int((~values.isfinite()).nonzero()[0])
+                return f"the {name} of {responses[which]} is {values[which].item()}"
+        losses = score.losses.detach()
+        if not losses.isfinite().all():
+            return f"{self.objective.name} of finite log-probabilities and columns is {_first_nonfinite(losses)}"
+        return "a term beside the objective, or the batch of another process, is not finite"
+
+    def _names_of_responses(self, count: int) -> list[str]:
+        names = [f"response {row}" for row in range(count)]
+        for role, rows in roles_of(self._sources, count).items():
+            names[rows] = [f"response {role!r} of row {row}" for row in range(len(names[rows]))]
+        return [f"{name} of the batch" for name in names]
+
+    def _log_means(self, totals: dict[str, tuple[float, float]]) -> None:
         """Puts the means of all processes where TRL's `log` takes them."""
         mode = "train" if self.model.training else "eval"
-        totals = means.over_processes(self.accelerator)
         tokens, _ = totals.pop("num_tokens")
+        if totals.pop("unscored")[0]:
+            logger.warning(
+                f"{self._moment()}: a batch without one scored token; its responses are empty, or cut off by max_length"
+            )
         if mode == "train":
             self._total_train_tokens += int(tokens) // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-        found = {name: total / weight for name, (total, weight) in totals.items() if weight}
+        means_of = {name: total / weight for name, (total, weight) in totals.items() if weight and name != "nonfinite"}
+        found = {name: value for name, value in means_of.items() if not math.isnan(value)}  # JSON has no NaN
         if self._demand.kind == "point" and {"rewards/chosen", "rewards/rejected"} <= found.keys():
             found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
         for name, value in found.items():
@@ -438,6 +601,12 @@ def _token_logps(model: Any, inputs: Mapping[str, Any]) -> Tensor:
 def _per_response(values: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """Sums over the tokens of each response, [R]."""
     return sum_responses(values if cu_seqlens is None else values.reshape(-1), cu_seqlens)
+
+
+def _first_nonfinite(values: Tensor) -> str:
+    """The first value that is not finite, and where it is."""
+    where = tuple((~values.isfinite()).nonzero()[0].tolist())
+    return f"{values[where].item()} at {list(where)}"
 
 
 def _in_rows(values: Tensor, groups: Tensor) -> Tensor:
@@ -493,5 +662,6 @@ def _load_processing_class(model: Any, args: PreferenceConfig) -> Any:
 
 def _is_to_be_copied(model: Any, args: PreferenceConfig, peft_config: Any) -> bool:
     """Whether the reference is a copy of the policy: not where adapters are switched off, or nothing is kept."""
-    adapters = peft_config is not None or is_peft_model(model)
-    return not (isinstance(model, str) or adapters or args.precompute_ref_log_probs)
+    if isinstance(model, str):  # which TRL loads a second time
+        return False
+    return not (peft_config is not None or is_peft_model(model) or args.precompute_ref_log_probs)
