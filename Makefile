@@ -10,7 +10,7 @@ RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 
 BENCHES := rows objectives head curate denoising
 BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 
-.PHONY: demo test test-rust test-python lint bench $(BENCHES) docs gallery site smoke wheel clean help
+.PHONY: demo models test test-rust test-python lint bench $(BENCHES) docs gallery site smoke wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint    rustfmt, clippy, ruff, mypy"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising)"
 	@echo "make docs    write the catalogue's pages from the objectives and their tests"
+	@echo "make models  write the table of model families: the fused head beside the models' own logits (long)"
 	@echo "make gallery run the papers' toy experiments (examples/papers), draw their figures"
 	@echo "make site    build the documentation as a site into site/, without network"
 	@echo "make wheel   build the abi3 wheel into dist/"
@@ -51,6 +52,9 @@ $(BENCHES): bench
 docs: $(VENV)/.test
 	$(BIN)/python -m prefuse.catalogue.page docs
 	$(BIN)/python -m tests.evidence docs
+
+models: $(VENV)/.test
+	$(BIN)/python -m tests.models docs/models.md
 
 gallery: $(VENV)/.test
 	$(BIN)/python examples/papers

@@ -1,0 +1,123 @@
+"""`prefuse.head` beside the model's own logits, family by family."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import prefuse
+from tests.models.families import VOCABULARY, build, families
+
+NATS, GRADIENT = 1e-4, 1e-2
+"""Largest errors of what is exact: of a log-prob, and of a gradient relative to its largest entry."""
+
+PADDINGS = ("no", "right", "left")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`what` is "exact, fused", "exact, by logits", "refused", "wrong", "crash" or "not built"; `why` may be empty."""
+
+    family: str
+    model: str
+    what: str
+    why: str = ""
+
+
+def sweep(only: set[str] | None = None) -> list[Verdict]:
+    """The verdict on each family, or on those named."""
+    return [verdict(*pair) for pair in families() if only is None or pair[0] in only]
+
+
+def verdict(family: str, name: str) -> Verdict:
+    """The verdict on one family."""
+    try:
+        model = build(family, name)
+        cases = [_inputs(padding) for padding in PADDINGS]
+        wanted = [_own(model, *case) for case in cases]
+    except Exception as error:
+        return Verdict(family, name, "not built", _line(error))
+    by_logits, errors = False, []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            head = prefuse.head(model)
+            for case, (logps, gradients) in zip(cases, wanted, strict=True):
+                errors.append(_compare(_fused(head, model, *case), (logps, gradients)))
+        except (TypeError, ValueError) as error:
+            return Verdict(family, name, *_raised(error))
+        except Exception as error:
+            return Verdict(family, name, "crash", _line(error))
+    by_logits = any(issubclass(w.category, UserWarning) and "by its logits" in str(w.message) for w in caught)
+    value, gradient = (max(column) for column in zip(*errors, strict=True))
+    if not (value < NATS and gradient < GRADIENT):
+        return Verdict(family, name, "wrong", f"{value:.2g} nats, gradients {gradient:.2g}")
+    return Verdict(family, name, "exact, by logits" if by_logits else "exact, fused")
+
+
+def _raised(error: Exception) -> tuple[str, str]:
+    """A refusal is raised by a line of prefuse itself; the same type from anywhere deeper is a crash."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return "refused" if module.partition(".")[0] == "prefuse" else "crash", _line(error)
+
+
+def _inputs(padding: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens, attention mask, labels and the weights of the log-probs."""
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randint(4, VOCABULARY - 19, (2, 12), generator=generator)
+    mask = torch.ones_like(tokens)
+    if padding != "no":
+        mask[1, slice(8, None) if padding == "right" else slice(0, 4)] = 0
+    labels = tokens.masked_fill(mask == 0, -100)
+    if padding == "left":
+        labels[1, 4] = -100  # its predecessor is padding
+    return tokens, mask, labels, torch.randn(2, 12, generator=generator)
+
+
+def _own(model: Any, tokens: Tensor, mask: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, list[Any]]:
+    logits = model(input_ids=tokens, attention_mask=mask).logits
+    every = logits.float()[:, :-1].log_softmax(-1)
+    moved = labels[:, 1:]
+    logps = every.gather(-1, moved.clamp(min=0)[..., None])[..., 0]
+    logps = torch.where(moved == -100, 0.0, logps)
+    return logps.detach(), _gradients(model, (logps * weights[:, 1:]).sum())
+
+
+def _fused(
+    head: Any, model: nn.Module, tokens: Tensor, mask: Tensor, labels: Tensor, weights: Tensor
+) -> tuple[Tensor, list[Any]]:
+    logps = head.token_logps(labels, inputs={"input_ids": tokens, "attention_mask": mask})[:, 1:]
+    return logps.detach(), _gradients(model, (logps * weights[:, 1:]).sum())
+
+
+def _gradients(model: nn.Module, loss: Tensor) -> list[Tensor | None]:
+    return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True))
+
+
+def _compare(got: tuple[Tensor, list[Any]], wanted: tuple[Tensor, list[Any]]) -> tuple[float, float]:
+    """Largest error in nats, and of the gradients; not a number counts as infinite."""
+    largest = 0.0
+    for left, right in zip(got[1], wanted[1], strict=True):
+        if left is None and right is None:
+            continue
+        left, right = (torch.zeros_like(right if left is None else left) if x is None else x for x in (left, right))
+        if right.numel():
+            scale = max(float(right.abs().max()), 1e-4)
+            largest = max(largest, _finite(float((left - right).abs().max()) / scale))
+    return _finite(float((got[0] - wanted[0]).abs().max())), largest
+
+
+def _finite(error: float) -> float:
+    return error if error == error else float("inf")
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split()).replace("|", "\\|")
+    return text if len(text) <= 160 else text[:157] + "..."

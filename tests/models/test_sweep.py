@@ -1,0 +1,21 @@
+"""A part of the table of models: no family may be wrong in silence, or crash."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from tests.models.families import families
+from tests.models.sweep import verdict
+
+PART = set(
+    "llama gemma2 cohere granite bert modernbert-decoder roberta hyperclovax minicpm3 recurrent_gemma mpt falcon_h1 dbrx "
+    "jetmoe gpt2 opt bloom phi gptj qwen3 mixtral nemotron helium nanochat mamba".split()
+)
+
+
+@pytest.mark.parametrize(("family", "name"), [pair for pair in families() if pair[0] in PART])
+def test_family_is_never_wrong_without_a_word(family: str, name: str) -> None:
+    found = verdict(family, name)
+    assert found.what in ("exact, fused", "exact, by logits", "refused"), found
