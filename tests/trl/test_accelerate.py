@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction as TrlsFunction
 
 from prefuse.compat.trl import ChunkedLogProbFunction
