@@ -186,6 +186,21 @@ def test_a_nan_loss_stops_the_training(tmp_path):
         trainer.train()
 
 
+@pytest.mark.parametrize(
+    ("objective", "cause"),
+    [
+        ("dpo", "the reference's log-probability of response 'chosen' of row 0"),
+        ("tdpo1", "the reference's hidden states or LM head"),
+        ("kto", "the reference's log-probability of response 0"),
+    ],
+)
+def test_a_broken_reference_is_named(objective, cause, tmp_path):
+    data = running.unpaired() if objective == "kto" else running.pairs()
+    trainer = make("Preference", tmp_path, objective=objective, train_dataset=data, ref_model=broken())
+    with pytest.raises(FloatingPointError, match=cause):
+        trainer.train()
+
+
 def test_a_nan_in_a_column_is_named(tmp_path):
     data = running.pairs().add_column("ref_chosen_logps", [-1.0] * 7 + [float("nan")])
     data = data.add_column("ref_rejected_logps", [-1.0] * 8)

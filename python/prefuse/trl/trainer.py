@@ -532,7 +532,6 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         """What is not finite first, of what the loss of this process's batch is made of."""
         offsets = options["cu_seqlens"]
         given = {name: options[name] for name, _, _ in self._sources.columns}
-        given |= {name: options[name] for name in ("kl_logps", "ref_kl_logps") if name in options}
         for name, values in given.items():
             if values.is_floating_point() and not values.isfinite().all():
                 return f"the column {name} is {_first_nonfinite(values)}"
@@ -546,6 +545,13 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             if not values.isfinite().all():
                 which = int((~values.isfinite()).nonzero()[0])
                 return f"the {name} of {responses[which]} is {values[which].item()}"
+        for name in ("kl_logps", "ref_kl_logps"):  # after those of the batch itself, of the same models
+            if name in options and not options[name].isfinite().all():
+                return f"{name}, of mismatched completions, is {_first_nonfinite(options[name])}"
+        if self._demand.reference == "hidden":
+            parts = [options["reference"], options.get("reference_weight"), options.get("reference_bias")]
+            if not all(part.isfinite().all() for part in parts if part is not None):
+                return "the reference's hidden states or LM head are not finite"
         losses = score.losses.detach()
         if not losses.isfinite().all():
             return f"{self.objective.name} of finite log-probabilities and columns is {_first_nonfinite(losses)}"
