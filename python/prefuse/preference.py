@@ -318,6 +318,9 @@ def _prepare(
     settled = _with_settings(objective, columns)
     # Numbers change nothing about what is read, and what is read is remembered by objective.
     read = reading(objective if settled._forms == objective._forms else settled, tuple(columns))
+    # Nothing is gathered and no column given: a call would only configure, while the plan says what is missing.
+    if not read.needs and not any(name in objective.columns for name in columns):
+        settled._plan({name: value for name, value in columns.items() if name not in objective.parameters})
     offsets = check_layout(labels, mask, cu_seqlens)
     check_integer("ignore_index", ignore_index)
     for name, flag in (("shift", shift), ("inplace", inplace)):

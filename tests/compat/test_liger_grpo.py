@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -170,7 +171,7 @@ def test_what_stands_at_padding_is_not_read():
 
 
 def test_given_logps_come_before_hidden_states():
-    with pytest.warns(UserWarning, match="ref_input: not read, since ref_per_token_logps was given too"):
+    with pytest.warns(UserWarning, match="ref_input: not read.* Using ref_per_token_logps"):
         both = run(ours, {}, ("old", "ref", "ref hidden"))
     assert_same(both, run(ours, {}, ("old", "ref")), roundings=0)
 
@@ -194,15 +195,31 @@ def test_no_grad_and_second_backward():
 
 
 class TestErrors:
+    @pytest.mark.parametrize("loss_type", ["cispo", "sapo", "vespo"])
+    def test_sequence_level_is_refused_in_the_call(self, loss_type):
+        options = {"importance_sampling_level": "sequence", "loss_type": loss_type}
+        ours.LigerFusedLinearGRPOLoss(**options)
+        with pytest.raises(ValueError, match="Sequence-level importance sampling is not supported"):
+            run(ours, options)
+
+    def test_the_function_reads_temperatures_of_sapo_alone(self):
+        def call(loss_type):
+            hidden, weight = torch.zeros(2, 3, 4), torch.zeros(5, 4)
+            ones = torch.ones(2, 3, dtype=torch.int64)
+            before = (hidden, weight, ones, ones, torch.ones(2), None, torch.zeros(2, 3), None, None, None, None)
+            options = (0.04, 0.2, 0.2, loss_type, 3, "token", 1.0, False, True, 1)
+            return ours.LigerFusedLinearGRPOFunction.apply(*before, *options)[0]
+
+        # All log-probabilities are -log 5: the surrogate is -1, and the KL estimate 5 - log 5 - 1 times beta.
+        assert float(call("bnpo")) == pytest.approx(-1 + 0.04 * (5 - math.log(5) - 1), rel=1e-6)
+        with pytest.raises(ValueError, match="sapo_temperature_neg: expected above 0, got False"):
+            call("sapo")
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
             ({"loss_type": "ppo"}, "loss_type: expected one of grpo, .*, got 'ppo'"),
             ({"importance_sampling_level": "group"}, "importance_sampling_level: expected one of token, sequence"),
-            (
-                {"importance_sampling_level": "sequence", "loss_type": "cispo"},
-                "importance_sampling_level: expected 'token' with 'cispo', got 'sequence'",
-            ),
             ({"sapo_temperature_pos": 0.0}, r"sapo_temperature_pos: expected above 0, got 0\.0"),
             ({"sapo_temperature_neg": -1.0}, r"sapo_temperature_neg: expected above 0, got -1\.0"),
             ({"delta": 0.0}, r"delta: expected above 0, got 0\.0"),

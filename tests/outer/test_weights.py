@@ -4,6 +4,7 @@ import copy
 import math
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -189,3 +190,31 @@ def test_nothing_is_imported_before_it_is_asked_for():
         "import prefuse.outer; assert not {'transformers', 'trl', 'peft'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_thousand_small_steps_arrive(dtype):
+    """In 16 bits they would end at 1.0 (bfloat16) and 1.51 (float16)."""
+    pytest.importorskip("transformers")
+    from prefuse.outer.callbacks import WeightAverage
+
+    policy = nn.Linear(4, 1, bias=False).to(dtype)
+    nn.init.constant_(policy.weight, 1.0)
+    callback = WeightAverage(decay=0.999)
+    callback.on_train_begin(None, None, None, model=policy)
+    nn.init.constant_(policy.weight, 2.0)
+    for _ in range(1000):
+        callback.on_step_end(None, None, None, model=policy)
+    assert callback.average.weight.dtype == torch.float32 and policy.weight.dtype == dtype
+    torch.testing.assert_close(callback.average.weight, torch.full((1, 4), 2 - 0.999**1000), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_small_steps_of_16_bit_references_are_warned_of(dtype):
+    policy = nn.Linear(2, 2).to(dtype)
+    with pytest.warns(UserWarning, match="alpha: 0.001 is below 2\\^-8 and the reference has 16-bit weights"):
+        refresh_reference(copy.deepcopy(policy), policy, alpha=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        refresh_reference(copy.deepcopy(policy).float(), policy, alpha=1e-3)
+        refresh_reference(copy.deepcopy(policy), policy, alpha=0.5)

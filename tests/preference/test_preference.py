@@ -502,3 +502,25 @@ def test_lengths_of_responses():
     packed = response_lengths(labels[inside], cu_seqlens=cu_seqlens, shift=True)
     assert packed.tolist() == ((labels != -100) & inside)[:, 1:].sum(-1).tolist()
     assert response_lengths(labels.cpu().numpy()).tolist() == (labels != -100).sum(-1).tolist()
+
+
+@pytest.mark.parametrize("source", ["logits", "hidden"])
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("bradley_terry", "chosen_reward"),
+        ("diffusion_dpo", "chosen_"),
+        ("seppo", "chosen_"),
+        ("gpm", "chosen_"),
+        ("pf_ppo_weight", ""),
+    ],
+)
+def test_columns_that_nothing_is_gathered_for_are_said_to_be_missing(name, first, source):
+    labels = torch.zeros(4, 5, dtype=torch.int64)
+    rows = (
+        {"logits": normal(4, 5, V, seed=1)}
+        if source == "logits"
+        else {"hidden": normal(4, 5, 7, seed=1), "weight": normal(V, 7, seed=2)}
+    )
+    with pytest.raises(TypeError, match=rf"{name}: missing {first}"):
+        preference_loss(name, labels=labels, **rows)

@@ -2,7 +2,8 @@
 
 `ChunkedLogProbFunction` is `trl.kernels.ChunkedLogProbFunction`, the one seam through which TRL's DPO, KTO, GRPO, RLOO
 and SFT trainers reach their LM head; `selective_log_softmax` and `selective_log_softmax_and_entropy` are those of
-`trl.trainer.utils`. Results are float32 as on TRL's GPU path, whatever the device and dtype.
+`trl.trainer.utils`. Their results have the dtypes of TRL's: of float16 and bfloat16 logits, float32 on a GPU and the
+logits' dtype on the CPU.
 """
 
 from __future__ import annotations
@@ -192,7 +193,8 @@ def selective_log_softmax(
         row_mask: the shape of `index`; where it is 0, the result is 0 and `index` is not looked at.
 
     Returns:
-        The shape of `index`, float32 (float64 for float64 logits).
+        The shape of `index`, in float32 (float64 for float64 logits); of float16 and bfloat16 logits on the CPU in
+        their dtype, as TRL returns it, rounded once. ``prefuse.token_stats(logits, index, "logp").logp`` keeps float32.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -200,8 +202,9 @@ def selective_log_softmax(
     """
     mask = None if row_mask is None else row_mask != 0
     if index.ndim == logits.ndim:
-        return _several_log_softmax(logits, index, temperature, mask)
-    return token_stats(logits, index, "logp", mask=mask, temperature=temperature, ignore_index=NO_LABEL_IGNORED).logp
+        return _in_dtype_of_trl(_several_log_softmax(logits, index, temperature, mask), logits)
+    made = token_stats(logits, index, "logp", mask=mask, temperature=temperature, ignore_index=NO_LABEL_IGNORED)
+    return _in_dtype_of_trl(made.logp, logits)
 
 
 def selective_log_softmax_and_entropy(
@@ -221,7 +224,8 @@ def selective_log_softmax_and_entropy(
         row_mask: [*lead]; where it is 0, both results are 0 and `index` is not looked at.
 
     Returns:
-        log-probabilities and entropies in nats, [*lead] each, float32 (float64 for float64 logits).
+        log-probabilities and entropies in nats, [*lead] each, in the dtype of
+        `selective_log_softmax`.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -235,7 +239,13 @@ def selective_log_softmax_and_entropy(
         temperature=temperature,
         ignore_index=NO_LABEL_IGNORED,
     )
-    return made.logp, made.entropy if entropy_requires_grad else made.entropy.detach()
+    logps, entropy = (_in_dtype_of_trl(values, logits) for values in (made.logp, made.entropy))
+    return logps, entropy if entropy_requires_grad else entropy.detach()
+
+
+def _in_dtype_of_trl(values: Tensor, logits: Tensor) -> Tensor:
+    """The result in TRL's dtype: its kernel's is float32, its fallback on the CPU has that of the logits."""
+    return values.to(logits.dtype) if logits.device.type == "cpu" else values
 
 
 def _several_log_softmax(logits: Tensor, index: Tensor, temperature: float, mask: Tensor | None) -> Tensor:

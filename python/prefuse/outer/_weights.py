@@ -66,6 +66,14 @@ def load(module: nn.Module, weights: Mapping[str, Tensor], name: str = "weights"
         weight.copy_(weights[key])
 
 
+def in_float32(module: nn.Module) -> nn.Module:
+    """Convert the 16-bit parameters of a module to float32, in place: small steps are rounded away in 16 bits."""
+    for parameter in _bare(module).parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+    return module
+
+
 def check_share(name: str, value: float) -> None:
     """Raise ValueError unless a number lies in [0, 1]."""
     if not 0.0 <= value <= 1.0:

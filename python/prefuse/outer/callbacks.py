@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ._weights import check_count, check_share, copied, load
+from ._weights import check_count, check_share, copied, in_float32, load
 from .extrapolation import extrapolate_weights
 from .reference import frozen_copy, refresh_reference
 
@@ -53,7 +53,8 @@ class WeightAverage(TrainerCallback):  # type: ignore[misc]
     """Keeps an exponential moving average of the weights while a trainer trains.
 
     Attributes:
-        average: the averaged module, frozen; None before training began.
+        average: the averaged module, frozen, its 16-bit weights in float32: in 16 bits small
+            steps would be rounded away. None before training began.
     """
 
     def __init__(self, *, decay: float = 0.999) -> None:
@@ -69,7 +70,7 @@ class WeightAverage(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start from the weights before the first step; a second training goes on with the average of the first."""
         if self.average is None:
-            self.average = frozen_copy(kwargs["model"])
+            self.average = in_float32(frozen_copy(kwargs["model"]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the new weights in."""

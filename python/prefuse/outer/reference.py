@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import TypeVar
 
 import torch
@@ -11,6 +12,10 @@ from torch import nn
 from ._weights import check_share, matched
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+_SIXTEEN_BITS = (torch.float16, torch.bfloat16)
+_SMALLEST_IN_16_BITS = 2.0**-8
+"""α below which a step from a bfloat16 weight to another of its size is less than half its last place."""
 
 
 def frozen_copy(policy: ModuleT) -> ModuleT:
@@ -30,7 +35,7 @@ def refresh_reference(reference: nn.Module, policy: nn.Module, *, alpha: float =
 
     Args:
         reference: of the policy's architecture; its dtype and device may differ. Small α want float32: in bfloat16
-            a step below 1/256 of a weight is rounded away.
+            a step below 1/256 of a weight is rounded away. A 16-bit reference and an α in (0, 2^-8) give a warning.
         policy: left alone.
         alpha: α in [0, 1]. Buffers are copied unless it is 0.
 
@@ -40,6 +45,12 @@ def refresh_reference(reference: nn.Module, policy: nn.Module, *, alpha: float =
     check_share("alpha", alpha)
     if reference is policy:
         raise ValueError("reference: is the policy itself; expected a copy, such as frozen_copy(policy)")
+    if 0.0 < alpha < _SMALLEST_IN_16_BITS and any(weight.dtype in _SIXTEEN_BITS for weight in reference.parameters()):
+        warnings.warn(
+            f"alpha: {alpha} is below 2^-8 and the reference has 16-bit weights, which round such steps away; "
+            "keep it in float32, as with frozen_copy(policy).float()",
+            stacklevel=3,
+        )
     for target, source, is_weight in matched(reference, policy, ("reference", "policy")):
         if is_weight and alpha < 1.0:
             target.lerp_(source.to(target), alpha)

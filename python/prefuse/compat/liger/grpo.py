@@ -72,6 +72,7 @@ class LigerFusedLinearGRPOFunction:
             vespo_lambda_neg=vespo_lambda_neg,
         )
         check_settings(settings)
+        _check_read(settings)
         check_chunk_size(chunk_size)
         check_padded(_input, selected_token_ids, "selected_token_ids")
         _check_columns(
@@ -89,7 +90,7 @@ class LigerFusedLinearGRPOFunction:
             (_input, weight, bias),
             selected_token_ids,
             None if settings.reads_padding else attention_mask != 0,
-            temperature,
+            float(temperature) if isinstance(temperature, bool) else temperature,
             (ref_input, ref_weight, ref_bias) if compared else None,
         )
         reference = ref_per_token_logps if use_ref_model and not compared else made
@@ -137,7 +138,7 @@ class LigerFusedLinearGRPOLoss(nn.Module):
         vespo_lambda_neg: λ elsewhere.
 
     Raises:
-        ValueError: an option outside its range, or one that another rules out.
+        ValueError: an option outside its range. One that another rules out is an error of the call.
     """
 
     def __init__(
@@ -181,7 +182,9 @@ class LigerFusedLinearGRPOLoss(nn.Module):
         self.vespo_k_neg = vespo_k_neg
         self.vespo_lambda_neg = vespo_lambda_neg
         check_chunk_size(chunk_size)
-        check_settings(Settings(**{name: getattr(self, name) for name in Settings.__dataclass_fields__}))
+        settings = Settings(**{name: getattr(self, name) for name in Settings.__dataclass_fields__})
+        check_settings(settings)
+        _check_temperatures(settings)
 
     def forward(
         self,
@@ -261,16 +264,31 @@ class LigerFusedLinearGRPOLoss(nn.Module):
 
 
 def check_settings(settings: Settings) -> None:
-    """Refuses options that Liger has no loss for."""
+    """Refuses options that no loss of Liger's reads."""
     for name, known in (("loss_type", _policy.LOSS_TYPES), ("importance_sampling_level", _policy.LEVELS)):
         value = getattr(settings, name)
         if value not in known:
             raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    if settings.delta is not None and settings.delta <= 0:
+        raise ValueError(f"delta: expected above 0, got {settings.delta}")
+
+
+def _check_read(settings: Settings) -> None:
+    """Refuses what the loss of this call cannot read; Liger says so in the call, too, and not at construction."""
     if settings.importance_sampling_level == "sequence" and settings.loss_type in ("cispo", "sapo", "vespo"):
-        raise ValueError(f"importance_sampling_level: expected 'token' with {settings.loss_type!r}, got 'sequence'")
-    for name in ("sapo_temperature_pos", "sapo_temperature_neg", "delta"):
+        raise ValueError(
+            f"importance_sampling_level: Sequence-level importance sampling is not supported with "
+            f"loss_type={settings.loss_type!r}; expected 'token', got 'sequence'"
+        )
+    if settings.loss_type == "sapo":
+        _check_temperatures(settings)
+
+
+def _check_temperatures(settings: Settings) -> None:
+    """Refuses a temperature of SAPO that is not above 0."""
+    for name in ("sapo_temperature_pos", "sapo_temperature_neg"):
         value = getattr(settings, name)
-        if value is not None and value <= 0:
+        if value <= 0:
             raise ValueError(f"{name}: expected above 0, got {value}")
 
 
@@ -304,7 +322,7 @@ def _needs_reference(settings: Settings, logps: Tensor | None, ref_input: Tensor
         raise ValueError("ref_per_token_logps: missing, and so is ref_input, while use_ref_model is True")
     if logps is not None:
         if ref_input is not None:
-            warnings.warn("ref_input: not read, since ref_per_token_logps was given too", stacklevel=3)
+            warnings.warn("ref_input: not read, both were given. Using ref_per_token_logps", stacklevel=3)
         return False
     if weight is None:
         raise ValueError("ref_weight: missing beside ref_input")

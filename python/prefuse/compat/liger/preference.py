@@ -453,11 +453,13 @@ class LigerFusedLinearORPOLoss(nn.Module):
 def check_dpo(loss_type: str, label_smoothing: float) -> None:
     """Refuses a loss type and a smoothing that Liger has no loss for; warns of a smoothing that it would not read."""
     if loss_type not in _objectives.LOSS_TYPES:
-        raise ValueError(f"loss_type: expected one of {', '.join(_objectives.LOSS_TYPES)}, got {loss_type!r}")
+        raise ValueError(
+            f"Unsupported loss_type: expected one of {', '.join(_objectives.LOSS_TYPES)}, got {loss_type!r}"
+        )
     if loss_type == "exo_pair" and label_smoothing <= 0:
-        raise ValueError(f"label_smoothing: expected above 0 for loss_type='exo_pair', got {label_smoothing}")
+        raise ValueError(f"label_smoothing must be > 0 for loss_type='exo_pair', got {label_smoothing}")
     if loss_type == "robust" and not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing: expected 0 <= ε < 0.5 for loss_type='robust', got {label_smoothing}")
+        raise ValueError(f"label_smoothing must lie in [0.0, 0.5) for loss_type='robust', got {label_smoothing}")
     if label_smoothing and loss_type not in _objectives.SMOOTHED:
         warnings.warn(
             f"label_smoothing: {label_smoothing} has no effect with loss_type={loss_type!r}, as in Liger; "
