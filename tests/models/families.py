@@ -49,7 +49,11 @@ _EXCEPTIONS: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1, "state_size": 16},
     "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1},
     "recurrent_gemma": {"num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 16, "num_key_value_heads": 1},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": None}, "ffn_config": {"ffn_hidden_size": 96, "moe_top_k": 2}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 96, "moe_top_k": 2},
+    },
+    "minicpm3": {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "head_dim": 24, "num_key_value_heads": 4},
     "jetmoe": {"num_key_value_heads": 2, "kv_channels": 16},
 }
 """What a family needs where the usual numbers do not fit together."""
@@ -94,6 +98,8 @@ def _arguments(config_class: Any, family: str) -> dict[str, Any]:
     for cls in config_class.__mro__:
         names |= set(vars(cls).get("__annotations__", {}))
     chosen = {name: value for name, value in _FIELDS.items() if name in names}
+    if "qk_rope_head_dim" in names:
+        chosen["num_key_value_heads"] = 4  # latent attention expands to as many as there are heads
     for name, part in getattr(config_class, "sub_configs", {}).items():
         if hasattr(part, "model_type") and part.model_type:
             chosen[name] = _arguments(part, part.model_type)
