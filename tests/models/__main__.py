@@ -20,8 +20,8 @@ def page(verdicts: list[Verdict]) -> str:
         [
             "# Models",
             "",
-            "`prefuse.head(model).token_logps` and all gradients beside the model's own logits, for a tiny random model "
-            "of every family.",
+            "`prefuse.head(model).token_logps` and all gradients against the model's own logits, for a tiny random "
+            "model of every family.",
             f"Written by `make models` with transformers {transformers.__version__} and torch {torch.__version__}: "
             + ", ".join(f"{what} {count}" for what, count in counts.most_common())
             + ".",

@@ -9,35 +9,33 @@ pytest.importorskip("transformers")
 from tests.models.families import families
 from tests.models.sweep import verdict
 
-PART = set(
-    [
-        "llama",
-        "gemma2",
-        "cohere",
-        "granite",
-        "bert",
-        "modernbert-decoder",
-        "roberta",
-        "hyperclovax",
-        "minicpm3",
-        "recurrent_gemma",
-        "mpt",
-        "falcon_h1",
-        "dbrx",
-        "jetmoe",
-        "gpt2",
-        "opt",
-        "bloom",
-        "phi",
-        "gptj",
-        "qwen3",
-        "mixtral",
-        "nemotron",
-        "helium",
-        "nanochat",
-        "mamba",
-    ]
-)
+PART = {
+    "llama",
+    "gemma2",
+    "cohere",
+    "granite",
+    "bert",
+    "modernbert-decoder",
+    "roberta",
+    "hyperclovax",
+    "minicpm3",
+    "recurrent_gemma",
+    "mpt",
+    "falcon_h1",
+    "dbrx",
+    "jetmoe",
+    "gpt2",
+    "opt",
+    "bloom",
+    "phi",
+    "gptj",
+    "qwen3",
+    "mixtral",
+    "nemotron",
+    "helium",
+    "nanochat",
+    "mamba",
+}
 
 
 @pytest.mark.parametrize(("family", "name"), [pair for pair in families() if pair[0] in PART])

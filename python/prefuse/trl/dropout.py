@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
-from transformers import PretrainedConfig
 
 
 class DropoutRates:
@@ -70,7 +69,7 @@ def _is_rate(owner: Any, name: str) -> bool:
 
 def _add_configurations(owners: dict[int, Any], config: Any) -> None:
     """Adds a configuration, and those of the parts of a model in it."""
-    if not isinstance(config, PretrainedConfig) or id(config) in owners:
+    if not hasattr(config, "get_text_config") or id(config) in owners:  # transformers is not imported for its class
         return
     owners[id(config)] = config
     for part in list(vars(config).values()):
