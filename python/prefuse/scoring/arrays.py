@@ -82,7 +82,7 @@ class TorchArrays:
     def readable(self, array: torch.Tensor) -> torch.Tensor:
         """Return the tensor, integers and booleans converted without loss (integers beyond 2⁵³ are rounded)."""
         if array.dtype in TORCH_NAMES:
-            return array
+            return array.resolve_neg()  # what is negated lazily has the other sign in memory
         return array.to(TORCH_EXACT.get(array.dtype, torch.float64))
 
     def view(self, array: torch.Tensor) -> View:

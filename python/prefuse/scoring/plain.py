@@ -123,7 +123,7 @@ def bind_plain(traced: Traced, numbers: Mapping[str, float], arguments: Mapping[
     trainable, dtype = [], None
     for name in traced.columns:
         column = arguments[name]
-        if type(column) not in PLAIN_TENSORS or not column.is_cpu:
+        if type(column) not in PLAIN_TENSORS or not column.is_cpu or column.is_neg():
             return None
         if column.dtype is not dtype and column.dtype not in EXACT:
             if dtype is not None or column.dtype not in PROTOTYPES:
