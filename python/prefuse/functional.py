@@ -197,7 +197,8 @@ def token_stats(
         if inplace:
             _check_overwritable(logits)
     stacked = _ops.token_stats(*rows.operands, inplace and differentiates)
-    values = stacked.unbind(0)
+    # The stack is saved for backward; what is handed out may be changed in place.
+    values = [value.clone() if stacked.requires_grad else value for value in stacked.unbind(0)]
     return TokenStats(
         {
             name: value if name in BACKWARD_NEEDS else value.detach()

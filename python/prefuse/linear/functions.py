@@ -203,7 +203,10 @@ def linear_token_stats(
         )
         index = operands.scored_index()
         chosen = choose(operands.job(index, statistics), check_workspace(workspace_bytes), plan)
-        found = dict(zip(names, run(operands, statistics, index, chosen).unbind(0), strict=True))
+        stacked = run(operands, statistics, index, chosen)
+        # The stack is saved for backward; what is handed out may be changed in place.
+        values = [value.clone() if stacked.requires_grad else value for value in stacked.unbind(0)]
+        found = dict(zip(names, values, strict=True))
     return LinearTokenStats(
         {name: value if name in wanted else value.detach() for name, value in found.items()}, chosen
     )
