@@ -220,8 +220,9 @@ def _why_not_fused(causal_lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     def logits_of(hidden: Tensor) -> Tensor:
         return _logits(causal_lm, hidden.to(weight.device), softcap, scale)
 
+    forward = vars(causal_lm).get("forward")  # a method: what it is of, not the object, which is made at each look
     key = (
-        *(vars(causal_lm).get("forward"), type(causal_lm).forward, id(module), id(linear)),
+        *map(_proof.identity, (getattr(forward, "__func__", forward), type(causal_lm).forward, module, linear)),
         *(tuple(weight.shape), weight.dtype, softcap, scale, torch.is_autocast_enabled(weight.device.type)),
         _adapters(adapter, lora),
     )

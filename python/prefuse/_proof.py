@@ -100,6 +100,14 @@ class Claim:
 _VERDICTS: weakref.WeakKeyDictionary[nn.Module, dict[Any, str]] = weakref.WeakKeyDictionary()
 
 
+def identity(value: Any) -> Any:
+    """Stands for an object in a key without keeping it, and for no other that comes to lie where it was."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return id(value)
+
+
 def verdict(
     causal_lm: nn.Module, key: Any, claim: Claim, own: Callable[..., Any], inputs: Mapping[str, Any], device: Any
 ) -> str:

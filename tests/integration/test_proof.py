@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -217,6 +219,15 @@ def test_a_copy_is_proven_for_itself():
     check(other, "is hooked onto it")
 
 
+def test_a_proven_model_is_let_go():
+    model = causal_lm("llama").eval()
+    prefuse.head(model).token_logps(tokens(), inputs={"input_ids": tokens()})
+    seen = weakref.ref(model)
+    del model
+    gc.collect()
+    assert seen() is None
+
+
 def test_wrappers_of_unknown_classes_are_refused():
     class Wrapper(nn.Module):
         def __init__(self, module: nn.Module) -> None:
@@ -317,7 +328,29 @@ def test_router_losses_take_the_models_own_coefficient(family: str, options: dic
         **{"num_experts_per_tok": 2, "output_router_logits": True, **options},
     )
     torch.manual_seed(0)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    check_router_loss(getattr(transformers, f"{family}ForCausalLM")(config).eval())
+
+
+def test_the_router_loss_of_dbrx_whose_coefficient_is_in_a_part_of_its_configuration():
+    from transformers import DbrxConfig, DbrxForCausalLM
+
+    config = DbrxConfig(
+        vocab_size=96,
+        d_model=32,
+        n_heads=4,
+        n_layers=2,
+        max_seq_len=64,
+        pad_token_id=0,
+        attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        ffn_config={"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "moe_loss_weight": 0.1},
+        output_router_logits=True,
+    )
+    torch.manual_seed(0)
+    check_router_loss(DbrxForCausalLM(config).eval())
+
+
+def check_router_loss(model: nn.Module) -> None:
+    """What is added to the loss is what the model's own loss adds."""
     ids = tokens()
     with torch.no_grad():
         with_router = model(input_ids=ids, labels=ids, output_router_logits=True).loss

@@ -341,3 +341,21 @@ def test_means_per_response_do_not_depend_on_the_micro_batch(objective, tmp_path
         whole = change(nll, 8)
         for size in (2, 1):
             assert torch.allclose(change(nll, size), whole, rtol=1e-3, atol=1e-3 * whole.abs().max().item()) == same
+
+
+@pytest.mark.parametrize("objective", ["simpo", "dpo", "tdpo2"])
+def test_a_model_that_makes_its_logits_itself_logs_its_own_numbers(tmp_path, objective):
+    def trained(change) -> list[dict[str, float]]:
+        trainer = make("Preference", tmp_path, objective=objective, max_steps=2, logging_steps=1)
+        for model in {id(m): m for m in (trainer.model, trainer.ref_model) if m is not None}.values():
+            change(model)
+        trainer.train()
+        return [log for log in trainer.state.log_history if "loss" in log]
+
+    plain = trained(lambda model: None)
+    with pytest.warns(UserWarning, match="by its logits"):
+        hooked = trained(lambda model: model.lm_head.register_forward_hook(lambda module, args, output: output * 1.0))
+    assert len(plain) == len(hooked) == 2
+    for left, right in zip(plain, hooked, strict=True):
+        for name in ("loss", "logps/chosen", "logps/rejected"):
+            assert right[name] == pytest.approx(left[name], rel=1e-4, abs=1e-5)
