@@ -206,6 +206,7 @@ class _Watch:
         def after_backbone(_module: Any, _args: Any, output: Any) -> None:
             hidden = getattr(output, "last_hidden_state", output[0] if isinstance(output, tuple) else output)
             self.left = True
+            self.arithmetic.clear()  # of a part of the backbone, if this is the whole of it
             recorder.follow(hidden)
             recorder.on = True
 
@@ -217,8 +218,11 @@ class _Watch:
             recorder.follow(output)
             recorder.on = self.left
 
+        # OPT and decoders of the BART kind call the decoder in their backbone, past the backbone itself.
+        decoder = getattr(backbone, "decoder", None)
+        parts = [backbone, decoder] if isinstance(decoder, nn.Module) else [backbone]
         handles = [
-            backbone.register_forward_hook(after_backbone),
+            *(part.register_forward_hook(after_backbone) for part in parts),
             head.register_forward_pre_hook(before_head),
             head.register_forward_hook(after_head),
         ]
