@@ -30,7 +30,7 @@ from prefuse.language import (
     token_objective,
 )
 from prefuse.linear.functions import linear_sequence_logps, linear_token_logps, linear_token_stats
-from prefuse.preference import dpo_loss, explain, pair_loss, preference_loss
+from prefuse.preference import batch_totals, dpo_loss, explain, pair_loss, preference_loss
 
 __all__ = [
     "Head",
@@ -39,6 +39,7 @@ __all__ = [
     "Score",
     "TokenStats",
     "__version__",
+    "batch_totals",
     "check",
     "dpo_loss",
     "explain",

@@ -12,7 +12,9 @@ from torch import Tensor
 from prefuse._layout import sum_responses
 from prefuse._processes import WholeBatch
 from prefuse._rows import FLOATS, INTEGERS, REFERENCE_STATISTICS, STATISTICS, check_tensor
+from prefuse.scoring.arrays import TORCH
 from prefuse.scoring.objective import Objective
+from prefuse.scoring.plan import describe, on_cpu
 from prefuse.scoring.score import Score
 from prefuse.scoring.settings import Form, form_of
 from prefuse.scoring.traced import Traced
@@ -283,6 +285,16 @@ class Scoring:
         score: Score = self.objective(**arguments)
         return score
 
+    def totals(self) -> dict[str, float]:
+        """The numbers of this batch that may be given in their place: nothing of them is made of statistics."""
+        nothing = torch.zeros(self.scored.shape, device=self.scored.device)
+        batch = self._batch({need.name: nothing for need in self.read.needs})
+        made = {need.argument: batch.column(need) for need in self.read.needs}
+        arguments = {**self.columns, **made, **self.options}
+        plan = self.objective._plan(arguments)
+        arrays = plan._as_arrays({**arguments, **self.objective._arrays})
+        return plan.bind(on_cpu(arrays), self.objective._numbers, TORCH).totals()
+
     def looked_at(self, values: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
         """Statistics in the labels' alignment, detached: `values` come in the logits', `GRADIENT` is made here."""
         if not names:
@@ -339,9 +351,8 @@ class Scoring:
 
     def _known(self, batch: Batch) -> dict[str, Tensor]:
         """What the processes exchange of this one before there are statistics: the caller's columns, and lengths."""
-        self.traced()  # refuses unknown names
         items = self.responses // max(1, len(self.read.roles))
-        levels = {name: info.level for name, info in self.objective.columns.items()}
+        levels = {name: info.level for name, info in describe(self.traced()).items()}
         lengths = {need.argument: batch.column(need) for need in self.read.needs if need.name == "length"}
         given = self.columns | {name: self.options[name] for name in ("groups",) if name in self.options}
         return lengths | {

@@ -49,6 +49,8 @@ In a token objective:
 Tokens are padded [R, T] with a boolean mask, or packed [N] with offsets `cu_seqlens` [R + 1] in its place. Where groups
 matter, `groups` [R] holds one integer id per response, in any order; results per group come by ascending id. Response
 columns may also come as [G, K].
+A mean over the batch's tokens divides by `response.batch_length`, or is `x.token_mean()` of a token value: its number
+of tokens may be given instead, for a batch spread over several calls (`prefuse.batch_totals`).
 A response's log-probability and length may be left out where its tokens are given: the sum and the count stand for
 them. A length counts at least 1, so that an empty response has average 0.
 

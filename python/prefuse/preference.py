@@ -29,7 +29,7 @@ from prefuse.plans import WORKSPACE_BYTES, Plan
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["dpo_loss", "explain", "pair_loss", "preference_loss"]
+__all__ = ["batch_totals", "dpo_loss", "explain", "pair_loss", "preference_loss"]
 
 
 def preference_loss(
@@ -159,6 +159,58 @@ def explain(objective: str | Objective, **arguments: Any) -> Plan:
         raise TypeError("hidden: missing; there is a plan only for hidden states and a weight, not for logits")
     announce(batch.plan)
     return batch.plan
+
+
+def batch_totals(
+    objective: str | Objective,
+    *,
+    labels: Tensor,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    groups: Tensor | None = None,
+    shift: bool = False,
+    ignore_index: int = -100,
+    **columns: Any,
+) -> dict[str, float]:
+    """What `objective` divides means over the tokens of this batch by, for a batch that is spread over several calls.
+
+    Gradient accumulation averages the losses of micro-batches, and a mean over the tokens of each is not the mean over
+    all. Add up the totals of the N micro-batches, and give each call the N-th part:
+
+        totals = [prefuse.batch_totals("orpo", labels=labels, shift=True) for labels in micro_batches]
+        mean = {name: sum(each[name] for each in totals) / len(totals) for name in totals[0]}
+        for labels in micro_batches:
+            loss = prefuse.preference_loss("orpo", labels=labels, shift=True, logits=…, **mean).loss
+            (loss / len(totals)).backward()
+
+    With data-parallel processes, which average too, add up and divide by those as well. `prefuse.trl.PreferenceTrainer`
+    does it by itself.
+
+    Args:
+        objective: an `Objective` or the name of one.
+        labels: as in `preference_loss`, and so are `mask`, `cu_seqlens`, `groups`, `shift` and `ignore_index`.
+        mask: see `labels`.
+        cu_seqlens: see `labels`.
+        groups: see `labels`.
+        shift: see `labels`.
+        ignore_index: see `labels`.
+        columns: hyper-parameters, and the columns that the objective reads beside the gathered ones.
+
+    Returns:
+        Numbers by the names that `preference_loss` takes them under, such as ``chosen_batch_length``; empty where the
+        objective has no mean over the batch's tokens. The host waits for them.
+
+    Raises:
+        TypeError, ValueError: as `preference_loss`.
+    """
+    objective = _with_settings(_objective(objective), columns)
+    given = {name: value for name, value in columns.items() if name not in objective.parameters}
+    check_integer("ignore_index", ignore_index)
+    check_flag("shift", shift)
+    offsets = check_layout(labels, mask, cu_seqlens)
+    at_logits = shift_left(labels, mask, ignore_index, offsets) if shift else (labels, mask)
+    layout = (scored_tokens(*at_logits, ignore_index), offsets)
+    return Scoring(objective, reading(objective, tuple(given)), given, layout, shift, {}, groups, "mean", None).totals()
 
 
 def pair_loss(

@@ -81,6 +81,19 @@ def unpaired(count: int = 8) -> Dataset:
     return Dataset.from_dict({"prompt": made["prompt"], "completion": made["chosen"], "label": label})
 
 
+def sampled(count: int = 8) -> Dataset:
+    """Tokens of responses, with an advantage and the log-probability that each was drawn with."""
+    responses = [[5 + (row + k) % 40 for k in range(3 + row % 4)] for row in range(count)]
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [[5, 6]] * count,
+            "completion_ids": responses,
+            "old_logps": [[-3.0 - 0.1 * k for k in range(len(ids))] for ids in responses],
+            "advantage": [[0.5 * (-1) ** (row + k) for k in range(len(ids))] for row, ids in enumerate(responses)],
+        }
+    )
+
+
 def illustrated(count: int = 8) -> Dataset:
     """Pairs with an image before each prompt."""
     from datasets import Features, Image, Value

@@ -7,6 +7,7 @@ import json
 import logging as standard_logging
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -319,28 +320,55 @@ def test_trls_trainers_without_dropout(tmp_path):
         prefuse.trl.accelerate(disable_dropout=True)
 
 
-@pytest.mark.parametrize("objective", ["sft", "orpo"])
-def test_means_per_response_do_not_depend_on_the_micro_batch(objective, tmp_path):
-    """As the docs say; those over tokens do."""
+def change(folder: Path, size: int, **options: Any) -> torch.Tensor:
+    """What one SGD step on 8 rows changes, in micro-batches of `size` rows."""
+    model = causal_lm("llama")
+    before = model.lm_head.weight.detach().clone()
+    options = {"gradient_accumulation_steps": 8 // size, "max_steps": 1, "optim": "sgd"} | options
+    make("Preference", folder, model, per_device_train_batch_size=size, **options).train()
+    return model.lm_head.weight.detach() - before
 
-    def change(nll: str, size: int) -> torch.Tensor:
-        model = causal_lm("llama")
-        before = model.lm_head.weight.detach().clone()
-        make(
-            "Preference",
-            tmp_path,
-            model,
-            objective=prefuse.objectives.get(objective)(nll=nll),
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=8 // size,
-            max_steps=1,
-        ).train()
-        return model.lm_head.weight.detach() - before
 
-    for nll, same in (("response_mean", True), ("token_mean", False)):
-        whole = change(nll, 8)
-        for size in (2, 1):
-            assert torch.allclose(change(nll, size), whole, rtol=1e-3, atol=1e-3 * whole.abs().max().item()) == same
+def scored() -> Dataset:
+    return running.unpaired().remove_columns("label").add_column("score", [0.1 + 0.1 * row for row in range(8)])
+
+
+TOKEN_MEANS = {
+    "sft": {"objective": "sft"},
+    "orpo": {"objective": "orpo"},
+    "orpo, packed": {"objective": "orpo", "padding_free": True},
+    "cpo as TRL": {"objective": prefuse.objectives.cpo(nll="token_mean")},
+    "a sum": {"objective": prefuse.objectives.simpo + 0.3 * prefuse.objectives.sft},
+    "single responses": {"objective": prefuse.objectives.crraft(average="tokens"), "train_dataset": scored},
+    "tokens": {"objective": "ppo", "train_dataset": running.sampled},
+}
+
+
+@pytest.mark.parametrize("case", TOKEN_MEANS)
+def test_one_step_does_not_depend_on_the_micro_batches(case, tmp_path):
+    options = dict(TOKEN_MEANS[case])
+    if "train_dataset" in options:
+        options["train_dataset"] = options["train_dataset"]()
+    whole = change(tmp_path, 8, **options)
+    close = {"rtol": 1e-4, "atol": 1e-5 * whole.abs().max().item()}
+    for size in (4, 2, 1):
+        assert torch.allclose(change(tmp_path, size, **options), whole, **close)
+    apart = change(tmp_path, 1, token_mean="micro_batch", **options)
+    assert not torch.allclose(apart, whole, rtol=0, atol=0.02 * whole.abs().max().item())
+
+
+def test_a_last_step_of_fewer_micro_batches(tmp_path):
+    """Of 7 rows the last 3 make a step of their own at the end of the epoch."""
+    options = {"objective": "orpo", "train_dataset": running.pairs(7), "max_steps": -1, "num_train_epochs": 1}
+    options |= {"train_sampling_strategy": "sequential"}
+    whole = change(tmp_path, 4, **options, gradient_accumulation_steps=1)
+    spread = change(tmp_path, 1, **options, gradient_accumulation_steps=4)
+    torch.testing.assert_close(spread, whole, rtol=1e-4, atol=1e-5 * whole.abs().max().item())
+
+
+def test_token_mean_has_two_values(tmp_path):
+    with pytest.raises(ValueError, match=r"token_mean: expected .*, got 'epoch'"):
+        make("Preference", tmp_path, token_mean="epoch")
 
 
 @pytest.mark.parametrize("objective", ["simpo", "dpo", "tdpo2"])

@@ -36,6 +36,8 @@ CASES: dict[str, dict[str, Any]] = {
     "kto": {"reference": True, "train_dataset": running.unpaired, "objective_kwargs": {"kl": 0.1}},
     "lipo": {"reference": True, "train_dataset": lists},
     "tdpo1": {"reference": True},  # reads hidden states of the reference
+    "orpo": {"gradient_accumulation_steps": 2},  # means over the tokens of both batches of both processes
+    "ppo": {"gradient_accumulation_steps": 2, "train_dataset": running.sampled},  # each process scores its own tokens
     "precomputed": {"reference": True, "objective": "dpo", "precompute_ref_log_probs": True},
 }
 

@@ -152,7 +152,7 @@ def averaged(per_token: Expression, average: str, max_tokens: float | None, num_
     if average == "response":
         return per_token.mean()
     if average == "tokens":
-        return per_token.mean("batch") if num_tokens is None else per_token.sum("batch") / num_tokens
+        return per_token.token_mean() if num_tokens is None else per_token.sum("batch") / num_tokens
     if average == "constant":
         if max_tokens is None:
             raise ValueError('max_tokens: average="constant" divides by it, expected a number, got None')

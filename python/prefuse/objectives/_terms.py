@@ -105,7 +105,7 @@ def weighted_likelihood(argument: str, weight: Expression, response: ResponseVie
     """``-weight · log π(y)``, ``"sum"``; or ``"tokens"``: of the batch, divided by all its tokens."""
     if choice(argument, average, {"sum": True, "tokens": False}):
         return -weight * response.logp
-    return -(weight * response.logp).sum("batch") / response.length.sum("batch")
+    return -(weight * response.logp).sum("batch") / response.batch_length
 
 
 def negative_log_likelihood(response: ResponseView, nll: str) -> Expression:
@@ -117,12 +117,12 @@ def negative_log_likelihood(response: ResponseView, nll: str) -> Expression:
     response without tokens counts as one token of log-probability 0.
     """
     if nll == "token_mean":
-        return -response.logp.sum("batch") / response.length.sum("batch")
+        return -response.logp.sum("batch") / response.batch_length
     if nll == "response_mean":
         return -response.avg_logp
     if nll == "sum":
         return -response.logp
     if nll == "with_prompt":
         whole, tokens = response.logp + response["prompt_logps"], response.length + response["prompt_tokens"]
-        return -whole.sum("batch") / tokens.sum("batch")
+        return -whole.sum("batch") / response.total("batch_length_with_prompt", tokens.sum("batch"))
     raise ValueError(f'nll must be "token_mean", "response_mean", "sum" or "with_prompt", got {nll!r}')

@@ -121,18 +121,20 @@ def ppo_max(
     """
     rollout = token.position * 0.0 + 1.0 if ptx_weight is None else 1.0 - token.response["pretrain"]
     policy = clipped_surrogate(ratio_of(token), stop_gradient(token["advantage"]), clip, clip)
-    loss = batch_mean(token, policy + 0.5 * value_weight * squared_value_error(token, value_clip), rollout)
+    loss = batch_mean(token, policy + 0.5 * value_weight * squared_value_error(token, value_clip), "rollout", rollout)
     if entropy_weight is not None:
-        loss = loss + entropy_weight * absolute(batch_mean(token, token["entropy"], rollout) - entropy_target)
+        entropy = batch_mean(token, token["entropy"], "rollout", rollout)
+        loss = loss + entropy_weight * absolute(entropy - entropy_target)
     if ptx_weight is not None:
-        loss = loss + ptx_weight * batch_mean(token, -token.logp, token.response["pretrain"])
+        loss = loss + ptx_weight * batch_mean(token, -token.logp, "pretrain", token.response["pretrain"])
     return loss
 
 
-def batch_mean(token: TokenView, x: Expression, kept: Expression) -> Expression:
-    """Mean of x over the batch's tokens where `kept` is 1; 0 if there are none."""
+def batch_mean(token: TokenView, x: Expression, which: str, kept: Expression) -> Expression:
+    """Mean of x over the batch's tokens where `kept` is 1, which are called `which`; 0 if there are none."""
     flags = where(token.position >= 0.0, kept, 0.0)
-    return where(flags > 0.5, x, 0.0).sum("batch") / maximum(flags.sum("batch"), 1.0)
+    count = token.response.total(f"batch_{which}_tokens", flags.sum("batch"))
+    return where(flags > 0.5, x, 0.0).sum("batch") / maximum(count, 1.0)
 
 
 @token_objective(
@@ -161,11 +163,12 @@ def dr_po(
     """
     generated = token.position >= token.response["roll_in"]
     policy = clipped_surrogate(ratio_of(token), stop_gradient(token["advantage"]), clip, clip)
-    loss = batch_mean(token, policy, generated)
+    loss = batch_mean(token, policy, "generated", generated)
     if value_weight is None:
         return loss
     error = 0.5 * squared_value_error(token, value_clip)
-    return loss + value_weight * (batch_mean(token, error, generated) if mask_value else error.mean("batch"))
+    mean = batch_mean(token, error, "generated", generated) if mask_value else error.token_mean()
+    return loss + value_weight * mean
 
 
 @token_objective(
@@ -223,7 +226,7 @@ def mdpo(token: TokenView, *, step_size: float = 1.0, divergence: str = "exact")
     if divergence not in ("exact", "k3"):
         raise ValueError(f'mdpo: divergence must be "exact" or "k3", got {divergence!r}')
     kl = token["kl"] if divergence == "exact" else k3(log_ratio)
-    return (kl / step_size - exp(log_ratio) * stop_gradient(token["advantage"])).mean("batch")
+    return (kl / step_size - exp(log_ratio) * stop_gradient(token["advantage"])).token_mean()
 
 
 @token_objective(bounds={"temperature": NON_NEGATIVE, "entropy_weight": NON_NEGATIVE})
@@ -238,7 +241,7 @@ def mdpo_off(token: TokenView, *, temperature: float = 1.0, entropy_weight: floa
     Paper: Mirror Descent Policy Optimization.
     """
     previous = stop_gradient(token["old_logps"])
-    return (temperature * token.logp + (entropy_weight - temperature) * previous - token["q"]).mean("batch")
+    return (temperature * token.logp + (entropy_weight - temperature) * previous - token["q"]).token_mean()
 
 
 @token_objective(bounds={"power": POSITIVE})

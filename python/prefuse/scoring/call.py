@@ -78,6 +78,15 @@ class Call:
         return Scored(losses if reduction == "none" else loss, losses, extras, self._unpacked(wrt, gradients))
 
     @torch.no_grad()
+    def totals(self) -> dict[str, float]:
+        """Return the numbers of this batch that a caller may give in their place, by argument."""
+        names = tuple(self.traced.trace.totals)
+        results = [self.arrays.scalar(self.arrays.wide) for _ in names]
+        if names:
+            self._run(self.traced.totals_step(), self.columns, results, (), [])
+        return {name: float(result) for name, result in zip(names, results, strict=True)}
+
+    @torch.no_grad()
     def pullback(
         self,
         reduction: str,

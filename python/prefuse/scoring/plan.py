@@ -50,7 +50,7 @@ class Plan:
         spaces = self.traced.score_step("mean", ()).spaces
         self.grouped = self.traced.trace.grouped
         layout_names = self._layout_names(spaces)
-        self._check_names(names, layout_names, [name for name, _ in forms])
+        self._check_names(names, layout_names | self._counted(names), [name for name, _ in forms])
         self.plain = self._is_plain(names & layout_names)
 
     def _layout_names(self, spaces: tuple[str, ...]) -> set[str]:
@@ -61,6 +61,11 @@ class Plan:
         prefixes = [f"{role}_" if role else "" for role in used]
         names = {f"{prefix}{stem}" for prefix in prefixes for stem in ("mask", "cu_seqlens")}
         return names | ({"groups"} if self.grouped else set())
+
+    def _counted(self, names: frozenset[str]) -> set[str]:
+        """Return columns that are not read any more, because the caller gives the totals that are made of them."""
+        totals = self.traced.trace.totals.keys() & names
+        return set(self.definition.trace(names - totals, self.forms).columns) if totals else set()
 
     def _check_names(self, names: frozenset[str], layout: set[str], settings: list[str]) -> None:
         reads = list(self.traced.columns)

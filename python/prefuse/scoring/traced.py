@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 UPSTREAM_LOSS = "upstream.loss"
 UPSTREAM_LOSSES = "upstream.losses"
 REDUCTIONS = ("mean", "sum", "none")
+LEVELS = ("token", "response")
 
 
 class Step:
@@ -64,6 +65,7 @@ class Traced:
         self.reward_roles = tuple(rewards)
         self.reward_spaces = tuple(value.space for value in rewards.values())
         self.metric_names = tuple(metrics)
+        self._check_totals()
         self._losses = trace.graph.broadcast(loss.node, trace.kind.item)
         self._extras = [value.node for value in (*rewards.values(), *metrics.values())]
         self.columns = self._columns_read()
@@ -72,6 +74,17 @@ class Traced:
         self._steps: dict[tuple[object, ...], Step] = {}
         self._couplings: dict[tuple[str, ...], bool] = {}
         self._lock = threading.Lock()
+
+    def _check_totals(self) -> None:
+        """Refuses totals that a model has a say in: they are taken before there are log-probabilities."""
+        trace, modelled = self.trace, {"logp", "ref_logp"}
+        roles = (*trace.roles, None)
+        names = {self.kind.argument(role, level, name) for role in roles for level in LEVELS for name in modelled}
+        for total, node in trace.totals.items():
+            for leaf in trace.graph.columns_of([node]):
+                found = next((name for name in names & trace.columns.keys() if trace.columns[name].node == leaf), None)
+                if found:
+                    raise trace.error(f"total {total!r}: expected what no model has a say in, got what reads {found}")
 
     def _columns_read(self) -> dict[str, str]:
         """Columns in the order of first use, array settings last; those lost to simplification are left out."""
@@ -93,6 +106,10 @@ class Traced:
         return self._steps.get((reduction, wrt, upstream)) or self._compile(
             (reduction, wrt, upstream), lambda: self._pullback_outputs(reduction, wrt, upstream)
         )
+
+    def totals_step(self) -> Step:
+        """Return the program that gives the numbers of the batch that a caller may give in their place, in order."""
+        return self._steps.get(("totals",)) or self._compile(("totals",), lambda: list(self.trace.totals.values()))
 
     def _compile(self, key: tuple[object, ...], outputs: Callable[[], list[int]]) -> Step:
         with self._lock:

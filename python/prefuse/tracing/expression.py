@@ -145,6 +145,12 @@ class Expression:
         """How many elements there are below each element of `to`, whatever their values."""
         return self.trace.build(self.trace.graph.count, self.space, self._outer(to))
 
+    def token_mean(self) -> Expression:
+        """Mean over the tokens of the batch; where the caller gives ``batch_tokens``, their sum divided by it."""
+        count = self.count("batch")
+        total = self.trace.total("batch_tokens", count)
+        return self.mean("batch") if total.node == count.node else self.sum("batch") / total
+
     def clamp(self, min: Expression | Number | None = None, max: Expression | Number | None = None) -> Expression:
         """Limit to [min, max]; as with `torch.clamp` the gradient passes inside and at the limits, not outside."""
         lower = self if min is None else binary("clamp_min", self, min)

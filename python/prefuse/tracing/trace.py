@@ -57,6 +57,7 @@ class Trace:
         self.columns: dict[str, Column] = {}
         self.parameters: dict[str, int] = {}
         self.records: dict[str, Expression] = {}
+        self.totals: dict[str, int] = {}
         self.touched: set[tuple[str | None, str]] = set()
         self.texts: dict[int, str] = {}
         self.symbols: dict[int, str] = {}
@@ -135,6 +136,20 @@ class Trace:
     def record(self, name: str, expression: Expression) -> None:
         """Keep an expression whose mean is to be logged under `name`."""
         self.records[name] = expression
+
+    def total(self, argument: str, value: Expression) -> Expression:
+        """Return a number of the batch, such as its tokens; what the caller gives under `argument` takes its place.
+
+        So a batch that is spread over several calls is divided by what there is in all of them.
+
+        Raises:
+            LanguageError: it is no number of the batch, or `argument` is another number already.
+        """
+        if value.space != BATCH:
+            raise self.error(f"{argument!r}: expected one number for the batch, got a {value.level} value")
+        if self.totals.setdefault(argument, value.node) != value.node:
+            raise self.error(f"{argument!r} would be two different numbers of the batch; give one of them another name")
+        return self.column(argument, BATCH) if self.has(argument) else value
 
     # Asking
 

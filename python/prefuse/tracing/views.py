@@ -63,6 +63,11 @@ class ResponseView:
         return trace.name_node(binary("clamp_min", count, 1.0), argument, symbol)
 
     @property
+    def batch_length(self) -> Expression:
+        """Number of tokens of all these responses in the batch: the sum of `length`; a `total`."""
+        return self.total("batch_length", self.length.sum("batch"))
+
+    @property
     def avg_logp(self) -> Expression:
         """Mean log-probability per token, logp / length, in nats."""
         return self.logp / self.length
@@ -87,6 +92,14 @@ class ResponseView:
     def batch(self) -> BatchView:
         """The whole batch."""
         return BatchView(self._trace)
+
+    def total(self, name: str, value: Expression) -> Expression:
+        """Return a number of the batch, such as `x.sum("batch")` of a count; or, where the caller gives it, that.
+
+        It goes by `name`, with the role in front in a pair, and may not depend on log-probabilities. Divided by it, a
+        batch that is spread over several calls gives what it would give in one: see `prefuse.batch_totals`.
+        """
+        return self._trace.total(self._trace.kind.argument(self._role, "response", name), value)
 
     def __getitem__(self, name: str) -> Expression:
         if name in _ALIASES:

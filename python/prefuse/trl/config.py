@@ -46,6 +46,9 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
             positions, as transformers' implementations do.
         on_nonfinite_loss: what a loss that is NaN or infinite does: ``"error"`` stops the training with a
             `FloatingPointError` that names step and cause; ``"log"`` goes on, and the log says nan or inf.
+        token_mean: what means over the tokens of a batch (``sft``, ``orpo``, ``nll="token_mean"``,
+            ``average="tokens"``) are taken over: ``"step"``, all micro-batches of an optimiser step in all processes,
+            so that 8 rows as 8 x 1 and as 2 x 4 are the same update; or each ``"micro_batch"``, as TRL's DPO trainer.
         workspace_bytes: of the fused head, see `prefuse.preference_loss`.
 
     Raises:
@@ -79,6 +82,10 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "False: a loss that is not finite is never logged as another number."}
     )
+    token_mean: str = field(
+        default="step",
+        metadata={"help": 'What means over tokens are taken over: "step", all accumulated batches, or "micro_batch".'},
+    )
     workspace_bytes: int = field(
         default=WORKSPACE_BYTES, metadata={"help": "Memory for the logits that are there at a time, in bytes."}
     )
@@ -95,6 +102,8 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
             raise ValueError(f"log_statistics: expected names out of {', '.join(STATISTICS)}, got {unknown[0]!r}")
         if self.on_nonfinite_loss not in ("error", "log"):
             raise ValueError(f'on_nonfinite_loss: expected "error" or "log", got {self.on_nonfinite_loss!r}')
+        if self.token_mean not in ("step", "micro_batch"):
+            raise ValueError(f'token_mean: expected "step" or "micro_batch", got {self.token_mean!r}')
         if self.logging_nan_inf_filter:
             raise ValueError(
                 "logging_nan_inf_filter: expected False, got True, which logs a loss that is not finite as 0.0"

@@ -41,6 +41,8 @@ class Demand:
         compares_rows: whether it depends on more of them than how many tokens they have: a mean over the batch's tokens
             is well defined for one row, a mean reward to compare with is not.
         tokens: whether it reads columns with one value per token.
+        totals: whether it has means over the tokens of the batch, or of some of them.
+        token_metrics: which of its metrics are means over tokens.
     """
 
     objective: str
@@ -53,6 +55,8 @@ class Demand:
     coupled: bool
     compares_rows: bool
     tokens: bool
+    totals: bool
+    token_metrics: frozenset[str]
 
 
 def demand_of(objective: Objective) -> Demand:
@@ -81,6 +85,8 @@ def demand_of(objective: Objective) -> Demand:
         traced.couples_groups(tuple(traced.columns)),
         traced.couples_groups(tuple(name for name in traced.columns if not name.endswith("lengths"))),
         bool(read.laid_out) or any(info.level.startswith("token") for info in objective.columns.values()),
+        bool(traced.trace.totals),
+        frozenset(name for name, value in traced.trace.records.items() if value.space.startswith("token")),
     )
 
 

@@ -7,6 +7,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +35,7 @@ from prefuse.trl.dropout import DropoutRates
 from prefuse.trl.images import ImageCollator
 from prefuse.trl.means import Means
 from prefuse.trl.rows import columns_to_keep, has_images, names_of, reference_columns, tokenised, with_room
+from prefuse.trl.totals import mean_totals
 
 logger = logging.get_logger(__name__)
 
@@ -67,6 +69,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
 
     _tag_names: ClassVar[list[str]] = ["trl", "prefuse", "preference"]
     _rates: DropoutRates | None = None
+    _totals: Mapping[str, float] = MappingProxyType({})
 
     def __init__(
         self,
@@ -405,6 +408,14 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
 
     # The loss
 
+    def get_batch_samples(self, *arguments: Any, **options: Any) -> tuple[list[Any], Any]:
+        """As transformers', which here hands out all micro-batches of a step; their tokens are counted."""
+        batches, items = super().get_batch_samples(*arguments, **options)
+        together = self._data_group is not None or self.accelerator.num_processes == 1
+        counted = self.args.token_mean == "step" and self._demand.totals and not (together and len(batches) < 2)
+        self._totals = mean_totals(self.objective, batches, self.accelerator, together) if counted else {}
+        return batches, items
+
     def _is_alone(self, inputs: Mapping[str, Any]) -> bool:
         """Whether a batch is one row that other rows are needed for, as the last of a streamed data set may be."""
         if not self._demand.compares_rows or self._demand.mismatched or self._sources.layout == LISTS:
@@ -422,7 +433,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             )
             nothing = _inside(model, inputs, lambda hidden, tensors: {"loss": hidden.sum() * 0.0})["loss"]
             return (nothing, model(**_for_model(inputs))) if return_outputs else nothing
-        columns = {**inputs.get("columns", {}), **self._mismatched(model, inputs)}
+        of_step = self._totals if self.model.training else {}
+        columns = {**inputs.get("columns", {}), **self._mismatched(model, inputs), **of_step}
         if self._demand.grouped:  # ids that mean the same in all processes
             columns["groups"] = inputs["groups"] + (self.accelerator.process_index << 32)
         labels, offsets = labels_of(inputs), inputs.get("cu_seqlens")
@@ -497,17 +509,19 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             of_role = {role: sums["logp"][rows] for role, rows in roles_of(self._sources, len(lengths)).items()}
             accuracy = ranking_accuracy(of_role["chosen"], of_role["rejected"])
             means.add("ranking_accuracy", accuracy * len(of_role["chosen"]), len(of_role["chosen"]))
-        self._add_own_metrics(means, score, classes)
+        self._add_own_metrics(means, score, classes, lengths.sum())
         given = inputs.get("attention_mask")
         means.add("num_tokens", labels.numel() if given is None else given.sum(), 1.0)
 
-    def _add_own_metrics(self, means: Means, score: Score, classes: Mapping[str, Tensor]) -> None:
+    def _add_own_metrics(self, means: Means, score: Score, classes: Mapping[str, Tensor], tokens: Tensor) -> None:
         """The objective's metrics: means over this process's batch, or over that of all."""
         for name, value in score.metrics.items():
             title, _, member = name.partition("/")
             if title == "logps":  # of every response already, whether the objective reads it or not
                 continue
-            weight = float(classes[member].sum()) if member in classes and self._data_group is None else 1.0
+            weight: Tensor | float = 1.0
+            if self._data_group is None:
+                weight = tokens if name in self._demand.token_metrics else classes.get(member, torch.ones(1)).sum()
             value = torch.as_tensor(value)
             nothing = value.isnan()  # a mean over no row of this batch, which counts for nothing
             means.add(name, value.masked_fill(nothing, 0.0) * weight, weight * ~nothing)
