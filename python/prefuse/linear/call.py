@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prefuse._backends import backend
 from prefuse._rows import BACKWARD_NEEDS, REFERENCE_STATISTICS, Rows
-from prefuse.linear.gemm import add_factors, project
+from prefuse.linear.gemm import add_factors, project, sum_dtype
 from prefuse.linear.shards import Shard, needs
 
 SMOOTHED = "smoothed_logp"
@@ -102,6 +102,11 @@ class Call:
     def dtype(self) -> torch.dtype:
         """That of the logits."""
         return self.head.inputs[0].dtype
+
+    @property
+    def reduced_dtype(self) -> torch.dtype:
+        """The dtype of an input's gradient until it is added up over the processes that share a vocabulary."""
+        return sum_dtype(self.dtype) if self.shard.name else self.dtype
 
     @property
     def table_dtype(self) -> torch.dtype:

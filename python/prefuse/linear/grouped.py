@@ -106,7 +106,7 @@ class _Sums:
         self.many = many
         self.scale = FLOAT16_SCALE if call.dtype == torch.float16 else 1.0
         self.inputs = [
-            self._room(factor, self._dtype(factor), filled=call.index is None) if wanted else None
+            self._room(factor, self._dtype_of_input(factor), filled=call.index is None) if wanted else None
             for factor, wanted in zip(call.head.inputs, wants.inputs, strict=True)
         ]
         self.weights = [
@@ -121,6 +121,10 @@ class _Sums:
     def _dtype(self, tensor: Tensor) -> torch.dtype:
         """Gradients in float16 have to wait in float32 for the factor that brings them into range."""
         return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
+
+    def _dtype_of_input(self, tensor: Tensor) -> torch.dtype:
+        """Shares of a sum over processes are rounded once, when they are added up."""
+        return self.call.reduced_dtype if self.call.shard.name else self._dtype(tensor)
 
     def _room(self, like: Tensor, dtype: torch.dtype, filled: bool) -> Tensor:
         """Room for a gradient: zeros, unless a tile is going to have `filled` it."""

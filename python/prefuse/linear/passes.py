@@ -100,7 +100,7 @@ def backward_from_inputs(
                 factors = -grads["lse"] if factors is None else factors - grads["lse"]
             if factors is None:
                 continue
-            scaled = scale_rows(kept[j * len(wanted) + i], factors, call.dtype)
+            scaled = scale_rows(kept[j * len(wanted) + i], factors, call.reduced_dtype)
             total = scaled if total is None else total.add_(scaled)
         if "lse" in grads and "lse" not in names:
             at_label = _label_rows(call, f, table, grads["lse"])
@@ -115,11 +115,12 @@ def backward_from_logits(call: Call, kept: Tensor, factors: Tensor, wants: Wants
     kept, factors = kept[: call.count], factors[part]
     inputs: list[Tensor | None] = []
     for f, wanted in enumerate(wants.inputs):
-        gradient = _kept(call, f, wide=False) if wanted else None
+        gradient = _kept(call, f, wide=bool(call.shard.name)) if wanted else None
         if gradient is not None and call.count:
-            product = gradient.new_empty((call.count, gradient.shape[1]), dtype=product_dtype(kept.device, call.dtype))
+            dtype = call.reduced_dtype if call.shard.name else product_dtype(kept.device, call.dtype)
+            product = gradient.new_empty((call.count, gradient.shape[1]), dtype=dtype)
             multiply(kept, call.head.weights[f], product)
-            gradient[part] = scale_rows(product, factors, call.dtype)
+            gradient[part] = scale_rows(product, factors, gradient.dtype)
         inputs.append(gradient)
     weights: list[Tensor | None] = []
     for factor, weight, wanted in zip(call.head.rows(part), call.head.weights, wants.weights, strict=True):
@@ -158,20 +159,29 @@ def recompute(call: Call, tile: Tile, table: Tensor, grads: dict[str, Tensor], w
             call.pull(made, grads_of_rows, table[:, part].contiguous(), made.logits)
             for total, weight in zip(inputs, call.head.weights, strict=True):
                 if total is not None:
-                    add_product(total[first:last], made.logits, weight[block[0] : block[1]])
+                    _add_share(call, total[first:last], made.logits, weight[block[0] : block[1]])
             sums.add(made.logits, call.head.rows(part))
         sums.write()
     spread = [None if total is None else _spread(call, total) for total in inputs]
     return Gradients(_reduced(call, spread), weights, bias)
 
 
+def _add_share(call: Call, total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Total += a @ b, the product not rounded to 16 bits where it is only one process's share of a sum."""
+    if not call.shard.name or not rounds_products(a):
+        add_product(total, a, b)
+        return
+    product = torch.empty_like(total)
+    multiply(a, b, product)
+    total.add_(product)
+
+
 def _spread(call: Call, rows: Tensor) -> Tensor:
-    """The scored rows at their places among all tokens, in the dtype of the logits."""
+    """The scored rows at their places among all tokens."""
+    rows = rows.to(call.reduced_dtype)
     if call.index is None:
-        return rows.to(call.dtype)
-    return rows.new_zeros((call.tokens, rows.shape[1]), dtype=call.dtype).index_copy_(
-        0, call.index, rows.to(call.dtype)
-    )
+        return rows
+    return rows.new_zeros((call.tokens, rows.shape[1])).index_copy_(0, call.index, rows)
 
 
 class _Block:
@@ -285,8 +295,9 @@ def _label_rows(call: Call, f: int, table: Tensor, factors: Tensor) -> Tensor:
     local = call.labels - call.shard.first_class
     held = (local >= 0) & (local < call.head.classes) & (factors != 0)
     rows = call.head.weights[f][torch.where(held, local, 0)]
-    return scale_rows(rows, torch.where(held, factors * slope, 0), call.dtype)
+    return scale_rows(rows, torch.where(held, factors * slope, 0), call.reduced_dtype)
 
 
 def _reduced(call: Call, gradients: list[Tensor | None]) -> list[Tensor | None]:
-    return [None if gradient is None else call.shard.reduce(gradient) for gradient in gradients]
+    """Gradients of inputs, summed over the processes that share a vocabulary and rounded once."""
+    return [None if gradient is None else call.shard.reduce(gradient).to(call.dtype) for gradient in gradients]
