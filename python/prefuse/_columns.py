@@ -12,9 +12,8 @@ from torch import Tensor
 from prefuse._layout import sum_responses
 from prefuse._processes import WholeBatch
 from prefuse._rows import FLOATS, INTEGERS, REFERENCE_STATISTICS, STATISTICS, check_tensor
-from prefuse.scoring.arrays import TORCH
 from prefuse.scoring.objective import Objective
-from prefuse.scoring.plan import describe, on_cpu
+from prefuse.scoring.plan import describe
 from prefuse.scoring.score import Score
 from prefuse.scoring.settings import Form, form_of
 from prefuse.scoring.traced import Traced
@@ -292,8 +291,7 @@ class Scoring:
         made = {need.argument: batch.column(need) for need in self.read.needs}
         arguments = {**self.columns, **made, **self.options}
         plan = self.objective._plan(arguments)
-        arrays = plan._as_arrays({**arguments, **self.objective._arrays})
-        return plan.bind(on_cpu(arrays), self.objective._numbers, TORCH).totals()
+        return plan.totals({**arguments, **self.objective._arrays}, self.objective._numbers)
 
     def looked_at(self, values: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
         """Statistics in the labels' alignment, detached: `values` come in the logits', `GRADIENT` is made here."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from prefuse._buffers import View, optional_view, view
+from prefuse._dense import other_than_dense
 
 STATISTICS = (
     "logp",
@@ -193,8 +194,9 @@ def check_tensor(
         raise TypeError(
             f"{name}: expected a local tensor, got a DTensor; pass {name}.to_local() or {name}.full_tensor()"
         )
-    if tensor.layout != torch.strided:
-        raise ValueError(f"{name}: expected a dense (strided) tensor, got layout {tensor.layout}")
+    other = other_than_dense(tensor)
+    if other is not None:
+        raise TypeError(f"{name}: expected a dense (strided) tensor, got {other}")
     if tensor.dtype not in dtypes:
         raise TypeError(f"{name}: expected {wanted} tensor, got {tensor.dtype}")
     if like is not None and tensor.device != like.device:

@@ -131,7 +131,7 @@ def _devices() -> list[Finding]:
     try:
         devices = _prefuse.cuda_devices()
     except RuntimeError:
-        return [Finding("GPU", "none seen: no driver")]
+        return [Finding("GPU", "none seen without a driver that can be used")]
     if not devices:
         return [
             Finding(
@@ -193,7 +193,9 @@ def _asked(part: str, question: Callable[[], str]) -> Finding:
     try:
         return Finding(part, question())
     except RuntimeError as error:
-        return Finding(part, "not found", str(error))
+        text = str(error)
+        state = next((state for state in ("not found", "too old", "a toolkit's stub") if state in text), "not usable")
+        return Finding(part, state, text)
 
 
 def _dotted(number: int, unit: int, minor: int) -> str:

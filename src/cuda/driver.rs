@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 use std::sync::{Mutex, OnceLock};
 
@@ -60,23 +59,62 @@ fn initialise() -> Result<()> {
                 .into(),
         ));
     }
-    guarded("initialising the driver", result::init)?;
+    let lacking = lacking();
+    if !lacking.is_empty() {
+        return Err(CudaError(format!(
+            "the CUDA driver is too old (it lacks {}): update NVIDIA's driver, or use CPU tensors",
+            lacking.join(", ")
+        )));
+    }
+    result::init().map_err(|error| match error.0 {
+        sys::cudaError_enum::CUDA_ERROR_STUB_LIBRARY => CudaError(
+            "the CUDA driver that was found is a toolkit's stub: take the folder of its libcuda.so out of \
+             LD_LIBRARY_PATH"
+                .into(),
+        ),
+        _ => failed("initialising the driver")(error),
+    })?;
     INITIALISED.get_or_init(std::process::id);
     Ok(())
 }
 
-/// Runs `call`, turning a driver error into a sentence and a missing driver function (cudarc panics) into an error.
-fn guarded<T>(
-    doing: &str,
-    call: impl FnOnce() -> std::result::Result<T, DriverError> + std::panic::UnwindSafe,
-) -> Result<T> {
-    match catch_unwind(call) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(CudaError(format!("CUDA: {doing}: {error:?}"))),
-        Err(_) => Err(CudaError(format!(
-            "CUDA: {doing}: the driver is too old (it lacks a function); update NVIDIA's driver"
-        ))),
+/// Every function of the driver that is called, here or by cudarc on the way, which panics where one is not there.
+const FUNCTIONS: [&str; 18] = [
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuDeviceGetCount",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetName",
+    "cuDevicePrimaryCtxRetain",
+    "cuCtxPushCurrent_v2",
+    "cuCtxPopCurrent_v2",
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+    "cuFuncGetAttribute",
+    "cuFuncSetAttribute",
+    "cuStreamIsCapturing",
+    "cuLaunchKernel",
+    "cuLaunchKernelEx",
+];
+
+/// Those of [`FUNCTIONS`] that the driver lacks.
+fn lacking() -> Vec<&'static str> {
+    // SAFETY: loads the library, which is there, and looks names up in it.
+    unsafe {
+        let library = sys::culib();
+        FUNCTIONS
+            .into_iter()
+            .filter(|name| library.get::<*const c_void>(name.as_bytes()).is_err())
+            .collect()
     }
+}
+
+/// A driver error as a sentence.
+fn failed(doing: &str) -> impl FnOnce(DriverError) -> CudaError {
+    move |error| CudaError(format!("CUDA: {doing}: {error:?}"))
 }
 
 /// The driver's CUDA version, 13020 for 13.2.
@@ -84,17 +122,15 @@ pub fn version() -> Result<i32> {
     initialise()?;
     let mut version = 0;
     // SAFETY: writes one integer.
-    guarded("reading the driver's version", move || unsafe {
-        sys::cuDriverGetVersion(&mut version)
-            .result()
-            .map(|()| version)
-    })
+    unsafe { sys::cuDriverGetVersion(&mut version).result() }
+        .map_err(failed("reading the driver's version"))?;
+    Ok(version)
 }
 
 /// The number of devices.
 pub fn count() -> Result<i32> {
     initialise()?;
-    guarded("counting devices", result::device::get_count)
+    result::device::get_count().map_err(failed("counting devices"))
 }
 
 impl Device {
@@ -107,7 +143,7 @@ impl Device {
         if let Some(device) = devices.iter().find(|device| device.ordinal == ordinal) {
             return Ok(device);
         }
-        let device = guarded("opening the device", move || Device::open(ordinal))?;
+        let device = Device::open(ordinal).map_err(failed("opening the device"))?;
         // One per device of the machine, kept as long as the process.
         let device: &'static Device = Box::leak(Box::new(device));
         devices.push(device);
@@ -155,16 +191,18 @@ impl Device {
         let nvrtc = nvrtc()?;
         let cubin = cache::compiled(nvrtc, program, nvrtc.architecture_for(self.capability)?)?;
         let name = std::ffi::CString::new(program.kernel).unwrap_or_default();
-        let (has_dynamic_shared, shared) = (launch.shared > 0, self.shared);
-        // SAFETY: a complete cubin, from NVRTC or verified by its hash.
-        let function = guarded(&format!("loading {key}"), move || unsafe {
-            let module = result::module::load_data(cubin.as_ptr().cast())?;
-            let function = result::module::get_function(module, name)?;
-            if has_dynamic_shared {
-                allow_all_shared(function, shared)?;
+        let load = || {
+            // SAFETY: a complete cubin, from NVRTC or verified by its hash.
+            let module = unsafe { result::module::load_data(cubin.as_ptr().cast())? };
+            // SAFETY: the module has just been loaded.
+            let function = unsafe { result::module::get_function(module, name)? };
+            if launch.shared > 0 {
+                // SAFETY: as above, in the current context.
+                unsafe { allow_all_shared(function, self.shared)? };
             }
             Ok(function)
-        })?;
+        };
+        let function = load().map_err(failed(&format!("loading {key}")))?;
         functions.insert(key, Function(function));
         Ok(Function(function))
     }
@@ -190,14 +228,10 @@ unsafe fn allow_all_shared(
 
 fn is_capturing(stream: sys::CUstream) -> Result<bool> {
     let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    let stream = stream as usize;
     // SAFETY: the stream is the caller's, of the current context.
-    guarded("looking at the stream", move || unsafe {
-        sys::cuStreamIsCapturing(stream as sys::CUstream, &mut status)
-            .result()
-            .map(|()| status)
-    })
-    .map(|status| status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    unsafe { sys::cuStreamIsCapturing(stream, &mut status).result() }
+        .map_err(failed("looking at the stream"))?;
+    Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }
 
 /// Makes a context current for a scope, on this thread, and brings back the one before.
@@ -205,11 +239,9 @@ struct Current;
 
 impl Current {
     fn enter(context: sys::CUcontext) -> Result<Current> {
-        let context = context as usize;
         // SAFETY: a retained primary context.
-        guarded("entering the device's context", move || unsafe {
-            sys::cuCtxPushCurrent_v2(context as sys::CUcontext).result()
-        })?;
+        unsafe { sys::cuCtxPushCurrent_v2(context).result() }
+            .map_err(failed("entering the device's context"))?;
         Ok(Current)
     }
 }
@@ -233,11 +265,9 @@ pub unsafe fn launch(device: &Device, stream: usize, launches: &[Launch]) -> Res
     let _current = Current::enter(device.context)?;
     for launch in launches {
         let function = device.function(launch, stream as sys::CUstream)?.0;
-        let queued = || {
-            // SAFETY: the argument is the kernel's one parameter, copied by the driver before it returns; its addresses are the caller's word.
-            unsafe { queue(function, stream as sys::CUstream, launch) }
-        };
-        guarded(launch.program.kernel, AssertUnwindSafe(queued))?;
+        // SAFETY: the argument is the kernel's one parameter, copied by the driver before it returns; its addresses are the caller's word.
+        unsafe { queue(function, stream as sys::CUstream, launch) }
+            .map_err(failed(launch.program.kernel))?;
     }
     Ok(())
 }

@@ -26,6 +26,7 @@ BAD = {
     "weight the wrong way round": lambda: {"weight": torch.zeros(8, 53)},
     "the head itself as weight": lambda: {"weight": torch.nn.Linear(8, 53)},
     "weight of another rank": lambda: {"weight": torch.zeros(53)},
+    "weight partitioned": lambda: {"weight": torch.zeros(0)},
     "weight without classes": lambda: {"weight": torch.zeros(0, 8)},
     "weight of another dtype": lambda: {"weight": torch.zeros(53, 8).double()},
     "bias of another size": lambda: {"bias": torch.zeros(52)},

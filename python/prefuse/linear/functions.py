@@ -485,7 +485,13 @@ def _check_hidden(name: str, hidden: Tensor) -> None:
 def _check_weight(name: str, weight: Tensor, hidden: Tensor) -> None:
     check_tensor(name, weight, FLOATS, "a floating-point", like=hidden)
     if weight.ndim != 2 or weight.shape[0] == 0:
-        raise ValueError(f"{name}: expected shape (V, H) with V >= 1, got {tuple(weight.shape)}")
+        sharded = (
+            ", the shape of a parameter that FSDP1 has flattened or DeepSpeed ZeRO-3 has partitioned: pass the wrapped "
+            "model to prefuse.head, or gather the parameter around the call"
+        )
+        raise ValueError(
+            f"{name}: expected shape (V, H) with V >= 1, got {tuple(weight.shape)}{sharded if weight.ndim == 1 else ''}"
+        )
     _check_features("hidden" if name == "weight" else "reference_hidden", hidden, name, weight)
     if weight.dtype != hidden.dtype:
         raise TypeError(

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from .._dense import other_than_dense
+
 View = tuple[int, str, tuple[int, ...], tuple[int, ...]]
 Array = Any  # a torch.Tensor or a numpy.ndarray, always the same of the two within one call
 
@@ -229,6 +231,9 @@ def library_of(arguments: Mapping[str, Array]) -> Arrays:
             found.setdefault(NUMPY.name, name)
         else:
             raise TypeError(f"{name}: expected a torch.Tensor or a numpy.ndarray, got {type(value).__name__}")
+        other = other_than_dense(value)
+        if other is not None:
+            raise TypeError(f"{name}: expected a dense (strided) array, got {other}")
         real = not value.is_complex() if isinstance(value, torch.Tensor) else value.dtype.kind in "fiub"
         if not real:
             raise TypeError(f"{name}: expected real numbers, got dtype {value.dtype}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
+
 from ..errors import LanguageError
 
 _INTERVAL = re.compile(r"([\[(])\s*([^,\s]+)\s*,\s*([^,\s]+)\s*([\])])")
@@ -47,6 +49,10 @@ class Bounds:
 
 
 def _extremes(value: Any) -> tuple[float, ...]:
+    """The least and the largest number; of what holds none, nothing."""
     if not hasattr(value, "shape"):
         return (float(value),)
-    return (value.min().item(), value.max().item()) if 0 not in value.shape else ()
+    if 0 in value.shape or getattr(value, "is_meta", False):
+        return ()
+    wide = value.double() if isinstance(value, torch.Tensor) else value
+    return wide.min().item(), wide.max().item()

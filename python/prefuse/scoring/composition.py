@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LanguageError
 from ..tracing.kinds import Kind
 from ..tracing.trace import Trace
+from .arrays import library_of
 from .definition import Built, Definition
 from .settings import Setting, is_array, is_number
 
@@ -135,6 +136,7 @@ def weigh(objective: Objective, weight: Any, detach: bool) -> Objective:
     if isinstance(weight, str):
         return _make(Weighted(part, weight, detach, settings, True))
     if is_array(weight):
+        library_of({"weight": weight})
         return _make(Weighted(part, "weight", detach, settings | {"weight": weight}, False))
     raise TypeError(
         f"weight: expected an objective, the name of a column, or an array with one value per item, "

@@ -107,26 +107,33 @@ class Plan:
     def score(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         """Score a batch; with torch, loss and losses carry gradients."""
         refuse_transforms(arguments.values())
-        call = bind_plain(self.traced, numbers, arguments) if self.plain else None
-        if call is not None:
-            try:
+        try:
+            call = bind_plain(self.traced, numbers, arguments) if self.plain else None
+            if call is not None:
                 return _scored(call, reduction, call.trainable)
-            except ValueError:  # the general way copes, or says what is wrong
-                pass
+        except (ValueError, RuntimeError):  # the general way copes, or says what is wrong
+            pass
         return self._score_other(arguments, numbers, reduction)
 
     def value_and_grad(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
         """Score a batch with the gradients of its loss."""
         refuse_transforms(arguments.values())
-        call = bind_plain(self.traced, numbers, arguments) if self.plain else None
-        if call is not None:
-            wrt = call.trainable or tuple(self.traced.columns)
-            try:
+        try:
+            call = bind_plain(self.traced, numbers, arguments) if self.plain else None
+            if call is not None:
+                wrt = call.trainable or tuple(self.traced.columns)
                 loss, losses, extras, gradients = call.score(reduction, wrt, apart=False)
-            except ValueError:  # as above
-                return self._differentiate_other(arguments, numbers, reduction)
-            return Score(loss, losses, call, extras, dict(zip(wrt, gradients, strict=True)))
+                return Score(loss, losses, call, extras, dict(zip(wrt, gradients, strict=True)))
+        except (ValueError, RuntimeError):  # as above
+            pass
         return self._differentiate_other(arguments, numbers, reduction)
+
+    def totals(self, arguments: Mapping[str, Array], numbers: Mapping[str, float]) -> dict[str, float]:
+        """Return the numbers of this batch that a caller may give in their place."""
+        arguments = self._as_arrays(arguments)
+        library_of(arguments)
+        common_device(arguments)
+        return self.bind(on_cpu(arguments), numbers, TORCH).totals()
 
     def bind(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], arrays: Arrays) -> Call:
         """Bind arrays on the CPU, whatever their layout."""

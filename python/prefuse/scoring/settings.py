@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .arrays import library_of
+
 Setting = Any  # a hyper-parameter's value: number, bool, str, None, or an array
 
 
@@ -65,6 +67,8 @@ def check_setting(name: str, default: Setting, value: Setting) -> None:
         )
     if not fits:
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    if is_array(value):
+        library_of({name: value})  # refuses what does not hold real numbers one by one
 
 
 def check_reduction(reduction: Any, allowed: tuple[str, ...]) -> str:
