@@ -22,6 +22,16 @@ KNOWN = {
 }
 """By number of processes, of each step: the loss of the first process, and the norm of the head's gradient."""
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "partitioned": {"stage3_param_persistence_threshold": 0},
+    "whole all the time": {"stage3_param_persistence_threshold": 10**6},
+    "overlapping": {"stage3_param_persistence_threshold": 0, "overlap_comm": True},
+    "gradients apart": {"stage3_param_persistence_threshold": 0, "contiguous_gradients": False},
+    "checked": {"stage3_param_persistence_threshold": 0, "enable_sanity_checks": True},
+    "offloaded": {"stage3_param_persistence_threshold": 0, "offload_param": {"device": "cpu"}},
+}
+"""Of ZeRO-3, none of which changes a number."""
+
 
 class Model(nn.Module):
     def __init__(self) -> None:
@@ -34,14 +44,15 @@ class Model(nn.Module):
         return torch.tanh(self.layer(self.embed(tokens)))
 
 
-def trained(by_prefuse: bool) -> tuple[list[float], list[float]]:
+def trained(by_prefuse: bool, options: dict[str, Any]) -> tuple[list[float], list[float]]:
     """Losses of this process and norms of the gradient of the head, of two steps."""
     import deepspeed
     from deepspeed.utils import safe_get_full_grad
 
     torch.manual_seed(0)
     model = Model()
-    engine: Any = started(3, model, torch.optim.Adam(model.parameters(), lr=1e-2))
+    zero = {"stage": 3, **options}
+    engine: Any = started(3, model, torch.optim.Adam(model.parameters(), lr=1e-2), zero_optimization=zero)
     tokens = torch.arange(12).reshape(2, 6) + dist.get_rank()
     losses, norms = [], []
     for _ in range(2):
@@ -60,13 +71,17 @@ def trained(by_prefuse: bool) -> tuple[list[float], list[float]]:
     return losses, norms
 
 
-def compare(known: tuple[list[float], list[float]], by_prefuse: bool) -> None:
-    losses, norms = trained(by_prefuse)
+def compare(known: tuple[list[float], list[float]], by_prefuse: bool, options: dict[str, Any]) -> None:
+    losses, norms = trained(by_prefuse, options)
     assert norms == pytest.approx(known[1], abs=1e-6)
     if dist.get_rank() == 0:
         assert losses == pytest.approx(known[0], abs=2e-6)
 
 
-@pytest.mark.parametrize("by_prefuse", [False, True], ids=["DeepSpeed alone", "prefuse"])
-def test_known_numbers(processes, by_prefuse):
-    processes.run(compare, KNOWN[processes.size], by_prefuse)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_known_numbers(processes, options):
+    processes.run(compare, KNOWN[processes.size], True, OPTIONS[options])
+
+
+def test_the_numbers_are_those_of_deepspeed_alone(processes):
+    processes.run(compare, KNOWN[processes.size], False, OPTIONS["partitioned"])
