@@ -10,11 +10,16 @@ RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 
 BENCHES := rows objectives head curate denoising
 BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 
-.PHONY: demo models test test-rust test-python lint bench $(BENCHES) docs gallery site smoke wheel clean help
+# DeepSpeed in an environment of its own: transformers and others behave differently where it is installed.
+DEEPSPEED      := 0.19.8
+DEEPSPEED_VENV ?= $(VENV)-deepspeed
+
+.PHONY: demo models test test-rust test-python test-deepspeed lint bench $(BENCHES) docs gallery site smoke wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
 	@echo "make test    all tests (Rust and Python)"
+	@echo "make test-deepspeed  beside the real DeepSpeed, on the CPU (takes g++; the first time compiles for minutes)"
 	@echo "make lint    rustfmt, clippy, ruff, mypy"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising)"
 	@echo "make docs    write the catalogue's pages from the objectives and their tests"
@@ -35,6 +40,14 @@ test-rust:
 # OpenMP's threads of two processes would wait for each other's processors.
 test-python: $(VENV)/.test
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+
+# DeepSpeed compiles an extension with ninja, which is installed beside it, and g++. The lock of a build that was killed
+# makes older versions of PyTorch wait for ever.
+test-deepspeed: $(DEEPSPEED_VENV)/.created
+	@command -v $${CXX:-g++} >/dev/null || { echo "DeepSpeed compiles an extension: install g++, or set CXX"; exit 1; }
+	rm -f $(DEEPSPEED_VENV)/extensions/*/lock
+	PATH="$(abspath $(DEEPSPEED_VENV))/bin:$$PATH" TORCH_EXTENSIONS_DIR=$(abspath $(DEEPSPEED_VENV))/extensions DS_ACCELERATOR=cpu \
+		python -m pytest tests/real_deepspeed $(PYTEST)
 
 lint: $(VENV)/.test $(VENV)/.lint
 	cargo fmt --check
@@ -70,12 +83,20 @@ wheel: $(VENV)/.created
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf target dist site $(VENV) python/prefuse/*.so demo-output
+	rm -rf target dist site $(VENV) $(DEEPSPEED_VENV) python/prefuse/*.so demo-output
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prefuse needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0])'
 	@command -v cargo >/dev/null || { echo "prefuse is built from Rust: install a toolchain (rustup) so that cargo is on PATH"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# Sees what the tests' environment has.
+$(DEEPSPEED_VENV)/.created: $(VENV)/.test
+	$(BIN)/python -m venv $(DEEPSPEED_VENV)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(DEEPSPEED_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
+	$(DEEPSPEED_VENV)/bin/pip install --quiet --disable-pip-version-check deepspeed==$(DEEPSPEED) ninja
 	touch $@
 
 # Editable: Python changes need no reinstall, changed Rust sources rebuild the extension.

@@ -38,9 +38,6 @@ def cut_up(tensor):
     parameter = torch.nn.Parameter(tensor.detach().clone())
     parameter.whole, parameter.ds_shape, parameter.ds_status = parameter.data, parameter.shape, PARTED
     parameter.data = torch.empty(0)
-    parameter.register_hook(
-        lambda gradient: gather(parameter)
-    )  # DeepSpeed's hooks hold it whole while autograd adds to it
     return parameter
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import enum
+import gc
 import sys
 import types
+import weakref
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import prefuse
 from prefuse.linear.functions import linear_token_stats
@@ -32,12 +35,17 @@ class DeepSpeed:
         self.whole: dict[int, Tensor] = {}
         self.log: list[tuple[str, tuple[str, ...]]] = []
         self.names: dict[int, str] = {}
+        self.reduced: list[str] = []
+        """Whose gradients arrived, in order."""
+        self.spoils = True
+        """Whether memory is overwritten when a parameter gives it back: nothing should hold on to it."""
 
     def partition(self, **parameters: nn.Parameter) -> None:
         for name, parameter in parameters.items():
             parameter.ds_id, parameter.ds_shape = len(self.names), parameter.shape
             self.names[parameter.ds_id], self.whole[parameter.ds_id] = name, parameter.data
-            parameter.hooked = parameter.expand_as(parameter).grad_fn  # as DeepSpeed does: autograd so learns the shape
+            if parameter.requires_grad:  # a hook of the parameter's, as DeepSpeed has it: no node of autograd is kept
+                parameter.register_post_accumulate_grad_hook(self._reduce)
             self._release(parameter)
 
     def gather(self, parameter: nn.Parameter) -> None:
@@ -48,6 +56,15 @@ class DeepSpeed:
     def _release(self, parameter: nn.Parameter) -> None:
         parameter.data = torch.empty(0, dtype=parameter.dtype)
         parameter.ds_status = ZeroParamStatus.NOT_AVAILABLE
+
+    def release(self, parameter: nn.Parameter) -> None:
+        if self.spoils:
+            parameter.data.fill_(torch.nan)
+        self._release(parameter)
+
+    def _reduce(self, parameter: nn.Parameter) -> None:
+        assert parameter.grad.shape == parameter.ds_shape  # DeepSpeed fails, too, where there is no gradient
+        self.reduced.append(self.names[parameter.ds_id])
 
     def record(self, what: str, parameters: list[nn.Parameter]) -> None:
         self.log.append((what, tuple(self.names[parameter.ds_id] for parameter in parameters)))
@@ -69,8 +86,7 @@ def deepspeed(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeepSpeed]:
         def __exit__(self, *error: object) -> None:
             played.record("exit", self.params)
             for parameter in self.params:
-                parameter.data.fill_(torch.nan)
-                played._release(parameter)
+                played.release(parameter)
 
     module = types.ModuleType("deepspeed")
     module.zero = types.SimpleNamespace(GatheredParameters=GatheredParameters)
@@ -115,6 +131,8 @@ def agrees(played: DeepSpeed, wanted: dict[str, bool], *stats: str, **options: o
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=0, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
     assert all(parameter.ds_status is ZeroParamStatus.NOT_AVAILABLE for parameter in given.values())
+    assert sorted(played.reduced) == sorted(name for name, wants in wanted.items() if wants)
+    played.reduced.clear()
     entered = [names for what, names in played.log if what == "enter"]
     assert played.log == [(what, names) for names in entered for what in ("enter", "exit")]
     return entered
@@ -163,8 +181,10 @@ def test_a_reference_that_requires_grad_gets_none(deepspeed):
     labels = integers(CLASSES, TOKENS, seed=12)
     options = {"reference_hidden": hidden + 1, "reference_weight": other}
     linear_token_stats(hidden, weight, labels, "kl", **options).kl.sum().backward()
+    assert deepspeed.reduced == ["weight"]
     assert weight.grad is not None
     assert other.grad is None
+    assert other.requires_grad
 
 
 def test_under_autocast(deepspeed):
@@ -237,3 +257,123 @@ def test_an_error_leaves_everything_partitioned(deepspeed):
     with pytest.raises(ValueError, match=rf"hidden: expected {FEATURES} features, as weight of shape"):
         linear_token_stats(normal(TOKENS, 4, seed=1, dtype=F64), given["weight"], integers(CLASSES, TOKENS, seed=2))
     assert given["weight"].ds_status is ZeroParamStatus.NOT_AVAILABLE
+
+
+def logps(weight: nn.Parameter, seed: int = 10) -> tuple[Tensor, Tensor]:
+    """Hidden states, and the log-probabilities they give."""
+    hidden = normal(TOKENS, FEATURES, seed=seed, dtype=F64).requires_grad_()
+    return hidden, prefuse.linear_token_logps(hidden, weight, integers(CLASSES, TOKENS, seed=12))
+
+
+def weights(played: DeepSpeed) -> tuple[nn.Parameter, nn.Parameter]:
+    """The same weight twice: whole, and partitioned."""
+    plain, cut = (parameters(weight=True)["weight"] for _ in range(2))
+    played.partition(weight=cut)
+    return plain, cut
+
+
+def test_several_calls_before_one_backward(deepspeed):
+    plain, cut = weights(deepspeed)
+    for weight in (plain, cut):
+        (logps(weight)[1].sum() + logps(weight, seed=20)[1].square().sum()).backward()
+    torch.testing.assert_close(cut.grad, plain.grad, rtol=0, atol=1e-12)
+    assert deepspeed.reduced == ["weight"]
+
+
+def test_gradients_of_several_backward_passes_add_up(deepspeed):
+    """Their graphs made one after another, and all before the first of them goes back."""
+    for ahead in (False, True):
+        deepspeed.reduced.clear()
+        plain, cut = weights(deepspeed)
+        for weight in (plain, cut):
+            made = (logps(weight, seed=seed)[1].sum() for seed in range(20, 23))
+            for loss in list(made) if ahead else made:
+                loss.backward()
+                assert weight.shape == (plain.shape if weight is plain else (0,))
+        torch.testing.assert_close(cut.grad, plain.grad, rtol=0, atol=1e-12)
+        assert len(deepspeed.reduced) == 3
+
+
+def test_a_graph_that_goes_back_twice(deepspeed):
+    plain, cut = weights(deepspeed)
+    for weight in (plain, cut):
+        loss = logps(weight)[1].sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+    torch.testing.assert_close(cut.grad, plain.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_head_under_a_checkpoint(deepspeed, reentrant):
+    deepspeed.spoils = reentrant  # the other kind holds on to what it has made again
+    plain, cut = weights(deepspeed)
+    hidden = normal(TOKENS, FEATURES, seed=10, dtype=F64).requires_grad_()
+    labels = integers(CLASSES, TOKENS, seed=12)
+    for weight in (plain, cut):
+
+        def head(hidden: Tensor, weight: nn.Parameter = weight) -> Tensor:
+            return prefuse.linear_token_logps(hidden, weight, labels, plan="recompute")
+
+        checkpoint(head, hidden, use_reentrant=reentrant).sum().backward()
+    torch.testing.assert_close(cut.grad, plain.grad, rtol=0, atol=1e-12)
+
+
+def test_a_head_that_is_whole_in_the_call_and_partitioned_in_the_backward_pass(deepspeed):
+    plain, cut = weights(deepspeed)
+    deepspeed.gather(cut)
+    losses = [logps(weight)[1].sum() for weight in (plain, cut)]
+    deepspeed.release(cut)
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(cut.grad, plain.grad, rtol=0, atol=1e-12)
+    assert deepspeed.reduced == ["weight"]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_tied_head(deepspeed, whole):
+    """The embedding is whole while its module is at work, and may stay so until the head's call is over."""
+    plain, cut = weights(deepspeed)
+    tokens = integers(CLASSES, TOKENS, seed=12)
+    losses = []
+    for weight in (plain, cut):
+        if weight is cut:
+            deepspeed.gather(cut)
+        hidden = nn.functional.embedding(tokens, weight)
+        if weight is cut and not whole:
+            deepspeed.release(cut)
+        losses.append(prefuse.linear_token_logps(hidden, weight, tokens).sum())
+    if whole:
+        deepspeed.release(cut)
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(cut.grad, plain.grad, rtol=0, atol=1e-12)
+    assert deepspeed.reduced == ["weight"]
+
+
+def test_nothing_keeps_a_parameter(deepspeed):
+    """Neither its graph, when that is gone, nor a cycle."""
+    gc.disable()
+    try:
+        for backward in (True, False):
+            cut = weights(deepspeed)[1]
+            gone, (_, values) = weakref.ref(cut), logps(cut)
+            if backward:
+                values.sum().backward()
+            del cut, values, _
+            assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_graph_of_the_partitioned_parameter_is_refused(deepspeed):
+    """It expects an empty gradient, and autograd has one node per parameter."""
+    cut = weights(deepspeed)[1]
+    other = cut.sum()
+    with pytest.raises(
+        RuntimeError, match=rf"shape \[{CLASSES}, {FEATURES}\] .* while it was partitioned .* shape \[0\]"
+    ):
+        logps(cut)
+    assert cut.ds_status is ZeroParamStatus.NOT_AVAILABLE
+    del other
+    logps(cut)[1].sum().backward()
+    assert cut.grad.shape == (CLASSES, FEATURES)

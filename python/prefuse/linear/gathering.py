@@ -46,21 +46,52 @@ def gathered_head(
 ) -> contextlib.AbstractContextManager[None]:
     """`gathered` for what a head's call was given, not checked yet: shapes show only where parameters are whole."""
     matrices = lora[:2] if isinstance(lora, tuple | list) else ()
-    return gathered([weight, bias, *matrices, reference_weight, reference_bias])
+    return gathered([weight, bias, *matrices], constants=[reference_weight, reference_bias])
 
 
 @contextlib.contextmanager
-def gathered(*groups: Sequence[Any]) -> Iterator[None]:
-    """Holds parameters that DeepSpeed ZeRO-3 has partitioned whole while the block runs."""
-    for tensor in itertools.chain(*groups):
-        if is_zero3(tensor) and tensor.requires_grad and torch.is_grad_enabled():
-            _let_gradients_in(tensor)
-    parts = {id(tensor): tensor for group in groups for tensor in group if _is_partitioned(tensor)}
-    if not parts:
+def gathered(*groups: Sequence[Any], constants: Sequence[Any] = ()) -> Iterator[None]:
+    """Holds parameters that DeepSpeed ZeRO-3 has partitioned whole while the block runs.
+
+    Gradients of graphs made in the block arrive after they are partitioned again, which `_let_gradients_in` allows.
+    Parameters that are among `constants` alone require none for as long.
+    """
+    parameters = {id(tensor): tensor for tensor in itertools.chain(*groups, constants) if is_zero3(tensor)}
+    if not parameters:
         yield
         return
-    with sys.modules["deepspeed"].zero.GatheredParameters(list(parts.values())):
+    differentiated = {id(tensor) for tensor in itertools.chain(*groups)}
+    partitioned = [tensor for tensor in parameters.values() if _is_partitioned(tensor)]
+    with (
+        _whole_for_now(partitioned),
+        _without_gradient([tensor for key, tensor in parameters.items() if key not in differentiated]),
+    ):
+        # Parameters do not own their nodes: these must live until the block's graph, if it makes one, owns them.
+        nodes = [_let_gradients_in(tensor) for tensor in parameters.values() if _wants_gradient(tensor)]
         yield
+        del nodes
+
+
+def _whole_for_now(partitioned: list[Any]) -> contextlib.AbstractContextManager[Any]:
+    if not partitioned:
+        return contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[Any] = sys.modules["deepspeed"].zero.GatheredParameters(partitioned)
+    return context
+
+
+@contextlib.contextmanager
+def _without_gradient(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Keeps parameters out of the block's graph: DeepSpeed fails where no gradient comes to one that is in it."""
+    changed = [parameter.requires_grad_(False) for parameter in parameters if _wants_gradient(parameter)]
+    try:
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad_(True)
+
+
+def _wants_gradient(tensor: Tensor) -> bool:
+    return tensor.requires_grad and tensor.is_leaf and torch.is_grad_enabled()
 
 
 def is_zero3(tensor: Any) -> bool:
@@ -74,14 +105,26 @@ def _is_partitioned(tensor: Any) -> bool:
     return status is not None and getattr(status, "name", "") != "AVAILABLE" and "deepspeed" in sys.modules
 
 
-def _let_gradients_in(parameter: Tensor) -> None:
-    """Has autograd take a gradient of a parameter that is partitioned when the gradient arrives.
+def _let_gradients_in(parameter: Tensor) -> Any:
+    """The node that accumulates a whole parameter's gradient, able to when the parameter is partitioned by then.
 
-    It lays the gradient out as the parameter is, which then is empty; so for this moment the gradient stands in for it.
+    The node expects gradients of the shape that the parameter had when the node was made, so it must be made while the
+    parameter is whole. It lays the gradient out as the parameter is, which is empty when partitioned; so for this
+    moment the gradient stands in for it.
+
+    Raises:
+        RuntimeError: the parameter has a node already, made while it was partitioned.
     """
     node: Any = parameter.view_as(parameter).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
     if _LETS_IN in node.metadata:
-        return
+        return node
+    expected = tuple(node._input_metadata[0].shape)
+    if expected != tuple(parameter.shape):
+        raise RuntimeError(
+            f"a parameter of shape {list(parameter.shape)} that ZeRO-3 partitions is still in a graph that was made"
+            f" while it was partitioned and expects gradients of shape {list(expected)}: gather it with"
+            " deepspeed.zero.GatheredParameters wherever it is used, or let that graph go before this call"
+        )
     node.metadata[_LETS_IN] = True
     partitioned: list[Tensor] = []
 
@@ -96,3 +139,4 @@ def _let_gradients_in(parameter: Tensor) -> None:
 
     node.register_prehook(stand_in)
     node.register_hook(step_back)
+    return node
