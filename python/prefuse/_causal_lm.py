@@ -6,6 +6,7 @@ Imports neither transformers nor PEFT; what it needs of them is loaded where a m
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -37,6 +38,12 @@ _SOFTCAPS = {
 }
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 """Names by which forward passes transform logits, and those of the configuration's numbers."""
+
+
+_IN_FRONT = (
+    "; where the model puts tokens of its own in front (of an image, say), give the labels as many ignored ones, -100, "
+    "in front"
+)
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,11 @@ def run_inside(
     # The parts are looked up at each call: FSDP and PEFT replace them after patching.
     outputs = _backbone(causal_lm)(*args, **kwargs)
     hidden, weight, bias, lora = _in_one_dtype(outputs.last_hidden_state, causal_lm.get_output_embeddings())
+    if labels is not None and labels.ndim == 2 and hidden.shape[:2] != labels.shape:
+        raise ValueError(
+            f"labels: expected one per position of the hidden states of {type(causal_lm).__name__}, "
+            f"{tuple(hidden.shape)}, got {tuple(labels.shape)}{_IN_FRONT}"
+        )
     aux_loss = _load_balancing(causal_lm, outputs, kwargs) if kwargs.get("output_router_logits") else None
     softcap, scale, _ = _transform(causal_lm)
     return inside(
@@ -169,7 +181,7 @@ def of_outputs(causal_lm: Any, outputs: Any, labels: Tensor | None) -> HeadTenso
     if labels is not None and (logits.ndim != 3 or logits.shape[:2] != labels.shape):
         raise ValueError(
             f"labels: expected one per position of the logits of {type(causal_lm).__name__}, {tuple(logits.shape)}, "
-            f"got {tuple(labels.shape)}; models that put tokens of their own in front are not supported"
+            f"got {tuple(labels.shape)}{_IN_FRONT}"
         )
     aux_loss = getattr(outputs, "aux_loss", None)
     router_loss = None if aux_loss is None else _router_coefficient(causal_lm) * aux_loss
@@ -239,8 +251,9 @@ def _adapters(adapter: Any, lora: Any) -> Any:
 
 
 def _device_of(causal_lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device:
-    found = (value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-    return next(found, causal_lm.get_input_embeddings().weight.device)
+    given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    tensor: Tensor = next(itertools.chain(given, causal_lm.parameters()))
+    return tensor.device
 
 
 def _logits(causal_lm: Any, hidden: Tensor, softcap: float | None, scale: float) -> Tensor:
@@ -281,35 +294,72 @@ def find_causal_lm(model: Any) -> Any:
     Raises:
         TypeError: there is none.
     """
-    inner: Any = model
-    seen: list[str] = []
-    while True:
-        if not isinstance(inner, nn.Module):
-            raise TypeError(f"model: expected a transformers causal LM, got {type(inner).__name__}")
-        seen.append(type(inner).__name__)
-        if isinstance(inner, nn.DataParallel):
-            raise TypeError("model: torch.nn.DataParallel copies the model at each call; use DistributedDataParallel")
-        if (wrapped := next((inner._modules[name] for name in _WRAPPED if name in inner._modules), None)) is not None:
-            if not type(inner).__module__.startswith(_WRAPPERS):
-                raise TypeError(
-                    f"model: got {type(inner).__module__}.{type(inner).__qualname__} around a model, and what it "
-                    "makes of its logits is not known; pass the causal LM inside of it"
-                )
-            inner = wrapped
-        elif "peft" in sys.modules and isinstance(inner, sys.modules["peft"].PeftModel):
-            inner = inner.get_base_model()
-        elif "peft" in sys.modules and isinstance(inner, sys.modules["peft"].PeftMixedModel):
-            inner = inner.base_model.model
-        else:
-            break
+    layers = _layers(model)
+    inner: Any = layers[-1]
     config, embeddings = (getattr(inner, name, None) for name in ("config", "get_output_embeddings"))
     output = None if embeddings is None else embeddings()
     if output is None or config is None or getattr(config, "is_encoder_decoder", False):
+        names = " around ".join(type(each).__name__ for each in layers)
         raise TypeError(
-            f"model: expected a transformers causal LM, or one that is wrapped, got {' around '.join(seen)}, which has "
+            f"model: expected a transformers causal LM, or one that is wrapped, got {names}, which has "
             "no LM head over a decoder's hidden states"
         )
     return inner
+
+
+def _layers(model: Any) -> list[Any]:
+    """A model, what it wraps, and so on to the innermost."""
+    layers = [model]
+    peft = sys.modules.get("peft")
+    while True:
+        outer = layers[-1]
+        if not isinstance(outer, nn.Module):
+            raise TypeError(f"model: expected a transformers causal LM, got {type(outer).__name__}")
+        if isinstance(outer, nn.DataParallel):
+            raise TypeError("model: torch.nn.DataParallel copies the model at each call; use DistributedDataParallel")
+        if (wrapped := next((outer._modules[name] for name in _WRAPPED if name in outer._modules), None)) is not None:
+            if not type(outer).__module__.startswith(_WRAPPERS):
+                raise TypeError(
+                    f"model: got {type(outer).__module__}.{type(outer).__qualname__} around a model, and what it "
+                    "makes of its logits is not known; pass the causal LM inside of it"
+                )
+            layers.append(wrapped)
+        elif peft is not None and isinstance(outer, peft.PeftModel):
+            layers.append(outer.get_base_model())
+        elif peft is not None and isinstance(outer, peft.PeftMixedModel):
+            layers.append(outer.base_model.model)
+        else:
+            return layers
+
+
+@dataclass(frozen=True)
+class PeftMethod:
+    """What a PEFT model does to a call, beside its adapters.
+
+    Attributes:
+        name: of the active adapter's method, "" where there is none.
+        virtual_tokens: how many it puts in front of the tokens.
+    """
+
+    name: str = ""
+    virtual_tokens: int = 0
+
+    def aligned(self, labels: Tensor, length: int) -> Tensor:
+        """Labels with as many ignored ones in front as there are virtual tokens, should `length` be with these."""
+        front = length - labels.shape[-1]
+        return nn.functional.pad(labels, (front, 0), value=-100) if front == self.virtual_tokens else labels
+
+
+def peft_method(model: Any) -> PeftMethod:
+    """The method of the PEFT model among what wraps a causal LM."""
+    peft = sys.modules.get("peft")
+    for each in _layers(model):
+        if peft is not None and isinstance(each, peft.PeftModel):
+            config = each.active_peft_config
+            name = str(getattr(config.peft_type, "value", config.peft_type))
+            in_front = config.is_prompt_learning and name not in ("PREFIX_TUNING", "CARTRIDGE")
+            return PeftMethod(name, config.num_virtual_tokens if in_front else 0)
+    return PeftMethod()
 
 
 def check_fusable(causal_lm: Any) -> None:

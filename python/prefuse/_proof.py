@@ -129,17 +129,25 @@ def verdict(
 
 
 def _trials(causal_lm: Any, inputs: Mapping[str, Any], device: Any) -> list[dict[str, Any]]:
-    """Tokens that every process takes, then the inputs at hand."""
+    """Tokens that every process takes, then the inputs at hand, unless a trial would write into their cache."""
     config = causal_lm.config.get_text_config()
     special = {value for name, value in {**vars(causal_lm.config), **vars(config)}.items() if isinstance(value, int)}
-    classes = min(config.vocab_size, causal_lm.get_input_embeddings().num_embeddings)
+    classes = min(config.vocab_size, _rows(causal_lm.get_input_embeddings(), config.vocab_size))
     ordinary = [token for token in range(classes // 3, classes) if token not in special] or [0]
     step = max(1, len(ordinary) // (2 * _TOKENS))
     tokens = torch.tensor([[ordinary[(step * i) % len(ordinary)] for i in range(_TOKENS)]], device=device)
     shared: dict[str, Any] = {"use_cache": False, "return_dict": True}
     text = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     at_hand = {name: value for name, value in inputs.items() if name not in ("labels", "output_router_logits")}
-    return [{**text, **shared}, {**at_hand, **shared}]
+    cached = any(at_hand.get(name) is not None for name in ("past_key_values", "cache", "cache_params"))
+    return [{**text, **shared}] if cached else [{**text, **shared}, {**at_hand, **shared}]
+
+
+def _rows(embeddings: Any, default: int) -> int:
+    """How many tokens an embedding has; PEFT wraps it."""
+    while not hasattr(embeddings, "num_embeddings") and hasattr(embeddings, "base_layer"):
+        embeddings = embeddings.base_layer
+    return int(getattr(embeddings, "num_embeddings", default))
 
 
 def _tried(claim: Claim, own: Callable[..., Any], trials: list[dict[str, Any]], device: Any) -> str:

@@ -358,3 +358,51 @@ def check_router_loss(model: nn.Module) -> None:
         score = prefuse.head(model).preference_loss("simpo", labels=ids, inputs={"input_ids": ids})
     assert added > 0.01
     torch.testing.assert_close(score.loss - score.losses.mean(), added, rtol=1e-3, atol=1e-5)
+
+
+def test_a_cache_is_left_as_it_was_where_the_model_does_not_take_tokens_alone():
+    """Of prefix tuning: a trial with the cache at hand would write into it."""
+    model = causal_lm("llama").eval()
+    base = type(model)
+
+    class Prefixed(base):  # type: ignore[misc,valid-type]
+        def forward(self, *args: object, past_key_values: object = None, **kwargs: object) -> object:
+            if past_key_values is None:
+                raise ValueError("past_key_values: missing")
+            return base.forward(self, *args, past_key_values=past_key_values, **kwargs)
+
+    model.__class__ = Prefixed
+    tuned = peft().get_peft_model(model, peft().PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    check(tuned.eval(), "could not be tried: ValueError: past_key_values: missing")
+
+
+def test_an_image_in_front_asks_for_labels_of_its_length():
+    from transformers import GitConfig, GitForCausalLM
+
+    torch.manual_seed(0)
+    config = GitConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 8,
+            "patch_size": 4,
+        },
+    )
+    model = GitForCausalLM(config).eval()
+    ids, pixels = tokens(), torch.randn(2, 3, 8, 8)
+    inputs = {"input_ids": ids, "pixel_values": pixels}
+    head = prefuse.head(model)
+    with torch.no_grad():
+        with pytest.raises(ValueError, match=r"labels: expected one per position .*\(2, 17, .*got \(2, 12\).*in front"):
+            head.token_logps(ids, inputs=inputs)
+        labels = nn.functional.pad(ids, (5, 0), value=-100)
+        labels[:, 5] = -100
+        found = head.token_logps(labels, inputs=inputs)[:, -11:]
+        torch.testing.assert_close(found.double(), right(model, ids, pixel_values=pixels), rtol=1e-5, atol=1e-5)
