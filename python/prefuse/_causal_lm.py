@@ -5,6 +5,7 @@ Imports neither transformers nor PEFT; what it needs of them is loaded where a m
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import sys
@@ -141,13 +142,15 @@ def run_inside(
     kwargs |= {"use_cache": False, "return_dict": True}
     if getattr(config, "output_router_logits", False):
         kwargs.setdefault("output_router_logits", True)
-    if reason := _why_not_fused(causal_lm, args, kwargs, own):
+    reason, caught = _way(causal_lm, args, kwargs, own)
+    if reason:
         refuse_or_warn(causal_lm, reason, fallback)
         outputs = own(*args, **kwargs)
         return inside(outputs.logits, of_outputs(causal_lm, outputs, labels))
     # The parts are looked up at each call: FSDP and PEFT replace them after patching.
-    outputs = _backbone(causal_lm)(*args, **kwargs)
-    hidden, weight, bias, lora = _in_one_dtype(outputs.last_hidden_state, causal_lm.get_output_embeddings())
+    states = functools.partial(_caught_states, causal_lm, own) if caught else functools.partial(_states, causal_lm)
+    found, outputs = states(*args, **kwargs)
+    hidden, weight, bias, lora = _in_one_dtype(found, causal_lm.get_output_embeddings())
     if labels is not None and labels.ndim == 2 and hidden.shape[:2] != labels.shape:
         raise ValueError(
             f"labels: expected one per position of the hidden states of {type(causal_lm).__name__}, "
@@ -212,8 +215,58 @@ _WARNED = "_prefuse_warned"
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _why_not_fused(causal_lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any], own: Callable[..., Any]) -> str:
-    """Why the head has to be left to the model; "" where the product is proven to be its own."""
+def _way(causal_lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any], own: Callable[..., Any]) -> tuple[str, bool]:
+    """Why the head is left to the model, or "" where the product is proven; and whether to catch its hidden states.
+
+    Those of the backbone are tried first. Where the model does more to them before its head (a transform as BERT's),
+    its own forward runs, with a head that notes what it is called on and multiplies nothing.
+    """
+    reason = _why_not_fused(causal_lm, args, kwargs, own, caught=False)
+    if reason == "" or _why_not_fused(causal_lm, args, kwargs, own, caught=True):
+        return reason, False
+    return "", True
+
+
+def _states(causal_lm: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    """The last hidden states of the backbone [B, T, H], and all that it returns."""
+    outputs = _backbone(causal_lm)(*args, **kwargs)
+    return outputs.last_hidden_state, outputs
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _caught_states(causal_lm: Any, own: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    """What the model's own forward calls its head on [B, T, H], and all that it returns, with logits of no class.
+
+    Raises:
+        ValueError: it calls its head never, or several times.
+    """
+    module = causal_lm.get_output_embeddings()
+    caught: list[Tensor] = []
+
+    def note(hidden: Tensor) -> Tensor:
+        caught.append(hidden)
+        return hidden[..., :0]  # logits of no class
+
+    before = vars(module).get("forward")
+    module.forward = note
+    try:
+        outputs = own(*args, **kwargs)
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+    if len(caught) != 1:
+        name = type(causal_lm).__name__
+        raise ValueError(
+            f"model: expected {name} to call its LM head once, as on the first tokens, got {len(caught)} times"
+        )
+    return caught[0], outputs
+
+
+def _why_not_fused(
+    causal_lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any], own: Callable[..., Any], caught: bool
+) -> str:
+    """Why the product of the hidden states, caught or the backbone's, is not the model's logits; "" where it is."""
     module = causal_lm.get_output_embeddings()
     try:
         linear, adapter = _linear(module)
@@ -223,11 +276,9 @@ def _why_not_fused(causal_lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         return str(error).removeprefix("model: ")
     if weight.is_meta:
         return "its weight is offloaded" if _device_of(causal_lm, args, kwargs).type != "meta" else ""
-    backbone = _backbone(causal_lm)
 
     def hidden_of(inputs: Mapping[str, Any]) -> Tensor:
-        found: Tensor = backbone(**inputs).last_hidden_state
-        return found
+        return (_caught_states(causal_lm, own, **inputs) if caught else _states(causal_lm, **inputs))[0]
 
     def logits_of(hidden: Tensor) -> Tensor:
         return _logits(causal_lm, hidden.to(weight.device), softcap, scale)
@@ -236,8 +287,9 @@ def _why_not_fused(causal_lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     key = (
         *map(_proof.identity, (getattr(forward, "__func__", forward), type(causal_lm).forward, module, linear)),
         *(tuple(weight.shape), weight.dtype, softcap, scale, torch.is_autocast_enabled(weight.device.type)),
-        _adapters(adapter, lora),
+        *(_adapters(adapter, lora), caught),
     )
+    backbone = None if caught else _backbone(causal_lm)
     claim = _proof.Claim(backbone, module, logits_of, hidden_of, named, softcap is not None)
     names = list(inspect.signature(type(causal_lm).forward).parameters)[1:]
     named_inputs = dict(zip(names, args, strict=False)) | kwargs

@@ -235,8 +235,9 @@ def head(model: nn.Module, *, fallback: str | None = None) -> Head:
     A second call, with the model or anything it is wrapped in, patches nothing. `generate`, saving and copying the
     model go on as they did. Which of the configuration's numbers transform the logits (soft cap, scale) is read off the
     model's own forward pass. At the first call six tokens go through the model's own forward: the head is fused where
-    its logits are those of hidden states and weight, and nothing else happens to them on the way. Elsewhere the model
-    makes its logits, a warning says why, and everything here is computed of these.
+    its logits are those of hidden states and weight, and nothing else happens to them on the way. A transform before
+    the head is left to the model. Elsewhere it makes its logits, a warning says why, and everything here is computed of
+    these.
 
     Args:
         model: a transformers causal LM, vision-language models among them, or one wrapped by PEFT, DDP, FSDP,
