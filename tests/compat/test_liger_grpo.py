@@ -212,17 +212,16 @@ class TestErrors:
 
         # All log-probabilities are -log 5: the surrogate is -1, and the KL estimate 5 - log 5 - 1 times beta.
         assert float(call("bnpo")) == pytest.approx(-1 + 0.04 * (5 - math.log(5) - 1), rel=1e-6)
-        with pytest.raises(ValueError, match="sapo_temperature_neg: expected above 0, got False"):
+        with pytest.raises(ValueError, match="sapo_temperature_neg must be positive, got False"):
             call("sapo")
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"loss_type": "ppo"}, "loss_type: expected one of grpo, .*, got 'ppo'"),
-            ({"importance_sampling_level": "group"}, "importance_sampling_level: expected one of token, sequence"),
-            ({"sapo_temperature_pos": 0.0}, r"sapo_temperature_pos: expected above 0, got 0\.0"),
-            ({"sapo_temperature_neg": -1.0}, r"sapo_temperature_neg: expected above 0, got -1\.0"),
-            ({"delta": 0.0}, r"delta: expected above 0, got 0\.0"),
+            ({"sapo_temperature_pos": 0.0}, r"sapo_temperature_pos must be positive, got 0\.0"),
+            ({"sapo_temperature_neg": -1.0}, r"sapo_temperature_neg must be positive, got -1\.0"),
+            ({"delta": 0.0}, r"delta must be positive, got 0\.0"),
+            ({"delta": -1.0}, r"delta must be positive, got -1\.0"),
             ({"chunk_size": 0}, "chunk_size: expected at least 1, got 0"),
         ],
         ids=str,
@@ -230,6 +229,38 @@ class TestErrors:
     def test_options(self, options, message):
         with pytest.raises(ValueError, match=message):
             ours.LigerFusedLinearGRPOLoss(**options)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"loss_type": "ppo"}, "Unknown loss type: ppo; expected one of grpo, "),
+            ({"loss_type": None}, "Unknown loss type: None; expected one of grpo, "),
+            (
+                {"importance_sampling_level": "group"},
+                "Unknown importance sampling level: group; expected one of ",
+            ),
+        ],
+        ids=str,
+    )
+    def test_an_unknown_name_is_refused_in_the_call(self, liger, options, message):
+        for package in (ours, liger):
+            package.LigerFusedLinearGRPOLoss(**options)
+            with pytest.raises(ValueError, match=message.partition(";")[0]):
+                run(package, options | PLAIN)
+        with pytest.raises(ValueError, match=message):
+            run(ours, options | PLAIN)
+
+    def test_a_bound_that_is_not_positive_is_refused_at_construction_alone(self, liger):
+        for package in (ours, liger):
+            with pytest.raises(ValueError, match=r"delta must be positive, got -0\.5"):
+                package.LigerFusedLinearGRPOLoss(delta=-0.5)
+        results = []
+        for package in (ours, liger):
+            module, tensors = package.LigerFusedLinearGRPOLoss(compiled=False, **PLAIN), head(bias=False)
+            module.delta = -0.5
+            made = module(tensors["_input"], tensors["weight"], tokens(), attention_mask(), normal(RESPONSES, seed=13))
+            results.append(outcome(made, tensors))
+        assert_same(*results)
 
     @pytest.mark.parametrize(
         ("changed", "message"),

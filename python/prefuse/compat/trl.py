@@ -249,7 +249,8 @@ def _with_bits_of_trl(found: Tensor, logits: Tensor, index: Tensor, temperature:
     """`found`; in 16 bits on the CPU, where TRL has no kernel, with the values of torch's ``log_softmax``."""
     if logits.device.type != "cpu" or logits.dtype not in (torch.float16, torch.bfloat16):
         return found
-    return _OtherValues.apply(found, _rounded_log_softmax(logits.detach(), index, temperature, mask))
+    rounded: Tensor = _OtherValues.apply(found, _rounded_log_softmax(logits.detach(), index, temperature, mask))
+    return rounded
 
 
 @torch.no_grad()
@@ -264,7 +265,7 @@ def _rounded_log_softmax(logits: Tensor, index: Tensor, temperature: float, mask
         at_once = rows.shape[0]
     found = [
         torch.log_softmax(some if temperature == 1.0 else some / temperature, -1).gather(-1, at)
-        for some, at in zip(rows.split(at_once), labels.split(at_once), strict=True)
+        for some, at in zip(torch.split(rows, at_once), torch.split(labels, at_once), strict=True)
     ]
     values = torch.cat(found).reshape(index.shape)
     return values if mask is None else values.where(mask, 0.0)

@@ -71,7 +71,6 @@ class LigerFusedLinearGRPOFunction:
             vespo_k_neg=vespo_k_neg,
             vespo_lambda_neg=vespo_lambda_neg,
         )
-        check_settings(settings)
         _check_read(settings)
         check_chunk_size(chunk_size)
         check_padded(_input, selected_token_ids, "selected_token_ids")
@@ -138,7 +137,8 @@ class LigerFusedLinearGRPOLoss(nn.Module):
         vespo_lambda_neg: λ elsewhere.
 
     Raises:
-        ValueError: an option outside its range. One that another rules out is an error of the call.
+        ValueError: a temperature of SAPO, `delta` or `chunk_size` that is not above 0. As in Liger, an unknown
+            `loss_type` or `importance_sampling_level`, or two options that exclude each other, are errors of the call.
     """
 
     def __init__(
@@ -182,9 +182,10 @@ class LigerFusedLinearGRPOLoss(nn.Module):
         self.vespo_k_neg = vespo_k_neg
         self.vespo_lambda_neg = vespo_lambda_neg
         check_chunk_size(chunk_size)
-        settings = Settings(**{name: getattr(self, name) for name in Settings.__dataclass_fields__})
-        check_settings(settings)
-        _check_temperatures(settings)
+        _check_positive("sapo_temperature_pos", sapo_temperature_pos)
+        _check_positive("sapo_temperature_neg", sapo_temperature_neg)
+        if delta is not None:
+            _check_positive("delta", delta)
 
     def forward(
         self,
@@ -263,33 +264,29 @@ class LigerFusedLinearGRPOLoss(nn.Module):
         )
 
 
-def check_settings(settings: Settings) -> None:
-    """Refuses options that no loss of Liger's reads."""
-    for name, known in (("loss_type", _policy.LOSS_TYPES), ("importance_sampling_level", _policy.LEVELS)):
-        value = getattr(settings, name)
-        if value not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
-    if settings.delta is not None and settings.delta <= 0:
-        raise ValueError(f"delta: expected above 0, got {settings.delta}")
-
-
 def _check_read(settings: Settings) -> None:
     """Refuses what the loss of this call cannot read; Liger says so in the call, too, and not at construction."""
+    for name, words, known in (
+        ("loss_type", "loss type", _policy.LOSS_TYPES),
+        ("importance_sampling_level", "importance sampling level", _policy.LEVELS),
+    ):
+        value = getattr(settings, name)
+        if value not in known:
+            raise ValueError(f"{name}: Unknown {words}: {value}; expected one of {', '.join(known)}")
     if settings.importance_sampling_level == "sequence" and settings.loss_type in ("cispo", "sapo", "vespo"):
         raise ValueError(
             f"importance_sampling_level: Sequence-level importance sampling is not supported with "
             f"loss_type={settings.loss_type!r}; expected 'token', got 'sequence'"
         )
     if settings.loss_type == "sapo":
-        _check_temperatures(settings)
+        _check_positive("sapo_temperature_pos", settings.sapo_temperature_pos)
+        _check_positive("sapo_temperature_neg", settings.sapo_temperature_neg)
 
 
-def _check_temperatures(settings: Settings) -> None:
-    """Refuses a temperature of SAPO that is not above 0."""
-    for name in ("sapo_temperature_pos", "sapo_temperature_neg"):
-        value = getattr(settings, name)
-        if value <= 0:
-            raise ValueError(f"{name}: expected above 0, got {value}")
+def _check_positive(name: str, value: float) -> None:
+    """Refuses 0 and less, in Liger's words."""
+    if value <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")
 
 
 def _check_columns(
