@@ -159,6 +159,35 @@ def test_dtypes_of_the_mask(mask):
     assert_same(run(ours, PLAIN, ("old",), **changed), run(ours, PLAIN, ("old",)), roundings=0)
 
 
+@pytest.mark.parametrize(
+    ("policy", "of"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.float64),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float64),
+    ],
+    ids=str,
+)
+def test_a_reference_of_another_dtype(liger, policy, of):
+    """It is scored in its own dtype."""
+    states = {name: value.to(of) for name, value in reference().items()}
+    own = torch.nn.functional.linear(*states.values()).double() / 0.8
+    logps = own.log_softmax(-1).gather(-1, tokens()[..., None])[..., 0].float()
+    options = {"temperature": 0.8, "beta": 0.5}
+    found = run(ours, options, dtype=policy, **states)
+    assert_same(found, run(ours, options, dtype=policy, ref_per_token_logps=logps))
+    torch.testing.assert_close(found["[0]"], run(liger, options, dtype=policy, **states)["[0]"], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["advantages", "vllm_is_ratio"])
+def test_columns_of_float64(liger, name):
+    column = {name: normal(RESPONSES, seed=13).double().exp()}
+    found, theirs = (run(package, PLAIN, ("old",), **column) for package in (ours, liger))
+    assert found["loss"].dtype == torch.float32
+    assert_same(found, theirs)
+
+
 def test_what_stands_at_padding_is_not_read():
     """Where Liger has exp(500)·0 = NaN; tokens at padding may be anything too."""
     padding = attention_mask() == 0
@@ -277,13 +306,13 @@ class TestErrors:
             run(ours, PLAIN, **{name: torch.ones(shape) for name, shape in changed.items()})
 
     def test_what_is_missing(self):
-        with pytest.raises(ValueError, match="ref_per_token_logps: missing, and so is ref_input"):
+        with pytest.raises(ValueError, match="ref_per_token_logps or ref_input must be provided; got neither"):
             run(ours, {})
         with pytest.raises(ValueError, match="ref_weight: missing beside ref_input"):
             run(ours, {}, ref_input=reference()["ref_input"])
         tensors = head()
         module = ours.LigerFusedLinearGRPOLoss(loss_type="dr_grpo", use_ref_model=False)
-        with pytest.raises(ValueError, match="max_completion_length: expected at least 1 for 'dr_grpo', got None"):
+        with pytest.raises(ValueError, match=r"max_completion_length must be provided .* got None"):
             module(tensors["_input"], tensors["weight"], tokens(), attention_mask(), normal(RESPONSES, seed=13))
 
     def test_tokens_that_are_no_classes(self, device):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prefuse.compat._shared import NO_LABEL_IGNORED, check_chunk_size
 from prefuse.compat.liger import _policy
-from prefuse.compat.liger._head import check_padded, liger_names
+from prefuse.compat.liger._head import check_padded, is_wider, liger_names
 from prefuse.compat.liger._policy import Settings, Tokens
 from prefuse.linear.functions import linear_token_stats
 
@@ -83,7 +83,10 @@ class LigerFusedLinearGRPOFunction:
             vllm_is_ratio,
         )
         if loss_type == "dr_grpo" and not max_completion_length:
-            raise ValueError(f"max_completion_length: expected at least 1 for 'dr_grpo', got {max_completion_length}")
+            raise ValueError(
+                "max_completion_length must be provided for loss_type 'dr_grpo': expected at least 1, "
+                f"got {max_completion_length}"
+            )
         compared = use_ref_model and _needs_reference(settings, ref_per_token_logps, ref_input, ref_weight)
         logps, made = _log_probabilities(
             (_input, weight, bias),
@@ -100,8 +103,8 @@ class LigerFusedLinearGRPOFunction:
                 _constant(old_per_token_logps, logps, attention_mask, settings),
                 _constant(reference, logps, attention_mask, settings),
                 attention_mask.to(logps.dtype),
-                advantages.unsqueeze(1),
-                None if vllm_is_ratio is None else vllm_is_ratio.reshape(vllm_is_ratio.shape[0], -1),
+                advantages.unsqueeze(1).to(logps.dtype),
+                None if vllm_is_ratio is None else vllm_is_ratio.reshape(len(vllm_is_ratio), -1).to(logps.dtype),
                 num_items_in_batch,
             ),
         )
@@ -316,7 +319,7 @@ def _check_columns(
 def _needs_reference(settings: Settings, logps: Tensor | None, ref_input: Tensor | None, weight: Tensor | None) -> bool:
     """Whether the reference's log-probabilities are to be made of its hidden states."""
     if logps is None and ref_input is None:
-        raise ValueError("ref_per_token_logps: missing, and so is ref_input, while use_ref_model is True")
+        raise ValueError("If use_ref_model is True, ref_per_token_logps or ref_input must be provided; got neither")
     if logps is not None:
         if ref_input is not None:
             warnings.warn("ref_input: not read, both were given. Using ref_per_token_logps", stacklevel=3)
@@ -336,6 +339,11 @@ def _log_probabilities(
     """The policy's log-probabilities, and those of the reference if its hidden states are given: [B, T]."""
     _input, weight, bias = head
     hidden, own_weight, own_bias = (None, None, None) if reference is None else reference
+    if hidden is not None and own_weight is not None and is_wider(hidden, _input):
+        # Beside the policy's its logits would be rounded.
+        with torch.no_grad():
+            apart, _ = _log_probabilities((hidden, own_weight, own_bias), tokens, mask, temperature, None)
+        return _log_probabilities(head, tokens, mask, temperature, None)[0], apart
     with liger_names(labels="selected_token_ids", mask="attention_mask"):
         made = linear_token_stats(
             _input,
@@ -344,8 +352,8 @@ def _log_probabilities(
             ("logp",) if reference is None else ("logp", "ref_logp"),
             bias=_as(bias, _input),
             reference_hidden=hidden,
-            reference_weight=_as(own_weight, _input),
-            reference_bias=_as(own_bias, _input),
+            reference_weight=_as(own_weight, hidden),
+            reference_bias=_as(own_bias, hidden),
             mask=mask,
             ignore_index=NO_LABEL_IGNORED,
             temperature=temperature,
@@ -353,8 +361,8 @@ def _log_probabilities(
     return made.logp, made.get("ref_logp")
 
 
-def _as(tensor: Any, like: Tensor) -> Any:
-    return tensor.to(like.dtype) if isinstance(tensor, Tensor) else tensor
+def _as(tensor: Any, like: Any) -> Any:
+    return tensor.to(like.dtype) if isinstance(tensor, Tensor) and isinstance(like, Tensor) else tensor
 
 
 def _constant(given: Tensor | None, logps: Tensor, mask: Tensor, settings: Settings) -> Tensor:
