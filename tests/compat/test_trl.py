@@ -341,6 +341,13 @@ def test_what_stands_in_masked_rows_is_not_read():
         assert results["[0]"][0, 1] == 0 and not results["dlogits"][0, 1].any()
 
 
+def test_a_temperature_is_refused_in_the_words_of_trl(utils):
+    for package in (ours, utils):
+        for function in (package.selective_log_softmax, package.selective_log_softmax_and_entropy):
+            with pytest.raises(ValueError, match="temperature must be positive"):
+                function(logits(2), torch.tensor([0, 1]), temperature=0.0)
+
+
 def test_labels_that_are_no_classes(device):
     if device.type == "cpu":
         with pytest.raises(ValueError, match=r"labels: -100 at \[0\], expected 0 <= label < 29"):

@@ -204,6 +204,7 @@ def selective_log_softmax(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device or range, or a label that is no class where it counts.
     """
+    _check_temperature(temperature)
     mask = None if row_mask is None else row_mask != 0
     if index.ndim == logits.ndim:
         found = _several_log_softmax(logits, index, temperature, mask)
@@ -236,6 +237,7 @@ def selective_log_softmax_and_entropy(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device or range, or a label that is no class where it counts.
     """
+    _check_temperature(temperature)
     mask = None if row_mask is None else row_mask != 0
     made = token_stats(
         logits, index, ("logp", "entropy"), mask=mask, temperature=temperature, ignore_index=NO_LABEL_IGNORED
@@ -243,6 +245,12 @@ def selective_log_softmax_and_entropy(
     logps = _with_bits_of_trl(made.logp, logits, index, temperature, mask)
     entropy = made.entropy.to(logps.dtype)
     return logps, entropy if entropy_requires_grad else entropy.detach()
+
+
+def _check_temperature(temperature: float) -> None:
+    """Refuses 0 and less in TRL's words."""
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
 
 
 def _with_bits_of_trl(found: Tensor, logits: Tensor, index: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
