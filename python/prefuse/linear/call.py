@@ -184,7 +184,12 @@ class Call:
             add_factors(policy[1:], head.weights[1:], out[:count])
         else:
             project(policy, head.weights, head.bias, out[:count])
-            project(others, reference.weights, reference.bias, out[count:])
+            if others[0].dtype == out.dtype:
+                project(others, reference.weights, reference.bias, out[count:])
+            else:  # a narrower one, whose logits are rounded to it as that model rounds them
+                narrow = torch.empty_like(out[count:], dtype=others[0].dtype)
+                project(others, reference.weights, reference.bias, narrow)
+                out[count:].copy_(narrow)
 
     @property
     def shares_weight(self) -> bool:

@@ -143,10 +143,11 @@ def linear_token_stats(
             with ``logp``'s.
         bias: [V].
         lora: (A [r, H], B [V, r], scaling): the head's weight is ``weight + scaling·B @ A``, which is not made.
-        reference_hidden: the shape of `hidden`: hidden states of the reference model, a constant for the gradient; for
-            ``ref_logp``, ``ref_lse``, ``kl`` and ``rkl``.
-        reference_weight: [V, H'], of the reference model; None: it shares `weight` (and `bias`) without the adapter,
-            and policy and reference rows go through one product.
+        reference_hidden: the shape of `hidden`: hidden states of the reference model, a constant for the gradient, in
+            the dtype of `hidden` or, with a `reference_weight`, a narrower one; for ``ref_logp``, ``ref_lse``, ``kl``
+            and ``rkl``.
+        reference_weight: [V, H'], of the reference model, in the dtype of `reference_hidden`; None: it shares `weight`
+            (and `bias`) without the adapter, and policy and reference rows go through one product.
         reference_bias: [V], beside `reference_weight`.
         mask: [*lead], bool or integer; 0 marks rows to ignore.
         ignore_index: the label that marks rows to ignore.
@@ -411,7 +412,16 @@ def _reference_operands(
         if own_bias is not None:
             raise ValueError("reference_bias: given without reference_weight, whose bias it would be")
         _check_features("reference_hidden", states, "weight", weight)
+        if states.dtype != hidden.dtype:
+            raise TypeError(
+                f"reference_hidden: has dtype {states.dtype} and the weight that it shares {hidden.dtype}; expected one"
+            )
         return [states]
+    if torch.promote_types(states.dtype, hidden.dtype) != hidden.dtype:
+        raise TypeError(
+            f"reference_hidden: has dtype {states.dtype}, which {hidden.dtype}, that of hidden, cannot hold; "
+            "score the reference by itself and give its log-probabilities, or convert it"
+        )
     own_weight = _cast(_constant(own_weight), hidden)
     _check_weight("reference_weight", own_weight, states)
     if own_weight.shape[0] != weight.shape[0]:

@@ -53,7 +53,7 @@ class LigerFusedLinearKTOFunction:
                 ignore_index=ignore_index,
                 beta=beta,
                 label=preference_labels,
-                **reference_of(use_ref_model, ref_input, ref_weight, ref_bias),
+                **reference_of(use_ref_model, ref_input, ref_weight, ref_bias, _input, target, ignore_index),
                 **columns,
             )
         rewards = score.rewards

@@ -58,7 +58,7 @@ class LigerFusedLinearDPOFunction:
             (_input, weight, target, bias),
             ignore_index,
             alpha if compute_nll_loss else None,
-            reference=reference_of(use_ref_model, ref_input, ref_weight, ref_bias),
+            reference=reference_of(use_ref_model, ref_input, ref_weight, ref_bias, _input, target, ignore_index),
         )
 
 
