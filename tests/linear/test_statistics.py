@@ -7,7 +7,7 @@ import torch
 
 import prefuse
 from prefuse.functional import STATISTICS
-from prefuse.plans import PLANS
+from prefuse.linear.plans import PLANS
 from tests.devices import normal, uniform
 
 from .oracle import gradients, problem, room, statistics, upstream

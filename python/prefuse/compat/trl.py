@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from prefuse.compat._shared import NO_LABEL_IGNORED, check_chunk_size
 from prefuse.functional import TokenStats, token_stats
-from prefuse.linear.functions import Lora, linear_token_stats
+from prefuse.linear.functions import linear_token_stats
+from prefuse.linear.operands import Lora
 
 __all__ = [
     "OPTIONAL_OUTPUTS",
@@ -70,7 +71,7 @@ class ChunkedLogProbFunction:
             temperature: above 0.
             chunk_size: classes in a tile of TRL's, whose memory is then ``4096 x chunk_size`` logits: here, that much
                 is what tiles of logits, and logits kept for the backward pass, may take (``workspace_bytes`` of
-                `linear_token_stats`). How they are cut is chosen by `prefuse.plans`.
+                `linear_token_stats`). How they are cut is chosen by `prefuse.linear.plans`.
             final_logit_softcapping: cap, above 0; None: none.
             logit_scale: scale, above 0.
             outputs: some of `OPTIONAL_OUTPUTS`; "log_probs" may stand among them.
@@ -107,7 +108,7 @@ def token_outputs(
         hidden: [*lead, H].
         targets: [*lead].
         outputs: some of `OPTIONAL_OUTPUTS`; "log_probs" may stand among them.
-        tensors: the `prefuse.head.HeadTensors` of the model; None: `options` say the same.
+        tensors: the `prefuse.models.head.HeadTensors` of the model; None: `options` say the same.
         options: further arguments of `prefuse.linear_token_stats`.
 
     Returns:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from prefuse._backends import backend
-from prefuse._rows import BACKWARD_NEEDS, REFERENCE_STATISTICS, Rows
+from prefuse._backends.rows import BACKWARD_NEEDS, REFERENCE_STATISTICS, Rows
+from prefuse._parallel.vocabulary import Shard, needs
 from prefuse.linear.gemm import add_factors, project, sum_dtype
-from prefuse.linear.shards import Shard, needs
 
 SMOOTHED = "smoothed_logp"
 """(1 − ε)·logp + ε·(mean_logit − lse): the log-probability with label smoothing. The head's own, not the rows'."""

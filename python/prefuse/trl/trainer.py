@@ -23,11 +23,11 @@ from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
-from prefuse._layout import sum_responses
-from prefuse.head import HeadTensors, head
+from prefuse._statistics.responses import sum_responses
 from prefuse.language import Objective, Score
+from prefuse.losses.preference import preference_loss
 from prefuse.metrics import ranking_accuracy
-from prefuse.preference import preference_loss
+from prefuse.models.head import HeadTensors, head
 from prefuse.trl.batches import PreferenceCollator, labels_of, roles_of, scored_of
 from prefuse.trl.config import PreferenceConfig
 from prefuse.trl.demands import LISTS, PAIRS, Sources, demand_of, find_sources

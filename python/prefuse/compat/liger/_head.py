@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefuse._parallel.sharded_weights import gathered, whole
 from prefuse.linear.functions import linear_sequence_logps
-from prefuse.linear.gathering import gathered, whole
 from prefuse.linear.gemm import sum_dtype
 
 _LIGER_NAMES = {

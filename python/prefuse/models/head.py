@@ -18,8 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefuse import _forward, _proof
-from prefuse._causal_lm import (
+from prefuse._arguments.layout import check_layout, shift_left
+from prefuse.functional import sequence_logps
+from prefuse.language import Objective, Score
+from prefuse.linear.functions import LinearTokenStats, linear_sequence_logps
+from prefuse.losses.preference import preference_loss
+from prefuse.models import patching, proof
+from prefuse.models.causal_lm import (
     HeadTensors,
     Inside,
     PeftMethod,
@@ -31,11 +36,6 @@ from prefuse._causal_lm import (
     refuse_or_warn,
     run_inside,
 )
-from prefuse._layout import check_layout, shift_left
-from prefuse.functional import sequence_logps
-from prefuse.language import Objective, Score
-from prefuse.linear.functions import LinearTokenStats, linear_sequence_logps
-from prefuse.preference import preference_loss
 
 __all__ = ["Head", "HeadTensors", "head"]
 
@@ -183,10 +183,10 @@ class Head:
             raise TypeError(f"inputs: expected the model's arguments by name, got {type(inputs).__name__}")
         if inputs.get("labels", labels) is not labels:
             raise TypeError("inputs: holds labels; give them as labels= alone")
-        if not _forward.is_laid(self.causal_lm, _KEY):
+        if not patching.is_laid(self.causal_lm, _KEY):
             raise RuntimeError("this head was removed from its model; call prefuse.head(model) for a new one")
-        fallback = _forward.settings(self.causal_lm, _KEY)
-        changed = _proof.unknown_hook(self.causal_lm) or _forward.unknown_above(self.causal_lm, _KEY)
+        fallback = patching.settings(self.causal_lm, _KEY)
+        changed = proof.unknown_hook(self.causal_lm) or patching.unknown_above(self.causal_lm, _KEY)
         if changed is not None:
             refuse_or_warn(self.causal_lm, f"{changed} may change what the model returns", fallback)
             return self._outside(function, labels, inputs)
@@ -210,7 +210,7 @@ class Head:
 
     def remove(self) -> None:
         """Puts the original forward back. Other heads of the same model are removed with it."""
-        _forward.take_off(self.causal_lm, _KEY)
+        patching.take_off(self.causal_lm, _KEY)
 
     def __enter__(self) -> Head:
         return self
@@ -265,9 +265,9 @@ def head(model: nn.Module, *, fallback: str | None = None) -> Head:
     causal_lm = find_causal_lm(model)
     if fallback == "error":
         check_fusable(causal_lm)
-    fresh = not _forward.is_laid(causal_lm, _KEY)
+    fresh = not patching.is_laid(causal_lm, _KEY)
     if fresh:
-        _forward.lay(causal_lm, _KEY, _patched, fallback or "logits")
+        patching.lay(causal_lm, _KEY, _patched, fallback or "logits")
     elif fallback is not None:
         getattr(causal_lm, _KEY).settings = fallback
     return Head(model, causal_lm, fresh)
@@ -317,9 +317,9 @@ class _Carried:
 def _patched(self: Any, *args: Any, fused: Inside | None = None, **kwargs: Any) -> Any:
     """The forward of a model with a head."""
     if fused is None:
-        return _forward.pass_on(self, _KEY, *args, **kwargs)
+        return patching.pass_on(self, _KEY, *args, **kwargs)
     layer = getattr(self, _KEY)
     if layer.count == 0:
         raise RuntimeError("fused: the head was removed from this model; call prefuse.head(model) again")
-    own = functools.partial(_forward.pass_on, self, _KEY)
+    own = functools.partial(patching.pass_on, self, _KEY)
     return layer.around(run_inside)(self, fused, args, kwargs, own, layer.settings)

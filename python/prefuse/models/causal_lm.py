@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefuse import _proof
+from prefuse._parallel.sharded_weights import gathered, whole
 from prefuse.functional import token_stats
-from prefuse.linear.functions import Lora, linear_token_stats
-from prefuse.linear.gathering import gathered, whole
+from prefuse.linear.functions import linear_token_stats
+from prefuse.linear.operands import Lora
+from prefuse.models import proof
 
 Inside = Callable[[Tensor, "HeadTensors"], Any]
 """What runs inside of the model: hidden states [B, T, H] and the head in, anything out."""
@@ -285,15 +286,15 @@ def _why_not_fused(
 
     forward = vars(causal_lm).get("forward")  # a method: what it is of, not the object, which is made at each look
     key = (
-        *map(_proof.identity, (getattr(forward, "__func__", forward), type(causal_lm).forward, module, linear)),
+        *map(proof.identity, (getattr(forward, "__func__", forward), type(causal_lm).forward, module, linear)),
         *(tuple(weight.shape), weight.dtype, softcap, scale, torch.is_autocast_enabled(weight.device.type)),
         *(_adapters(adapter, lora), caught),
     )
     backbone = None if caught else _backbone(causal_lm)
-    claim = _proof.Claim(backbone, module, logits_of, hidden_of, named, softcap is not None)
+    claim = proof.Claim(backbone, module, logits_of, hidden_of, named, softcap is not None)
     names = list(inspect.signature(type(causal_lm).forward).parameters)[1:]
     named_inputs = dict(zip(names, args, strict=False)) | kwargs
-    return _proof.verdict(causal_lm, key, claim, own, named_inputs, _device_of(causal_lm, args, kwargs))
+    return proof.verdict(causal_lm, key, claim, own, named_inputs, _device_of(causal_lm, args, kwargs))
 
 
 def _adapters(adapter: Any, lora: Any) -> Any:
@@ -483,7 +484,7 @@ def _linear(module: Any) -> tuple[nn.Linear, Any]:
     adapter, linear = None, module
     if "peft" in sys.modules:
         linear, adapter = _without_peft(module)
-    if reason := _proof.why_not_linear(module, linear):
+    if reason := proof.why_not_linear(module, linear):
         name = f"{type(linear).__module__}.{type(linear).__qualname__}"
         dtype = getattr(getattr(linear, "weight", None), "dtype", None)
         raise ValueError(
