@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# transformers 5.24.0, accelerate 1.15.0: the Trainer multiplies loss and gradient by gradient_accumulation_steps.
+# transformers 5.24.0: gradient accumulation multiplies loss and gradient of models other than causal language models.
 #
 # Expected: 8 samples in one batch, or in 8 batches of one that are accumulated, give one step with the same loss and
 # gradient. They do for causal language models.
