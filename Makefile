@@ -53,7 +53,7 @@ docs: $(VENV)/.test
 	$(BIN)/python -m prefuse.catalogue.page docs
 	$(BIN)/python -m tests.evidence docs
 
-models: $(VENV)/.test
+models: $(VENV)/.test $(VENV)/.models
 	$(BIN)/python -m tests.models docs/models.md
 
 gallery: $(VENV)/.test
@@ -79,6 +79,6 @@ $(VENV)/.created:
 	touch $@
 
 # Editable: Python changes need no reinstall, changed Rust sources rebuild the extension.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.created $(RUST)
+$(VENV)/.demo $(VENV)/.test $(VENV)/.models $(VENV)/.bench $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.created $(RUST)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@

@@ -9,7 +9,7 @@ pytest.importorskip("peft")
 
 import prefuse
 from tests.models.adapters import NO_PLACE, REFUSED, adapted, cases, found, methods
-from tests.models.sweep import case
+from tests.models.cases import case
 
 CASES = cases()
 NOT_HERE = {"ADAMSS"}
