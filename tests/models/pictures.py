@@ -51,6 +51,7 @@ def _forms(model: Any) -> Iterator[dict[str, Tensor]]:
     sizes = torch.tensor([[size, size]] * 2)
     yield {"pixel_values": pixels(2, 3, size, size)}
     yield {"pixel_values": pixels(2, 3, size, size), "image_sizes": sizes}
+    yield {"pixel_values": pixels(2, 3, size, size), "qformer_input_ids": torch.full((2, 4), 5)}
     yield {"pixel_values": pixels(2, 1, 3, size, size)}
     yield {"pixel_values": pixels(2, 2, 3, size, size), "image_sizes": sizes}
     times = getattr(vision, "temporal_patch_size", 1)
