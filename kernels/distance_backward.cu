@@ -3,6 +3,8 @@
 // Traffic: both arrays are read once, the gradient is written once. Units follow the gradient's 16-byte boundaries, so stores are
 // whole granules; elements do not depend on one another, so where a unit begins cannot change a bit.
 
+#include "distances.cuh"
+
 struct Scale {
     const X& out;
     A factor;

@@ -1,5 +1,7 @@
 // Second step of distance_forward where samples are more than one chunk: the sum of each one's chunks, in order.
 
+#include "distances.cuh"
+
 extern "C" __global__ void __launch_bounds__(THREADS) distance_combine(const DistanceArgs a) {
     for (i64 sample = i64(blockIdx.x) * THREADS + threadIdx.x; sample < a.samples; sample += i64(gridDim.x) * THREADS) {
         f64 sum = 0;

@@ -3,6 +3,8 @@
 // Traffic: both arrays are read once. One block per chunk: a thread sums its elements in the arithmetic's own precision,
 // everything behind that is f64. No atomics: a sample gives the same bits in any company.
 
+#include "distances.cuh"
+
 // What a thread sums. Outside of a sample both units are 0; a chunk ends where a unit does, or with its sample.
 struct Sum {
     A& sum;

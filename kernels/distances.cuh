@@ -4,6 +4,11 @@
 //                         UNIT           elements that a thread takes at once: 16 bytes of the narrower array
 //                         CHUNK          elements of a block's share of a sample
 
+#ifndef PREFUSE_DISTANCES_CUH
+#define PREFUSE_DISTANCES_CUH
+
+#include "units.cuh"
+
 constexpr int THREADS = 256;
 
 typedef Accumulator<FIRST>::type A;
@@ -59,3 +64,5 @@ __device__ inline void traverse(const X& x, const Y& y, i64 begin, i64 end, Take
         }
     }
 }
+
+#endif

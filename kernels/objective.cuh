@@ -4,7 +4,7 @@
 // Everything is computed in f64. Arrays of the workspace hold one number per element of a space.
 //
 //   team            the threads that work on one segment together: a warp, or the block where the segment is long
-//   chunk           CHUNK consecutive elements: what one block sums on the way to a number for the whole batch
+//   chunk           CHUNK_LENGTH consecutive elements: what one block sums on the way to a number for the whole batch
 //   Sum Max Min LogSumExp   what a thread remembers of the elements it has seen; merged in an order that follows from
 //                   the length of the segment alone, so a segment gives the same bits whatever stands beside it
 //
@@ -15,8 +15,13 @@
 // Bodies get their index through opaque(): the compiler would otherwise step an address per array along with it, and keep those in
 // as many registers as all the rest takes.
 
+#ifndef PREFUSE_OBJECTIVE_CUH
+#define PREFUSE_OBJECTIVE_CUH
+
+#include "units.cuh"
+
 constexpr int THREADS = 256, WARPS = THREADS / 32;
-constexpr i64 CHUNK = 2048;
+constexpr i64 CHUNK_LENGTH = 2048;
 constexpr i64 WARP_LENGTH = 128;        // elements that a warp works on alone
 constexpr i64 ANY_LENGTH = 1LL << 62;
 
@@ -190,9 +195,9 @@ __device__ inline void each_segment(i64 count, i64 alone, const Ranges& range, c
     }
 }
 
-__device__ inline i64 chunks(i64 count) { return (count + CHUNK - 1) / CHUNK; }
+__device__ inline i64 chunks(i64 count) { return (count + CHUNK_LENGTH - 1) / CHUNK_LENGTH; }
 template <typename Body> __device__ inline void each_chunk(i64 count, const Body& body) {
-    each_segment(chunks(count), -1, [&](i64 c) { return Range{c * CHUNK, least(count, (c + 1) * CHUNK)}; }, body);
+    each_segment(chunks(count), -1, [&](i64 c) { return Range{c * CHUNK_LENGTH, least(count, (c + 1) * CHUNK_LENGTH)}; }, body);
 }
 
 template <typename Body> __device__ inline void each_element(i64 count, const Body& body) {
@@ -302,3 +307,5 @@ __device__ inline void count_pairs(i64* offsets, const Space& elements, i64 segm
         __syncthreads();
     }
 }
+
+#endif

@@ -1,6 +1,9 @@
 // Instructions that CUDA C++ names only in its headers, which these sources do without.
 // The emulator (tests/emulator) brings its own version of this one file; everything else is compiled there unchanged.
 
+#ifndef PREFUSE_PTX_CUH
+#define PREFUSE_PTX_CUH
+
 // 2^x; relative error 2^-22, results below 2^-126 are 0.
 __device__ inline float exp2_fast(float x) {
     float y;
@@ -63,3 +66,5 @@ __device__ inline double cluster_load(const double* p, unsigned rank) {
     asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(x) : "r"(in_block(p, rank)) : "memory");
     return x;
 }
+
+#endif

@@ -10,6 +10,11 @@
 //                         CHUNK             elements that are summed before they meet the rest of the row: 16 units per thread
 //                         SOFTCAP           0 or 1
 
+#ifndef PREFUSE_ROWS_CUH
+#define PREFUSE_ROWS_CUH
+
+#include "units.cuh"
+
 typedef typename Accumulator<LOGIT>::type A;
 
 enum Stat { LOGP, LSE, ENTROPY, LOG_SUM_SQ, MEAN_LOGIT, TOP1, TOPK_MASS, TOPK_ENTROPY, REF_LOGP, REF_LSE, KL, RKL, STAT_COUNT };
@@ -160,3 +165,5 @@ __device__ inline void merge_warp(Partial& p) {
 #pragma unroll 1
     for (int distance = 16; distance; distance /= 2) merge(p, fetched(p, Across{distance}));
 }
+
+#endif

@@ -17,6 +17,8 @@
 // those of the whole vocabulary. Where p = 0 its whole product is 0: no 0·inf. An upstream gradient of 0 adds
 // nothing, whatever it multiplies.
 
+#include "rows_gradient.cuh"
+
 __device__ inline Saved saved(const RowsArgs& a, i64 row) {
     return {entry(a, a.saved, row, LOGP), entry(a, a.saved, row, LSE), entry(a, a.saved, row, ENTROPY),
             entry(a, a.saved, row, REF_LSE), entry(a, a.saved, row, KL)};

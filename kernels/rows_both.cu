@@ -15,6 +15,10 @@
 //
 // Invariants: those of the two; no reference logits, no top-k statistics; rows of logits and of gradient begin at 16-byte boundaries.
 
+#include "rows_gradient.cuh"
+#include "rows_traverse.cuh"
+#include "rows_values.cuh"
+
 static_assert(!WANTS_REFERENCE && !WANTS_TOPK && UNIT * sizeof(LOGIT) == 16, "rows_forward and rows_backward do these");
 static_assert(GROUPS == 1 || CLUSTER * PARTS == 1, "a warp's row is one chunk");
 

@@ -3,6 +3,8 @@
 // One thread per row: it reads [parts] partials and the label's logit. Rows without a value (ignored, label out of range)
 // were written by rows_forward.
 
+#include "rows_values.cuh"
+
 extern "C" __global__ void __launch_bounds__(THREADS) rows_combine(const RowsArgs a) {
     for (i64 row = i64(blockIdx.x) * THREADS + threadIdx.x; row < a.rows; row += i64(gridDim.x) * THREADS) {
         Header h = header(a, row);

@@ -15,6 +15,9 @@
 // that is a class of another block has no mass in this one: logp −inf, top1 0.
 // −inf logits have p = 0 and take no part; NaN and +inf make every value of these logits NaN.
 
+#include "rows_traverse.cuh"
+#include "rows_values.cuh"
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rows_forward(const RowsArgs a) {
     int group = threadIdx.x / ROW_THREADS, lane = threadIdx.x % ROW_THREADS, turn = 0;
     for (i64 item = i64(blockIdx.x) * GROUPS + group; item < a.rows * a.parts; item += i64(gridDim.x) * GROUPS) {

@@ -1,5 +1,10 @@
 // The gradient of a row, element by element, and how it is written; the formula is in rows_backward.cu.
 
+#ifndef PREFUSE_ROWS_GRADIENT_CUH
+#define PREFUSE_ROWS_GRADIENT_CUH
+
+#include "rows.cuh"
+
 struct Coefficients {
     A w, g_logp, g_entropy, g_kl, g_rkl;   // upstream gradients
     A logp, lse, entropy, ref_lse, kl;     // saved by forward
@@ -73,3 +78,5 @@ __device__ inline void fill(const X& out, i64 tile, int lane, A value) {
     for (int i = 0; i < UNIT; i++) values[i] = value;
     for (int u = 0; u < UNROLL; u++) write(out, tile + lane * UNIT + u * STEP, values);
 }
+
+#endif

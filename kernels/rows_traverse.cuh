@@ -1,5 +1,11 @@
 // One traversal of a chunk of a row by the threads that share it: what rows_forward and rows_both do with logits.
 
+#ifndef PREFUSE_ROWS_TRAVERSE_CUH
+#define PREFUSE_ROWS_TRAVERSE_CUH
+
+#include "rows.cuh"
+#include "topk.cuh"
+
 // What the threads of a group know of their row.
 struct Context {
     A c, bend;
@@ -98,3 +104,5 @@ __device__ inline void merge_group(Partial& p, int& turn) {
     }
     turn ^= 1;
 }
+
+#endif

@@ -1,5 +1,11 @@
 // From what a traversal remembers to the values of the statistics, and the partials of rows that are split over blocks.
 
+#ifndef PREFUSE_ROWS_VALUES_CUH
+#define PREFUSE_ROWS_VALUES_CUH
+
+#include "rows.cuh"
+#include "topk.cuh"
+
 struct Values { A of[STAT_COUNT]; };  // indexed by constants only, so that it stays in registers
 
 __device__ inline void put(const RowsArgs& a, i64 row, int stat, A value) {
@@ -71,3 +77,5 @@ __device__ inline Partial kept(const RowsArgs& a, i64 item) {
     for (int i = 0; i < PARTIAL_NUMBERS; i++) ((A*)&p)[i] = load((const A*)a.partials + item * PARTIAL_NUMBERS + i);
     return p;
 }
+
+#endif

@@ -9,6 +9,8 @@
 //
 // Compile-time constant: VALUE  element type (f32 f64)
 
+#include "units.cuh"
+
 constexpr int THREADS = 256;
 
 struct SegmentArgs {

@@ -2,6 +2,11 @@
 // Needs the whole warp converged. Most elements fail one comparison and a vote; an insertion costs about fifteen instructions
 // and there are about k·(1 + log(n/k)) of them among n elements in random order. NaN is never inserted.
 
+#ifndef PREFUSE_TOPK_CUH
+#define PREFUSE_TOPK_CUH
+
+#include "rows.cuh"
+
 struct Top {
     A upper, lower;
     A bar;  // the k-th largest so far; only larger ones matter
@@ -43,3 +48,5 @@ __device__ inline void merge_block(Top& top, int k) {
             for (int rank = 0; rank < k && lists[other][rank] > top.bar; rank++) top.insert(lists[other][rank], k);
     __syncthreads();  // the lists are free for the next row
 }
+
+#endif

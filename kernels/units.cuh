@@ -8,6 +8,11 @@
 // whose granules reach beyond it, are read element by element: not a byte outside a row is touched.
 // Every access to global memory goes through __ldcs and __stcs, streaming since nothing is read twice; the emulator checks them.
 
+#ifndef PREFUSE_UNITS_CUH
+#define PREFUSE_UNITS_CUH
+
+#include "ptx.cuh"
+
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef long long i64;
@@ -145,3 +150,5 @@ __device__ inline void write(const Row<T, N>& out, i64 first, const typename Acc
             if (first + i >= 0 && first + i < out.size) store(unit + i, x[i]);
     }
 }
+
+#endif
