@@ -1,5 +1,8 @@
-// Instructions that CUDA C++ names only in its headers, which these sources do without.
-// The emulator (tests/emulator) brings its own version of this one file; everything else is compiled there unchanged.
+// Single PTX instructions: conversions, 2^x, shared memory of other blocks. CUDA C++ names them only in its own headers, which these
+// sources do without, so that NVRTC needs nothing but what is in this folder.
+//
+// Global memory is not touched here. The emulator (tests/emulator) brings its own version of this one file, under the same include
+// guard; everything else is compiled there unchanged.
 
 #ifndef PREFUSE_PTX_CUH
 #define PREFUSE_PTX_CUH
