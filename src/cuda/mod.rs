@@ -6,11 +6,13 @@
 //! - `source`   kernel sources; a launch as data
 //! - `nvrtc`    CUDA C++ to machine code
 //! - `cache`    machine code on disk
+//! - `once`     values made once per key
 //! - `driver`   devices, contexts, modules, launches
 
 pub mod cache;
 pub mod driver;
 pub mod nvrtc;
+mod once;
 pub mod source;
 
 use std::fmt;
