@@ -298,7 +298,8 @@ class Program:
 # CUDA. Addresses are of device memory; `stream` is the raw handle; work is queued, nothing waits for it.
 
 Launch: TypeAlias = dict[str, Any]
-"""One kernel launch: kernel, sources (its own last, behind the headers), definitions, grid, block, cluster, shared bytes and argument, as queued."""
+"""One kernel launch as queued: kernel, sources (its own last, behind the headers), definitions, grid, block, cluster,
+shared bytes, argument."""
 
 def cuda_rows_workspace(logits: View, reference: View | None, stats: Sequence[str], device: int) -> int:
     """Bytes of scratch memory that `cuda_rows_forward` needs."""

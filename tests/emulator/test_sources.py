@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefuse import _prefuse
-from prefuse._cuda import SHARED_MEMORY
+from prefuse._backends.nvrtc import SHARED_MEMORY
 from tests.emulator.emulator import COMPILER, KERNELS, Launch
 
 FILES = sorted(path for path in KERNELS.iterdir() if path.suffix in (".cu", ".cuh"))
