@@ -183,7 +183,7 @@ class Head:
             raise TypeError(f"inputs: expected the model's arguments by name, got {type(inputs).__name__}")
         if inputs.get("labels", labels) is not labels:
             raise TypeError("inputs: holds labels; give them as labels= alone")
-        if not patching.is_laid(self.causal_lm, _KEY):
+        if not patching.is_patched(self.causal_lm, _KEY):
             raise RuntimeError("this head was removed from its model; call prefuse.head(model) for a new one")
         fallback = patching.settings(self.causal_lm, _KEY)
         changed = proof.unknown_hook(self.causal_lm) or patching.unknown_above(self.causal_lm, _KEY)
@@ -210,7 +210,7 @@ class Head:
 
     def remove(self) -> None:
         """Puts the original forward back. Other heads of the same model are removed with it."""
-        patching.take_off(self.causal_lm, _KEY)
+        patching.unpatch(self.causal_lm, _KEY)
 
     def __enter__(self) -> Head:
         return self
@@ -265,9 +265,9 @@ def head(model: nn.Module, *, fallback: str | None = None) -> Head:
     causal_lm = find_causal_lm(model)
     if fallback == "error":
         check_fusable(causal_lm)
-    fresh = not patching.is_laid(causal_lm, _KEY)
+    fresh = not patching.is_patched(causal_lm, _KEY)
     if fresh:
-        patching.lay(causal_lm, _KEY, _patched, fallback or "logits")
+        patching.patch_forward(causal_lm, _KEY, _patched, fallback or "logits")
     elif fallback is not None:
         getattr(causal_lm, _KEY).settings = fallback
     return Head(model, causal_lm, fresh)
@@ -317,9 +317,9 @@ class _Carried:
 def _patched(self: Any, *args: Any, fused: Inside | None = None, **kwargs: Any) -> Any:
     """The forward of a model with a head."""
     if fused is None:
-        return patching.pass_on(self, _KEY, *args, **kwargs)
+        return patching.call_original(self, _KEY, *args, **kwargs)
     layer = getattr(self, _KEY)
     if layer.count == 0:
         raise RuntimeError("fused: the head was removed from this model; call prefuse.head(model) again")
-    own = functools.partial(patching.pass_on, self, _KEY)
+    own = functools.partial(patching.call_original, self, _KEY)
     return layer.around(run_inside)(self, fused, args, kwargs, own, layer.settings)

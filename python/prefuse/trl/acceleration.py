@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 
 from prefuse.compat.trl import ChunkedLogProbFunction
-from prefuse.trl import fused, gathered, seams
+from prefuse.trl import compatibility, fused, gathered
 from prefuse.trl.dropout import DropoutRates
-from prefuse.trl.swaps import Swap, original, swap
+from prefuse.trl.patching import Patch, original, patch
 
 __all__ = ["Acceleration", "accelerate"]
 
@@ -92,45 +92,45 @@ class Acceleration:
 
 
 def _accelerate_all() -> Acceleration:
-    seams.check_fused()
-    trainers = [trainer for trainer in seams.LOGIT_TRAINERS if seams.module(trainer.module) is not None]
+    compatibility.check_fused()
+    trainers = [trainer for trainer in compatibility.LOGIT_TRAINERS if compatibility.module(trainer.module) is not None]
     for trainer in trainers:
-        seams.check_logit_trainer(trainer)
+        compatibility.check_logit_trainer(trainer)
     made = Acceleration()
-    laid: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-    made._add("trl.add_fused_lm_head", functools.partial(_take_off, laid))
-    for name in (seams.UTILITIES, *seams.FUSED_TRAINERS):
-        if (module := seams.module(name)) is not None:
-            made._undo.append(swap(module, "add_fused_lm_head", functools.partial(_adding, laid)).remove)
+    patched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    made._add("trl.add_fused_lm_head", functools.partial(_unpatch, patched))
+    for name in (compatibility.UTILITIES, *compatibility.FUSED_TRAINERS):
+        if (module := compatibility.module(name)) is not None:
+            made._undo.append(patch(module, "add_fused_lm_head", functools.partial(_adding, patched)).remove)
     for name, attribute in _KERNELS:
-        made._add(f"trl.{attribute.lstrip('_')}", swap(seams.module(name), attribute, _kernel).remove)
+        made._add(f"trl.{attribute.lstrip('_')}", patch(compatibility.module(name), attribute, _kernel).remove)
     for trainer in trainers:
-        _gather(made, trainer, getattr(seams.module(trainer.module), trainer.name))
+        _gather(made, trainer, getattr(compatibility.module(trainer.module), trainer.name))
     return made
 
 
 def _accelerate_one(trainer: Any) -> Acceleration:
-    version = seams.installed()
+    version = compatibility.installed()
     kinds = [(kind.__module__, f"{kind.__module__}.{kind.__name__}") for kind in type(trainer).__mro__]
     made = Acceleration()
-    for each in seams.LOGIT_TRAINERS:
+    for each in compatibility.LOGIT_TRAINERS:
         if each.path in [path for _, path in kinds]:
-            seams.check_logit_trainer(each)
+            compatibility.check_logit_trainer(each)
             _gather(made, each, trainer)
             return made
-    seams.check_fused()
+    compatibility.check_fused()
     try:
         for name in ("model", "ref_model"):
             causal_lm = _lay(getattr(trainer, name, None))
             if causal_lm is not None:
-                made._add(f"{type(trainer).__name__}.{name}", functools.partial(fused.take_off, causal_lm))
+                made._add(f"{type(trainer).__name__}.{name}", functools.partial(fused.unpatch, causal_lm))
     except ValueError:
         made.remove()
         raise
     if made.places:
         return made
-    if any(module in seams.FUSED_TRAINERS for module, _ in kinds):
-        raise seams.no_settings(type(trainer).__name__)
+    if any(module in compatibility.FUSED_TRAINERS for module, _ in kinds):
+        raise compatibility.no_settings(type(trainer).__name__)
     raise ValueError(
         f"trainer: expected a DPO, KTO, GRPO, RLOO, SFT, CPO, ORPO, TPO or online DPO trainer of trl {version}'s, "
         f"got {type(trainer).__name__}, which has no LM head that prefuse can run"
@@ -147,47 +147,50 @@ def _disable_dropout(made: Acceleration, trainer: Any) -> None:
 
 
 def _lay(model: Any) -> nn.Module | None:
-    """The causal LM that was laid over; None where there is none, or none with a fused head."""
+    """The causal LM that was patched over; None where there is none, or none with a fused head."""
     try:
-        return fused.lay(model)
+        return fused.patch(model)
     except TypeError:
         return None
 
 
-_KERNELS = ((seams.UTILITIES, "_ChunkedLogProbFunction"), *((name, "ChunkedLogProbFunction") for name in seams.KERNELS))
+_KERNELS = (
+    (compatibility.UTILITIES, "_ChunkedLogProbFunction"),
+    *((name, "ChunkedLogProbFunction") for name in compatibility.KERNELS),
+)
 
 
-def _take_off(laid: weakref.WeakSet[nn.Module]) -> None:
-    for causal_lm in laid:
-        fused.take_off(causal_lm)
+def _unpatch(patched: weakref.WeakSet[nn.Module]) -> None:
+    for causal_lm in patched:
+        fused.unpatch(causal_lm)
 
 
-def _kernel(_: Swap) -> Any:
+def _kernel(_: Patch) -> Any:
     return ChunkedLogProbFunction
 
 
-def _adding(laid: weakref.WeakSet[nn.Module], here: Swap) -> Callable[..., None]:
+def _adding(patched: weakref.WeakSet[nn.Module], here: Patch) -> Callable[..., None]:
     """TRL's `add_fused_lm_head`, and prefuse's head over it."""
 
     @functools.wraps(here.original)
     def add_fused_lm_head(model: nn.Module, *arguments: Any, **options: Any) -> None:
         here.original(model, *arguments, **options)
         if here.active:
-            causal_lm = fused.lay(model)
+            causal_lm = fused.patch(model)
             if causal_lm is None:
-                raise seams.no_settings(type(model).__name__)
-            laid.add(causal_lm)
+                raise compatibility.no_settings(type(model).__name__)
+            patched.add(causal_lm)
 
     return add_fused_lm_head
 
 
-def _gather(made: Acceleration, kind: seams.LogitTrainer, owner: Any) -> None:
+def _gather(made: Acceleration, kind: compatibility.LogitTrainer, owner: Any) -> None:
     """Swaps the method that builds logits, of a class or of one trainer, and the functions that it gives them to."""
-    module = seams.module(kind.module)
+    module = compatibility.module(kind.module)
     for name in kind.functions:
-        made._undo.append(swap(module, name, gathered.FUNCTIONS[name]).remove)
+        made._undo.append(patch(module, name, gathered.FUNCTIONS[name]).remove)
     heads = gathered.Heads()
     made._undo.append(heads.remove)
     method = gathered.METHODS[kind.name](original(getattr(module, kind.name), kind.method), heads)
     place = method if inspect.isclass(owner) else types.MethodType(method, owner)
-    made._add(kind.name, swap(owner, kind.method, lambda _: place).remove)
+    made._add(kind.name, patch(owner, kind.method, lambda _: place).remove)
