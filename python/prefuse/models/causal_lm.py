@@ -333,7 +333,7 @@ def _router_coefficient(causal_lm: Any) -> float:
     return 0.0
 
 
-def of_logits(options: dict[str, Any]) -> dict[str, Any]:
+def of_logits(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those options of the head that logits have, too; advice on how to run it is dropped."""
     advice = {"plan", "workspace_bytes", "differentiable", "gradient_dtype"}
     kept = {name: value for name, value in options.items() if name not in advice and value is not None}

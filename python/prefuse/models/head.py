@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from prefuse._arguments.layout import check_layout, shift_left
 from prefuse.functional import sequence_logps
 from prefuse.language import Objective, Score
-from prefuse.linear.functions import LinearTokenStats, linear_sequence_logps
+from prefuse.linear.functions import HeadOptions, LinearTokenStats, linear_sequence_logps
 from prefuse.losses.preference import preference_loss
 from prefuse.models import patching, proof
 from prefuse.models.causal_lm import (
@@ -37,9 +37,36 @@ from prefuse.models.causal_lm import (
     run_inside,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["Head", "HeadTensors", "head"]
 
 _KEY = "_prefuse_head"
+
+
+class TokenLogpOptions(HeadOptions, total=False):
+    """Options of log-probabilities by token, beside the model's own head: see `Head.token_stats`."""
+
+    mask: Tensor | None
+    cu_seqlens: Tensor | None
+    ignore_index: int
+
+
+class TokenStatsOptions(HeadOptions, total=False):
+    """Options of statistics by token, beside the model's own head: see `prefuse.linear_token_stats`."""
+
+    reference_hidden: Tensor | None
+    reference_weight: Tensor | None
+    reference_bias: Tensor | None
+    k: int
+    differentiable: Sequence[str] | None
+
+
+class SequenceLogpOptions(TokenLogpOptions, total=False):
+    """Options of log-probabilities by response: see `prefuse.linear_sequence_logps`."""
+
+    average: bool
 
 
 @dataclass(frozen=True)
@@ -102,7 +129,7 @@ class Head:
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         ignore_index: int = -100,
-        **options: Any,
+        **options: Unpack[TokenStatsOptions],
     ) -> LinearTokenStats:
         """`prefuse.linear_token_stats` of the labels.
 
@@ -135,14 +162,16 @@ class Head:
         tensors, made = self._carry(inside, labels, inputs)
         return LinearTokenStats(tensors, made.plan if isinstance(made, LinearTokenStats) else None)
 
-    def token_logps(self, labels: Tensor, *, inputs: Mapping[str, Any], **options: Any) -> Tensor:
+    def token_logps(self, labels: Tensor, *, inputs: Mapping[str, Any], **options: Unpack[TokenLogpOptions]) -> Tensor:
         """log p of each label in nats, in the shape of `labels`; arguments and errors are those of `token_stats`.
 
         Under ``torch.no_grad()`` this is the ``reference=`` of another head's `preference_loss`.
         """
         return self.token_stats(labels, "logp", inputs=inputs, **options).logp
 
-    def sequence_logps(self, labels: Tensor, *, inputs: Mapping[str, Any], **options: Any) -> Tensor:
+    def sequence_logps(
+        self, labels: Tensor, *, inputs: Mapping[str, Any], **options: Unpack[SequenceLogpOptions]
+    ) -> Tensor:
         """log p of each response in nats, [B] (packed: [R]): `prefuse.linear_sequence_logps` of the labels.
 
         Args:
