@@ -28,6 +28,7 @@ from prefuse.models.causal_lm import (
     HeadTensors,
     Inside,
     PeftMethod,
+    check_fallback,
     check_fusable,
     find_causal_lm,
     of_logits,
@@ -289,8 +290,8 @@ def head(model: nn.Module, *, fallback: str | None = None) -> Head:
         score = head.preference_loss("simpo", labels=labels, inputs={"input_ids": tokens})
         score.loss.backward()
     """
-    if fallback not in (None, "logits", "error"):
-        raise ValueError(f"fallback: expected 'logits' or 'error', got {fallback!r}")
+    if fallback is not None:
+        check_fallback(fallback)
     causal_lm = find_causal_lm(model)
     if fallback == "error":
         check_fusable(causal_lm)

@@ -160,12 +160,13 @@ class Gathered:
 class Heads:
     """The heads of the models that were called: made when one is, and removed together."""
 
-    def __init__(self) -> None:
+    def __init__(self, fallback: str) -> None:
         self._made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._fallback = None if fallback == "logits" else fallback
 
     def of(self, model: nn.Module) -> Head:
         """The head of a model."""
-        found = head(model)
+        found = head(model, fallback=self._fallback)
         if found.fresh:
             self._made.add(found.causal_lm)
         return found

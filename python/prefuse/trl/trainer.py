@@ -139,6 +139,9 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
                 peft_config=peft_config,
             )
         self.padding_free = args.padding_free
+        if args.fallback == "error":
+            for name in ("model",) if absent or getattr(self, "ref_model", None) is None else ("model", "ref_model"):
+                head(getattr(self, name), fallback="error")
         if absent:
             self.ref_model = None
         self._data_group = self._batch_of_all()
