@@ -1,7 +1,7 @@
 """The fused head as `torch.library` operators: what autograd, `torch.compile` and the dispatcher see of it.
 
-`prefuse::linear_token_stats` returns, in a list, the statistics asked for [S, *lead], those of the rows room behind
-them [K, N], and what its plan keeps for `prefuse::linear_token_stats_backward`.
+`prefuse::linear_token_stats` returns, in a list, the statistics asked for [S, *lead], followed by the kernel
+statistics [K, N], and what its plan keeps for `prefuse::linear_token_stats_backward`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,9 +25,6 @@ from prefuse.losses.arguments import HeadInputs, Transform
 from prefuse.losses.grouped import FLOAT16_SCALE, Attached, scored
 from prefuse.losses.scoring import Scoring
 from prefuse.scoring.score import Score
-
-if TYPE_CHECKING:
-    pass
 
 
 class Head:
