@@ -27,7 +27,7 @@ from prefuse.losses.scoring import Scoring
 from prefuse.scoring.score import Score
 
 
-class Head:
+class FromHidden:
     """One batch of an objective from hidden states: checked, not yet run.
 
     Args:
