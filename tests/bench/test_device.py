@@ -8,6 +8,7 @@ import torch
 
 import prefuse.denoising
 from prefuse.__main__ import main
+from prefuse._display import tables
 from prefuse.bench import (
     device,
     device_checks,
