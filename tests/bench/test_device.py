@@ -19,7 +19,6 @@ from prefuse.bench import (
     quality,
     results,
     scoring,
-    tables,
     timing,
 )
 
