@@ -12,7 +12,7 @@ import numpy as np
 
 from prefuse._backends.arrays import View
 from prefuse.scoring import device as scoring_device
-from prefuse.scoring import plan
+from prefuse.scoring import execution
 from tests.codegen import harness
 from tests.emulator import emulator
 
@@ -33,7 +33,7 @@ def _pretended(run: Callable[[scoring_device.Launch], int]) -> Iterator[list[int
     with (
         mock.patch.object(scoring_device, "runs_on", lambda device: True),
         mock.patch.object(scoring_device, "run_program", lambda launch: runs.append(run(launch))),
-        mock.patch.object(plan, "bind_plain", lambda *arguments: None),
+        mock.patch.object(execution, "bind_plain", lambda *arguments: None),
     ):
         yield runs
 

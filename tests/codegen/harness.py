@@ -18,7 +18,7 @@ from unittest import mock
 import numpy as np
 
 from prefuse._prefuse import Program
-from prefuse.scoring import plan as plan_room
+from prefuse.scoring import execution
 from prefuse.scoring.call import Call
 from prefuse.scoring.traced import Step
 from tests.emulator import emulator
@@ -127,7 +127,7 @@ def recording() -> Iterator[list[Recorded]]:
         watched.program = _Recording(step.program, log)  # type: ignore[assignment]
         run(self, watched, *arguments)
 
-    with mock.patch.object(Call, "_run", recorded), mock.patch.object(plan_room, "bind_plain", lambda *arguments: None):
+    with mock.patch.object(Call, "_run", recorded), mock.patch.object(execution, "bind_plain", lambda *arguments: None):
         yield log
 
 
