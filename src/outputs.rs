@@ -27,19 +27,13 @@ fn prefer_huge(view: &View) {
 
 #[cfg(target_os = "linux")]
 fn advise(address: usize, bytes: usize) {
-    use std::ffi::{c_int, c_void};
-
-    unsafe extern "C" {
-        fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
-    }
-    const MADV_HUGEPAGE: c_int = 14;
     const HUGE_PAGE: usize = 2 << 20;
 
     let start = address.next_multiple_of(HUGE_PAGE);
     let end = (address + bytes) / HUGE_PAGE * HUGE_PAGE;
     if start < end {
         // SAFETY: the pages lie within the view; this advice leaves their contents alone, and so does its refusal.
-        unsafe { madvise(start as *mut c_void, end - start, MADV_HUGEPAGE) };
+        unsafe { libc::madvise(start as *mut _, end - start, libc::MADV_HUGEPAGE) };
     }
 }
 

@@ -6,7 +6,6 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::cuda::{described, run};
-use super::objective::Program;
 use super::rows::{PyView, view};
 use crate::cuda::{CudaError, Launch, nvrtc};
 use crate::objective::codegen::{Call, Column, DeviceCut, Generated, Signature};
@@ -31,6 +30,9 @@ pub enum DeviceOffsets {
     Offsets(PyView),
 }
 
+/// A program and its kernels.
+type Pair<'a> = (&'a objective::Program, &'a Generated);
+
 /// The arguments of a run on CUDA.
 pub struct PyCall {
     pub columns: Vec<DeviceColumn>,
@@ -41,12 +43,6 @@ pub struct PyCall {
     pub outputs: Vec<DeviceColumn>,
     pub workspace: usize,
     pub one_block: Option<bool>,
-}
-
-fn generated(program: &Program) -> &Generated {
-    program
-        .generated
-        .get_or_init(|| Generated::new(&program.inner))
 }
 
 fn signature(types: &[(String, bool)]) -> Result<Signature, ArgumentError> {
@@ -111,25 +107,24 @@ fn pairs(program: &objective::Program, counts: &HashMap<String, usize>) -> Vec<O
 
 /// The generated texts, by entry point.
 pub fn sources(
-    program: &Program,
+    generated: &Generated,
     columns: &[(String, bool)],
     outputs: &[(String, bool)],
     one_block: bool,
 ) -> PyResult<Vec<(String, String)>> {
-    Ok(generated(program).entries(&signature(columns)?, &signature(outputs)?, one_block))
+    Ok(generated.entries(&signature(columns)?, &signature(outputs)?, one_block))
 }
 
 /// (entry point, machine code, compiler log) for an architecture, not from the cache.
 pub fn compile<'py>(
     py: Python<'py>,
-    program: &Program,
+    generated: &Generated,
     columns: &[(String, bool)],
     outputs: &[(String, bool)],
     one_block: bool,
     architecture: i32,
 ) -> PyResult<Vec<(&'static str, Bound<'py, PyBytes>, String)>> {
-    let programs =
-        generated(program).programs(&signature(columns)?, &signature(outputs)?, one_block);
+    let programs = generated.programs(&signature(columns)?, &signature(outputs)?, one_block);
     let compiled = py.detach(|| {
         let nvrtc = nvrtc::nvrtc()?;
         programs
@@ -145,47 +140,41 @@ pub fn compile<'py>(
 
 /// Bytes of workspace.
 pub fn workspace(
-    program: &Program,
+    (program, generated): Pair,
     offsets: Vec<DeviceOffsets>,
     counts: &HashMap<String, usize>,
 ) -> PyResult<usize> {
-    let inner = &program.inner;
-    let cuts = cuts(inner, offsets, counts)?;
-    Ok(generated(program).workspace(inner, &cuts, &pairs(inner, counts))?)
+    let cuts = cuts(program, offsets, counts)?;
+    Ok(generated.workspace(program, &cuts, &pairs(program, counts))?)
 }
 
-fn launches(program: &Program, call: PyCall) -> PyResult<Vec<Launch>> {
-    let inner = &program.inner;
+fn launches((program, generated): Pair, call: PyCall) -> PyResult<Vec<Launch>> {
     let columns = call.columns.into_iter().map(|it| column("columns", it));
     let outputs = call.outputs.into_iter().map(|it| column("outputs", it));
     let call = Call {
         columns: &columns.collect::<Result<Vec<_>, _>>()?,
         parameters: &call.parameters,
-        cuts: &cuts(inner, call.offsets, &call.counts)?,
-        pairs: &pairs(inner, &call.counts),
+        cuts: &cuts(program, call.offsets, &call.counts)?,
+        pairs: &pairs(program, &call.counts),
         outputs: &outputs.collect::<Result<Vec<_>, _>>()?,
         workspace: call.workspace,
         one_block: call.one_block,
     };
-    Ok(generated(program).launches(inner, &call)?)
+    Ok(generated.launches(program, &call)?)
 }
 
 /// The launches of a run, as dictionaries.
-pub fn plan<'py>(
-    py: Python<'py>,
-    program: &Program,
-    call: PyCall,
-) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    described(py, launches(program, call)?)
+pub fn plan<'py>(py: Python<'py>, pair: Pair, call: PyCall) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    described(py, launches(pair, call)?)
 }
 
 /// Queues a run on a stream of a device.
 pub fn launch(
     py: Python<'_>,
-    program: &Program,
+    pair: Pair,
     call: PyCall,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    run(py, device, stream, launches(program, call)?)
+    run(py, device, stream, launches(pair, call)?)
 }

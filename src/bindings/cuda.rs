@@ -33,7 +33,7 @@ pub(super) fn run(
 
 /// Numbers, of the statistics' dtype, of workspace that a forward call needs on `device`.
 #[pyfunction]
-fn cuda_rows_workspace(
+pub fn cuda_rows_workspace(
     logits: PyView,
     reference: Option<PyView>,
     stats: Vec<String>,
@@ -54,7 +54,7 @@ fn cuda_rows_workspace(
 /// Queues a forward call on a stream of `device`: as `rows_forward`, with device memory.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn cuda_rows_forward(
+pub fn cuda_rows_forward(
     py: Python<'_>,
     rows: PyRows,
     stats: Vec<String>,
@@ -80,7 +80,7 @@ fn cuda_rows_forward(
 /// Queues a backward call on a stream of `device`: as `rows_backward`, with device memory.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn cuda_rows_backward(
+pub fn cuda_rows_backward(
     py: Python<'_>,
     rows: PyRows,
     stats: Vec<String>,
@@ -107,7 +107,7 @@ fn cuda_rows_backward(
 /// Queues a forward and a backward call in one: as `rows_both`, with device memory; `workspace` as for `cuda_rows_forward`.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn cuda_rows_both(
+pub fn cuda_rows_both(
     py: Python<'_>,
     rows: PyRows,
     stats: Vec<String>,
@@ -141,7 +141,7 @@ fn cuda_rows_both(
 
 /// Queues a segment sum on a stream of `device`.
 #[pyfunction]
-fn cuda_segment_sum(
+pub fn cuda_segment_sum(
     py: Python<'_>,
     values: PyView,
     offsets: PyView,
@@ -159,7 +159,7 @@ fn cuda_segment_sum(
 
 /// Queues a segment expansion on a stream of `device`.
 #[pyfunction]
-fn cuda_segment_expand(
+pub fn cuda_segment_expand(
     py: Python<'_>,
     values: PyView,
     offsets: PyView,
@@ -177,13 +177,13 @@ fn cuda_segment_expand(
 
 /// f64 numbers of workspace that squared distances need.
 #[pyfunction]
-fn cuda_distance_workspace(first: PyView, second: PyView) -> PyResult<usize> {
+pub fn cuda_distance_workspace(first: PyView, second: PyView) -> PyResult<usize> {
     Ok(distances_cuda::workspace(&samples(first, second)?))
 }
 
 /// Queues squared distances on a stream of `device`: as `distance_forward`, with device memory.
 #[pyfunction]
-fn cuda_distance_forward(
+pub fn cuda_distance_forward(
     py: Python<'_>,
     first: PyView,
     second: PyView,
@@ -199,7 +199,7 @@ fn cuda_distance_forward(
 
 /// Queues the gradient of squared distances on a stream of `device`: as `distance_backward`, with device memory.
 #[pyfunction]
-fn cuda_distance_backward(
+pub fn cuda_distance_backward(
     py: Python<'_>,
     first: PyView,
     second: PyView,
@@ -215,13 +215,13 @@ fn cuda_distance_backward(
 
 /// Says where to look for NVRTC: paths or names, the preferred first.
 #[pyfunction]
-fn cuda_search_nvrtc(candidates: Vec<String>) {
+pub fn cuda_search_nvrtc(candidates: Vec<String>) {
     nvrtc::search(candidates);
 }
 
 /// (path, version "13.2", compute capabilities) of the NVRTC in use; a RuntimeError where there is none.
 #[pyfunction]
-fn cuda_nvrtc() -> PyResult<(&'static str, String, &'static [i32])> {
+pub fn cuda_nvrtc() -> PyResult<(&'static str, String, &'static [i32])> {
     let nvrtc = nvrtc::nvrtc()?;
     Ok((
         &nvrtc.path,
@@ -232,13 +232,13 @@ fn cuda_nvrtc() -> PyResult<(&'static str, String, &'static [i32])> {
 
 /// The driver's CUDA version, 13020 for 13.2; a RuntimeError where there is no driver.
 #[pyfunction]
-fn cuda_driver_version() -> PyResult<i32> {
+pub fn cuda_driver_version() -> PyResult<i32> {
     Ok(driver::version()?)
 }
 
 /// (name, compute capability as 90 for 9.0, multiprocessors) of every device.
 #[pyfunction]
-fn cuda_devices() -> PyResult<Vec<(String, i32, usize)>> {
+pub fn cuda_devices() -> PyResult<Vec<(String, i32, usize)>> {
     let describe =
         |ordinal| Device::get(ordinal).map(|d| (d.name.clone(), d.capability, d.multiprocessors));
     Ok((0..driver::count()?)
@@ -248,7 +248,7 @@ fn cuda_devices() -> PyResult<Vec<(String, i32, usize)>> {
 
 /// The directory of compiled kernels; a RuntimeError that says why none is used.
 #[pyfunction]
-fn cuda_cache_directory() -> PyResult<String> {
+pub fn cuda_cache_directory() -> PyResult<String> {
     cache::directory()
         .map(|path| path.display().to_string())
         .map_err(PyRuntimeError::new_err)
@@ -256,7 +256,7 @@ fn cuda_cache_directory() -> PyResult<String> {
 
 /// (machine code, compiler log) of a kernel for sm_`architecture`; with `cached`, code from the cache and an empty log.
 #[pyfunction]
-fn cuda_compile<'py>(
+pub fn cuda_compile<'py>(
     py: Python<'py>,
     kernel: &str,
     defines: Vec<(String, String)>,
@@ -345,7 +345,7 @@ pub(super) fn described<'py>(
 /// The numbers of workspace and the launches of a forward call on a device of so many multiprocessors.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn cuda_plan_rows_forward<'py>(
+pub fn cuda_plan_rows_forward<'py>(
     py: Python<'py>,
     rows: PyRows,
     stats: Vec<String>,
@@ -376,7 +376,7 @@ fn cuda_plan_rows_forward<'py>(
 /// The launches of a backward call.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn cuda_plan_rows_backward<'py>(
+pub fn cuda_plan_rows_backward<'py>(
     py: Python<'py>,
     rows: PyRows,
     stats: Vec<String>,
@@ -401,7 +401,7 @@ fn cuda_plan_rows_backward<'py>(
 /// of shared memory per block.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn cuda_plan_rows_both<'py>(
+pub fn cuda_plan_rows_both<'py>(
     py: Python<'py>,
     rows: PyRows,
     stats: Vec<String>,
@@ -441,7 +441,7 @@ fn cuda_plan_rows_both<'py>(
 
 /// The launches of a segment sum.
 #[pyfunction]
-fn cuda_plan_segment_sum<'py>(
+pub fn cuda_plan_segment_sum<'py>(
     py: Python<'py>,
     values: PyView,
     offsets: PyView,
@@ -459,7 +459,7 @@ fn cuda_plan_segment_sum<'py>(
 
 /// The launches of a segment expansion.
 #[pyfunction]
-fn cuda_plan_segment_expand<'py>(
+pub fn cuda_plan_segment_expand<'py>(
     py: Python<'py>,
     values: PyView,
     offsets: PyView,
@@ -477,7 +477,7 @@ fn cuda_plan_segment_expand<'py>(
 
 /// The launches of squared distances.
 #[pyfunction]
-fn cuda_plan_distance_forward<'py>(
+pub fn cuda_plan_distance_forward<'py>(
     py: Python<'py>,
     first: PyView,
     second: PyView,
@@ -491,7 +491,7 @@ fn cuda_plan_distance_forward<'py>(
 
 /// The launches of the gradient of squared distances.
 #[pyfunction]
-fn cuda_plan_distance_backward<'py>(
+pub fn cuda_plan_distance_backward<'py>(
     py: Python<'py>,
     first: PyView,
     second: PyView,
@@ -501,31 +501,4 @@ fn cuda_plan_distance_backward<'py>(
     let (grads, gradient) = (view("grads", grads)?, view("gradient", gradient)?);
     let launches = distances_cuda::backward(&samples(first, second)?, &grads, &gradient)?;
     described(py, launches)
-}
-
-/// Registers the functions of this room.
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(cuda_rows_workspace, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_rows_forward, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_rows_backward, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_rows_both, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_segment_sum, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_segment_expand, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_distance_workspace, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_distance_forward, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_distance_backward, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_search_nvrtc, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_nvrtc, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_driver_version, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_devices, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_cache_directory, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_compile, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_plan_rows_forward, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_plan_rows_backward, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_plan_rows_both, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_plan_segment_sum, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_plan_segment_expand, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_plan_distance_forward, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_plan_distance_backward, module)?)?;
-    Ok(())
 }

@@ -9,7 +9,7 @@ use crate::segments::array::Array;
 
 /// Writes the elements by group and descending score into `order`, where each group begins into `offsets`.
 #[pyfunction]
-fn curate_rank(
+pub fn curate_rank(
     py: Python<'_>,
     scores: &Bound<'_, PyAny>,
     groups: &Bound<'_, PyAny>,
@@ -38,7 +38,7 @@ fn curate_rank(
 
 /// Writes the first place that each place of a ranking beats into `first`; returns the number of pairs.
 #[pyfunction]
-fn curate_first_beaten(
+pub fn curate_first_beaten(
     py: Python<'_>,
     scores: &Bound<'_, PyAny>,
     order: &Bound<'_, PyAny>,
@@ -57,7 +57,7 @@ fn curate_first_beaten(
 
 /// Writes the pairs that `curate_first_beaten` counted.
 #[pyfunction]
-fn curate_pairs(
+pub fn curate_pairs(
     py: Python<'_>,
     order: &Bound<'_, PyAny>,
     offsets: &Bound<'_, PyAny>,
@@ -86,7 +86,7 @@ fn curate_pairs(
 
 /// Writes the best and the worst element of each group; -1 for an empty one.
 #[pyfunction]
-fn curate_ends(
+pub fn curate_ends(
     py: Python<'_>,
     scores: &Bound<'_, PyAny>,
     groups: &Bound<'_, PyAny>,
@@ -199,12 +199,4 @@ fn wrong(argument: &str, wanted: &str, array: &Array) -> PyErr {
         "{argument}: expected a contiguous {wanted} array, got {}",
         array.dtype().name()
     ))
-}
-
-/// Registers the functions of this room.
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(curate_rank, module)?)?;
-    module.add_function(wrap_pyfunction!(curate_first_beaten, module)?)?;
-    module.add_function(wrap_pyfunction!(curate_pairs, module)?)?;
-    module.add_function(wrap_pyfunction!(curate_ends, module)?)
 }

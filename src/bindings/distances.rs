@@ -14,7 +14,7 @@ pub(super) fn samples(first: PyView, second: PyView) -> Result<Samples, Argument
 ///
 /// Views must describe memory that stays alive and unchanged for the call.
 #[pyfunction]
-fn distance_forward(
+pub fn distance_forward(
     py: Python<'_>,
     first: PyView,
     second: PyView,
@@ -32,7 +32,7 @@ fn distance_forward(
 ///
 /// Views must describe memory that stays alive and unchanged for the call.
 #[pyfunction]
-fn distance_backward(
+pub fn distance_backward(
     py: Python<'_>,
     first: PyView,
     second: PyView,
@@ -46,10 +46,4 @@ fn distance_backward(
     // SAFETY: as in `distance_forward`, `gradient` being the Python half's own.
     py.detach(|| unsafe { cpu::backward(&samples, &grads, &gradient, threads) })?;
     Ok(())
-}
-
-/// Registers the functions of this room.
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(distance_forward, module)?)?;
-    module.add_function(wrap_pyfunction!(distance_backward, module)?)
 }

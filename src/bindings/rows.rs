@@ -95,7 +95,7 @@ impl TryFrom<PyRows> for Rows {
 ///
 /// Views must describe memory that stays alive and unchanged for the call.
 #[pyfunction]
-fn rows_forward(
+pub fn rows_forward(
     py: Python<'_>,
     rows: PyRows,
     stats: Vec<String>,
@@ -117,7 +117,7 @@ fn rows_forward(
 /// Views must describe memory that stays alive and unchanged for the call.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn rows_backward(
+pub fn rows_backward(
     py: Python<'_>,
     rows: PyRows,
     stats: Vec<String>,
@@ -144,7 +144,7 @@ fn rows_backward(
 /// Views must describe memory that stays alive and unchanged for the call.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn rows_both(
+pub fn rows_both(
     py: Python<'_>,
     rows: PyRows,
     stats: Vec<String>,
@@ -169,15 +169,6 @@ fn rows_both(
 
 /// The instruction set that the row kernels use on this machine: "avx512", "avx2", "neon" or "portable".
 #[pyfunction]
-fn simd_level() -> PyResult<&'static str> {
+pub fn simd_level() -> PyResult<&'static str> {
     Ok(Level::current()?.name())
-}
-
-/// Registers the functions and classes of this room.
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(rows_forward, module)?)?;
-    module.add_function(wrap_pyfunction!(rows_backward, module)?)?;
-    module.add_function(wrap_pyfunction!(rows_both, module)?)?;
-    module.add_function(wrap_pyfunction!(simd_level, module)?)?;
-    Ok(())
 }

@@ -12,7 +12,7 @@ use crate::view::Dtype;
 
 /// Writes the sum of each segment of `values` into `out`; 0 for an empty segment. Accumulated in f64.
 #[pyfunction]
-fn segment_sum(
+pub fn segment_sum(
     py: Python<'_>,
     values: &Bound<'_, PyAny>,
     offsets: &Bound<'_, PyAny>,
@@ -35,7 +35,7 @@ fn segment_sum(
 
 /// Writes each of `values` to all elements of its segment in `out`: the transpose of `segment_sum`.
 #[pyfunction]
-fn segment_expand(
+pub fn segment_expand(
     py: Python<'_>,
     values: &Bound<'_, PyAny>,
     offsets: &Bound<'_, PyAny>,
@@ -98,10 +98,4 @@ fn in_f64(array: &Array) -> Cow<'_, [f64]> {
     let mut copy = vec![0.0; array.len()];
     array.read(&mut copy);
     Cow::Owned(copy)
-}
-
-/// Registers the functions and classes of this room.
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(segment_sum, module)?)?;
-    module.add_function(wrap_pyfunction!(segment_expand, module)?)
 }

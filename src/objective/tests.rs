@@ -1,9 +1,9 @@
 //! Tests of the room as a whole: values, gradients against central differences, programs.
 
-use super::eval::{Cut, Run};
 use super::expr::{Graph, Id, Op};
+use super::instruction::Operand;
 use super::ops::{BinaryOp, End, ReduceOp, Side, UnaryOp};
-use super::program::Operand;
+use super::run::{Cut, Run};
 use super::space::BATCH;
 use super::{GraphError, Program};
 use crate::segments::array::Array;

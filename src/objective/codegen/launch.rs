@@ -4,7 +4,8 @@ use super::schedule::{SlotSize, Walk};
 use super::{Generated, Signature};
 use crate::cuda::{Launch, THREADS};
 use crate::objective::GraphError;
-use crate::objective::program::{Extent, Program, Task};
+use crate::objective::instruction::{Extent, Task};
+use crate::objective::program::Program;
 use crate::objective::space::{BATCH, SpaceId};
 use crate::view::{Dtype, View};
 
