@@ -63,7 +63,7 @@ $(BENCHES): bench
 	@:
 
 docs: $(VENV)/.test
-	$(BIN)/python -m prefuse.catalogue.page docs
+	$(BIN)/python tools/objectives_page.py docs
 	$(BIN)/python -m tests.evidence docs
 
 models: $(VENV)/.test

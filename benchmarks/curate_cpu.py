@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from prefuse import curate
-from prefuse.bench import machine, results, tables, timing
+from prefuse._display import tables
+from prefuse.bench import machine, results, timing
 
 Ways = Mapping[str, Callable[[], object]]
 PREFUSE = "prefuse"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from prefuse.bench import denoising, machine, results, tables, timing
+from prefuse._display import tables
+from prefuse.bench import denoising, machine, results, timing
 
 SHAPES = {"image": (32, 4, 64, 64), "video": (8, 16, 16, 128, 128)}
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}

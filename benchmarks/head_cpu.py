@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from prefuse.bench import head, machine, memory, quality, results, tables, timing
-from prefuse.plans import WORKSPACE_BYTES
+from prefuse._display import tables
+from prefuse.bench import head, machine, memory, quality, results, timing
+from prefuse.linear.plans import WORKSPACE_BYTES
 
 BARE = "bare GEMMs"
 MASKED = (0.0, 0.5)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from prefuse import _prefuse
-from prefuse._cuda import prepare
+from prefuse._backends.nvrtc import prepare
 from tests.emulator import emulator
 
 

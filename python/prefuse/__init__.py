@@ -19,7 +19,6 @@ from prefuse.catalogue.checking import check
 from prefuse.denoising import gaussian_logps, squared_errors
 from prefuse.errors import LanguageError
 from prefuse.functional import TokenStats, response_lengths, sequence_logps, token_logps, token_stats
-from prefuse.head import Head, head
 from prefuse.language import (
     Objective,
     Score,
@@ -30,7 +29,8 @@ from prefuse.language import (
     token_objective,
 )
 from prefuse.linear.functions import linear_sequence_logps, linear_token_logps, linear_token_stats
-from prefuse.preference import batch_totals, dpo_loss, explain, pair_loss, preference_loss
+from prefuse.losses.preference import batch_totals, dpo_loss, explain, pair_loss, preference_loss
+from prefuse.models.head import Head, head
 
 __all__ = [
     "Head",

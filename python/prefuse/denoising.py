@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from prefuse._arguments.checks import FLOATS, check_device, check_tensor
+from prefuse._arguments.transforms import refuse_transforms, refuse_vmap
 from prefuse._backends import DEVICES, backend
-from prefuse._rows import FLOATS, check_device, check_tensor
-from prefuse._transforms import refuse_transforms, refuse_vmap
 
 __all__ = ["gaussian_logps", "squared_errors"]
 

@@ -40,12 +40,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefuse import _ops
+from prefuse._arguments.checks import check_flag, has_contiguous_rows
+from prefuse._arguments.layout import check_layout, shift_left
+from prefuse._arguments.transforms import refuse_transforms
 from prefuse._backends import DEVICES
-from prefuse._buffers import from_numpy
-from prefuse._layout import check_layout, count_scored, shift_left, sum_responses
-from prefuse._rows import BACKWARD_NEEDS, STATISTICS, check_flag, check_rows, has_contiguous_rows, with_backward_needs
-from prefuse._transforms import refuse_transforms
+from prefuse._backends.arrays import from_numpy
+from prefuse._backends.rows import BACKWARD_NEEDS, STATISTICS
+from prefuse._statistics import operators
+from prefuse._statistics.request import check_rows, with_backward_needs
+from prefuse._statistics.responses import count_scored, sum_responses
 
 __all__ = ["STATISTICS", "TokenStats", "response_lengths", "sequence_logps", "token_logps", "token_stats"]
 
@@ -196,7 +199,7 @@ def token_stats(
         rows = rows._replace(stats=",".join(with_backward_needs(asked)))
         if inplace:
             _check_overwritable(logits)
-    stacked = _ops.token_stats(*rows.operands, inplace and differentiates)
+    stacked = operators.token_stats(*rows.operands, inplace and differentiates)
     # The stack is saved for backward; what is handed out may be changed in place.
     values = [value.clone() if stacked.requires_grad else value for value in stacked.unbind(0)]
     return TokenStats(

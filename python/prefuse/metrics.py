@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from prefuse._rows import FLOATS, INTEGERS, check_tensor, positive_number
+from prefuse._arguments.checks import FLOATS, INTEGERS, check_tensor, positive_number
 
 __all__ = [
     "Line",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefuse._rows import check_integer, positive_number
+from prefuse._arguments.checks import check_integer, positive_number
 from prefuse.catalogue.entries import Entry, Objectives, resolve, resolve_all
 from prefuse.catalogue.samples import log_ratio_grid
 from prefuse.scoring.objective import Objective
@@ -176,7 +176,7 @@ def _figure(panels: int) -> tuple[Figure, Sequence[Any]]:
 
 def _new_figure(width: float, height: float) -> Figure:
     try:
-        from prefuse._figure import NotebookFigure
+        from prefuse._display.figure import NotebookFigure
     except ImportError as error:
         raise ImportError('matplotlib is not installed, which draws; pip install "prefuse[demo]"') from error
 

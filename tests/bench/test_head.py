@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefuse.bench import head, memory, quality
-from prefuse.plans import WORKSPACE_BYTES
+from prefuse.linear.plans import WORKSPACE_BYTES
 
 TINY = {"pairs": 2, "tokens": 24, "features": 8, "classes": 40}
 MEBIBYTE = 1 << 20

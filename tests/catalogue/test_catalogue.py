@@ -13,8 +13,8 @@ import prefuse
 from prefuse import objectives, viz
 from prefuse.__main__ import main
 from prefuse.catalogue import catalogue, entry
-from prefuse.catalogue.page import markdown as page_markdown
 from prefuse.language import log, log_sigmoid, pair_objective, point_objective, token_objective
+from tools.objectives_page import markdown as page_markdown
 
 
 @pair_objective

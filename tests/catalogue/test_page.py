@@ -10,9 +10,9 @@ import pytest
 
 from prefuse import objectives
 from prefuse.catalogue import catalogue
-from prefuse.catalogue.page import has_picture, markdown
 from tests import evidence
 from tests.objectives.conftest import pytest_pyfunc_call
+from tools.objectives_page import has_picture, markdown
 
 DOCS = Path(__file__).parents[2] / "docs"
 

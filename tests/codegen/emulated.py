@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 
-from prefuse._buffers import View
+from prefuse._backends.arrays import View
 from prefuse.scoring import device as scoring_device
 from prefuse.scoring import plan
 from tests.codegen import harness

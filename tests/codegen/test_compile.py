@@ -3,7 +3,7 @@
 import pytest
 
 from prefuse import objectives
-from prefuse._cuda import ARCHITECTURES, resources
+from prefuse._backends.nvrtc import ARCHITECTURES, resources
 from prefuse.scoring.device import compiled
 from tests.codegen.graphs import RandomGraph
 

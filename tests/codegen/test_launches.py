@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefuse import objectives, preference_loss
-from prefuse._columns import reading
+from prefuse.losses.columns import reading
 from tests.codegen.emulated import planned
 from tests.objectives.checking import VARIANTS, column_names, random_columns, variant_id
 

@@ -159,6 +159,35 @@ def test_dtypes_of_the_mask(mask):
     assert_same(run(ours, PLAIN, ("old",), **changed), run(ours, PLAIN, ("old",)), roundings=0)
 
 
+@pytest.mark.parametrize(
+    ("policy", "of"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.float64),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float64),
+    ],
+    ids=str,
+)
+def test_a_reference_of_another_dtype(liger, policy, of):
+    """It is scored in its own dtype."""
+    states = {name: value.to(of) for name, value in reference().items()}
+    own = torch.nn.functional.linear(*states.values()).double() / 0.8
+    logps = own.log_softmax(-1).gather(-1, tokens()[..., None])[..., 0].float()
+    options = {"temperature": 0.8, "beta": 0.5}
+    found = run(ours, options, dtype=policy, **states)
+    assert_same(found, run(ours, options, dtype=policy, ref_per_token_logps=logps))
+    torch.testing.assert_close(found["[0]"], run(liger, options, dtype=policy, **states)["[0]"], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["advantages", "vllm_is_ratio"])
+def test_columns_of_float64(liger, name):
+    column = {name: normal(RESPONSES, seed=13).double().exp()}
+    found, theirs = (run(package, PLAIN, ("old",), **column) for package in (ours, liger))
+    assert found["loss"].dtype == torch.float32
+    assert_same(found, theirs)
+
+
 def test_what_stands_at_padding_is_not_read():
     """Where Liger has exp(500)·0 = NaN; tokens at padding may be anything too."""
     padding = attention_mask() == 0
@@ -212,17 +241,16 @@ class TestErrors:
 
         # All log-probabilities are -log 5: the surrogate is -1, and the KL estimate 5 - log 5 - 1 times beta.
         assert float(call("bnpo")) == pytest.approx(-1 + 0.04 * (5 - math.log(5) - 1), rel=1e-6)
-        with pytest.raises(ValueError, match="sapo_temperature_neg: expected above 0, got False"):
+        with pytest.raises(ValueError, match="sapo_temperature_neg must be positive, got False"):
             call("sapo")
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"loss_type": "ppo"}, "loss_type: expected one of grpo, .*, got 'ppo'"),
-            ({"importance_sampling_level": "group"}, "importance_sampling_level: expected one of token, sequence"),
-            ({"sapo_temperature_pos": 0.0}, r"sapo_temperature_pos: expected above 0, got 0\.0"),
-            ({"sapo_temperature_neg": -1.0}, r"sapo_temperature_neg: expected above 0, got -1\.0"),
-            ({"delta": 0.0}, r"delta: expected above 0, got 0\.0"),
+            ({"sapo_temperature_pos": 0.0}, r"sapo_temperature_pos must be positive, got 0\.0"),
+            ({"sapo_temperature_neg": -1.0}, r"sapo_temperature_neg must be positive, got -1\.0"),
+            ({"delta": 0.0}, r"delta must be positive, got 0\.0"),
+            ({"delta": -1.0}, r"delta must be positive, got -1\.0"),
             ({"chunk_size": 0}, "chunk_size: expected at least 1, got 0"),
         ],
         ids=str,
@@ -230,6 +258,38 @@ class TestErrors:
     def test_options(self, options, message):
         with pytest.raises(ValueError, match=message):
             ours.LigerFusedLinearGRPOLoss(**options)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"loss_type": "ppo"}, "Unknown loss type: ppo; expected one of grpo, "),
+            ({"loss_type": None}, "Unknown loss type: None; expected one of grpo, "),
+            (
+                {"importance_sampling_level": "group"},
+                "Unknown importance sampling level: group; expected one of ",
+            ),
+        ],
+        ids=str,
+    )
+    def test_an_unknown_name_is_refused_in_the_call(self, liger, options, message):
+        for package in (ours, liger):
+            package.LigerFusedLinearGRPOLoss(**options)
+            with pytest.raises(ValueError, match=message.partition(";")[0]):
+                run(package, options | PLAIN)
+        with pytest.raises(ValueError, match=message):
+            run(ours, options | PLAIN)
+
+    def test_a_bound_that_is_not_positive_is_refused_at_construction_alone(self, liger):
+        for package in (ours, liger):
+            with pytest.raises(ValueError, match=r"delta must be positive, got -0\.5"):
+                package.LigerFusedLinearGRPOLoss(delta=-0.5)
+        results = []
+        for package in (ours, liger):
+            module, tensors = package.LigerFusedLinearGRPOLoss(compiled=False, **PLAIN), head(bias=False)
+            module.delta = -0.5
+            made = module(tensors["_input"], tensors["weight"], tokens(), attention_mask(), normal(RESPONSES, seed=13))
+            results.append(outcome(made, tensors))
+        assert_same(*results)
 
     @pytest.mark.parametrize(
         ("changed", "message"),
@@ -246,13 +306,13 @@ class TestErrors:
             run(ours, PLAIN, **{name: torch.ones(shape) for name, shape in changed.items()})
 
     def test_what_is_missing(self):
-        with pytest.raises(ValueError, match="ref_per_token_logps: missing, and so is ref_input"):
+        with pytest.raises(ValueError, match="ref_per_token_logps or ref_input must be provided; got neither"):
             run(ours, {})
         with pytest.raises(ValueError, match="ref_weight: missing beside ref_input"):
             run(ours, {}, ref_input=reference()["ref_input"])
         tensors = head()
         module = ours.LigerFusedLinearGRPOLoss(loss_type="dr_grpo", use_ref_model=False)
-        with pytest.raises(ValueError, match="max_completion_length: expected at least 1 for 'dr_grpo', got None"):
+        with pytest.raises(ValueError, match=r"max_completion_length must be provided .* got None"):
             module(tensors["_input"], tensors["weight"], tokens(), attention_mask(), normal(RESPONSES, seed=13))
 
     def test_tokens_that_are_no_classes(self, device):

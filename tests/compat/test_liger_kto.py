@@ -66,6 +66,18 @@ def test_kl_of_each_response(liger):
     assert_same(run(ours, options | {"chunk_size": 1}, **given), run(ours, options, **given), roundings=0)
 
 
+@pytest.mark.parametrize("of", [torch.bfloat16, torch.float64], ids=str)
+def test_a_reference_of_another_dtype(liger, of):
+    def call(package, of):
+        tensors = head()
+        module = package.LigerFusedLinearKTOLoss(compiled=False, use_ref_model=True)
+        states = {name: value.to(of) for name, value in reference(dtype=torch.bfloat16).items()}
+        given = (targets(), tensors["bias"], desirable())
+        return outcome(module(tensors["_input"], tensors["weight"], *given, **states), tensors)
+
+    assert_as_good(call(ours, of), call(liger, of), call(ours, torch.float32))
+
+
 @pytest.mark.parametrize("trained", [("_input",), ("weight",), ("_input", "bias")], ids=str)
 def test_gradients_go_where_they_are_wanted(liger, trained):
     results = run(ours, OPTIONS[1], trained=trained)

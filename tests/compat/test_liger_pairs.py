@@ -164,6 +164,21 @@ def test_orpo_with_labels_for_the_likelihood(liger, labels, options):
     assert_same(run(ours, "ORPO", options, **given), run(liger, "ORPO", options, **given))
 
 
+@pytest.mark.parametrize("of", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("policy", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("average", [False, True], ids=["sum", "mean"])
+def test_a_reference_of_another_dtype(liger, policy, of, average):
+    def call(package, policy, of):
+        tensors = {name: value.detach().to(policy).requires_grad_() for name, value in head().items()}
+        states = {name: value.to(of) for name, value in reference(dtype=given).items()}
+        module = package.LigerFusedLinearDPOLoss(compiled=False, average_log_prob=average)
+        made = module(tensors["weight"], tensors["_input"], targets(), tensors["bias"], **states)
+        return {name: value.double() for name, value in outcome(made, tensors).items()}
+
+    given = of
+    assert_as_good(call(ours, policy, of), call(liger, policy, of), call(ours, torch.float64, torch.float64))
+
+
 def test_autocast(liger):
     results = []
     for package in (ours, liger):

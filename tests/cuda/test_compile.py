@@ -7,7 +7,8 @@ import functools
 import pytest
 
 from prefuse import _prefuse
-from prefuse._cuda import ARCHITECTURES, Program, programs, resources
+from prefuse._backends.nvrtc import ARCHITECTURES, resources
+from prefuse.doctor.programs import Program, programs
 from tests.cuda.machine_code import LOAD, LOAD_SHARED, STORE, STORE_SHARED, memory_instructions
 
 REGISTERS = 64 * 1024 // 256

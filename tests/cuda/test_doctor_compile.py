@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from prefuse import _compile_all, objectives
+from prefuse import objectives
 from prefuse.__main__ import main
+from prefuse.doctor import compile_all
 
 NAMES = objectives.names
 LOG = "ptxas . {spilled} bytes spill stores, 0 bytes spill loads\nUsed {registers} registers, 128 bytes smem"
@@ -16,8 +17,8 @@ LOG = "ptxas . {spilled} bytes spill stores, 0 bytes spill loads\nUsed {register
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two architectures, one kernel of `kernels/`, one objective; an NVRTC, though there may be none."""
-    monkeypatch.setattr(_compile_all, "ARCHITECTURES", (80, 120))
-    monkeypatch.setattr(_compile_all, "programs", lambda architecture: [("segment_sum", [("VALUE", "f32")])])
+    monkeypatch.setattr(compile_all, "ARCHITECTURES", (80, 120))
+    monkeypatch.setattr(compile_all, "programs", lambda architecture: [("segment_sum", [("VALUE", "f32")])])
     monkeypatch.setattr(objectives, "names", lambda: ["aot"])
 
 
@@ -30,9 +31,9 @@ def pretended(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
         entry = "objective_one_block" if one_block else "objective_part_0"
         return [(entry, b"", LOG.format(spilled=spilled, registers=architecture // 2))]
 
-    monkeypatch.setattr(_compile_all._prefuse, "cuda_nvrtc", lambda: ("libnvrtc.so", "13.2", [75, 121]))
-    monkeypatch.setattr(_compile_all._prefuse, "cuda_compile", lambda *_: (b"", LOG.format(spilled=0, registers=32)))
-    monkeypatch.setattr(_compile_all, "compiled", compiled)
+    monkeypatch.setattr(compile_all._prefuse, "cuda_nvrtc", lambda: ("libnvrtc.so", "13.2", [75, 121]))
+    monkeypatch.setattr(compile_all._prefuse, "cuda_compile", lambda *_: (b"", LOG.format(spilled=0, registers=32)))
+    monkeypatch.setattr(compile_all, "compiled", compiled)
 
 
 def said(capsys: pytest.CaptureFixture[str], *options: str, status: int = 0) -> list[list[str]]:
@@ -81,7 +82,7 @@ def test_what_does_not_compile_is_named_and_the_rest_goes_on(
             raise RuntimeError("it is wrong")
         return b"", LOG.format(spilled=0, registers=32)
 
-    monkeypatch.setattr(_compile_all._prefuse, "cuda_compile", fails)
+    monkeypatch.setattr(compile_all._prefuse, "cuda_compile", fails)
     lines = said(capsys, status=1)
     assert ["32", "0", "128", "segment_sum", "VALUE=f32"] in lines and ["sm_120:", "it", "is", "wrong"] in lines
     assert ["60", "24", "128", "aot"] in lines and lines[-1][-2:] == ["1", "failed"]
@@ -103,5 +104,5 @@ def test_without_nvrtc_one_sentence_says_so(
     def missing() -> None:
         raise RuntimeError("missing: install it")
 
-    monkeypatch.setattr(_compile_all._prefuse, "cuda_nvrtc", missing)
+    monkeypatch.setattr(compile_all._prefuse, "cuda_nvrtc", missing)
     assert said(capsys, status=1) == [["nothing", "compiled:", "missing:", "install", "it"]]

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefuse import _prefuse, doctor
+from prefuse import _prefuse
 from prefuse.__main__ import main
 from prefuse._backends import cuda as backend
-from prefuse._rows import Rows
+from prefuse._backends.rows import Rows
+from prefuse.doctor import examination as doctor
 
 VIEW = (4096, "f32", (4,), (1,))
 OFFSETS = (4096, "i64", (5,), (1,))

@@ -46,7 +46,7 @@ class Processes:
     def _start(self) -> None:
         # Forked from a process that has imported everything, once, and has computed nothing.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "prefuse.preference"])
+        context.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "prefuse.losses.preference"])
         self._folder = tempfile.TemporaryDirectory(prefix="prefuse-distributed-")
         store = str(Path(self._folder.name) / "store")
         for rank in range(self.size):

@@ -63,17 +63,20 @@ def test_ddp(processes, options):
     processes.run(with_ddp, "qwen3-tied", options)
 
 
+FSDP = [("llama", False), ("llama", True), ("qwen3-tied", False), ("modernbert", False), ("modernbert", True)]
+
+
 def with_fsdp(family: str, own_head: bool) -> None:
     model = causal_lm(family)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for layer in (*model.model.layers, *([model.lm_head] if own_head else ())):
+    for layer in (*model.model.layers, *([model.get_output_embeddings()] if own_head else ())):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     step(model, batch(own=True))
     same_gradients(model, family)
 
 
-@pytest.mark.parametrize(("family", "own_head"), [("llama", False), ("llama", True), ("qwen3-tied", False)])
+@pytest.mark.parametrize(("family", "own_head"), FSDP)
 def test_fsdp(processes, family, own_head):
     processes.run(with_fsdp, family, own_head)
 

@@ -24,8 +24,8 @@ MODULES = (
     "prefuse.metrics",
     "prefuse.objectives.advantages",
     "prefuse.outer",
-    "prefuse.plans",
-    "prefuse.preference",
+    "prefuse.linear.plans",
+    "prefuse.losses.preference",
     "prefuse.viz",
 )
 OF_EXPRESSIONS = {"prefuse.language"}  # whose arguments are the x of a formula

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from prefuse import _prefuse
-from prefuse._buffers import view
-from prefuse._cuda import SHARED_MEMORY
-from prefuse._rows import Rows
+from prefuse._backends.arrays import view
+from prefuse._backends.nvrtc import SHARED_MEMORY
+from prefuse._backends.rows import Rows
 from tests.emulator import emulator
 
 FEW, MANY = 1, 10**6

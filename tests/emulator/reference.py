@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from prefuse._rows import Rows
+from prefuse._backends.rows import Rows
 
 NEGATIVE_INFINITY = float("-inf")
 

@@ -8,9 +8,9 @@ import torch
 import prefuse
 from prefuse import _prefuse
 from prefuse._backends import cpu
-from prefuse._buffers import view
-from prefuse._rows import Rows
-from prefuse.plans import Job, choose
+from prefuse._backends.arrays import view
+from prefuse._backends.rows import Rows
+from prefuse.linear.plans import Job, choose
 from tests.emulator.backend import Emulated, _table
 from tests.emulator.test_rows import BF16, peaked, rows, upstream
 from tests.reserved import reserve

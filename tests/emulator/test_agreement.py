@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prefuse._backends import cpu
-from prefuse._rows import Rows
+from prefuse._backends.rows import Rows
 from tests.emulator.backend import Emulated
 from tests.emulator.test_rows import BF16, F16, F32, F64, ONE, TWO, peaked, rows, upstream
 

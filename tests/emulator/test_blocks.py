@@ -10,7 +10,7 @@ import torch
 
 from prefuse._backends import cpu
 from prefuse._backends.cuda import check_values
-from prefuse._rows import Rows
+from prefuse._backends.rows import Rows
 from tests.emulator.backend import MANY, Emulated
 from tests.emulator.test_agreement import hostile
 from tests.emulator.test_rows import BF16, F16, F32, F64, peaked, rows, upstream

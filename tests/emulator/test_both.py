@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefuse._backends import cpu
-from prefuse._rows import Rows
+from prefuse._backends.rows import Rows
 from tests.emulator import emulator
 from tests.emulator.backend import Emulated
 from tests.emulator.test_agreement import hostile

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefuse import _prefuse
-from prefuse._buffers import view
+from prefuse._backends.arrays import view
 from tests.emulator import emulator
 from tests.emulator.backend import Emulated
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from prefuse._rows import Rows
+from prefuse._backends.rows import Rows
 from tests.emulator import emulator, reference
 from tests.emulator.backend import MANY, Emulated
 from tests.reserved import reserve

@@ -14,8 +14,8 @@ import torch
 import prefuse
 from prefuse import metrics, viz
 from prefuse.functional import response_lengths, sequence_logps, token_logps, token_stats
+from prefuse.losses.preference import pair_loss, preference_loss
 from prefuse.objectives import dpo, kto
-from prefuse.preference import pair_loss, preference_loss
 from tests.devices import here, normal
 from tests.error_page import HEAD, PAGE, rows
 
@@ -70,7 +70,7 @@ def scored(**changes):
 def without_matplotlib():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib.figure", None)
-        patch.delitem(sys.modules, "prefuse._figure", raising=False)
+        patch.delitem(sys.modules, "prefuse._display.figure", raising=False)
         viz.margin(dpo)
 
 

@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from prefuse import _ops
+from prefuse._statistics import operators
 from prefuse.functional import response_lengths, sequence_logps, token_logps, token_stats
 from tests.devices import integers, normal
 
@@ -57,29 +57,29 @@ def operator_arguments(requires_grad, temperatures=False, reference=False, mask=
     ids=str,
 )
 def test_opcheck_token_stats(options):
-    torch.library.opcheck(_ops.token_stats, operator_arguments(**options))
+    torch.library.opcheck(operators.token_stats, operator_arguments(**options))
 
 
-@pytest.mark.parametrize("operator", [_ops.token_stats_backward, _ops.token_stats_backward_])
+@pytest.mark.parametrize("operator", [operators.token_stats_backward, operators.token_stats_backward_])
 def test_opcheck_backward(operator):
     arguments = operator_arguments(requires_grad=False, reference=True, temperatures=True, mask=True)
-    saved = _ops.token_stats(*arguments)
+    saved = operators.token_stats(*arguments)
     torch.library.opcheck(operator, (torch.randn_like(saved), saved, *arguments[:-1]))
 
 
 def test_opcheck_segments():
     offsets = torch.tensor([0, 2, 2, 5])
-    torch.library.opcheck(_ops.segment_sum, (torch.arange(5.0, requires_grad=True), offsets))
-    torch.library.opcheck(_ops.segment_expand, (torch.arange(3.0, requires_grad=True), offsets, 5))
+    torch.library.opcheck(operators.segment_sum, (torch.arange(5.0, requires_grad=True), offsets))
+    torch.library.opcheck(operators.segment_expand, (torch.arange(3.0, requires_grad=True), offsets, 5))
 
 
 def test_segments_and_their_second_derivative():
     offsets = torch.tensor([0, 2, 2, 5])
     values = torch.arange(5.0, dtype=torch.float64, requires_grad=True)
-    assert _ops.segment_sum(values, offsets).tolist() == [1, 0, 9]
-    assert _ops.segment_expand(torch.tensor([7.0, 8.0, 9.0]), offsets, 5).tolist() == [7, 7, 9, 9, 9]
-    assert torch.autograd.gradcheck(lambda v: _ops.segment_sum(v, offsets), values)
-    assert torch.autograd.gradgradcheck(lambda v: _ops.segment_sum(v, offsets).square(), values)
+    assert operators.segment_sum(values, offsets).tolist() == [1, 0, 9]
+    assert operators.segment_expand(torch.tensor([7.0, 8.0, 9.0]), offsets, 5).tolist() == [7, 7, 9, 9, 9]
+    assert torch.autograd.gradcheck(lambda v: operators.segment_sum(v, offsets), values)
+    assert torch.autograd.gradgradcheck(lambda v: operators.segment_sum(v, offsets).square(), values)
 
 
 def objective_like(hidden, weight, y, mask, cu_seqlens, inplace):
@@ -195,7 +195,7 @@ def test_forward_mode_is_a_clear_error():
 
 def test_operators_themselves_refuse_vmap():
     with pytest.raises(NotImplementedError, match=r"prefuse has no rules for torch\.func transforms"):
-        torch.vmap(lambda v: _ops.segment_sum(v, torch.tensor([0, 2])))(torch.ones(3, 2))
+        torch.vmap(lambda v: operators.segment_sum(v, torch.tensor([0, 2])))(torch.ones(3, 2))
 
 
 class TestInplace:

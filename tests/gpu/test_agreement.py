@@ -5,7 +5,7 @@ import torch
 
 from prefuse import objectives, squared_errors
 from prefuse.functional import STATISTICS, response_lengths, sequence_logps
-from prefuse.preference import preference_loss
+from prefuse.losses.preference import preference_loss
 from tests.gpu.making import DTYPES, batch, gradient, statistics
 from tests.objectives import lists_and_tokens
 from tests.objectives.checking import VARIANTS, column_names, random_columns, variant_id

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefuse._backends import backend
-from prefuse._rows import Rows
+from prefuse._backends.rows import Rows
 from tests.gpu.making import DTYPES, batch
 
 pytestmark = pytest.mark.needs_cuda

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prefuse.functional import sequence_logps, token_logps, token_stats
-from prefuse.preference import preference_loss
+from prefuse.losses.preference import preference_loss
 from tests.gpu.making import batch, gradient, in_a_new_process, statistics
 
 pytestmark = pytest.mark.needs_cuda

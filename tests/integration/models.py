@@ -44,6 +44,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"logits_soft_cap": 2.0, "lru_width": 32, "block_types": ["recurrent", "attention"]},
     ),
     "phi": ("PhiForCausalLM", {}),  # its head has a bias
+    "modernbert": (  # a transform comes before its head
+        "ModernBertDecoderForCausalLM",
+        {"cls_token_id": 1, "sep_token_id": 2, "tie_word_embeddings": False},
+    ),
 }
 
 

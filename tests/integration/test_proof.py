@@ -71,7 +71,8 @@ def test_plain_heads_are_fused(family: str):
     check(causal_lm(family).eval(), None)
 
 
-def test_a_transform_before_the_head():
+def modernbert(**changes: object) -> nn.Module:
+    """Dense, activation and norm come before its decoder."""
     from transformers import ModernBertDecoderConfig, ModernBertDecoderForCausalLM
 
     torch.manual_seed(0)
@@ -86,8 +87,98 @@ def test_a_transform_before_the_head():
         eos_token_id=2,
         cls_token_id=1,
         sep_token_id=2,
+        **changes,
     )
-    check(ModernBertDecoderForCausalLM(config).eval(), "it computes more")
+    model = ModernBertDecoderForCausalLM(config)
+    with torch.no_grad():
+        model.decoder.weight.mul_(8)
+    return model.eval()
+
+
+def test_a_transform_before_the_head_is_the_models_own():
+    check(modernbert(), None)
+    check(modernbert(tie_word_embeddings=False), None)
+
+
+def test_a_transform_before_the_head_makes_no_logits():
+    model, ids = modernbert(), tokens()
+    head = prefuse.head(model)
+    head.token_logps(ids, inputs={"input_ids": ids})
+    seen: list[int] = []
+    model.decoder.register_forward_hook(size_of(seen))
+    head.token_logps(ids, inputs={"input_ids": ids})
+    assert seen[-1] == 0
+
+
+def size_of(seen: list[int]) -> Callable[..., None]:
+    """A hook that changes nothing and passes for one of torch's own."""
+
+    def hook(_module: object, _args: object, output: Tensor) -> None:
+        seen.append(output.numel())
+
+    hook.__module__ = "torch.distributed.fsdp"
+    return hook
+
+
+def test_a_transform_before_the_head_in_a_training_with_dropout_and_checkpoints():
+    model, ids = modernbert(embedding_dropout=0.2).train(), tokens()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    torch.manual_seed(5)
+    expected = right(model, ids)
+    wanted = gradients(model, expected)
+    head = prefuse.head(model, fallback="error")
+    torch.manual_seed(5)
+    found = head.token_logps(ids, inputs={"input_ids": ids})[:, 1:]
+    made = gradients(model, found)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert made.keys() == wanted.keys()
+    for name, gradient in made.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_lora_on_the_decoder_behind_a_transform():
+    config = peft().LoraConfig(r=2, target_modules=["decoder", "dense"], task_type="CAUSAL_LM", init_lora_weights=False)
+    torch.manual_seed(4)
+    tuned = peft().get_peft_model(modernbert(), config).eval()
+    assert type(tuned.get_base_model().get_output_embeddings()).__module__.startswith("peft")
+    check(tuned, None)
+
+
+def test_a_head_that_is_called_on_the_tokens_in_parts():
+    model = causal_lm("llama").eval()
+    base = type(model)
+
+    class Parts(base):  # type: ignore[misc,valid-type]
+        def forward(self, input_ids: Tensor, **_: object) -> object:
+            from transformers.modeling_outputs import CausalLMOutput
+
+            hidden = self.model(input_ids=input_ids, use_cache=False).last_hidden_state
+            parts = [self.lm_head(part) for part in hidden.split(8, dim=1)]
+            return CausalLMOutput(logits=parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+
+    model.__class__ = Parts
+    ids = tokens()
+    expected = right(model, ids)  # two parts, where six tokens are one
+    found = prefuse.head(model).token_logps(ids, inputs={"input_ids": ids})[:, 1:]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_caught_head_that_is_called_in_parts_is_refused():
+    model = modernbert()
+    base = type(model)
+
+    class Parts(base):  # type: ignore[misc,valid-type]
+        def forward(self, input_ids: Tensor, **_: object) -> object:
+            from transformers.modeling_outputs import CausalLMOutput
+
+            hidden = self.lm_head(self.model(input_ids=input_ids).last_hidden_state)
+            parts = [self.decoder(part) for part in hidden.split(8, dim=1)]
+            return CausalLMOutput(logits=parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+
+    model.__class__ = Parts
+    ids = tokens()
+    with pytest.raises(ValueError, match=r"model: expected Parts to call its LM head once.*got 2 times"):
+        prefuse.head(model).token_logps(ids, inputs={"input_ids": ids})
 
 
 def halved(output: object) -> object:
@@ -358,3 +449,51 @@ def check_router_loss(model: nn.Module) -> None:
         score = prefuse.head(model).preference_loss("simpo", labels=ids, inputs={"input_ids": ids})
     assert added > 0.01
     torch.testing.assert_close(score.loss - score.losses.mean(), added, rtol=1e-3, atol=1e-5)
+
+
+def test_a_cache_is_left_as_it_was_where_the_model_does_not_take_tokens_alone():
+    """Of prefix tuning: a trial with the cache at hand would write into it."""
+    model = causal_lm("llama").eval()
+    base = type(model)
+
+    class Prefixed(base):  # type: ignore[misc,valid-type]
+        def forward(self, *args: object, past_key_values: object = None, **kwargs: object) -> object:
+            if past_key_values is None:
+                raise ValueError("past_key_values: missing")
+            return base.forward(self, *args, past_key_values=past_key_values, **kwargs)
+
+    model.__class__ = Prefixed
+    tuned = peft().get_peft_model(model, peft().PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    check(tuned.eval(), "could not be tried: ValueError: past_key_values: missing")
+
+
+def test_an_image_in_front_asks_for_labels_of_its_length():
+    from transformers import GitConfig, GitForCausalLM
+
+    torch.manual_seed(0)
+    config = GitConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 8,
+            "patch_size": 4,
+        },
+    )
+    model = GitForCausalLM(config).eval()
+    ids, pixels = tokens(), torch.randn(2, 3, 8, 8)
+    inputs = {"input_ids": ids, "pixel_values": pixels}
+    head = prefuse.head(model)
+    with torch.no_grad():
+        with pytest.raises(ValueError, match=r"labels: expected one per position .*\(2, 17, .*got \(2, 12\).*in front"):
+            head.token_logps(ids, inputs=inputs)
+        labels = nn.functional.pad(ids, (5, 0), value=-100)
+        labels[:, 5] = -100
+        found = head.token_logps(labels, inputs=inputs)[:, -11:]
+        torch.testing.assert_close(found.double(), right(model, ids, pixel_values=pixels), rtol=1e-5, atol=1e-5)

@@ -44,6 +44,20 @@ BAD = {
         "reference_hidden": torch.zeros(37, 4),
         "reference_weight": torch.zeros(52, 4),
     },
+    "a reference of a wider dtype": lambda: {
+        "stats": "kl",
+        "reference_hidden": torch.zeros(37, 4, dtype=torch.float64),
+        "reference_weight": torch.zeros(53, 4, dtype=torch.float64),
+    },
+    "a reference of another dtype that shares the weight": lambda: {
+        "stats": "kl",
+        "reference_hidden": torch.zeros(37, 8, dtype=torch.bfloat16),
+    },
+    "a reference weight of another dtype": lambda: {
+        "stats": "kl",
+        "reference_hidden": torch.zeros(37, 4, dtype=torch.bfloat16),
+        "reference_weight": torch.zeros(53, 4),
+    },
     "an adapter of two": lambda: {"lora": (torch.zeros(2, 8), torch.zeros(53, 2))},
     "an adapter that does not fit": lambda: {"lora": (torch.zeros(2, 7), torch.zeros(53, 2), 1.0)},
     "smoothing of 1": lambda: {"label_smoothing": 1.0},

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import prefuse
 from prefuse.linear import functions, operators
+from prefuse.linear import operands as operands_of
 from prefuse.linear.call import SMOOTHED
 from tests.devices import normal
 
@@ -214,7 +215,7 @@ def test_as_many_products_as_the_plan_says(stats, plan, frozen, reference, works
     fits = workspace_bytes if plan != "keep" else 1 << 20
     prefuse.linear_token_stats(**given, stats=stats.split(","), plan=plan, workspace_bytes=fits, **options)
     ((operands, statistics, index, chosen),) = asked
-    request = functions.request(operands, statistics, index, chosen)
+    request = operands_of.request(operands, statistics, index, chosen)
     counted = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _flops_of_addmm_})
     with counted as counter, torch.no_grad():
         values, table, *kept = operators.linear_token_stats._init_fn(*request)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prefuse
-from prefuse.plans import NARROWEST_BLOCK, PLANS, Job, choose
+from prefuse.linear.plans import NARROWEST_BLOCK, PLANS, Job, choose
 
 LLAMA = Job(rows=8192, features=4096, classes=128256, itemsize=2, hidden=True)
 

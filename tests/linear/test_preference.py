@@ -7,7 +7,6 @@ import torch
 
 import prefuse
 from prefuse import objectives
-from prefuse._columns import reading
 from prefuse.language import (
     exp,
     group_objective,
@@ -17,6 +16,7 @@ from prefuse.language import (
     point_objective,
     token_objective,
 )
+from prefuse.losses.columns import reading
 from tests.devices import integers, normal, uniform
 from tests.objectives.checking import VARIANTS, random_columns, variant_id
 

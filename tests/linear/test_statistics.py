@@ -7,7 +7,7 @@ import torch
 
 import prefuse
 from prefuse.functional import STATISTICS
-from prefuse.plans import PLANS
+from prefuse.linear.plans import PLANS
 from tests.devices import normal, uniform
 
 from .oracle import gradients, problem, room, statistics, upstream
@@ -249,6 +249,49 @@ def test_the_reference_of_an_adapter_is_the_weight_without_it():
     lora = (normal(3, 8, seed=7, dtype=torch.float64), normal(53, 3, seed=8, dtype=torch.float64), 0.5)
     stats = prefuse.linear_token_stats(**given, stats=("logp", "ref_logp"), lora=lora, reference_hidden=given["hidden"])
     torch.testing.assert_close(stats.ref_logp, statistics(**given)["logp"])
+
+
+@pytest.mark.parametrize("plan", ["single-pass", "keep", "recompute"])
+@pytest.mark.parametrize(
+    ("policy", "of"),
+    [(torch.float64, torch.bfloat16), (torch.float32, torch.float16), (torch.float64, torch.float32)],
+    ids=str,
+)
+def test_a_reference_of_a_narrower_dtype(policy, of, plan):
+    """Its logits are rounded to its own dtype, as that model rounds them; all else is in the policy's."""
+    given = problem(dtype=policy)
+    states, weight, bias = normal(37, 6, seed=20).to(of), normal(53, 6, seed=21).to(of), normal(53, seed=22).to(of)
+    hidden = given.pop("hidden").requires_grad_()
+    got = prefuse.linear_token_stats(
+        hidden,
+        **given,
+        stats=("kl", "ref_logp"),
+        plan=plan,
+        reference_hidden=states,
+        reference_weight=weight,
+        reference_bias=bias,
+        workspace_bytes=WIDE if plan == "keep" else TIGHT,
+    )
+    logits = torch.nn.functional.linear(hidden, given["weight"], given.get("bias"))
+    reference = torch.nn.functional.linear(states, weight, bias).to(policy)
+    wanted = prefuse.token_stats(logits, given["labels"], ("kl", "ref_logp"), reference_logits=reference)
+    for name in ("kl", "ref_logp"):
+        torch.testing.assert_close(got[name], wanted[name], rtol=1e-4, atol=1e-5)
+    ours, theirs = (torch.autograd.grad(made.kl.sum(), hidden)[0] for made in (got, wanted))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_with_a_reference_of_a_narrower_dtype():
+    hidden, weight = normal(4, 5, 8, seed=1).requires_grad_(), normal(53, 8, seed=2).requires_grad_()
+    states, own = normal(4, 5, 6, seed=3).bfloat16(), normal(53, 6, seed=4).bfloat16()
+    labels = torch.arange(20).reshape(4, 5)
+    options = {"reference": states, "reference_weight": own}
+    found = prefuse.preference_loss("dpo", hidden=hidden, weight=weight, labels=labels, **options).loss
+    logits, reference = hidden @ weight.T, (states @ own.T).float()
+    wanted = prefuse.preference_loss("dpo", logits=logits, labels=labels, reference=reference).loss
+    torch.testing.assert_close(found, wanted)
+    for ours, theirs in zip(*(torch.autograd.grad(loss, (hidden, weight)) for loss in (found, wanted)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [37, 150, 70])  # of 70, 64 are scored

@@ -18,6 +18,19 @@ NATS, GRADIENT = 1e-4, 1e-2
 PADDINGS = ("no", "right", "left")
 
 
+Outcome = tuple[Tensor, list[Any]]
+"""log p [B, T - 1], and the gradients of all trainable parameters."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call: the model's inputs, labels [B, T] and the weights of the log-probs."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    weights: Tensor
+
+
 @dataclass(frozen=True)
 class Verdict:
     """`what` is "exact, fused", "exact, by logits", "refused", "wrong", "crash" or "not built"; `why` may be empty."""
@@ -46,39 +59,49 @@ def verdict(family: str, name: str) -> Verdict:
 def _verdict(family: str, name: str, dtype: torch.dtype) -> Verdict:
     try:
         model = build(family, name).to(dtype)
-        cases = [_inputs(padding) for padding in PADDINGS]
-        wanted = [_own(model, *case) for case in cases]
+        cases = [case(padding) for padding in PADDINGS]
+        wanted = [own(model, each) for each in cases]
     except Exception as error:
-        return Verdict(family, name, "not built", _line(error))
-    by_logits, errors = False, []
+        return Verdict(family, name, "not built", line(error))
+    return Verdict(family, name, *compare(model, cases, wanted))
+
+
+def compare(model: nn.Module, cases: list[Case], wanted: list[Outcome]) -> tuple[str, str]:
+    """What the head of a model is, and why: beside the outcomes of its own logits."""
+    errors = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             head = prefuse.head(model)
-            for case, (logps, gradients) in zip(cases, wanted, strict=True):
-                errors.append(_compare(_fused(head, model, *case), (logps, gradients)))
+            for each, right in zip(cases, wanted, strict=True):
+                errors.append(difference(fused(head, model, each), right))
         except (TypeError, ValueError) as error:
-            return Verdict(family, name, *_raised(error))
+            return raised(error)
         except Exception as error:
-            return Verdict(family, name, "crash", _line(error))
-    by_logits = any(issubclass(w.category, UserWarning) and "by its logits" in str(w.message) for w in caught)
+            return "crash", line(error)
+    said = [str(w.message) for w in caught if issubclass(w.category, UserWarning) and "by its logits" in str(w.message)]
     value, gradient = (max(column) for column in zip(*errors, strict=True))
     if not (value < NATS and gradient < GRADIENT):
-        return Verdict(family, name, "wrong", f"{value:.2g} nats, gradients {gradient:.2g}")
-    return Verdict(family, name, "exact, by logits" if by_logits else "exact, fused")
+        return "wrong", f"{value:.2g} nats, gradients {gradient:.2g}"
+    return ("exact, by logits", reason(said[0])) if said else ("exact, fused", "")
 
 
-def _raised(error: Exception) -> tuple[str, str]:
+def reason(warning: str) -> str:
+    """Why a head is not fused, of the warning that says so."""
+    return warning.partition("cannot be fused: ")[2].partition(". The numbers")[0]
+
+
+def raised(error: Exception) -> tuple[str, str]:
     """A refusal is raised by a line of prefuse itself; the same type from anywhere deeper is a crash."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
-    return "refused" if module.partition(".")[0] == "prefuse" else "crash", _line(error)
+    return "refused" if module.partition(".")[0] == "prefuse" else "crash", line(error)
 
 
-def _inputs(padding: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tokens, attention mask, labels and the weights of the log-probs."""
+def case(padding: str, **inputs: Any) -> Case:
+    """Two rows of text; `inputs` of the model besides."""
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randint(4, VOCABULARY - 19, (2, 12), generator=generator)
     mask = torch.ones_like(tokens)
@@ -87,30 +110,33 @@ def _inputs(padding: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     labels = tokens.masked_fill(mask == 0, -100)
     if padding == "left":
         labels[1, 4] = -100  # its predecessor is padding
-    return tokens, mask, labels, torch.randn(2, 12, generator=generator)
+    weights = torch.randn(2, 12, generator=generator)
+    return Case({"input_ids": tokens, "attention_mask": mask, **inputs}, labels, weights)
 
 
-def _own(model: Any, tokens: Tensor, mask: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, list[Any]]:
-    logits = model(input_ids=tokens, attention_mask=mask).logits
+def own(model: Any, given: Case) -> Outcome:
+    """From the model's own logits."""
+    torch.manual_seed(4)
+    logits = model(**given.inputs).logits[:, -given.labels.shape[1] :]  # past virtual tokens
     every = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    moved = labels[:, 1:]
+    moved = given.labels[:, 1:]
     logps = every.gather(-1, moved.clamp(min=0)[..., None])[..., 0]
     logps = torch.where(moved == -100, 0.0, logps)
-    return logps.detach(), _gradients(model, (logps * weights[:, 1:]).sum())
+    return logps.detach(), _gradients(model, (logps * given.weights[:, 1:]).sum())
 
 
-def _fused(
-    head: Any, model: nn.Module, tokens: Tensor, mask: Tensor, labels: Tensor, weights: Tensor
-) -> tuple[Tensor, list[Any]]:
-    logps = head.token_logps(labels, inputs={"input_ids": tokens, "attention_mask": mask})[:, 1:]
-    return logps.detach(), _gradients(model, (logps * weights[:, 1:]).sum())
+def fused(head: Any, model: nn.Module, given: Case) -> Outcome:
+    """From the head."""
+    torch.manual_seed(4)
+    logps = head.token_logps(given.labels, inputs=given.inputs)[:, 1:]
+    return logps.detach(), _gradients(model, (logps * given.weights[:, 1:]).sum())
 
 
 def _gradients(model: nn.Module, loss: Tensor) -> list[Tensor | None]:
     return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True))
 
 
-def _compare(got: tuple[Tensor, list[Any]], wanted: tuple[Tensor, list[Any]]) -> tuple[float, float]:
+def difference(got: Outcome, wanted: Outcome) -> tuple[float, float]:
     """Largest error in nats, and of the gradients; not a number counts as infinite."""
     largest = 0.0
     for left, right in zip(got[1], wanted[1], strict=True):
@@ -127,6 +153,6 @@ def _finite(error: float) -> float:
     return error if error == error else float("inf")
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split()).replace("|", "\\|")
     return text if len(text) <= 160 else text[:157] + "..."

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import prefuse
-from prefuse import _display, _progress, doctor
+from prefuse import doctor
+from prefuse._display import html, progress
 from prefuse.catalogue.checking import Finding, Report, Reports
 from prefuse.language import pair_objective
-from prefuse.plans import Job, choose
+from prefuse.linear.plans import Job, choose
 
 HOSTILE = '<script>alert("x")</script> & <b>'
 
@@ -88,7 +89,7 @@ def test_a_prompt_shows_what_a_script_prints(prompt, monkeypatch, capsys):
         monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     else:
         monkeypatch.delattr(sys, "ps1", raising=False)
-    _display.announce("a result")
+    html.announce("a result")
     assert capsys.readouterr().out == ("" if prompt else "a result\n")
 
 
@@ -100,7 +101,7 @@ def test_lists_stand_for_columns():
 
 
 def test_progress_without_tqdm_and_without_a_terminal(monkeypatch, capsys):
-    assert list(_progress.track([1, 2], "counting")) == [1, 2]
+    assert list(progress.track([1, 2], "counting")) == [1, 2]
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)  # as if not installed
-    assert list(_progress.track([1, 2], "counting")) == [1, 2]
+    assert list(progress.track([1, 2], "counting")) == [1, 2]
     assert capsys.readouterr() == ("", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Generator
 from typing import Any
@@ -9,11 +10,12 @@ from unittest import mock
 
 import pytest
 
+from prefuse.scoring import execution
 from prefuse.scoring.plan import Plan
 from tests.evidence import named
 
-WAYS = ("score", "value_and_grad", "bind", "bind_tensors")
-"""Every way in which columns reach an objective."""
+WAYS = ((execution, "score"), (execution, "value_and_grad"), (Plan, "bind"), (Plan, "bind_tensors"))
+"""Every way in which columns reach an objective: functions of a plan."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -24,16 +26,18 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     parameters = pyfuncitem.callspec.params if hasattr(pyfuncitem, "callspec") else {}
     claimed, computed = named(pyfuncitem.function, mark, parameters), set()
 
-    def recorded(way: str) -> Any:
-        original = getattr(Plan, way)
+    def recorded(owner: Any, way: str) -> Any:
+        original = getattr(owner, way)
 
-        def call(self: Plan, *arguments: Any) -> Any:
-            computed.update(re.findall(r"\w+", self.definition.name))  # that of a composition has its parts' names
-            return original(self, *arguments)
+        def call(plan: Plan, *arguments: Any) -> Any:
+            computed.update(re.findall(r"\w+", plan.definition.name))  # that of a composition has its parts' names
+            return original(plan, *arguments)
 
         return call
 
-    with mock.patch.multiple(Plan, **{way: recorded(way) for way in WAYS}):
+    with contextlib.ExitStack() as patches:
+        for owner, way in WAYS:
+            patches.enter_context(mock.patch.object(owner, way, recorded(owner, way)))
         result = yield
     if claimed - computed:
         pytest.fail(f"listed as evidence for {', '.join(sorted(claimed - computed))}, and did not compute it")

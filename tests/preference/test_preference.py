@@ -21,7 +21,7 @@ from prefuse.language import (
     square,
     token_objective,
 )
-from prefuse.preference import dpo_loss, pair_loss, preference_loss
+from prefuse.losses.preference import dpo_loss, pair_loss, preference_loss
 from tests.devices import normal, on_the_cpu
 
 pytestmark = pytest.mark.usefixtures("device")

@@ -10,7 +10,7 @@ import torch
 from row_oracle import GRADIENTS, peaked, some_labels
 
 from prefuse import _prefuse
-from prefuse._buffers import view
+from prefuse._backends.arrays import view
 from prefuse.functional import STATISTICS, token_stats
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

@@ -6,8 +6,8 @@ from importlib import metadata
 
 import pytest
 
-from prefuse import doctor
 from prefuse.__main__ import main
+from prefuse.doctor import examination as doctor
 
 
 def library(name):

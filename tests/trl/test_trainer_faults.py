@@ -63,6 +63,34 @@ def test_a_model_by_name(objective, tmp_path):
         assert log["loss"] == pytest.approx(math.log(2), abs=1e-3)
 
 
+# In the place of `trl.DPOTrainer`
+
+
+def test_a_missing_data_set_is_refused_in_the_words_of_trl(tmp_path):
+    for kind in ("Preference", "DPO"):
+        with pytest.raises(ValueError, match="`train_dataset` is required"):
+            make(kind, tmp_path, train_dataset=None)
+
+
+@pytest.mark.parametrize("streamed", ["train_dataset", "eval_dataset", "eval_dataset, named"])
+def test_a_precomputed_reference_of_a_stream_is_refused_in_the_words_of_trl(streamed, tmp_path):
+    stream = running.pairs().to_iterable_dataset()
+    name, _, named = streamed.partition(", ")
+    options = {"precompute_ref_log_probs": True, "max_steps": 1, name: {"other": stream} if named else stream}
+    for kind in ("Preference", "DPO"):
+        with pytest.raises(ValueError, match=r"precompute_ref_log_probs.*not supported with IterableDataset"):
+            make(kind, tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("objective", "own"),
+    [("sigmoid", ["dpo"]), ("simpo", ["simpo"]), (prefuse.objectives.dpo() + prefuse.objectives.sft(), [])],
+)
+def test_tags_name_the_objective(objective, own, tmp_path):
+    trainer = make("Preference", tmp_path, objective=objective)
+    assert set(trainer.model.model_tags) == {"trl", "prefuse", "preference", *own}
+
+
 # Batches of one row
 
 

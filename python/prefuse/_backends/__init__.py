@@ -12,7 +12,7 @@ from typing import Protocol, cast
 
 import torch
 
-from prefuse._rows import Rows
+from prefuse._backends.rows import Rows
 
 DEVICES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 

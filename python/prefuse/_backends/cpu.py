@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from prefuse import _prefuse
-from prefuse._buffers import View, view
-from prefuse._rows import Rows
+import prefuse._prefuse as _prefuse
+from prefuse._backends.arrays import View, view
+from prefuse._backends.rows import Rows
 
 
 def rows_forward(rows: Rows, out: torch.Tensor) -> None:

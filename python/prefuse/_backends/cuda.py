@@ -11,11 +11,11 @@ import os
 
 import torch
 
-from prefuse import _prefuse
-from prefuse._buffers import View, optional_view, view
-from prefuse._cuda import prepare
-from prefuse._rows import Rows
-from prefuse._rows import check_values as refuse_values
+import prefuse._prefuse as _prefuse
+from prefuse._arguments.checks import check_values as refuse_values
+from prefuse._backends.arrays import View, optional_view, view
+from prefuse._backends.nvrtc import prepare
+from prefuse._backends.rows import Rows
 
 
 def rows_forward(rows: Rows, out: torch.Tensor) -> None:

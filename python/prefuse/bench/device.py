@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import denoising, device_checks, gather, head_device, launches, machine, results, scoring, tables, timing
+from prefuse._display import tables
+
+from . import denoising, device_checks, gather, head_device, launches, machine, results, scoring, timing
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 TRAFFIC = {FORWARD: 1, BACKWARD: 2, BOTH: 3}

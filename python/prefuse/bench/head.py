@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from prefuse.linear.functions import linear_token_logps
-from prefuse.plans import WORKSPACE_BYTES, Plan
-from prefuse.preference import explain, preference_loss
+from prefuse.linear.plans import WORKSPACE_BYTES, Plan
+from prefuse.losses.preference import explain, preference_loss
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 LogProbs = Callable[[Tensor, Tensor, Tensor], Tensor]

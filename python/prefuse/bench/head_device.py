@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import head, quality, tables, timing
+from prefuse._display import tables
+
+from . import head, quality, timing
 
 BARE = "bare GEMMs"
 TITLES = {head.DPO: "DPO", head.NLL: "mean log-probability"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from prefuse import _prefuse
+import prefuse._prefuse as _prefuse
 
 
 def describe() -> dict[str, object]:

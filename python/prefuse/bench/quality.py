@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from prefuse._display import tables
 from prefuse.functional import token_logps
 from prefuse.language import Expression, PairView, pair_objective
 from prefuse.linear.functions import linear_token_stats
-from prefuse.plans import Plan
-from prefuse.preference import preference_loss
+from prefuse.linear.plans import Plan
+from prefuse.losses.preference import preference_loss
 
-from . import head, tables
+from . import head
 
 CONFIDENT = 0.999
 """About the probability of every label in a problem of confident tokens."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from prefuse._progress import track
+from prefuse._display.progress import track
 
 _FLUSH_BYTES = 1 << 28  # more than the second-level cache of any GPU so far
 _SHORTEST_SAMPLE = 1e-2  # seconds; below it the call and single interrupts weigh in, so a sample repeats the case

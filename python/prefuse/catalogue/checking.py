@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from prefuse._cuda import ARCHITECTURES
-from prefuse._display import Markup, announce, bold, code, table
-from prefuse._progress import track
+from prefuse._backends.nvrtc import ARCHITECTURES, resources
+from prefuse._display.html import Markup, announce, bold, code, table
+from prefuse._display.progress import track
 from prefuse.catalogue.entries import Entry, Objectives, resolve_all
 from prefuse.catalogue.samples import Columns, sample
 from prefuse.scoring import device
@@ -205,8 +205,6 @@ def _extreme(objective: Objective, given: Columns, extreme: float) -> Finding:
 
 
 def _kernels(objective: Objective) -> Finding:
-    from prefuse._cuda import resources
-
     traced = objective._traced(None)
     try:
         logs = [log for architecture in ARCHITECTURES for _, _, log in device.compiled(traced, architecture, True)]

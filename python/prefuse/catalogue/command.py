@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from prefuse.bench.tables import show as show_table
+from prefuse._display.tables import show as show_table
 from prefuse.catalogue.entries import catalogue, entry
 
 

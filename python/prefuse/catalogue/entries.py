@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-from prefuse import objectives
-from prefuse._display import bold, code, markup, paper, table
-from prefuse.objectives import ALIASES
+from prefuse._display.html import bold, code, markup, paper, table
+from prefuse._display.tables import plain
 from prefuse.scoring.objective import Objective
+from prefuse.scoring.registry import ALIASES, get, names
 from prefuse.scoring.settings import show
 
 _LABELLED = re.compile(
@@ -217,8 +217,6 @@ class Catalogue(Sequence[Entry]):
         return f"{len(self)} objective{'' if len(self) == 1 else 's'}"
 
     def __repr__(self) -> str:
-        from prefuse.bench.tables import plain
-
         return plain(self.title, ("name", "kind", "what it is", "arXiv"), self.rows())
 
     def _repr_html_(self) -> str:
@@ -228,7 +226,7 @@ class Catalogue(Sequence[Entry]):
 
 def catalogue(*words: str) -> Catalogue:
     """Every registered objective, or those in which all of the words occur."""
-    every = Catalogue([_entry(name) for name in objectives.names()])
+    every = Catalogue([_entry(name) for name in names()])
     return every.search(*words) if words else every
 
 
@@ -240,7 +238,7 @@ def entry(objective: str | Objective) -> Entry:
         ValueError: no objective of this name; the message proposes a similar one.
     """
     found = resolve(objective)
-    same = found.name in objectives.names() and objectives.get(found.name)._definition is found._definition
+    same = found.name in names() and get(found.name)._definition is found._definition
     return Entry(found, _aliases(found.name) if same else ())
 
 
@@ -252,7 +250,7 @@ def resolve(objective: str | Objective | Entry) -> Objective:
         ValueError: no objective of this name; the message proposes a similar one.
     """
     if isinstance(objective, str):
-        return objectives.get(objective)
+        return get(objective)
     if isinstance(objective, Entry):
         return objective.objective
     if not isinstance(objective, Objective):
@@ -274,7 +272,7 @@ def resolve_all(given: Objectives) -> list[Objective]:
 
 
 def _entry(name: str) -> Entry:
-    return Entry(objectives.get(name), _aliases(name))
+    return Entry(get(name), _aliases(name))
 
 
 def _aliases(name: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefuse._rows import check_integer
+from prefuse._arguments.checks import check_integer
 
 NO_LABEL_IGNORED = -(2**63)
 """An ignore index that no label can be, for functions that know none: there −100 is as wrong as any other non-class."""

@@ -3,7 +3,7 @@
 `ChunkedLogProbFunction` is `trl.kernels.ChunkedLogProbFunction`, the one seam through which TRL's DPO, KTO, GRPO, RLOO
 and SFT trainers reach their LM head; `selective_log_softmax` and `selective_log_softmax_and_entropy` are those of
 `trl.trainer.utils`. Their results have the dtypes of TRL's: of float16 and bfloat16 logits, float32 on a GPU and the
-logits' dtype on the CPU.
+logits' dtype on the CPU, where log-probabilities have the bits of torch's ``log_softmax``, too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from prefuse.compat._shared import NO_LABEL_IGNORED, check_chunk_size
 from prefuse.functional import TokenStats, token_stats
-from prefuse.linear.functions import Lora, linear_token_stats
+from prefuse.linear.functions import linear_token_stats
+from prefuse.linear.operands import Lora
 
 __all__ = [
     "OPTIONAL_OUTPUTS",
@@ -32,6 +33,9 @@ OPTIONAL_OUTPUTS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 TOKEN_CHUNK_SIZE = 4096
 """Tokens in a tile of TRL's, whose other side is ``chunk_size``."""
+
+LOG_SOFTMAX_BYTES = 2**20
+"""What rows of 16-bit log-probabilities may take on the CPU, where they are made as torch makes them."""
 
 _STATISTICS = dict(zip(OPTIONAL_OUTPUTS, ("entropy", "log_sum_sq", "mean_logit", "top1"), strict=True))
 
@@ -67,7 +71,7 @@ class ChunkedLogProbFunction:
             temperature: above 0.
             chunk_size: classes in a tile of TRL's, whose memory is then ``4096 x chunk_size`` logits: here, that much
                 is what tiles of logits, and logits kept for the backward pass, may take (``workspace_bytes`` of
-                `linear_token_stats`). How they are cut is chosen by `prefuse.plans`.
+                `linear_token_stats`). How they are cut is chosen by `prefuse.linear.plans`.
             final_logit_softcapping: cap, above 0; None: none.
             logit_scale: scale, above 0.
             outputs: some of `OPTIONAL_OUTPUTS`; "log_probs" may stand among them.
@@ -104,7 +108,7 @@ def token_outputs(
         hidden: [*lead, H].
         targets: [*lead].
         outputs: some of `OPTIONAL_OUTPUTS`; "log_probs" may stand among them.
-        tensors: the `prefuse.head.HeadTensors` of the model; None: `options` say the same.
+        tensors: the `prefuse.models.head.HeadTensors` of the model; None: `options` say the same.
         options: further arguments of `prefuse.linear_token_stats`.
 
     Returns:
@@ -193,18 +197,21 @@ def selective_log_softmax(
         row_mask: the shape of `index`; where it is 0, the result is 0 and `index` is not looked at.
 
     Returns:
-        The shape of `index`, in float32 (float64 for float64 logits); of float16 and bfloat16 logits on the CPU in
-        their dtype, as TRL returns it, rounded once. ``prefuse.token_stats(logits, index, "logp").logp`` keeps float32.
+        The shape of `index`, in nats and float32 (float64 for float64 logits). Of float16 and bfloat16 logits on the
+        CPU, what TRL returns there, bit for bit: ``log_softmax`` in their dtype, made of a few rows at a time; its
+        gradient is rounded to that dtype once. ``prefuse.token_logps(logits, index)`` keeps float32.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device or range, or a label that is no class where it counts.
     """
+    _check_temperature(temperature)
     mask = None if row_mask is None else row_mask != 0
     if index.ndim == logits.ndim:
-        return _in_dtype_of_trl(_several_log_softmax(logits, index, temperature, mask), logits)
+        found = _several_log_softmax(logits, index, temperature, mask)
+        return _with_bits_of_trl(found, logits, index, temperature, mask)
     made = token_stats(logits, index, "logp", mask=mask, temperature=temperature, ignore_index=NO_LABEL_IGNORED)
-    return _in_dtype_of_trl(made.logp, logits)
+    return _with_bits_of_trl(made.logp, logits, index, temperature, mask)
 
 
 def selective_log_softmax_and_entropy(
@@ -224,28 +231,66 @@ def selective_log_softmax_and_entropy(
         row_mask: [*lead]; where it is 0, both results are 0 and `index` is not looked at.
 
     Returns:
-        log-probabilities and entropies in nats, [*lead] each, in the dtype of
-        `selective_log_softmax`.
+        log-probabilities and entropies in nats, [*lead] each: those of `selective_log_softmax`, and entropies in the
+        same dtype, rounded to it once.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device or range, or a label that is no class where it counts.
     """
+    _check_temperature(temperature)
+    mask = None if row_mask is None else row_mask != 0
     made = token_stats(
-        logits,
-        index,
-        ("logp", "entropy"),
-        mask=None if row_mask is None else row_mask != 0,
-        temperature=temperature,
-        ignore_index=NO_LABEL_IGNORED,
+        logits, index, ("logp", "entropy"), mask=mask, temperature=temperature, ignore_index=NO_LABEL_IGNORED
     )
-    logps, entropy = (_in_dtype_of_trl(values, logits) for values in (made.logp, made.entropy))
+    logps = _with_bits_of_trl(made.logp, logits, index, temperature, mask)
+    entropy = made.entropy.to(logps.dtype)
     return logps, entropy if entropy_requires_grad else entropy.detach()
 
 
-def _in_dtype_of_trl(values: Tensor, logits: Tensor) -> Tensor:
-    """The result in TRL's dtype: its kernel's is float32, its fallback on the CPU has that of the logits."""
-    return values.to(logits.dtype) if logits.device.type == "cpu" else values
+def _check_temperature(temperature: float) -> None:
+    """Refuses 0 and less in TRL's words."""
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def _with_bits_of_trl(found: Tensor, logits: Tensor, index: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
+    """`found`; in 16 bits on the CPU, where TRL has no kernel, with the values of torch's ``log_softmax``."""
+    if logits.device.type != "cpu" or logits.dtype not in (torch.float16, torch.bfloat16):
+        return found
+    rounded: Tensor = _OtherValues.apply(found, _rounded_log_softmax(logits.detach(), index, temperature, mask))
+    return rounded
+
+
+@torch.no_grad()
+def _rounded_log_softmax(logits: Tensor, index: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
+    """``log_softmax`` in the logits' dtype at `index`, of as many rows at a time as `LOG_SOFTMAX_BYTES` hold."""
+    labels = index.long() if mask is None else index.long().where(mask, 0)
+    classes = logits.shape[-1]
+    rows = logits.reshape(-1, classes)
+    labels = labels.reshape(rows.shape[0], index.shape[-1] if index.ndim == logits.ndim else 1)
+    at_once = max(LOG_SOFTMAX_BYTES // (classes * logits.element_size()), 1)
+    if torch.compiler.is_compiling():  # which makes no such tensor, and would write out every turn of the loop
+        at_once = rows.shape[0]
+    found = [
+        torch.log_softmax(some if temperature == 1.0 else some / temperature, -1).gather(-1, at)
+        for some, at in zip(torch.split(rows, at_once), torch.split(labels, at_once), strict=True)
+    ]
+    values = torch.cat(found).reshape(index.shape)
+    return values if mask is None else values.where(mask, 0.0)
+
+
+class _OtherValues(torch.autograd.Function):
+    """Values of one tensor with the gradient of another, which is more exact."""
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor, values: Tensor) -> Tensor:
+        ctx.dtype = found.dtype
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        return upstream.to(ctx.dtype), None
 
 
 def _several_log_softmax(logits: Tensor, index: Tensor, temperature: float, mask: Tensor | None) -> Tensor:

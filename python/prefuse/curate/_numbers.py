@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefuse._buffers import View
+from prefuse._backends.arrays import View
 
 from ._rows import Floats, Indices, finite
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple
 import numpy as np
 import torch
 
-from prefuse import _prefuse
+import prefuse._prefuse as _prefuse
 
 from ._numbers import Array, at_least, floats, integers, like, view
 from ._rows import Floats, Indices

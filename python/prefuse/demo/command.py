@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefuse import language, objectives
+import prefuse.language as language
+import prefuse.objectives as objectives
 
 _DEFAULT_OBJECTIVE = "dpo"
 _NEEDED = ("matplotlib", "rich", "transformers")

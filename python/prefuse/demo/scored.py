@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prefuse.functional import sequence_logps
 from prefuse.language import Objective, Score
-from prefuse.preference import preference_loss
+from prefuse.losses.preference import preference_loss
 
 from .batches import IGNORED, Batch
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from prefuse._backends import backend
-from prefuse._rows import BACKWARD_NEEDS, REFERENCE_STATISTICS, Rows
+from prefuse._backends.rows import BACKWARD_NEEDS, REFERENCE_STATISTICS, Rows
+from prefuse._parallel.vocabulary import Shard, needs
 from prefuse.linear.gemm import add_factors, project, sum_dtype
-from prefuse.linear.shards import Shard, needs
 
 SMOOTHED = "smoothed_logp"
 """(1 − ε)·logp + ε·(mean_logit − lse): the log-probability with label smoothing. The head's own, not the rows'."""
@@ -184,7 +184,12 @@ class Call:
             add_factors(policy[1:], head.weights[1:], out[:count])
         else:
             project(policy, head.weights, head.bias, out[:count])
-            project(others, reference.weights, reference.bias, out[count:])
+            if others[0].dtype == out.dtype:
+                project(others, reference.weights, reference.bias, out[count:])
+            else:  # a narrower one, whose logits are rounded to it as that model rounds them
+                narrow = torch.empty_like(out[count:], dtype=others[0].dtype)
+                project(others, reference.weights, reference.bias, narrow)
+                out[count:].copy_(narrow)
 
     @property
     def shares_weight(self) -> bool:

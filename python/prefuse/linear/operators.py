@@ -12,14 +12,14 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from prefuse._layout import scored_tokens
-from prefuse._transforms import refuse_vmap
+from prefuse._arguments.layout import scored_tokens
+from prefuse._arguments.transforms import refuse_vmap
+from prefuse._parallel.sharded_weights import gathered
+from prefuse._parallel.vocabulary import Shard
 from prefuse.linear import passes
 from prefuse.linear.call import Call, Head, Transform, kernel_names
-from prefuse.linear.gathering import gathered
 from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.passes import Gradients, Wants, directions
-from prefuse.linear.shards import Shard
 
 ONCE_DIFFERENTIABLE = (
     "the fused head is differentiable once: its gradient has no derivative of its own; take second derivatives of the "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prefuse._backends import backend
-from prefuse._rows import Rows
+from prefuse._backends.rows import Rows
 from prefuse.linear.call import Call
 from prefuse.linear.gemm import add_product, multiply, product_dtype, rounds_products, scale_rows, sum_dtype
 

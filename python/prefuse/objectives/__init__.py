@@ -14,9 +14,9 @@ columns that some objectives read.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ..language import Objective, find, names, register
+from ..catalogue.entries import Catalogue, Entry, catalogue, entry
+from ..language import Objective, names, register
+from ..scoring.registry import ALIASES, get
 from .anchored import apo_down, apo_zero, bco_pair, kto_pair, nca, sppo, sppo_hard
 from .diffusion import d3po, diffusion_dpo, seppo
 from .dpo_family import cdpo, discopop, dpo, dpo_norm, exo, f_dpo, hinge, ipo, robust
@@ -80,9 +80,6 @@ from .tokens import d2po, dmpo, mapo, oreo, oreo_value, sparse_po, tdpo1, tdpo2,
 from .transport import aot, aot_unpaired
 from .visual import bpo, multimodal_dpo, opa_dpo
 from .weighted import beta_dpo, dpo_rc, mallows_po, ns_dpo, wpo
-
-if TYPE_CHECKING:
-    from ..catalogue import Catalogue, Entry
 
 __all__ = [
     "ALIASES",
@@ -236,36 +233,9 @@ __all__ = [
 
 register(*(value for value in tuple(globals().values()) if isinstance(value, Objective)))
 
-ALIASES: dict[str, str] = {
-    "aot_pair": "aot_unpaired",
-    "edpo": "reward_distillation",
-    "exo_pair": "exo",
-    "irpo": "rpo",
-    "nca_pair": "nca",
-    "rdpo": "robust",
-    "rebel": "reward_distillation",
-    "selm": "vpo",
-    "sigmoid": "dpo",
-    "sigmoid_norm": "dpo_norm",
-    "spin": "dpo",
-}
-"""Other names an objective is known by: TRL's loss types (`aot_pair` as in TRL 0.x) and papers' short names."""
-
-
-def get(name: str) -> Objective:
-    """Return the registered objective of this name or alias, with its default hyper-parameters.
-
-    Raises:
-        TypeError: it is not a name.
-        ValueError: there is none; the message proposes a similar name.
-    """
-    return find(ALIASES.get(name, name) if isinstance(name, str) else name)
-
 
 def list(*words: str) -> Catalogue:
     """Return the registered objectives, or those whose page mentions every word, as a table to look through."""
-    from ..catalogue import catalogue
-
     return catalogue(*words)
 
 
@@ -279,6 +249,4 @@ def show(objective: str | Objective) -> Entry:
         TypeError: neither a name nor an objective.
         ValueError: there is none of this name or alias.
     """
-    from ..catalogue import entry
-
     return entry(objective)

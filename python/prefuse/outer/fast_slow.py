@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prefuse import objectives
+import prefuse.objectives as objectives
 
 from ._weights import check_alike, check_count
 

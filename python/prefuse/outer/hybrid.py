@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from prefuse import objectives
+import prefuse.objectives as objectives
 from prefuse.language import Score
 
 B = TypeVar("B")

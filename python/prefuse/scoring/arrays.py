@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from .._dense import other_than_dense
+from prefuse._arguments.dense import other_than_dense
 
 View = tuple[int, str, tuple[int, ...], tuple[int, ...]]
 Array = Any  # a torch.Tensor or a numpy.ndarray, always the same of the two within one call

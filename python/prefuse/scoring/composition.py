@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from ..errors import LanguageError
-from ..tracing.kinds import Kind
+from ..tracing.expression import read_column
 from ..tracing.trace import Trace
 from .arrays import library_of
 from .definition import Built, Definition
 from .settings import Setting, is_array, is_number
 
-if TYPE_CHECKING:
-    from .objective import Objective
+
+class Settled(NamedTuple):
+    """A definition with the values of its settings: what an `Objective` holds."""
+
+    definition: Definition
+    settings: dict[str, Setting]
+
+    @property
+    def name(self) -> str:
+        """The name it is printed under."""
+        return self.definition.name
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ class Weighted(Definition):
         if isinstance(self.weight, Part):
             weight = self.weight.build(trace, settings).loss
         elif self._reads_column:
-            weight = trace.column(self.weight, trace.kind.item)
+            weight = read_column(trace, self.weight, trace.kind.item)
         else:
             weight = settings[self.weight]
         return Built(built.loss * (weight.detach() if self.detach else weight), built.rewards)
@@ -98,19 +107,17 @@ class Weighted(Definition):
         return f"{f'({inner})' if ' + ' in inner else inner}.weighted_by({weight})"
 
 
-def add(left: Objective, right: Objective) -> Objective:
+def add(left: Settled, right: Settled) -> Settled:
     """Return left + right.
 
     Raises:
         LanguageError: they are of different kinds.
     """
-    if not _is_objective(right):
-        raise TypeError(f"{left.name} + {type(right).__name__}: expected another objective")
     _check_kinds(left, right)
     return _sum([*_terms(left), *_terms(right)])
 
 
-def scale(objective: Objective, factor: float) -> Objective:
+def scale(objective: Settled, factor: float) -> Settled:
     """Return factor · objective.
 
     Raises:
@@ -121,7 +128,7 @@ def scale(objective: Objective, factor: float) -> Objective:
     return _sum([(factor * (1.0 if own is None else own), term) for own, term in _terms(objective)])
 
 
-def weigh(objective: Objective, weight: Any, detach: bool) -> Objective:
+def weigh(objective: Settled, weight: Any, detach: bool) -> Settled:
     """Return the objective weighted item by item.
 
     Raises:
@@ -129,31 +136,32 @@ def weigh(objective: Objective, weight: Any, detach: bool) -> Objective:
         TypeError: it is neither an objective, a column name, nor an array.
     """
     part, settings = _part("loss" if not isinstance(weight, str) else objective.name, objective)
-    if _is_objective(weight):
+    if isinstance(weight, Settled):
         _check_kinds(objective, weight)
         other, more = _part("weight", weight)
-        return _make(Weighted(part, other, detach, settings | more, False))
+        return _made(Weighted(part, other, detach, settings | more, False))
     if isinstance(weight, str):
-        return _make(Weighted(part, weight, detach, settings, True))
+        return _made(Weighted(part, weight, detach, settings, True))
     if is_array(weight):
         library_of({"weight": weight})
-        return _make(Weighted(part, "weight", detach, settings | {"weight": weight}, False))
+        return _made(Weighted(part, "weight", detach, settings | {"weight": weight}, False))
     raise TypeError(
         f"weight: expected an objective, the name of a column, or an array with one value per item, "
         f"got {type(weight).__name__}"
     )
 
 
-def _terms(objective: Objective) -> list[tuple[float | None, Objective]]:
+def _terms(objective: Settled) -> list[tuple[float | None, Settled]]:
     """Return (factor, objective) of a sum's parts, or the objective alone."""
-    definition, settings = objective._definition, objective.parameters
+    definition, settings = objective
     if not isinstance(definition, Sum):
         return [(None, objective)]
-    make = type(objective)
-    return [(settings.get(_factor(part.label)), make(part.definition, part.own(settings))) for part in definition.parts]
+    return [
+        (settings.get(_factor(part.label)), Settled(part.definition, part.own(settings))) for part in definition.parts
+    ]
 
 
-def _sum(terms: Sequence[tuple[float | None, Objective]]) -> Objective:
+def _sum(terms: Sequence[tuple[float | None, Settled]]) -> Settled:
     parts: list[Part] = []
     settings: dict[str, Setting] = {}
     for factor, objective in terms:
@@ -163,12 +171,12 @@ def _sum(terms: Sequence[tuple[float | None, Objective]]) -> Objective:
         if factor is not None:
             settings[_factor(label)] = factor
         settings |= own
-    return _make(Sum(parts, settings))
+    return _made(Sum(parts, settings))
 
 
-def _part(label: str, objective: Objective) -> tuple[Part, dict[str, Setting]]:
-    part = Part(label, objective._definition)
-    return part, {f"{label}.{name}": value for name, value in objective.parameters.items()}
+def _part(label: str, objective: Settled) -> tuple[Part, dict[str, Setting]]:
+    definition, settings = objective
+    return Part(label, definition), {f"{label}.{name}": value for name, value in settings.items()}
 
 
 def _factor(label: str) -> str:
@@ -183,8 +191,8 @@ def _free(name: str, taken: Sequence[str]) -> str:
     return label
 
 
-def _check_kinds(left: Objective, right: Objective) -> None:
-    kinds: tuple[Kind, Kind] = left._definition.kind, right._definition.kind
+def _check_kinds(left: Settled, right: Settled) -> None:
+    kinds = left.definition.kind, right.definition.kind
     if kinds[0] is not kinds[1]:
         raise LanguageError(
             f"{left.name} is a {kinds[0].name} objective and {right.name} a {kinds[1].name} objective; "
@@ -192,11 +200,5 @@ def _check_kinds(left: Objective, right: Objective) -> None:
         )
 
 
-def _is_objective(value: Any) -> bool:
-    return isinstance(getattr(value, "_definition", None), Definition)
-
-
-def _make(definition: Definition) -> Objective:
-    from .objective import Objective
-
-    return Objective(definition)
+def _made(definition: Definition) -> Settled:
+    return Settled(definition, dict(definition.defaults))

@@ -10,10 +10,10 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ..errors import LanguageError
-from ..tracing.expression import Expression, lift
+from ..tracing.expression import Expression, lift, parameter_column, read_parameter
 from ..tracing.kinds import BATCH, PAIR, TOKEN, Kind
 from ..tracing.trace import NewRole, Trace
 from ..tracing.views import ResponseView, view_of
@@ -21,9 +21,6 @@ from .bounds import Bounds
 from .settings import Form, Forms, Setting, show
 from .traced import Traced
 from .variants import Variants
-
-if TYPE_CHECKING:
-    from .plan import Plan
 
 
 @dataclass
@@ -44,6 +41,7 @@ class Definition(ABC):
         bounds: the interval each bounded hyper-parameter must lie in.
         doc: the docstring.
         variants: what libraries and authors' code mean by the name, as hyper-parameters.
+        plans: those made so far, by forms and names: see `plan_of`.
         handle: a process-wide name, by which the custom operator finds the definition.
     """
 
@@ -61,7 +59,7 @@ class Definition(ABC):
         self.variants = Variants(name, defaults, {})
         self.handle = f"{name}#{next(self._serial)}"
         self._roles: tuple[str, ...] = ("chosen", "rejected") if kind is PAIR else ()
-        self._plans: dict[tuple[Forms, tuple[str, ...]], Plan] = {}
+        self.plans: dict[tuple[Forms, tuple[str, ...]], Any] = {}
         self._traces: dict[tuple[frozenset[str] | None, Forms], Traced] = {}
         self._lock = threading.RLock()
         self._alive[self.handle] = self
@@ -84,15 +82,6 @@ class Definition(ABC):
         """The arXiv id the docstring names first, if any."""
         found = re.search(r"arXiv:\s*([\w./-]*\d)", self.doc or "")
         return found.group(1) if found else None
-
-    def plan(self, forms: Forms, names: tuple[str, ...]) -> Plan:
-        """Return the plan for settings of these forms and arguments of these names, made on first use."""
-        from .plan import Plan
-
-        found = self._plans.get((forms, names))
-        if found is None:
-            found = self._plans.setdefault((forms, names), Plan(self, forms, frozenset(names)))
-        return found
 
     def trace(self, given: frozenset[str] | None, forms: Forms) -> Traced:
         """Return the graph for these arguments and forms of hyper-parameters, tracing it on first use.
@@ -123,9 +112,9 @@ def _lift_forms(trace: Trace, forms: Forms) -> dict[str, Setting]:
     lifted: dict[str, Setting] = {}
     for name, form in forms:
         if form is Form.NUMBER:
-            lifted[name] = trace.parameter(name)
+            lifted[name] = read_parameter(trace, name)
         elif isinstance(form, Form):
-            lifted[name] = trace.parameter_column(name, BATCH if form is Form.SCALAR else trace.kind.item)
+            lifted[name] = parameter_column(trace, name, BATCH if form is Form.SCALAR else trace.kind.item)
         else:
             lifted[name] = form
     return lifted

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._buffers import DTYPES, View, view
-from .._cuda import prepare
+from prefuse._backends.arrays import DTYPES, View, view
+from prefuse._backends.nvrtc import prepare
+
 from ..tracing.kinds import BATCH, Kind, pair_space
 from .arrays import TorchArrays
 from .call import Call

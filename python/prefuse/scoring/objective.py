@@ -7,10 +7,13 @@ from typing import Any, NoReturn
 
 import torch
 
-from .._display import Latex
+from prefuse._display.html import Latex
+
 from ..tracing import notation
+from . import composition, execution
 from .definition import Definition
-from .plan import ColumnInfo, Plan, describe
+from .operator import mark, score_named
+from .plan import ColumnInfo, Plan, describe, plan_of
 from .score import Score
 from .settings import Form, Setting, check_reduction, check_setting, form_of, forms_of, is_array, is_number, show
 from .traced import REDUCTIONS, Traced
@@ -132,13 +135,11 @@ class Objective:
         if unnamed:
             raise self._by_name(unnamed)
         if torch.compiler.is_compiling():
-            from .operator import score_compiled
-
-            return score_compiled(self, arguments)
+            return self._set_or_score_compiled(arguments)
         plan = self._plans.get(tuple(arguments))
         if plan is None or self._arrays:
             return self._set_or_score(arguments)
-        return plan.score(arguments, self._numbers, "mean")
+        return execution.score(plan, arguments, self._numbers, "mean")
 
     def value_and_grad(self, *unnamed: NoReturn, **arguments: Any) -> Score:
         """Score a batch together with the gradient of the loss, without autograd: the shortest way to a gradient.
@@ -151,19 +152,17 @@ class Objective:
         plan = self._plans.get(tuple(arguments))
         if plan is None or self._arrays:
             return self._set_and_differentiate(arguments)
-        return plan.value_and_grad(arguments, self._numbers, "mean")
+        return execution.value_and_grad(plan, arguments, self._numbers, "mean")
 
     # Composing
 
     def __add__(self, other: Objective) -> Objective:
-        from .composition import add
-
-        return add(self, other)
+        if not isinstance(other, Objective):
+            raise TypeError(f"{self.name} + {type(other).__name__}: expected another objective")
+        return _composed(composition.add(self._settled, other._settled))
 
     def __mul__(self, factor: float) -> Objective:
-        from .composition import scale
-
-        return scale(self, factor)
+        return _composed(composition.scale(self._settled, factor))
 
     __rmul__ = __mul__
 
@@ -175,9 +174,8 @@ class Objective:
                 call, or an array with one value per item.
             detach: whether the weight counts as a constant in the gradient.
         """
-        from .composition import weigh
-
-        return weigh(self, weight, detach)
+        given = weight._settled if isinstance(weight, Objective) else weight
+        return _composed(composition.weigh(self._settled, given, detach))
 
     # Behind a call
 
@@ -196,7 +194,23 @@ class Objective:
         objective = self._with(own) if own else self
         if not rest:
             return objective
-        return objective._plan(rest).score({**rest, **objective._arrays}, objective._numbers, reduction)
+        return execution.score(objective._plan(rest), {**rest, **objective._arrays}, objective._numbers, reduction)
+
+    def _set_or_score_compiled(self, arguments: dict[str, Any]) -> Any:
+        """Take a call while `torch.compile` traces it; with nothing but hyper-parameters, set them."""
+        own = {name: value for name, value in arguments.items() if name in self._settings or name == VARIANT}
+        columns = {name: value for name, value in arguments.items() if name not in own}
+        reduction = check_reduction(columns.pop("reduction", "mean"), REDUCTIONS)
+        if not columns:
+            return self._with(own)
+        objective = self
+        if VARIANT in own:
+            objective, own = self._with(own), {}
+        settings = {**objective.parameters, **own}
+        marks = ";".join([f"{name}={mark(form_of(value))}" for name, value in settings.items()])
+        numbers = [float(value) for value in settings.values() if is_number(value)]
+        tensors = {**columns, **{name: value for name, value in settings.items() if is_array(value)}}
+        return score_named(objective._definition.handle, marks, tensors, numbers, reduction)
 
     def _set_and_differentiate(self, arguments: dict[str, Any]) -> Score:
         """Take a call of `value_and_grad` that names hyper-parameters or a reduction."""
@@ -206,13 +220,18 @@ class Objective:
         objective = self._with(own) if own else self
         if not rest:
             raise TypeError(f"{self.name}: value_and_grad needs columns: {', '.join(self.columns)}")
-        return objective._plan(rest).value_and_grad({**rest, **objective._arrays}, objective._numbers, reduction)
+        given = {**rest, **objective._arrays}
+        return execution.value_and_grad(objective._plan(rest), given, objective._numbers, reduction)
+
+    @property
+    def _settled(self) -> composition.Settled:
+        return composition.Settled(self._definition, self._settings)
 
     def _plan(self, arguments: Mapping[str, Any]) -> Plan:
         names = tuple(arguments)
         plan = self._plans.get(names)
         if plan is None:
-            plan = self._plans[names] = self._definition.plan(self._forms, (*names, *self._arrays))
+            plan = self._plans[names] = plan_of(self._definition, self._forms, (*names, *self._arrays))
         return plan
 
     def _with(self, own: Mapping[str, Setting]) -> Objective:
@@ -228,3 +247,7 @@ class Objective:
 
     def _traced(self, given: frozenset[str] | None) -> Traced:
         return self._definition.trace(given, self._forms)
+
+
+def _composed(settled: composition.Settled) -> Objective:
+    return Objective(settled.definition, settled.settings)

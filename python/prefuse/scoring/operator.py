@@ -8,52 +8,33 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..tracing.kinds import BATCH, PAIR
 from .arrays import TORCH
+from .binding import common_device
 from .call import Call
 from .definition import Definition
 from .device import runs_on
-from .plan import Plan, common_device
+from .plan import Plan, plan_of
 from .score import Score
-from .settings import Form, check_reduction, form_of, is_array, is_number
-from .traced import REDUCTIONS
-from .variants import VARIANT
-
-if TYPE_CHECKING:
-    from .objective import Objective
+from .settings import Form
 
 # How a setting's form is written in the operator's `settings`: `beta=#` is a number, `beta=@` one value per item.
 MARKS = {"#": Form.NUMBER, "@": Form.ITEMS, "@0": Form.SCALAR}
 
 
-def score_compiled(objective: Objective, arguments: dict[str, Any]) -> Any:
-    """Take a call while `torch.compile` traces it; with nothing but hyper-parameters, set them."""
-    own = {name: value for name, value in arguments.items() if name in objective.parameters or name == VARIANT}
-    columns = {name: value for name, value in arguments.items() if name not in own}
-    reduction = check_reduction(columns.pop("reduction", "mean"), REDUCTIONS)
-    if not columns:
-        return objective._with(own)
-    if VARIANT in own:
-        objective, own = objective._with(own), {}
-    settings = {**objective.parameters, **own}
-    marks = ";".join([f"{name}={_mark(form_of(value))}" for name, value in settings.items()])
-    numbers = [float(value) for value in settings.values() if is_number(value)]
-    tensors = {**columns, **{name: value for name, value in settings.items() if is_array(value)}}
-    return _score(objective._definition.handle, marks, tensors, numbers, reduction)
-
-
 def score_traced(plan: Plan, arguments: Mapping[str, Any], numbers: Mapping[str, float], reduction: str) -> Score:
     """Score tensors that hold no data of their own: fake ones, or those of another tracer."""
-    marks = ";".join(f"{name}={_mark(form)}" for name, form in plan.forms)
+    marks = ";".join(f"{name}={mark(form)}" for name, form in plan.forms)
     ordered = [numbers[name] for name, form in plan.forms if form is Form.NUMBER]
-    return _score(plan.definition.handle, marks, arguments, ordered, reduction)
+    return score_named(plan.definition.handle, marks, arguments, ordered, reduction)
 
 
-def _score(handle: str, marks: str, tensors: Mapping[str, Any], numbers: list[float], reduction: str) -> Score:
+def score_named(handle: str, marks: str, tensors: Mapping[str, Any], numbers: list[float], reduction: str) -> Score:
+    """Score by the custom operator."""
     for name, value in tensors.items():
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor under torch.compile, got {type(value).__name__}")
@@ -62,7 +43,8 @@ def _score(handle: str, marks: str, tensors: Mapping[str, Any], numbers: list[fl
     return Score(loss, losses, _Outline(*_outline(handle, names, marks)), extras)
 
 
-def _mark(form: Any) -> str:
+def mark(form: Any) -> str:
+    """Return how a setting's form is written in the operator's `settings`."""
     if isinstance(form, Form):
         return "#" if form is Form.NUMBER else "@" if form is Form.ITEMS else "@0"
     return repr(form)
@@ -95,7 +77,7 @@ class _Outline:
 
 def _plan(handle: str, names: str, settings: str) -> Plan:
     forms = tuple(_form(setting) for setting in settings.split(";") if setting)
-    return Definition.find(handle).plan(forms, tuple(names.split(",")))
+    return plan_of(Definition.find(handle), forms, tuple(names.split(",")))
 
 
 def _form(setting: str) -> tuple[str, Any]:

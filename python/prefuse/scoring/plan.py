@@ -10,15 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._transforms import refuse_transforms
 from ..tracing.kinds import BATCH, PAIR, token_space
 from . import device
-from .arrays import NUMPY, PLAIN_TENSORS, TORCH, Array, Arrays, from_list, library_of
-from .autograd import score_with_grad
+from .arrays import TORCH, Array, Arrays, from_list
+from .binding import common_device, on_cpu
 from .call import Call, bind
 from .definition import Definition
-from .plain import PlainCall, bind_plain
-from .score import Score
 from .settings import Forms, is_number
 from .traced import Traced
 
@@ -102,38 +99,7 @@ class Plan:
             and all(space == item for space in traced.reward_spaces)
         )
 
-    # Scoring
-
-    def score(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
-        """Score a batch; with torch, loss and losses carry gradients."""
-        refuse_transforms(arguments.values())
-        try:
-            call = bind_plain(self.traced, numbers, arguments) if self.plain else None
-            if call is not None:
-                return _scored(call, reduction, call.trainable)
-        except (ValueError, RuntimeError):  # the general way copes, or says what is wrong
-            pass
-        return self._score_other(arguments, numbers, reduction)
-
-    def value_and_grad(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
-        """Score a batch with the gradients of its loss."""
-        refuse_transforms(arguments.values())
-        try:
-            call = bind_plain(self.traced, numbers, arguments) if self.plain else None
-            if call is not None:
-                wrt = call.trainable or tuple(self.traced.columns)
-                loss, losses, extras, gradients = call.score(reduction, wrt, apart=False)
-                return Score(loss, losses, call, extras, dict(zip(wrt, gradients, strict=True)))
-        except (ValueError, RuntimeError):  # as above
-            pass
-        return self._differentiate_other(arguments, numbers, reduction)
-
-    def totals(self, arguments: Mapping[str, Array], numbers: Mapping[str, float]) -> dict[str, float]:
-        """Return the numbers of this batch that a caller may give in their place."""
-        arguments = self._as_arrays(arguments)
-        library_of(arguments)
-        common_device(arguments)
-        return self.bind(on_cpu(arguments), numbers, TORCH).totals()
+    # Binding
 
     def bind(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], arrays: Arrays) -> Call:
         """Bind arrays on the CPU, whatever their layout."""
@@ -146,40 +112,8 @@ class Plan:
             return device.bind_on_device(self.traced, numbers, arguments, where, self.grouped, self.plain)
         return self.bind(on_cpu(arguments), numbers, TORCH)
 
-    def _score_other(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
-        """Score what is not all plain CPU tensors with one value per item."""
-        arguments = self._as_arrays(arguments)
-        if library_of(arguments) is NUMPY:
-            return self._score_numpy(arguments, numbers, reduction)
-        if not all(type(array) in PLAIN_TENSORS for array in arguments.values()):
-            from .operator import score_traced
-
-            return score_traced(self, arguments, numbers, reduction)
-        call = self.bind_tensors(arguments, numbers)
-        score = _scored(call, reduction, _requiring_grad(call))
-        where = common_device(arguments)
-        return score if score.loss.device == where else score.to(where)
-
-    def _score_numpy(self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
-        call = self.bind(arguments, numbers, NUMPY)
-        if reduction != "none":
-            return _differentiated(call, reduction, _floats(call))
-        scored = call.score(reduction, ())
-        return Score(scored.loss, scored.losses, call, scored.extras)
-
-    def _differentiate_other(
-        self, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str
-    ) -> Score:
-        arguments = self._as_arrays(arguments)
-        if library_of(arguments) is NUMPY:
-            return self._score_numpy(arguments, numbers, reduction)
-        call = self.bind_tensors(arguments, numbers)
-        score = _differentiated(call, reduction, _requiring_grad(call) or _floats(call))
-        where = common_device(arguments)
-        return score if score.loss.device == where else score.to(where)
-
-    def _as_arrays(self, arguments: Mapping[str, Any]) -> dict[str, Array]:
-        """Let numbers stand for columns of the batch, and lists of numbers for any column."""
+    def as_arrays(self, arguments: Mapping[str, Any]) -> dict[str, Array]:
+        """Return the arguments as arrays: numbers for columns of the batch, and lists of numbers for any column."""
         tensor = next((value for value in arguments.values() if isinstance(value, torch.Tensor)), None)
         numpy = any(isinstance(value, np.ndarray | list | tuple) for value in arguments.values())
         arrays = dict(arguments)
@@ -190,6 +124,14 @@ class Plan:
                 array = np.asarray(value, np.float64)
                 arrays[name] = array if numpy and tensor is None else torch.from_numpy(array)
         return arrays
+
+
+def plan_of(definition: Definition, forms: Forms, names: tuple[str, ...]) -> Plan:
+    """Return the plan for settings of these forms and arguments of these names, made on first use."""
+    found = definition.plans.get((forms, names))
+    if found is None:
+        found = definition.plans.setdefault((forms, names), Plan(definition, forms, frozenset(names)))
+    return found  # type: ignore[no-any-return]
 
 
 def describe(traced: Traced) -> dict[str, ColumnInfo]:
@@ -206,53 +148,3 @@ def describe(traced: Traced) -> dict[str, ColumnInfo]:
     if traced.trace.grouped:
         found["groups"] = ColumnInfo("response", "int")
     return found
-
-
-def _scored(call: Call | PlainCall, reduction: str, columns: tuple[str, ...]) -> Score:
-    """Score, with autograd where a column requires grad."""
-    if columns and torch.is_grad_enabled():
-        scored = score_with_grad(call, reduction, columns)
-    else:
-        scored = call.score(reduction, ())
-    return Score(scored.loss, scored.losses, call, scored.extras)
-
-
-def _differentiated(call: Call, reduction: str, wrt: tuple[str, ...]) -> Score:
-    scored = call.score(reduction, wrt)
-    gradients = {}
-    for name, gradient in zip(wrt, scored.gradients, strict=True):
-        column = call.columns[name]
-        gradients[name] = gradient if gradient.dtype == column.dtype else call.arrays.cast(gradient, column)
-    return Score(scored.loss, scored.losses, call, scored.extras, gradients)
-
-
-def _requiring_grad(call: Call) -> tuple[str, ...]:
-    return tuple([name for name, column in call.columns.items() if column.requires_grad])
-
-
-def _floats(call: Call) -> tuple[str, ...]:
-    return tuple(name for name, column in call.columns.items() if call.arrays.is_float(column))
-
-
-def common_device(arguments: Mapping[str, torch.Tensor]) -> torch.device:
-    """Return the one device of the arguments; numbers may stay on the CPU.
-
-    Raises:
-        ValueError: they are on several, or on one that holds no data.
-    """
-    devices: dict[torch.device, str] = {}
-    for name, array in arguments.items():
-        if array.ndim or array.device.type != "cpu":
-            devices.setdefault(array.device, name)
-    if len(devices) > 1:
-        where = ", ".join(f"{name} is on {device}" for device, name in devices.items())
-        raise ValueError(f"{where}; give all columns on one device")
-    device = next(iter(devices), torch.device("cpu"))
-    if device.type == "meta":
-        raise ValueError(f"{next(iter(devices.values()))}: a meta tensor holds no data to score")
-    return device
-
-
-def on_cpu(arguments: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the arguments on the CPU; autograd brings gradients back."""
-    return {name: array.cpu() for name, array in arguments.items()}

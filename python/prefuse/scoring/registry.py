@@ -8,6 +8,21 @@ from .objective import Objective
 
 _known: dict[str, Objective] = {}
 
+ALIASES: dict[str, str] = {
+    "aot_pair": "aot_unpaired",
+    "edpo": "reward_distillation",
+    "exo_pair": "exo",
+    "irpo": "rpo",
+    "nca_pair": "nca",
+    "rdpo": "robust",
+    "rebel": "reward_distillation",
+    "selm": "vpo",
+    "sigmoid": "dpo",
+    "sigmoid_norm": "dpo_norm",
+    "spin": "dpo",
+}
+"""Other names an objective is known by: TRL's loss types (`aot_pair` as in TRL 0.x) and papers' short names."""
+
 
 def register(*objectives: Objective) -> None:
     """Make objectives known by their names, as `preference_loss("dpo", …)` wants them.
@@ -43,3 +58,13 @@ def find(name: str) -> Objective:
 def names() -> list[str]:
     """Return the registered names in alphabetical order."""
     return sorted(_known)
+
+
+def get(name: str) -> Objective:
+    """Return the registered objective of this name or alias, with its default hyper-parameters.
+
+    Raises:
+        TypeError: it is not a name.
+        ValueError: there is none; the message proposes a similar name.
+    """
+    return find(ALIASES.get(name, name) if isinstance(name, str) else name)

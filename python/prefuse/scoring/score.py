@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from .._display import code, table
+from prefuse._display.html import code, table
+
 from .arrays import Array
 
 

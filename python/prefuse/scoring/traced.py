@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ..tracing.expression import Expression, lift, unary
+from ..tracing.expression import Expression, build, lift, unary
 from ..tracing.kinds import BATCH, PAIR, POINT
 from ..tracing.trace import Trace
+from ..tracing.views import ResponseView
 from .arrays import Array
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Traced:
         return self._gradients(terms[0] if len(terms) == 1 else terms[0] + terms[1], wrt)
 
     def _weighted(self, value: Expression, upstream: str) -> Expression:
-        product = value * self.trace.build(self.trace.graph.column, upstream, value.space)
+        product = value * build(self.trace, self.trace.graph.column, upstream, value.space)
         return product if product.space == BATCH else product.sum("batch")
 
     def _reduced(self, reduction: str) -> Expression:
@@ -225,7 +226,5 @@ def _mean_where(flag: Expression, value: Expression) -> Expression:
 
 def _log_probabilities(trace: Trace) -> dict[str, Expression]:
     """Response log-probabilities the objective used, by role."""
-    from ..tracing.views import ResponseView
-
     roles = {role for role, name in trace.touched if name == "logp"}
     return {role or "": ResponseView(trace, role).logp for role in sorted(roles, key=str)}

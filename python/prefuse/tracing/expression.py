@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import LanguageError
 from .kinds import BATCH, pair_space
@@ -20,18 +21,21 @@ class Expression:
     a finer one by itself (a pair's margin and each of its tokens); a finer value must be reduced first.
     """
 
-    __slots__ = ("node", "trace")
+    __slots__ = ("_space", "node", "trace")
     __array_ufunc__ = None  # NumPy scalars on the left defer to the operators below
     __hash__ = object.__hash__
 
     def __init__(self, trace: Trace, node: int) -> None:
         self.trace = trace
         self.node = node
+        self._space: str | None = None
 
     @property
     def space(self) -> str:
         """The space the value lives in, e.g. `group` or `token:chosen`."""
-        return self.trace.graph.space(self.node)
+        if self._space is None:  # asked again and again, and never another
+            self._space = self.trace.graph.space(self.node)
+        return self._space
 
     @property
     def level(self) -> str:
@@ -143,12 +147,12 @@ class Expression:
 
     def count(self, to: str | None = None) -> Expression:
         """How many elements there are below each element of `to`, whatever their values."""
-        return self.trace.build(self.trace.graph.count, self.space, self._outer(to))
+        return build(self.trace, self.trace.graph.count, self.space, self._outer(to))
 
     def token_mean(self) -> Expression:
         """Mean over the tokens of the batch; where the caller gives ``batch_tokens``, their sum divided by it."""
         count = self.count("batch")
-        total = self.trace.total("batch_tokens", count)
+        total = batch_total(self.trace, "batch_tokens", count)
         return self.mean("batch") if total.node == count.node else self.sum("batch") / total
 
     def clamp(self, min: Expression | Number | None = None, max: Expression | Number | None = None) -> Expression:
@@ -167,16 +171,16 @@ class Expression:
     def _reduce(self, operation: str, to: str | None) -> Expression:
         if to in ("i", "j") and "*" in self.space:
             return self._collapse(operation, to)
-        return self.trace.build(self.trace.graph.reduce, operation, self.node, self._outer(to))
+        return build(self.trace, self.trace.graph.reduce, operation, self.node, self._outer(to))
 
     def _collapse(self, operation: str, side: str) -> Expression:
         """Sum or average a pair value over the other side: one value per response on this side."""
-        total = self.trace.build(self.trace.graph.collapse, self.node, side)
+        total = build(self.trace, self.trace.graph.collapse, self.node, side)
         if operation == "sum":
             return total
         if operation != "mean":
             raise self.trace.error(f'to="{side}" goes with sum and mean, not with {operation}')
-        return total / self.trace.build(self.trace.graph.count, total.space, self.trace.parent(total.space))
+        return total / build(self.trace, self.trace.graph.count, total.space, self.trace.parent(total.space))
 
     def _outer(self, to: str | None) -> str:
         """Return the space above this one that `to` means."""
@@ -205,14 +209,14 @@ class Expression:
         """Rank among the elements of `within`, 1 first, ties by input order; no gradient passes."""
         space = self._outer(within)
         self.trace.look_at(space)
-        return self.trace.build(self.trace.graph.rank, self.node, space, descending)
+        return build(self.trace, self.trace.graph.rank, self.node, space, descending)
 
     def sort(self, within: str | None = None, *, key: Expression | None = None, descending: bool = False) -> Expression:
         """Values in the stable order of `key` (of themselves by default) inside `within`; gradients follow."""
         by = self if key is None else key
         space = self._outer(within)
         self.trace.look_at(space)
-        return self.trace.build(self.trace.graph.sort, self.node, by.node, space, descending)
+        return build(self.trace, self.trace.graph.sort, self.node, by.node, space, descending)
 
     # Along the tokens of a response
 
@@ -227,26 +231,26 @@ class Expression:
     def _scan(self, reverse: bool, discount: Expression | Number, reset: Expression | None) -> Expression:
         factor = lift(self.trace, discount).node
         flags = None if reset is None else lift(self.trace, reset).node
-        return self.trace.build(self.trace.graph.scan, self._inside_parent(), reverse, factor, flags)
+        return build(self.trace, self.trace.graph.scan, self._inside_parent(), reverse, factor, flags)
 
     def shift(self, by: int, fill: float = 0.0) -> Expression:
         """Values moved `by` places towards the end of their parent, x[t − by]; `fill` where nothing moved in.
 
         `v.shift(-1)` is the next token's value.
         """
-        return self.trace.build(self.trace.graph.shift, self._inside_parent(), by, float(fill))
+        return build(self.trace, self.trace.graph.shift, self._inside_parent(), by, float(fill))
 
     def first(self) -> Expression:
         """The first value below each element of the level above; 0 where there is none."""
-        return self.trace.build(self.trace.graph.first, self._inside_parent())
+        return build(self.trace, self.trace.graph.first, self._inside_parent())
 
     def last(self) -> Expression:
         """The last value below each element of the level above; 0 where there is none."""
-        return self.trace.build(self.trace.graph.last, self._inside_parent())
+        return build(self.trace, self.trace.graph.last, self._inside_parent())
 
     def detach(self) -> Expression:
         """The same value, through which no gradient passes."""
-        return self.trace.build(self.trace.graph.stop_gradient, self.node)
+        return build(self.trace, self.trace.graph.stop_gradient, self.node)
 
     # What an expression is not
 
@@ -295,7 +299,7 @@ class Pairs:
         return iter((self.i, self.j))
 
     def __getitem__(self, name: str) -> Expression:
-        return self._trace.column(name, pair_space(self._space))
+        return read_column(self._trace, name, pair_space(self._space))
 
     def _project(self, x: Expression, side: str) -> Expression:
         x = lift(self._trace, x)
@@ -303,7 +307,7 @@ class Pairs:
             return x
         if x.space != self._space:
             raise self._trace.error(f"{side}(x) takes a response value, not a {x.level} value")
-        return self._trace.build(self._trace.graph.project, x.node, side)
+        return build(self._trace, self._trace.graph.project, x.node, side)
 
 
 def lift(trace: Trace, value: object) -> Expression:
@@ -320,9 +324,9 @@ def lift(trace: Trace, value: object) -> Expression:
             )
         return value
     if isinstance(value, int | float):
-        return trace.constant(value)
+        return constant(trace, value)
     if getattr(value, "shape", None) == () and hasattr(value, "__float__"):
-        return trace.constant(float(value))
+        return constant(trace, float(value))
     raise trace.error(
         f"{type(value).__name__} cannot be part of the formula; arrays come in as columns, "
         'e.g. pair["name"], response["name"], token["name"]'
@@ -331,7 +335,7 @@ def lift(trace: Trace, value: object) -> Expression:
 
 def unary(operation: str, x: Expression) -> Expression:
     """Apply a one-argument operation."""
-    return x.trace.build(x.trace.graph.unary, operation, x.node)
+    return build(x.trace, x.trace.graph.unary, operation, x.node)
 
 
 def binary(operation: str, a: object, b: object) -> Expression:
@@ -339,7 +343,7 @@ def binary(operation: str, a: object, b: object) -> Expression:
     trace = trace_of(operation, a, b)
     left, right = lift(trace, a), lift(trace, b)
     check_levels(left, right)
-    return trace.build(trace.graph.binary, operation, left.node, right.node)
+    return build(trace, trace.graph.binary, operation, left.node, right.node)
 
 
 def trace_of(operation: str, *values: object) -> Trace:
@@ -372,3 +376,39 @@ def _incomparable(trace: Trace, finest: str, value: Expression) -> str:
         f"a {level} value cannot meet a {value.level} value: the two have different lengths; "
         "reduce each to the response first, e.g. x.sum() or x.mean()"
     )
+
+
+def build(trace: Trace, method: Callable[..., int], *arguments: Any) -> Expression:
+    """Return what a graph method adds to a trace."""
+    return Expression(trace, trace.node(method, *arguments))
+
+
+def constant(trace: Trace, value: float) -> Expression:
+    """Return a number as an expression."""
+    return build(trace, trace.graph.constant, float(value))
+
+
+def read_parameter(trace: Trace, name: str) -> Expression:
+    """Return a run-time hyper-parameter."""
+    return Expression(trace, trace.parameter(name))
+
+
+def read_column(trace: Trace, argument: str, space: str, symbol: str | None = None) -> Expression:
+    """Return the column given under `argument`: see `Trace.column`."""
+    return Expression(trace, trace.column(argument, space, symbol))
+
+
+def parameter_column(trace: Trace, name: str, space: str) -> Expression:
+    """Return a hyper-parameter that was given as an array: one value per element of `space`."""
+    return Expression(trace, trace.parameter_column(name, space))
+
+
+def named(expression: Expression, text: str, symbol: str) -> Expression:
+    """Return an expression that is printed under a name of its own."""
+    expression.trace.name_node(expression.node, text, symbol)
+    return expression
+
+
+def batch_total(trace: Trace, argument: str, value: Expression) -> Expression:
+    """Return a number of the batch, or what the caller gives in its place: see `Trace.total`."""
+    return Expression(trace, trace.total(argument, value.node))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .expression import Expression, Number, binary, check_levels, lift, trace_of, unary
+from .expression import Expression, Number, binary, build, check_levels, lift, trace_of, unary
 
 
 def exp(x: Expression | Number) -> Expression:
@@ -95,7 +95,7 @@ def where(condition: Expression, a: Expression | Number, b: Expression | Number)
     trace = trace_of("where", condition, a, b)
     nodes = [lift(trace, value) for value in (condition, a, b)]
     check_levels(*nodes)
-    return trace.build(trace.graph.where, *(value.node for value in nodes))
+    return build(trace, trace.graph.where, *(value.node for value in nodes))
 
 
 def stop_gradient(x: Expression) -> Expression:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .. import _prefuse
+import prefuse._prefuse as _prefuse
+
 from ..errors import LanguageError
 from . import notation
 from .kinds import BATCH, GROUP, PAIR, Kind
@@ -66,16 +67,14 @@ class Trace:
 
     # Building
 
-    def build(self, method: Callable[..., int], *arguments: Any) -> Expression:
+    def node(self, method: Callable[..., int], *arguments: Any) -> int:
         """Add a node through a graph method; what the graph refuses becomes a `LanguageError`."""
-        from .expression import Expression
-
         try:
-            expression = Expression(self, method(*arguments))
+            node = method(*arguments)
         except ValueError as error:
             raise self.error(str(error)) from None
-        self.look_at(expression.space)
-        return expression
+        self.look_at(self.graph.space(node))
+        return node
 
     def look_at(self, space: str) -> None:
         """Note that a space matters: responses need not be grouped where groups never do."""
@@ -86,18 +85,14 @@ class Trace:
         """Return the error to raise, opened by the objective's name."""
         return LanguageError(f"{self.name}: {message}")
 
-    def constant(self, value: float) -> Expression:
-        """Return a number as an expression."""
-        return self.build(self.graph.constant, float(value))
-
-    def parameter(self, name: str) -> Expression:
+    def parameter(self, name: str) -> int:
         """Return a run-time hyper-parameter."""
-        expression = self.build(self.graph.parameter, name)
-        self.parameters[name] = expression.node
-        self.texts[expression.node], self.symbols[expression.node] = name, notation.parameter(name)
-        return expression
+        node = self.node(self.graph.parameter, name)
+        self.parameters[name] = node
+        self.name_node(node, name, notation.parameter(name))
+        return node
 
-    def column(self, argument: str, space: str, symbol: str | None = None) -> Expression:
+    def column(self, argument: str, space: str, symbol: str | None = None) -> int:
         """Return the column given under `argument`, declaring it on first use.
 
         Raises:
@@ -108,36 +103,23 @@ class Trace:
             raise self.error(f"{argument!r} is both a hyper-parameter and a column; rename one of them")
         if argument in ("groups", "reduction", "variant") or argument.endswith(LAYOUT_ENDINGS):
             raise self.error(f"{argument!r} already says how columns lie or reduce; give the column another name")
-        return self._column(argument, space, symbol)
+        return self.parameter_column(argument, space, symbol or notation.column(argument))
 
-    def parameter_column(self, name: str, space: str) -> Expression:
+    def parameter_column(self, name: str, space: str, symbol: str | None = None) -> int:
         """Return a hyper-parameter that was given as an array: one value per element of `space`."""
-        return self._column(name, space, notation.parameter(name))
-
-    def _column(self, argument: str, space: str, symbol: str | None) -> Expression:
-        known = self.columns.get(argument)
+        known = self.columns.get(name)
         if known is not None and known.space != space:
             first, second = self.kind.level(known.space), self.kind.level(space)
             raise self.error(
-                f"{argument!r} would be both a {first} column and a {second} column; give one of them another name"
+                f"{name!r} would be both a {first} column and a {second} column; give one of them another name"
             )
-        expression = self.build(self.graph.column, argument, space)
+        node = self.node(self.graph.column, name, space)
         if known is None:
-            self.columns[argument] = Column(argument, space, expression.node)
-            self.texts[expression.node] = argument
-            self.symbols[expression.node] = symbol or notation.column(argument)
-        return expression
+            self.columns[name] = Column(name, space, node)
+            self.name_node(node, name, symbol or notation.parameter(name))
+        return node
 
-    def name_node(self, expression: Expression, text: str, symbol: str) -> Expression:
-        """Have an expression printed under a name of its own."""
-        self.texts[expression.node], self.symbols[expression.node] = text, symbol
-        return expression
-
-    def record(self, name: str, expression: Expression) -> None:
-        """Keep an expression whose mean is to be logged under `name`."""
-        self.records[name] = expression
-
-    def total(self, argument: str, value: Expression) -> Expression:
+    def total(self, argument: str, node: int) -> int:
         """Return a number of the batch, such as its tokens; what the caller gives under `argument` takes its place.
 
         So a batch that is spread over several calls is divided by what there is in all of them.
@@ -145,11 +127,21 @@ class Trace:
         Raises:
             LanguageError: it is no number of the batch, or `argument` is another number already.
         """
-        if value.space != BATCH:
-            raise self.error(f"{argument!r}: expected one number for the batch, got a {value.level} value")
-        if self.totals.setdefault(argument, value.node) != value.node:
+        space = self.graph.space(node)
+        if space != BATCH:
+            level = self.kind.level(space)
+            raise self.error(f"{argument!r}: expected one number for the batch, got a {level} value")
+        if self.totals.setdefault(argument, node) != node:
             raise self.error(f"{argument!r} would be two different numbers of the batch; give one of them another name")
-        return self.column(argument, BATCH) if self.has(argument) else value
+        return self.column(argument, BATCH) if self.has(argument) else node
+
+    def name_node(self, node: int, text: str, symbol: str) -> None:
+        """Have a node printed under a name of its own."""
+        self.texts[node], self.symbols[node] = text, symbol
+
+    def record(self, name: str, expression: Expression) -> None:
+        """Keep an expression whose mean is to be logged under `name`."""
+        self.records[name] = expression
 
     # Asking
 

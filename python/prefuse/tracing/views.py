@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import notation
-from .expression import Expression, Pairs, binary
+from .expression import Expression, Pairs, batch_total, binary, build, named, read_column
 from .kinds import BATCH, STANDARD, TOKEN, token_space
 from .trace import NewRole, Trace
 
@@ -18,7 +18,7 @@ class BatchView:
         self._trace = trace
 
     def __getitem__(self, name: str) -> Expression:
-        return self._trace.column(name, BATCH)
+        return read_column(self._trace, name, BATCH)
 
 
 class ResponseView:
@@ -55,12 +55,12 @@ class ResponseView:
         trace.touch(role, "length")
         argument = trace.kind.argument(role, "response", "length")
         if trace.kind is not TOKEN and (trace.has(argument) or not self._has_tokens()):
-            count = trace.column(argument, trace.kind.response, notation.length(role))
+            count = read_column(trace, argument, trace.kind.response, notation.length(role))
         else:
-            count = trace.build(trace.graph.count, token_space(role), trace.kind.response)
+            count = build(trace, trace.graph.count, token_space(role), trace.kind.response)
         symbol = notation.length(role)
-        trace.name_node(count, argument, symbol)
-        return trace.name_node(binary("clamp_min", count, 1.0), argument, symbol)
+        named(count, argument, symbol)
+        return named(binary("clamp_min", count, 1.0), argument, symbol)
 
     @property
     def batch_length(self) -> Expression:
@@ -86,7 +86,7 @@ class ResponseView:
     def position(self) -> Expression:
         """0-based position of the response in its group."""
         self._trace.look_at("group")
-        return self._trace.build(self._trace.graph.position, self._trace.kind.response)
+        return build(self._trace, self._trace.graph.position, self._trace.kind.response)
 
     @property
     def batch(self) -> BatchView:
@@ -99,23 +99,23 @@ class ResponseView:
         It goes by `name`, with the role in front in a pair, and may not depend on log-probabilities. Divided by it, a
         batch that is spread over several calls gives what it would give in one: see `prefuse.batch_totals`.
         """
-        return self._trace.total(self._trace.kind.argument(self._role, "response", name), value)
+        return batch_total(self._trace, self._trace.kind.argument(self._role, "response", name), value)
 
     def __getitem__(self, name: str) -> Expression:
         if name in _ALIASES:
             return self.__getattribute__(name)  # type: ignore[no-any-return]
         kind, role = self._trace.kind, self._role
         argument = name if kind is TOKEN else kind.argument(role, "response", name)
-        return self._trace.column(argument, kind.response, notation.column(name, role))
+        return read_column(self._trace, argument, kind.response, notation.column(name, role))
 
     def _log_probability(self, name: str) -> Expression:
         trace, role, kind = self._trace, self._role, self._trace.kind
         trace.touch(role, name)
         argument, symbol = kind.argument(role, "response", name), notation.log_probability(role, name != "logp", False)
         if not (kind is TOKEN or trace.sums(argument, kind.argument(role, "token", name))):
-            return trace.column(argument, kind.response, symbol)
+            return read_column(trace, argument, kind.response, symbol)
         total = TokenView(trace, role)[name].sum()
-        return total if kind is TOKEN else trace.name_node(total, argument, symbol)
+        return total if kind is TOKEN else named(total, argument, symbol)
 
     def _has_tokens(self) -> bool:
         prefix = f"{self._role}_" if self._role else ""
@@ -153,7 +153,7 @@ class TokenView:
     @property
     def position(self) -> Expression:
         """0-based position among the response's scored tokens."""
-        return self._trace.build(self._trace.graph.position, token_space(self._role))
+        return build(self._trace, self._trace.graph.position, token_space(self._role))
 
     @property
     def response(self) -> ResponseView:
@@ -176,7 +176,7 @@ class TokenView:
         if standard:
             trace.touch(role, name)
         symbol = notation.log_probability(role, name == "ref_logp", True) if standard else notation.column(name, role)
-        return trace.column(trace.kind.argument(role, "token", name), token_space(role), symbol)
+        return read_column(trace, trace.kind.argument(role, "token", name), token_space(role), symbol)
 
 
 class GroupView:
@@ -198,7 +198,7 @@ class GroupView:
     @property
     def size(self) -> Expression:
         """Number of responses in the group."""
-        return self._trace.build(self._trace.graph.count, self._trace.kind.response, "group")
+        return build(self._trace, self._trace.graph.count, self._trace.kind.response, "group")
 
     @property
     def batch(self) -> BatchView:
@@ -210,7 +210,7 @@ class GroupView:
         return Pairs(self._trace, self._trace.kind.response)
 
     def __getitem__(self, name: str) -> Expression:
-        return self._trace.column(name, "group")
+        return read_column(self._trace, name, "group")
 
 
 class PairView:
@@ -241,7 +241,7 @@ class PairView:
         return BatchView(self._trace)
 
     def __getitem__(self, name: str) -> Expression:
-        return self._trace.column(name, "group")
+        return read_column(self._trace, name, "group")
 
 
 View = PairView | ResponseView | GroupView | TokenView

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from trl import DPOConfig
 
 from prefuse.language import Objective
-from prefuse.plans import WORKSPACE_BYTES
-from prefuse.preference import _objective
+from prefuse.linear.plans import WORKSPACE_BYTES
+from prefuse.losses.preference import _objective
 from prefuse.scoring.variants import VARIANT
 
 STATISTICS = ("entropy", "mean_logit", "top1", "topk_mass", "topk_entropy", "gradient")

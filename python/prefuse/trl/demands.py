@@ -6,9 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from prefuse._columns import reading
-from prefuse._rows import REFERENCE_STATISTICS
+from prefuse._backends.rows import REFERENCE_STATISTICS
 from prefuse.language import Objective
+from prefuse.losses.columns import reading
 
 MISMATCHED = ("kl_logps", "ref_kl_logps")
 """Columns of point objectives that the trainer makes: log-probabilities of completions that answer other prompts."""

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from prefuse import _forward
-from prefuse._causal_lm import HeadTensors, find_causal_lm, run_inside
-from prefuse._layout import shift_left
+from prefuse._arguments.layout import shift_left
 from prefuse.compat.trl import token_outputs
+from prefuse.models import patching
+from prefuse.models.causal_lm import HeadTensors, find_causal_lm, run_inside
 
 _KEY = "_prefuse_trl"
 
@@ -27,10 +27,10 @@ class Settings(NamedTuple):
 
 def settings_of(causal_lm: nn.Module) -> Settings | None:
     """Those that TRL's forward of this model has closed over; None where it has none of TRL's."""
-    for function in _forward.functions(causal_lm):
+    for function in patching.functions(causal_lm):
         code = getattr(function, "__code__", None)
         if code is not None and set(Settings._fields) <= set(code.co_freevars):
-            found = dict(zip(code.co_freevars, _forward.closure(function), strict=True))
+            found = dict(zip(code.co_freevars, patching.closure(function), strict=True))
             return Settings(*(found[name] for name in Settings._fields))
     return None
 
@@ -41,30 +41,30 @@ def lay(model: nn.Module) -> nn.Module | None:
     settings = settings_of(causal_lm)
     if settings is None:
         return None
-    _forward.lay(causal_lm, _KEY, _fused_forward, settings)
+    patching.lay(causal_lm, _KEY, _fused_forward, settings)
     return causal_lm
 
 
 def take_off(causal_lm: nn.Module) -> None:
     """Undo one `lay`."""
-    _forward.take_off(causal_lm, _KEY)
+    patching.take_off(causal_lm, _KEY)
 
 
 def is_laid(causal_lm: nn.Module) -> bool:
     """Whether prefuse runs the fused head of this model."""
-    return _forward.is_laid(causal_lm, _KEY)
+    return patching.is_laid(causal_lm, _KEY)
 
 
 def _fused_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     layer = getattr(self, _KEY)
     if not kwargs.get("fused_lm_head") or layer.count == 0:
-        return _forward.pass_on(self, _KEY, *args, **kwargs)
+        return patching.pass_on(self, _KEY, *args, **kwargs)
     own = {name: kwargs.pop(name, None) for name in ("fused_lm_head", "shift_labels", "num_items_in_batch")}
 
     def inside(hidden: Tensor, tensors: HeadTensors) -> Any:
         return _output(hidden, tensors, layer.settings, own["shift_labels"], own["num_items_in_batch"])
 
-    beneath = functools.partial(_forward.pass_on, self, _KEY)
+    beneath = functools.partial(patching.pass_on, self, _KEY)
     return layer.around(run_inside)(self, inside, args, kwargs, beneath)
 
 

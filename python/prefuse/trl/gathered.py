@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefuse._causal_lm import HeadTensors
-from prefuse._layout import shift_left
+from prefuse._arguments.layout import shift_left
+from prefuse._parallel.sharded_weights import gathered, whole
 from prefuse.compat.trl import OPTIONAL_OUTPUTS, token_outputs
-from prefuse.head import Head, head
 from prefuse.linear.functions import linear_token_stats
-from prefuse.linear.gathering import gathered, whole
+from prefuse.models.causal_lm import HeadTensors
+from prefuse.models.head import Head, head
 from prefuse.trl.swaps import Swap
 
 LabelsOf = Callable[[Tensor], Tensor]

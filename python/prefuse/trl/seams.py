@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from prefuse.compat.trl import ChunkedLogProbFunction
 from prefuse.trl.swaps import original
 
 FITS = "1.16"
@@ -141,8 +142,6 @@ def check_fused() -> None:
         raise _moved(version, f"add_fused_lm_head in {missing[0]}")
     if tuple(fields) != _OUTPUT_FIELDS:
         raise _moved(version, f"{UTILITIES}.FusedCausalLMOutput with the fields that it had")
-    from prefuse.compat.trl import ChunkedLogProbFunction
-
     for path, name in ((UTILITIES, "_ChunkedLogProbFunction"), *((path, "ChunkedLogProbFunction") for path in KERNELS)):
         function = original(module(path), name)
         found = _parameters(getattr(function, "forward", None))[1:]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from prefuse.language import Objective
-from prefuse.preference import batch_totals
+from prefuse.losses.preference import batch_totals
 from prefuse.trl.batches import labels_of
 from prefuse.trl.demands import MISMATCHED
 

@@ -6,9 +6,9 @@ import contextlib
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,11 +23,11 @@ from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
-from prefuse._layout import sum_responses
-from prefuse.head import HeadTensors, head
+from prefuse._statistics.responses import sum_responses
 from prefuse.language import Objective, Score
+from prefuse.losses.preference import preference_loss
 from prefuse.metrics import ranking_accuracy
-from prefuse.preference import preference_loss
+from prefuse.models.head import HeadTensors, head
 from prefuse.trl.batches import PreferenceCollator, labels_of, roles_of, scored_of
 from prefuse.trl.config import PreferenceConfig
 from prefuse.trl.demands import LISTS, PAIRS, Sources, demand_of, find_sources
@@ -67,7 +67,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         ValueError: a column that the objective reads is missing, or an option that makes no sense with it.
     """
 
-    _tag_names: ClassVar[list[str]] = ["trl", "prefuse", "preference"]
+    _tag_names: Sequence[str] = ("trl", "prefuse", "preference")
     _rates: DropoutRates | None = None
     _totals: Mapping[str, float] = MappingProxyType({})
 
@@ -91,9 +91,11 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         if not isinstance(args, PreferenceConfig):
             raise TypeError(f"args: expected a prefuse.trl.PreferenceConfig, got {type(args).__name__}")
         if train_dataset is None:
-            raise ValueError("train_dataset: missing")
+            raise ValueError("`train_dataset` is required, got None")
         self.objective = args.resolved_objective()
         self._name, self._paper = self.objective.name, _paper_of(self.objective)
+        if self._name.isidentifier():  # not a composition, whose name is a formula
+            self._tag_names = [*self._tag_names, self._name]
         self._demand = demand_of(self.objective)
         self._check_options(args, ref_model)
         self._check_batch_sizes(args, eval_dataset is not None)
@@ -306,7 +308,10 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """The data set with the reference's log-probabilities of every response, kept on disk beside it."""
         if isinstance(dataset, IterableDataset):
-            raise ValueError("precompute_ref_log_probs: expected a map-style Dataset, got an IterableDataset")
+            raise ValueError(
+                f"precompute_ref_log_probs: not supported with IterableDataset, which {name} is; "
+                "give a map-style Dataset, or set it to False"
+            )
         columns = reference_columns(self._sources)
         if set(columns) <= set(dataset.column_names):
             return dataset

@@ -5,7 +5,7 @@ return: ``(loss, auxiliary)``, gradients of the loss to input, weight and bias a
 what is auxiliary. Results are float32 (float64 for float64 input, where Liger rounds to float32).
 
 Two arguments change no result here. ``chunk_size``, how many pairs or responses Liger puts into a block of logits: what
-a block holds is chosen by `prefuse.plans`. ``compiled``: nothing is compiled by ``torch.compile``.
+a block holds is chosen by `prefuse.linear.plans`. ``compiled``: nothing is compiled by ``torch.compile``.
 """
 
 from prefuse.compat.liger.grpo import LigerFusedLinearGRPOFunction, LigerFusedLinearGRPOLoss

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefuse.linear.gathering import gathered, whole
+from prefuse._parallel.sharded_weights import gathered, whole
+from prefuse.linear.functions import linear_sequence_logps
 from prefuse.linear.gemm import sum_dtype
 
 _LIGER_NAMES = {
@@ -47,7 +48,13 @@ def check_padded(_input: Tensor, target: Tensor, name: str = "target") -> None:
 
 
 def reference_of(
-    use_ref_model: bool, ref_input: Tensor | None, ref_weight: Tensor | None, ref_bias: Tensor | None
+    use_ref_model: bool,
+    ref_input: Tensor | None,
+    ref_weight: Tensor | None,
+    ref_bias: Tensor | None,
+    _input: Tensor,
+    target: Tensor,
+    ignore_index: int,
 ) -> dict[str, Any]:
     """The reference's arguments as `preference_loss` takes them; none of them where no reference is to be used."""
     if not use_ref_model:
@@ -55,7 +62,20 @@ def reference_of(
     for name, value in (("ref_input", ref_input), ("ref_weight", ref_weight)):
         if value is None:
             raise ValueError(f"{name}: missing, and use_ref_model is True")
+    if ref_input is not None and ref_weight is not None and is_wider(ref_input, _input):
+        # Beside the policy's its logits would be rounded.
+        with torch.no_grad(), liger_names(hidden="ref_input", weight="ref_weight", bias="ref_bias"):
+            logps = linear_sequence_logps(ref_input, ref_weight, target, bias=ref_bias, ignore_index=ignore_index)
+        return {"reference": logps.to(torch.promote_types(_input.dtype, torch.float32))}
     return {"reference": ref_input, "reference_weight": ref_weight, "reference_bias": ref_bias}
+
+
+def is_wider(ref_input: Any, _input: Any) -> bool:
+    """Whether the reference's dtype has values that the policy's has not; under autocast they have one."""
+    if not isinstance(ref_input, Tensor) or not isinstance(_input, Tensor):
+        return False
+    one = torch.is_autocast_enabled(_input.device.type) and _input.dtype != torch.float64 != ref_input.dtype
+    return not one and torch.promote_types(ref_input.dtype, _input.dtype) != _input.dtype
 
 
 @torch.no_grad()

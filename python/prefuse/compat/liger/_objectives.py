@@ -10,7 +10,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from prefuse import objectives
+import prefuse.objectives as objectives
 from prefuse.language import Expression, Objective, PairView, ResponseView, log_sigmoid, pair_objective, point_objective
 from prefuse.objectives._terms import log_odds, logistic
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prefuse.compat._shared import NO_LABEL_IGNORED, check_chunk_size
 from prefuse.compat.liger import _policy
-from prefuse.compat.liger._head import check_padded, liger_names
+from prefuse.compat.liger._head import check_padded, is_wider, liger_names
 from prefuse.compat.liger._policy import Settings, Tokens
 from prefuse.linear.functions import linear_token_stats
 
@@ -71,7 +71,6 @@ class LigerFusedLinearGRPOFunction:
             vespo_k_neg=vespo_k_neg,
             vespo_lambda_neg=vespo_lambda_neg,
         )
-        check_settings(settings)
         _check_read(settings)
         check_chunk_size(chunk_size)
         check_padded(_input, selected_token_ids, "selected_token_ids")
@@ -84,7 +83,10 @@ class LigerFusedLinearGRPOFunction:
             vllm_is_ratio,
         )
         if loss_type == "dr_grpo" and not max_completion_length:
-            raise ValueError(f"max_completion_length: expected at least 1 for 'dr_grpo', got {max_completion_length}")
+            raise ValueError(
+                "max_completion_length must be provided for loss_type 'dr_grpo': expected at least 1, "
+                f"got {max_completion_length}"
+            )
         compared = use_ref_model and _needs_reference(settings, ref_per_token_logps, ref_input, ref_weight)
         logps, made = _log_probabilities(
             (_input, weight, bias),
@@ -101,8 +103,8 @@ class LigerFusedLinearGRPOFunction:
                 _constant(old_per_token_logps, logps, attention_mask, settings),
                 _constant(reference, logps, attention_mask, settings),
                 attention_mask.to(logps.dtype),
-                advantages.unsqueeze(1),
-                None if vllm_is_ratio is None else vllm_is_ratio.reshape(vllm_is_ratio.shape[0], -1),
+                advantages.unsqueeze(1).to(logps.dtype),
+                None if vllm_is_ratio is None else vllm_is_ratio.reshape(len(vllm_is_ratio), -1).to(logps.dtype),
                 num_items_in_batch,
             ),
         )
@@ -138,7 +140,8 @@ class LigerFusedLinearGRPOLoss(nn.Module):
         vespo_lambda_neg: λ elsewhere.
 
     Raises:
-        ValueError: an option outside its range. One that another rules out is an error of the call.
+        ValueError: a temperature of SAPO, `delta` or `chunk_size` that is not above 0. As in Liger, an unknown
+            `loss_type` or `importance_sampling_level`, or two options that exclude each other, are errors of the call.
     """
 
     def __init__(
@@ -182,9 +185,10 @@ class LigerFusedLinearGRPOLoss(nn.Module):
         self.vespo_k_neg = vespo_k_neg
         self.vespo_lambda_neg = vespo_lambda_neg
         check_chunk_size(chunk_size)
-        settings = Settings(**{name: getattr(self, name) for name in Settings.__dataclass_fields__})
-        check_settings(settings)
-        _check_temperatures(settings)
+        _check_positive("sapo_temperature_pos", sapo_temperature_pos)
+        _check_positive("sapo_temperature_neg", sapo_temperature_neg)
+        if delta is not None:
+            _check_positive("delta", delta)
 
     def forward(
         self,
@@ -263,33 +267,29 @@ class LigerFusedLinearGRPOLoss(nn.Module):
         )
 
 
-def check_settings(settings: Settings) -> None:
-    """Refuses options that no loss of Liger's reads."""
-    for name, known in (("loss_type", _policy.LOSS_TYPES), ("importance_sampling_level", _policy.LEVELS)):
-        value = getattr(settings, name)
-        if value not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
-    if settings.delta is not None and settings.delta <= 0:
-        raise ValueError(f"delta: expected above 0, got {settings.delta}")
-
-
 def _check_read(settings: Settings) -> None:
     """Refuses what the loss of this call cannot read; Liger says so in the call, too, and not at construction."""
+    for name, words, known in (
+        ("loss_type", "loss type", _policy.LOSS_TYPES),
+        ("importance_sampling_level", "importance sampling level", _policy.LEVELS),
+    ):
+        value = getattr(settings, name)
+        if value not in known:
+            raise ValueError(f"{name}: Unknown {words}: {value}; expected one of {', '.join(known)}")
     if settings.importance_sampling_level == "sequence" and settings.loss_type in ("cispo", "sapo", "vespo"):
         raise ValueError(
             f"importance_sampling_level: Sequence-level importance sampling is not supported with "
             f"loss_type={settings.loss_type!r}; expected 'token', got 'sequence'"
         )
     if settings.loss_type == "sapo":
-        _check_temperatures(settings)
+        _check_positive("sapo_temperature_pos", settings.sapo_temperature_pos)
+        _check_positive("sapo_temperature_neg", settings.sapo_temperature_neg)
 
 
-def _check_temperatures(settings: Settings) -> None:
-    """Refuses a temperature of SAPO that is not above 0."""
-    for name in ("sapo_temperature_pos", "sapo_temperature_neg"):
-        value = getattr(settings, name)
-        if value <= 0:
-            raise ValueError(f"{name}: expected above 0, got {value}")
+def _check_positive(name: str, value: float) -> None:
+    """Refuses 0 and less, in Liger's words."""
+    if value <= 0:
+        raise ValueError(f"{name} must be positive, got {value}")
 
 
 def _check_columns(
@@ -319,7 +319,7 @@ def _check_columns(
 def _needs_reference(settings: Settings, logps: Tensor | None, ref_input: Tensor | None, weight: Tensor | None) -> bool:
     """Whether the reference's log-probabilities are to be made of its hidden states."""
     if logps is None and ref_input is None:
-        raise ValueError("ref_per_token_logps: missing, and so is ref_input, while use_ref_model is True")
+        raise ValueError("If use_ref_model is True, ref_per_token_logps or ref_input must be provided; got neither")
     if logps is not None:
         if ref_input is not None:
             warnings.warn("ref_input: not read, both were given. Using ref_per_token_logps", stacklevel=3)
@@ -339,6 +339,11 @@ def _log_probabilities(
     """The policy's log-probabilities, and those of the reference if its hidden states are given: [B, T]."""
     _input, weight, bias = head
     hidden, own_weight, own_bias = (None, None, None) if reference is None else reference
+    if hidden is not None and own_weight is not None and is_wider(hidden, _input):
+        # Beside the policy's its logits would be rounded.
+        with torch.no_grad():
+            apart, _ = _log_probabilities((hidden, own_weight, own_bias), tokens, mask, temperature, None)
+        return _log_probabilities(head, tokens, mask, temperature, None)[0], apart
     with liger_names(labels="selected_token_ids", mask="attention_mask"):
         made = linear_token_stats(
             _input,
@@ -347,8 +352,8 @@ def _log_probabilities(
             ("logp",) if reference is None else ("logp", "ref_logp"),
             bias=_as(bias, _input),
             reference_hidden=hidden,
-            reference_weight=_as(own_weight, _input),
-            reference_bias=_as(own_bias, _input),
+            reference_weight=_as(own_weight, hidden),
+            reference_bias=_as(own_bias, hidden),
             mask=mask,
             ignore_index=NO_LABEL_IGNORED,
             temperature=temperature,
@@ -356,8 +361,8 @@ def _log_probabilities(
     return made.logp, made.get("ref_logp")
 
 
-def _as(tensor: Any, like: Tensor) -> Any:
-    return tensor.to(like.dtype) if isinstance(tensor, Tensor) else tensor
+def _as(tensor: Any, like: Any) -> Any:
+    return tensor.to(like.dtype) if isinstance(tensor, Tensor) and isinstance(like, Tensor) else tensor
 
 
 def _constant(given: Tensor | None, logps: Tensor, mask: Tensor, settings: Settings) -> Tensor:

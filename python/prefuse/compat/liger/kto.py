@@ -12,7 +12,7 @@ from prefuse.compat._shared import check_chunk_size
 from prefuse.compat.liger import _objectives
 from prefuse.compat.liger._head import check_padded, liger_names, logit_sums, reference_of
 from prefuse.language import Objective
-from prefuse.preference import preference_loss
+from prefuse.losses.preference import preference_loss
 
 Result = tuple[Tensor, tuple[Tensor, ...]]
 
@@ -53,7 +53,7 @@ class LigerFusedLinearKTOFunction:
                 ignore_index=ignore_index,
                 beta=beta,
                 label=preference_labels,
-                **reference_of(use_ref_model, ref_input, ref_weight, ref_bias),
+                **reference_of(use_ref_model, ref_input, ref_weight, ref_bias, _input, target, ignore_index),
                 **columns,
             )
         rewards = score.rewards

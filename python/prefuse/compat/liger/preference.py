@@ -13,7 +13,7 @@ from prefuse.compat._shared import check_chunk_size
 from prefuse.compat.liger import _objectives
 from prefuse.compat.liger._head import check_padded, liger_names, logit_means, reference_of
 from prefuse.language import Objective
-from prefuse.preference import preference_loss
+from prefuse.losses.preference import preference_loss
 
 Result = tuple[Tensor, tuple[Tensor, ...]]
 
@@ -58,7 +58,7 @@ class LigerFusedLinearDPOFunction:
             (_input, weight, target, bias),
             ignore_index,
             alpha if compute_nll_loss else None,
-            reference=reference_of(use_ref_model, ref_input, ref_weight, ref_bias),
+            reference=reference_of(use_ref_model, ref_input, ref_weight, ref_bias, _input, target, ignore_index),
         )
 
 

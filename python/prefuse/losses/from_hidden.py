@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prefuse._columns import Scoring
-from prefuse._rows import BACKWARD_NEEDS, check_k
-from prefuse.linear.functions import (
+from prefuse._arguments.checks import check_k
+from prefuse._backends.rows import BACKWARD_NEEDS
+from prefuse._parallel.vocabulary import shard_of
+from prefuse.linear.operands import (
     Lora,
     Statistics,
     check_group,
@@ -22,9 +23,9 @@ from prefuse.linear.functions import (
     request,
     run,
 )
-from prefuse.linear.grouped import FLOAT16_SCALE, Attached, scored
-from prefuse.linear.shards import shard_of
-from prefuse.plans import WORKSPACE_BYTES, Plan, choose, may_be_grouped
+from prefuse.linear.plans import WORKSPACE_BYTES, Plan, choose, may_be_grouped
+from prefuse.losses.grouped import FLOAT16_SCALE, Attached, scored
+from prefuse.losses.scoring import Scoring
 from prefuse.scoring.score import Score
 
 if TYPE_CHECKING:

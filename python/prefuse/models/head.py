@@ -12,28 +12,30 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prefuse import _forward, _proof
-from prefuse._causal_lm import (
+from prefuse._arguments.layout import check_layout, shift_left
+from prefuse.functional import sequence_logps
+from prefuse.language import Objective, Score
+from prefuse.linear.functions import LinearTokenStats, linear_sequence_logps
+from prefuse.losses.preference import preference_loss
+from prefuse.models import patching, proof
+from prefuse.models.causal_lm import (
     HeadTensors,
     Inside,
+    PeftMethod,
     check_fusable,
     find_causal_lm,
     of_logits,
     of_outputs,
+    peft_method,
     refuse_or_warn,
     run_inside,
 )
-from prefuse._layout import check_layout, shift_left
-from prefuse.functional import sequence_logps
-from prefuse.language import Objective, Score
-from prefuse.linear.functions import LinearTokenStats, linear_sequence_logps
-from prefuse.preference import preference_loss
 
 __all__ = ["Head", "HeadTensors", "head"]
 
@@ -181,28 +183,34 @@ class Head:
             raise TypeError(f"inputs: expected the model's arguments by name, got {type(inputs).__name__}")
         if inputs.get("labels", labels) is not labels:
             raise TypeError("inputs: holds labels; give them as labels= alone")
-        if not _forward.is_laid(self.causal_lm, _KEY):
+        if not patching.is_laid(self.causal_lm, _KEY):
             raise RuntimeError("this head was removed from its model; call prefuse.head(model) for a new one")
-        fallback = _forward.settings(self.causal_lm, _KEY)
-        changed = _proof.unknown_hook(self.causal_lm) or _forward.unknown_above(self.causal_lm, _KEY)
+        fallback = patching.settings(self.causal_lm, _KEY)
+        changed = proof.unknown_hook(self.causal_lm) or patching.unknown_above(self.causal_lm, _KEY)
         if changed is not None:
             refuse_or_warn(self.causal_lm, f"{changed} may change what the model returns", fallback)
             return self._outside(function, labels, inputs)
-        called = _Called(function)
-        found = self.model(**{**inputs, "labels": labels}, fused=called)
+        method = peft_method(self.model)
+        if method.name in _RUNS_TWICE:
+            refuse_or_warn(self.causal_lm, f"PEFT's {method.name} calls its forward more than once", fallback)
+            return self._outside(function, labels, inputs)
+        called = _Called(function, labels, method)
+        given = {} if method.name in _OWN_LOSS else {"labels": labels}
+        found = self.model(**{**inputs, **given}, fused=called)
         if called.times:
             return found
-        refuse_or_warn(self.causal_lm, f"{type(self.model).__qualname__} does not call its forward", fallback)
+        refuse_or_warn(self.causal_lm, f"{_named(self.model, method)} does not call its forward", fallback)
         return self._outside(function, labels, inputs)
 
     def _outside(self, function: Inside, labels: Tensor, inputs: Mapping[str, Any]) -> Any:
         """`function` of the logits that the whole model returns, hooks and wrappers included."""
         outputs = self.model(**{**inputs, "use_cache": False, "return_dict": True})
+        labels = peft_method(self.model).aligned(labels, outputs.logits.shape[1])
         return function(outputs.logits, of_outputs(self.causal_lm, outputs, labels))
 
     def remove(self) -> None:
         """Puts the original forward back. Other heads of the same model are removed with it."""
-        _forward.take_off(self.causal_lm, _KEY)
+        patching.take_off(self.causal_lm, _KEY)
 
     def __enter__(self) -> Head:
         return self
@@ -227,8 +235,9 @@ def head(model: nn.Module, *, fallback: str | None = None) -> Head:
     A second call, with the model or anything it is wrapped in, patches nothing. `generate`, saving and copying the
     model go on as they did. Which of the configuration's numbers transform the logits (soft cap, scale) is read off the
     model's own forward pass. At the first call six tokens go through the model's own forward: the head is fused where
-    its logits are those of hidden states and weight, and nothing else happens to them on the way. Elsewhere the model
-    makes its logits, a warning says why, and everything here is computed of these.
+    its logits are those of hidden states and weight, and nothing else happens to them on the way. A transform before
+    the head is left to the model. Elsewhere it makes its logits, a warning says why, and everything here is computed of
+    these.
 
     Args:
         model: a transformers causal LM, vision-language models among them, or one wrapped by PEFT, DDP, FSDP,
@@ -256,23 +265,39 @@ def head(model: nn.Module, *, fallback: str | None = None) -> Head:
     causal_lm = find_causal_lm(model)
     if fallback == "error":
         check_fusable(causal_lm)
-    fresh = not _forward.is_laid(causal_lm, _KEY)
+    fresh = not patching.is_laid(causal_lm, _KEY)
     if fresh:
-        _forward.lay(causal_lm, _KEY, _patched, fallback or "logits")
+        patching.lay(causal_lm, _KEY, _patched, fallback or "logits")
     elif fallback is not None:
         getattr(causal_lm, _KEY).settings = fallback
     return Head(model, causal_lm, fresh)
 
 
-class _Called:
-    """Runs a function and counts: a wrapper may never come to it."""
+_RUNS_TWICE = ("XLORA",)
+"""PEFT's methods whose first pass makes what the second needs."""
 
-    def __init__(self, function: Inside) -> None:
+_OWN_LOSS = ("CPT",)
+"""PEFT's methods that make a loss of their own where they are given labels."""
+
+
+def _named(model: nn.Module, method: PeftMethod) -> str:
+    name = type(model).__qualname__
+    return f"{name} with PEFT's {method.name}" if method.name else name
+
+
+class _Called:
+    """Runs a function and counts: a wrapper may never come to it, or not hand it the labels."""
+
+    def __init__(self, function: Inside, labels: Tensor, method: PeftMethod) -> None:
         self._function = function
+        self._labels = labels
+        self._method = method
         self.times = 0
 
     def __call__(self, hidden: Tensor, tensors: HeadTensors) -> Any:
         self.times += 1
+        if tensors.labels is None:
+            tensors = replace(tensors, labels=self._method.aligned(self._labels.to(hidden.device), hidden.shape[1]))
         return self._function(hidden, tensors)
 
 
@@ -292,9 +317,9 @@ class _Carried:
 def _patched(self: Any, *args: Any, fused: Inside | None = None, **kwargs: Any) -> Any:
     """The forward of a model with a head."""
     if fused is None:
-        return _forward.pass_on(self, _KEY, *args, **kwargs)
+        return patching.pass_on(self, _KEY, *args, **kwargs)
     layer = getattr(self, _KEY)
     if layer.count == 0:
         raise RuntimeError("fused: the head was removed from this model; call prefuse.head(model) again")
-    own = functools.partial(_forward.pass_on, self, _KEY)
+    own = functools.partial(patching.pass_on, self, _KEY)
     return layer.around(run_inside)(self, fused, args, kwargs, own, layer.settings)

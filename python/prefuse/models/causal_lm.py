@@ -5,7 +5,9 @@ Imports neither transformers nor PEFT; what it needs of them is loaded where a m
 
 from __future__ import annotations
 
+import functools
 import inspect
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefuse import _proof
+from prefuse._parallel.sharded_weights import gathered, whole
 from prefuse.functional import token_stats
-from prefuse.linear.functions import Lora, linear_token_stats
-from prefuse.linear.gathering import gathered, whole
+from prefuse.linear.functions import linear_token_stats
+from prefuse.linear.operands import Lora
+from prefuse.models import proof
 
 Inside = Callable[[Tensor, "HeadTensors"], Any]
 """What runs inside of the model: hidden states [B, T, H] and the head in, anything out."""
@@ -37,6 +40,12 @@ _SOFTCAPS = {
 }
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 """Names by which forward passes transform logits, and those of the configuration's numbers."""
+
+
+_IN_FRONT = (
+    "; where the model puts tokens of its own in front (of an image, say), give the labels as many ignored ones, -100, "
+    "in front"
+)
 
 
 @dataclass(frozen=True)
@@ -134,13 +143,20 @@ def run_inside(
     kwargs |= {"use_cache": False, "return_dict": True}
     if getattr(config, "output_router_logits", False):
         kwargs.setdefault("output_router_logits", True)
-    if reason := _why_not_fused(causal_lm, args, kwargs, own):
+    reason, caught = _way(causal_lm, args, kwargs, own)
+    if reason:
         refuse_or_warn(causal_lm, reason, fallback)
         outputs = own(*args, **kwargs)
         return inside(outputs.logits, of_outputs(causal_lm, outputs, labels))
     # The parts are looked up at each call: FSDP and PEFT replace them after patching.
-    outputs = _backbone(causal_lm)(*args, **kwargs)
-    hidden, weight, bias, lora = _in_one_dtype(outputs.last_hidden_state, causal_lm.get_output_embeddings())
+    states = functools.partial(_caught_states, causal_lm, own) if caught else functools.partial(_states, causal_lm)
+    found, outputs = states(*args, **kwargs)
+    hidden, weight, bias, lora = _in_one_dtype(found, causal_lm.get_output_embeddings())
+    if labels is not None and labels.ndim == 2 and hidden.shape[:2] != labels.shape:
+        raise ValueError(
+            f"labels: expected one per position of the hidden states of {type(causal_lm).__name__}, "
+            f"{tuple(hidden.shape)}, got {tuple(labels.shape)}{_IN_FRONT}"
+        )
     aux_loss = _load_balancing(causal_lm, outputs, kwargs) if kwargs.get("output_router_logits") else None
     softcap, scale, _ = _transform(causal_lm)
     return inside(
@@ -169,7 +185,7 @@ def of_outputs(causal_lm: Any, outputs: Any, labels: Tensor | None) -> HeadTenso
     if labels is not None and (logits.ndim != 3 or logits.shape[:2] != labels.shape):
         raise ValueError(
             f"labels: expected one per position of the logits of {type(causal_lm).__name__}, {tuple(logits.shape)}, "
-            f"got {tuple(labels.shape)}; models that put tokens of their own in front are not supported"
+            f"got {tuple(labels.shape)}{_IN_FRONT}"
         )
     aux_loss = getattr(outputs, "aux_loss", None)
     router_loss = None if aux_loss is None else _router_coefficient(causal_lm) * aux_loss
@@ -200,8 +216,58 @@ _WARNED = "_prefuse_warned"
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _why_not_fused(causal_lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any], own: Callable[..., Any]) -> str:
-    """Why the head has to be left to the model; "" where the product is proven to be its own."""
+def _way(causal_lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any], own: Callable[..., Any]) -> tuple[str, bool]:
+    """Why the head is left to the model, or "" where the product is proven; and whether to catch its hidden states.
+
+    Those of the backbone are tried first. Where the model does more to them before its head (a transform as BERT's),
+    its own forward runs, with a head that notes what it is called on and multiplies nothing.
+    """
+    reason = _why_not_fused(causal_lm, args, kwargs, own, caught=False)
+    if reason == "" or _why_not_fused(causal_lm, args, kwargs, own, caught=True):
+        return reason, False
+    return "", True
+
+
+def _states(causal_lm: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    """The last hidden states of the backbone [B, T, H], and all that it returns."""
+    outputs = _backbone(causal_lm)(*args, **kwargs)
+    return outputs.last_hidden_state, outputs
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _caught_states(causal_lm: Any, own: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    """What the model's own forward calls its head on [B, T, H], and all that it returns, with logits of no class.
+
+    Raises:
+        ValueError: it calls its head never, or several times.
+    """
+    module = causal_lm.get_output_embeddings()
+    caught: list[Tensor] = []
+
+    def note(hidden: Tensor) -> Tensor:
+        caught.append(hidden)
+        return hidden[..., :0]  # logits of no class
+
+    before = vars(module).get("forward")
+    module.forward = note
+    try:
+        outputs = own(*args, **kwargs)
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+    if len(caught) != 1:
+        name = type(causal_lm).__name__
+        raise ValueError(
+            f"model: expected {name} to call its LM head once, as on the first tokens, got {len(caught)} times"
+        )
+    return caught[0], outputs
+
+
+def _why_not_fused(
+    causal_lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any], own: Callable[..., Any], caught: bool
+) -> str:
+    """Why the product of the hidden states, caught or the backbone's, is not the model's logits; "" where it is."""
     module = causal_lm.get_output_embeddings()
     try:
         linear, adapter = _linear(module)
@@ -211,25 +277,24 @@ def _why_not_fused(causal_lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         return str(error).removeprefix("model: ")
     if weight.is_meta:
         return "its weight is offloaded" if _device_of(causal_lm, args, kwargs).type != "meta" else ""
-    backbone = _backbone(causal_lm)
 
     def hidden_of(inputs: Mapping[str, Any]) -> Tensor:
-        found: Tensor = backbone(**inputs).last_hidden_state
-        return found
+        return (_caught_states(causal_lm, own, **inputs) if caught else _states(causal_lm, **inputs))[0]
 
     def logits_of(hidden: Tensor) -> Tensor:
         return _logits(causal_lm, hidden.to(weight.device), softcap, scale)
 
     forward = vars(causal_lm).get("forward")  # a method: what it is of, not the object, which is made at each look
     key = (
-        *map(_proof.identity, (getattr(forward, "__func__", forward), type(causal_lm).forward, module, linear)),
+        *map(proof.identity, (getattr(forward, "__func__", forward), type(causal_lm).forward, module, linear)),
         *(tuple(weight.shape), weight.dtype, softcap, scale, torch.is_autocast_enabled(weight.device.type)),
-        _adapters(adapter, lora),
+        *(_adapters(adapter, lora), caught),
     )
-    claim = _proof.Claim(backbone, module, logits_of, hidden_of, named, softcap is not None)
+    backbone = None if caught else _backbone(causal_lm)
+    claim = proof.Claim(backbone, module, logits_of, hidden_of, named, softcap is not None)
     names = list(inspect.signature(type(causal_lm).forward).parameters)[1:]
     named_inputs = dict(zip(names, args, strict=False)) | kwargs
-    return _proof.verdict(causal_lm, key, claim, own, named_inputs, _device_of(causal_lm, args, kwargs))
+    return proof.verdict(causal_lm, key, claim, own, named_inputs, _device_of(causal_lm, args, kwargs))
 
 
 def _adapters(adapter: Any, lora: Any) -> Any:
@@ -239,8 +304,9 @@ def _adapters(adapter: Any, lora: Any) -> Any:
 
 
 def _device_of(causal_lm: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device:
-    found = (value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-    return next(found, causal_lm.get_input_embeddings().weight.device)
+    given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+    tensor: Tensor = next(itertools.chain(given, causal_lm.parameters()))
+    return tensor.device
 
 
 def _logits(causal_lm: Any, hidden: Tensor, softcap: float | None, scale: float) -> Tensor:
@@ -281,35 +347,72 @@ def find_causal_lm(model: Any) -> Any:
     Raises:
         TypeError: there is none.
     """
-    inner: Any = model
-    seen: list[str] = []
-    while True:
-        if not isinstance(inner, nn.Module):
-            raise TypeError(f"model: expected a transformers causal LM, got {type(inner).__name__}")
-        seen.append(type(inner).__name__)
-        if isinstance(inner, nn.DataParallel):
-            raise TypeError("model: torch.nn.DataParallel copies the model at each call; use DistributedDataParallel")
-        if (wrapped := next((inner._modules[name] for name in _WRAPPED if name in inner._modules), None)) is not None:
-            if not type(inner).__module__.startswith(_WRAPPERS):
-                raise TypeError(
-                    f"model: got {type(inner).__module__}.{type(inner).__qualname__} around a model, and what it "
-                    "makes of its logits is not known; pass the causal LM inside of it"
-                )
-            inner = wrapped
-        elif "peft" in sys.modules and isinstance(inner, sys.modules["peft"].PeftModel):
-            inner = inner.get_base_model()
-        elif "peft" in sys.modules and isinstance(inner, sys.modules["peft"].PeftMixedModel):
-            inner = inner.base_model.model
-        else:
-            break
+    layers = _layers(model)
+    inner: Any = layers[-1]
     config, embeddings = (getattr(inner, name, None) for name in ("config", "get_output_embeddings"))
     output = None if embeddings is None else embeddings()
     if output is None or config is None or getattr(config, "is_encoder_decoder", False):
+        names = " around ".join(type(each).__name__ for each in layers)
         raise TypeError(
-            f"model: expected a transformers causal LM, or one that is wrapped, got {' around '.join(seen)}, which has "
+            f"model: expected a transformers causal LM, or one that is wrapped, got {names}, which has "
             "no LM head over a decoder's hidden states"
         )
     return inner
+
+
+def _layers(model: Any) -> list[Any]:
+    """A model, what it wraps, and so on to the innermost."""
+    layers = [model]
+    peft = sys.modules.get("peft")
+    while True:
+        outer = layers[-1]
+        if not isinstance(outer, nn.Module):
+            raise TypeError(f"model: expected a transformers causal LM, got {type(outer).__name__}")
+        if isinstance(outer, nn.DataParallel):
+            raise TypeError("model: torch.nn.DataParallel copies the model at each call; use DistributedDataParallel")
+        if (wrapped := next((outer._modules[name] for name in _WRAPPED if name in outer._modules), None)) is not None:
+            if not type(outer).__module__.startswith(_WRAPPERS):
+                raise TypeError(
+                    f"model: got {type(outer).__module__}.{type(outer).__qualname__} around a model, and what it "
+                    "makes of its logits is not known; pass the causal LM inside of it"
+                )
+            layers.append(wrapped)
+        elif peft is not None and isinstance(outer, peft.PeftModel):
+            layers.append(outer.get_base_model())
+        elif peft is not None and isinstance(outer, peft.PeftMixedModel):
+            layers.append(outer.base_model.model)
+        else:
+            return layers
+
+
+@dataclass(frozen=True)
+class PeftMethod:
+    """What a PEFT model does to a call, beside its adapters.
+
+    Attributes:
+        name: of the active adapter's method, "" where there is none.
+        virtual_tokens: how many it puts in front of the tokens.
+    """
+
+    name: str = ""
+    virtual_tokens: int = 0
+
+    def aligned(self, labels: Tensor, length: int) -> Tensor:
+        """Labels with as many ignored ones in front as there are virtual tokens, should `length` be with these."""
+        front = length - labels.shape[-1]
+        return nn.functional.pad(labels, (front, 0), value=-100) if front == self.virtual_tokens else labels
+
+
+def peft_method(model: Any) -> PeftMethod:
+    """The method of the PEFT model among what wraps a causal LM."""
+    peft = sys.modules.get("peft")
+    for each in _layers(model):
+        if peft is not None and isinstance(each, peft.PeftModel):
+            config = each.active_peft_config
+            name = str(getattr(config.peft_type, "value", config.peft_type))
+            in_front = config.is_prompt_learning and name not in ("PREFIX_TUNING", "CARTRIDGE")
+            return PeftMethod(name, config.num_virtual_tokens if in_front else 0)
+    return PeftMethod()
 
 
 def check_fusable(causal_lm: Any) -> None:
@@ -381,7 +484,7 @@ def _linear(module: Any) -> tuple[nn.Linear, Any]:
     adapter, linear = None, module
     if "peft" in sys.modules:
         linear, adapter = _without_peft(module)
-    if reason := _proof.why_not_linear(module, linear):
+    if reason := proof.why_not_linear(module, linear):
         name = f"{type(linear).__module__}.{type(linear).__qualname__}"
         dtype = getattr(getattr(linear, "weight", None), "dtype", None)
         raise ValueError(

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prefuse._processes import all_gather
-from prefuse._rows import REFERENCE_STATISTICS
+from prefuse._backends.rows import REFERENCE_STATISTICS
+from prefuse._parallel.data import all_gather
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from prefuse import _prefuse, objectives
-from prefuse._cuda import ARCHITECTURES, Program, Resources, prepare, programs, resources
+import prefuse._prefuse as _prefuse
+import prefuse.objectives as objectives
+from prefuse._backends.nvrtc import ARCHITECTURES, Resources, prepare, resources
+from prefuse.doctor.programs import Program, programs
 from prefuse.scoring.device import compiled
 
 HEAD = "registers spilled shared"

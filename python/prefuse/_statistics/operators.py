@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from prefuse._arguments.transforms import refuse_vmap
 from prefuse._backends import backend
-from prefuse._rows import BACKWARD_NEEDS, Rows
-from prefuse._transforms import refuse_vmap
+from prefuse._backends.rows import BACKWARD_NEEDS, Rows
 
 ONCE_DIFFERENTIABLE = (
     "prefuse.token_stats is differentiable once: its gradient has no derivative of its own; "

@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from prefuse._display import table
+from prefuse._display.html import table
 
 __all__ = ["PLANS", "WORKSPACE_BYTES", "Job", "Plan", "choose"]
 

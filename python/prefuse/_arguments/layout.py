@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prefuse import _ops
-from prefuse._rows import INTEGERS, check_mask, check_tensor
+from prefuse._arguments.checks import INTEGERS, check_mask, check_tensor
 
 
 def check_layout(labels: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
@@ -47,24 +46,7 @@ def shift_left(
     return torch.where(last, ignore_index, moved), moved_mask
 
 
-def sum_responses(values: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Per-token `values` summed per response in float64: [R], dtype of `values`."""
-    if cu_seqlens is None:
-        count, length = values.shape
-        cu_seqlens = torch.arange(count + 1, device=values.device) * length
-    sums: Tensor = _ops.segment_sum(values.reshape(-1), cu_seqlens)
-    return sums
-
-
 def scored_tokens(labels: Tensor, mask: Tensor | None, ignore_index: int) -> Tensor:
     """Which tokens are scored: bool, the shape of `labels`."""
     scored = labels != ignore_index
     return scored if mask is None else scored & (mask != 0)
-
-
-def count_scored(labels: Tensor, mask: Tensor | None, ignore_index: int, cu_seqlens: Tensor | None) -> Tensor:
-    """How many tokens of each response are scored: [R], int64."""
-    scored = scored_tokens(labels, mask, ignore_index)
-    if cu_seqlens is None:
-        return scored.sum(-1)
-    return sum_responses(scored.to(torch.float64), cu_seqlens).to(torch.int64)

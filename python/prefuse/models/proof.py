@@ -82,14 +82,15 @@ class Claim:
     """What prefuse holds to be the model's logits.
 
     Attributes:
-        backbone: the module whose last hidden states the head reads.
+        backbone: the module whose last hidden states the head reads; None: it reads what the model's own forward
+            hands it.
         head: the module that the model calls on them.
         logits: of hidden states, as prefuse computes them.
         hidden: of inputs by name, the last hidden states.
         scales, caps: how many products with a number the logits may meet, and whether there is a soft cap.
     """
 
-    backbone: nn.Module
+    backbone: nn.Module | None
     head: nn.Module
     logits: Callable[[Tensor], Tensor]
     hidden: Callable[[Mapping[str, Any]], Tensor]
@@ -129,17 +130,25 @@ def verdict(
 
 
 def _trials(causal_lm: Any, inputs: Mapping[str, Any], device: Any) -> list[dict[str, Any]]:
-    """Tokens that every process takes, then the inputs at hand."""
+    """Tokens that every process takes, then the inputs at hand, unless a trial would write into their cache."""
     config = causal_lm.config.get_text_config()
     special = {value for name, value in {**vars(causal_lm.config), **vars(config)}.items() if isinstance(value, int)}
-    classes = min(config.vocab_size, causal_lm.get_input_embeddings().num_embeddings)
+    classes = min(config.vocab_size, _rows(causal_lm.get_input_embeddings(), config.vocab_size))
     ordinary = [token for token in range(classes // 3, classes) if token not in special] or [0]
     step = max(1, len(ordinary) // (2 * _TOKENS))
     tokens = torch.tensor([[ordinary[(step * i) % len(ordinary)] for i in range(_TOKENS)]], device=device)
     shared: dict[str, Any] = {"use_cache": False, "return_dict": True}
     text = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     at_hand = {name: value for name, value in inputs.items() if name not in ("labels", "output_router_logits")}
-    return [{**text, **shared}, {**at_hand, **shared}]
+    cached = any(at_hand.get(name) is not None for name in ("past_key_values", "cache", "cache_params"))
+    return [{**text, **shared}] if cached else [{**text, **shared}, {**at_hand, **shared}]
+
+
+def _rows(embeddings: Any, default: int) -> int:
+    """How many tokens an embedding has; PEFT wraps it."""
+    while not hasattr(embeddings, "num_embeddings") and hasattr(embeddings, "base_layer"):
+        embeddings = embeddings.base_layer
+    return int(getattr(embeddings, "num_embeddings", default))
 
 
 def _tried(claim: Claim, own: Callable[..., Any], trials: list[dict[str, Any]], device: Any) -> str:
@@ -199,7 +208,7 @@ class _Watch:
         self._recorder = _Recorder(self)
 
     @contextlib.contextmanager
-    def over(self, backbone: nn.Module, head: nn.Module) -> Iterator[None]:
+    def over(self, backbone: nn.Module | None, head: nn.Module) -> Iterator[None]:
         """Watches while the model's forward runs."""
         recorder = self._recorder
 
@@ -211,16 +220,16 @@ class _Watch:
             recorder.on = True
 
         def before_head(_module: Any, args: tuple[Any, ...]) -> None:
-            self.calls += recorder.follows(args[0])
+            self.calls += backbone is None or recorder.follows(args[0])
             recorder.on = False
 
         def after_head(_module: Any, _args: Any, output: Any) -> None:
             recorder.follow(output)
-            recorder.on = self.left
+            recorder.on = self.left = self.left or backbone is None
 
         # OPT and decoders of the BART kind call the decoder in their backbone, past the backbone itself.
         decoder = getattr(backbone, "decoder", None)
-        parts = [backbone, decoder] if isinstance(decoder, nn.Module) else [backbone]
+        parts = [part for part in (backbone, decoder) if isinstance(part, nn.Module)]
         handles = [
             *(part.register_forward_hook(after_backbone) for part in parts),
             head.register_forward_pre_hook(before_head),
@@ -235,7 +244,7 @@ class _Watch:
 
     def reason(self, claim: Claim) -> str:
         """Why this is not what the claim says; "" where it is."""
-        if not self.left:
+        if not self.left and claim.backbone is not None:
             return f"its forward does not call {type(claim.backbone).__name__} as a whole"
         if self.calls != 1:
             return "its head is not called on the last hidden states"

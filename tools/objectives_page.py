@@ -1,4 +1,4 @@
-"""The catalogue as documentation: ``python -m prefuse.catalogue.page docs`` writes objectives.md and a picture each.
+"""The catalogue as documentation: ``python tools/objectives_page.py docs`` writes objectives.md and a picture each.
 
 The page is made of what the objectives declare, so it is never edited by hand; a test fails where it is stale.
 """
@@ -9,6 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
+
+from prefuse import viz
 from prefuse.catalogue.entries import Entry, catalogue
 from prefuse.scoring.settings import show
 
@@ -24,7 +27,7 @@ LONGEST_GRADIENT = 3000
 
 _HEAD = """# The catalogue
 
-Made from the objectives themselves by `python -m prefuse.catalogue.page docs`; not edited by hand.
+Made from the objectives themselves by `python tools/objectives_page.py docs`; not edited by hand.
 
 `prefuse.objectives.show("simpo")` or `python -m prefuse show simpo` shows one, `prefuse.objectives.list("length")` or
 `python -m prefuse objectives length` those that mention a word. Log-probabilities are sums over a response, in nats.
@@ -128,10 +131,6 @@ def has_picture(found: Entry) -> bool:
 
 def draw(folder: Path) -> None:
     """Write a picture of every objective that has one."""
-    import matplotlib
-
-    from prefuse import viz
-
     folder.mkdir(exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "prefuse", "svg.fonttype": "none"}):
         for found in filter(has_picture, catalogue()):

@@ -1,7 +1,7 @@
 """`python -m prefuse doctor`: what prefuse finds on this machine, and what to do where something is missing.
 
 Works without a GPU, a driver or NVRTC. `--compile` compiles every kernel for every supported architecture (for which
-NVRTC is enough) and prints registers, spilled bytes and shared memory: see `prefuse._compile_all`.
+NVRTC is enough) and prints registers, spilled bytes and shared memory: see `prefuse.doctor.compile_all`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import torch
 
-from prefuse import _prefuse
-from prefuse._compile_all import compile_all
-from prefuse._cuda import ARCHITECTURES, nvrtc_candidates, prepare
-from prefuse._display import bold, table
+import prefuse._prefuse as _prefuse
+from prefuse._backends.nvrtc import ARCHITECTURES, nvrtc_candidates, prepare
+from prefuse._display.html import bold, table
+from prefuse.doctor.compile_all import compile_all
 
 
 class Finding(NamedTuple):

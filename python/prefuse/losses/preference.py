@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prefuse import language
-from prefuse._columns import Scoring, check_beside, check_reference, reading, reference_form, row_statistics
-from prefuse._display import announce
-from prefuse._layout import check_layout, scored_tokens, shift_left
-from prefuse._processes import check_process_group
-from prefuse._rows import FLOATS, REFERENCE_STATISTICS, check_flag, check_integer, check_tensor
+from prefuse._arguments.checks import FLOATS, check_flag, check_integer, check_tensor
+from prefuse._arguments.layout import check_layout, scored_tokens, shift_left
+from prefuse._backends.rows import REFERENCE_STATISTICS
+from prefuse._display.html import announce
+from prefuse._parallel.data import check_process_group
+from prefuse._parallel.sharded_weights import gathered_head
 from prefuse.functional import token_stats
-from prefuse.language import Objective, Score, TorchObjective
-from prefuse.linear.gathering import gathered_head
-from prefuse.linear.preference import Head, check_source
-from prefuse.plans import WORKSPACE_BYTES, Plan
+from prefuse.language import Objective, Score, TorchObjective, find, names
+from prefuse.linear.plans import WORKSPACE_BYTES, Plan
+from prefuse.losses.columns import check_beside, check_reference, reading, reference_form, row_statistics
+from prefuse.losses.from_hidden import Head, check_source
+from prefuse.losses.scoring import Scoring
+from prefuse.scoring.registry import get
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -70,8 +72,8 @@ def preference_loss(
     column given by the caller is taken as it is.
 
     From hidden states the N x V logits are never whole in memory, and with a frozen weight, or an objective that scores
-    groups one by one, no GEMM is computed twice: see `prefuse.plans`. Under the plan "grouped" the gradient is made
-    together with the loss; ``score.losses`` carries none then, and ``score.loss.backward()`` only hands it out.
+    groups one by one, no GEMM is computed twice: see `prefuse.linear.plans`. Under the plan "grouped" the gradient is
+    made together with the loss; ``score.losses`` carries none then, and ``score.loss.backward()`` only hands it out.
 
     Under ``torch.compile`` it breaks the graph, as it asks the objective what it reads; with ``fullgraph=True`` gather
     with `prefuse.token_stats` or `prefuse.linear_token_stats` and call the objective, which compile whole.
@@ -294,9 +296,7 @@ def _objective(objective: str | Objective) -> Objective:
         )
     if not isinstance(objective, str):
         raise TypeError(f"objective: expected an Objective or the name of one, got {type(objective).__name__}")
-    from prefuse import objectives
-
-    return language.find(objective) if objective in language.names() else objectives.get(objective)
+    return find(objective) if objective in names() else get(objective)
 
 
 def _reads_reference(objective: Objective) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prefuse._proof import full_name, is_trusted
+from prefuse.models.proof import full_name, is_trusted
 
 _KEY = "_prefuse_layer"
 

@@ -1,0 +1,97 @@
+"""What is asked of the rows: which statistics, of which logits, under which transform; every argument checked."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+from prefuse._backends.arrays import View, optional_view, view
+
+STATISTICS = (
+    "logp",
+    "lse",
+    "entropy",
+    "log_sum_sq",
+    "mean_logit",
+    "top1",
+    "topk_mass",
+    "topk_entropy",
+    "ref_logp",
+    "ref_lse",
+    "kl",
+    "rkl",
+)
+"""Every statistic of a row. `ref_lse` is the reference's log-sum-exp, which the gradients of `kl` and `rkl` need."""
+
+REFERENCE_STATISTICS = frozenset({"ref_logp", "ref_lse", "kl", "rkl"})
+BACKWARD_NEEDS = {
+    "logp": ("lse", "logp"),
+    "lse": ("lse", "logp"),
+    "mean_logit": ("lse", "logp"),
+    "entropy": ("lse", "logp", "entropy"),
+    "kl": ("lse", "logp", "ref_lse", "ref_logp", "kl"),
+    "rkl": ("lse", "logp", "ref_lse", "ref_logp"),
+}
+"""Statistics with a gradient, and what of the forward pass that gradient reads; log-probabilities because the label's
+logit less its log-probability has more digits than a log-sum-exp far from 0. That of `mean_logit` is a constant, but 0
+in a row of nothing but −inf, which the log-sum-exp (whose own gradient reads both) tells."""
+
+RowsView: TypeAlias = tuple[View, View, View | None, View | None, float | View, float, float, int, int, int]
+
+
+class Rows(NamedTuple):
+    """Checked rows: the tensors, then the transform and the names. `softcap` 0 is off; `stats` is comma-separated.
+
+    Torch's operator schemas know no lists of strings and no tuples of mixed kinds, so the fields are the operators'
+    arguments: `operands`, since operators take whole vocabularies.
+
+    The V logits of a row are those of the classes ``[first_class, first_class + V)`` out of `classes` (None: V, all of
+    them). Labels are numbers of classes, of whichever block; a label of another block has log-probability −inf in this
+    one. Statistics are those of the block; for the backward pass the caller puts those of the whole vocabulary in
+    their place.
+    """
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    mask: torch.Tensor | None
+    reference: torch.Tensor | None
+    temperatures: torch.Tensor | None
+    temperature: float
+    scale: float
+    softcap: float
+    ignore_index: int
+    stats: str
+    k: int
+    first_class: int = 0
+    classes: int | None = None
+
+    @property
+    def statistics(self) -> list[str]:
+        """The names in `stats`, in the order of the output's first dimension."""
+        return self.stats.split(",")
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of classes that labels are numbers of."""
+        return self.logits.shape[-1] if self.classes is None else self.classes
+
+    @property
+    def operands(self) -> tuple[Any, ...]:
+        """The arguments of the operators: everything but the block."""
+        return self[:-2]
+
+    def arguments(self) -> RowsView:
+        """What the extension takes. It borrows: the caller keeps the tensors alive while it is in use."""
+        return (
+            view(self.logits),
+            view(self.labels),
+            optional_view(self.mask),
+            optional_view(self.reference),
+            self.temperature if self.temperatures is None else view(self.temperatures),
+            self.scale,
+            self.softcap,
+            self.ignore_index,
+            self.first_class,
+            self.vocabulary,
+        )

@@ -1,0 +1,99 @@
+"""From the arguments of `token_stats` to what a backend is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from prefuse._arguments.checks import (
+    FLOATS,
+    INTEGERS,
+    check_device,
+    check_integer,
+    check_k,
+    check_mask,
+    check_temperatures,
+    check_tensor,
+    positive_number,
+    rows_contiguous,
+)
+from prefuse._backends.rows import BACKWARD_NEEDS, REFERENCE_STATISTICS, STATISTICS, Rows
+
+
+def check_rows(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    stats: str | Sequence[str],
+    *,
+    reference_logits: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    ignore_index: int,
+    temperature: float | torch.Tensor,
+    softcap: float | None,
+    scale: float,
+    k: int,
+    devices: Sequence[str],
+) -> Rows:
+    """Checks everything that can be seen without reading the tensors, and brings the arguments into one form.
+
+    Raises `TypeError` for a wrong type or dtype and `ValueError` for a wrong shape, device, layout or range. Values
+    inside the tensors (labels, per-token temperatures) are checked where they are read, by the backend.
+    """
+    check_tensor("logits", logits, FLOATS, "a float16, bfloat16, float32 or float64")
+    check_device("logits", logits, devices)
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits: expected shape (..., V) with V >= 1, got {tuple(logits.shape)}")
+    check_tensor("labels", labels, INTEGERS, "an integer", like=logits)
+    lead = logits.shape[:-1]
+    if labels.shape != lead:
+        raise ValueError(
+            f"labels: expected shape {tuple(lead)} for logits of shape {tuple(logits.shape)}, got {tuple(labels.shape)}"
+        )
+    if mask is not None:
+        check_mask(mask, labels)
+        mask = mask if mask.dtype == torch.bool else mask != 0
+    names = check_statistics(stats, reference_logits, "reference_logits")
+    if reference_logits is not None:
+        check_tensor("reference_logits", reference_logits, FLOATS, "a floating-point", like=logits)
+        if reference_logits.shape != logits.shape:
+            shapes = tuple(logits.shape), tuple(reference_logits.shape)
+            raise ValueError(f"reference_logits: expected the shape of logits, {shapes[0]}, got {shapes[1]}")
+        reference_logits = rows_contiguous(reference_logits.detach())
+    temperatures = None
+    if isinstance(temperature, torch.Tensor):
+        temperatures = check_temperatures(temperature, lead, logits)
+    return Rows(
+        rows_contiguous(logits),
+        labels.to(torch.int64),
+        mask,
+        reference_logits if REFERENCE_STATISTICS.intersection(names) else None,
+        temperatures,
+        1.0 if isinstance(temperature, torch.Tensor) else positive_number("temperature", temperature),
+        positive_number("scale", scale),
+        0.0 if softcap is None else positive_number("softcap", softcap),
+        check_integer("ignore_index", ignore_index),
+        ",".join(names),
+        check_k(k),
+    )
+
+
+def with_backward_needs(names: Sequence[str]) -> tuple[str, ...]:
+    """`names` first, then whatever their gradients will read."""
+    needed = (need for name in names for need in BACKWARD_NEEDS.get(name, ()))
+    return tuple(dict.fromkeys((*names, *needed)))
+
+
+def check_statistics(stats: str | Sequence[str], reference: object, argument: str) -> tuple[str, ...]:
+    """The names of the statistics, each once; `argument` is what the `reference` they may need is called."""
+    if not isinstance(stats, Iterable):
+        raise TypeError(f"stats: expected the name of a statistic, or several, got {type(stats).__name__}")
+    names = (stats,) if isinstance(stats, str) else tuple(dict.fromkeys(stats))
+    if not names:
+        raise ValueError("stats: expected at least one statistic, got none")
+    for name in names:
+        if name not in STATISTICS:
+            raise ValueError(f"stats: unknown statistic {name!r}; known are {', '.join(STATISTICS)}")
+        if name in REFERENCE_STATISTICS and reference is None:
+            raise ValueError(f"{argument}: missing, and the statistic {name!r} needs it")
+    return names

@@ -1,0 +1,68 @@
+"""Every program that the kernels are compiled to, and what the assembler says of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import prefuse._prefuse as _prefuse
+from prefuse._backends.nvrtc import SHARED_MEMORY
+
+Program = tuple[str, list[tuple[str, str]]]
+"""A kernel's name and the constants it is compiled with."""
+
+_ADDRESS, _WIDE = 4096, 1 << 17
+
+STATISTICS = {
+    "logp": "logp,lse",
+    "moments": "logp,lse,entropy,log_sum_sq,mean_logit,top1",
+    "top-k": "logp,lse,topk_mass,topk_entropy",
+    "reference": "logp,lse,entropy,ref_logp,ref_lse,kl,rkl",
+}
+"""Sets of statistics that stand for all: each kind of work alone, with all the work of its kind."""
+
+
+def programs(
+    architecture: int,
+    dtypes: tuple[str, ...] = ("bf16", "f16", "f32", "f64"),
+    widths: tuple[int, ...] = (_WIDE, 1000),
+) -> list[Program]:
+    """The programs that calls on logits or samples of these dtypes run, made from the launches they would get."""
+    found: list[Program] = []
+    for dtype in dtypes:
+        for width in widths:
+            for stats in STATISTICS.values():
+                found += _rows_programs(architecture, dtype, width, stats.split(","), softcap=0.0)
+            found += _rows_programs(architecture, dtype, width, STATISTICS["logp"].split(","), softcap=30.0)
+    for dtype in ("f32", "f64"):
+        values, offsets = (_ADDRESS, dtype, (4,), (1,)), (_ADDRESS, "i64", (5,), (1,))
+        found += _of(_prefuse.cuda_plan_segment_sum(values, offsets, values))
+        found += _of(_prefuse.cuda_plan_segment_expand(values, offsets, values))
+    for dtype in dtypes:
+        for other in dict.fromkeys((dtype, "f64" if dtype == "f64" else "f32")):
+            found += _distance_programs(dtype, other)
+    return [program for i, program in enumerate(found) if program not in found[:i]]
+
+
+def _rows_programs(architecture: int, dtype: str, width: int, stats: list[str], softcap: float) -> list[Program]:
+    rows, multiprocessors = 4, 1000  # so few rows that they are split where they can be
+    logits = (_ADDRESS, dtype, (rows, width), (width, 1))
+    labels = (_ADDRESS, "i64", (rows,), (1,))
+    table = (_ADDRESS, "f64" if dtype == "f64" else "f32", (len(stats), rows), (rows, 1))
+    reference = logits if "kl" in stats else None
+    call = ((logits, labels, None, reference, 1.0, 1.0, softcap, -100, 0, width), stats)
+    _, forward = _prefuse.cuda_plan_rows_forward(*call, 10, table, _ADDRESS, multiprocessors)
+    target = (multiprocessors, architecture, SHARED_MEMORY[architecture])
+    both = _prefuse.cuda_plan_rows_both(*call, 10, table, table, logits, _ADDRESS, target)
+    return _of(forward) + _of(_prefuse.cuda_plan_rows_backward(*call, table, table, logits)) + _of(both)
+
+
+def _distance_programs(first: str, second: str) -> list[Program]:
+    samples, size = 4, 1 << 16
+    one, other = ((_ADDRESS, dtype, (samples, size), (size, 1)) for dtype in (first, second))
+    sums = (_ADDRESS, "f64" if first == "f64" else "f32", (samples,), (1,))
+    forward = _prefuse.cuda_plan_distance_forward(one, other, sums, _ADDRESS)
+    return _of(forward) + _of(_prefuse.cuda_plan_distance_backward(one, other, sums, one))
+
+
+def _of(launches: list[dict[str, Any]]) -> list[Program]:
+    return [(launch["kernel"], launch["defines"]) for launch in launches]

@@ -1,0 +1,1 @@
+"""Where gathering and scoring meet: `prefuse.preference_loss` and its relatives."""

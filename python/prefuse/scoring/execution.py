@@ -1,0 +1,111 @@
+"""Running a plan: on tensors of the CPU the short way, NumPy arrays, other devices, and what a tracer watches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from prefuse._arguments.transforms import refuse_transforms
+
+from .arrays import NUMPY, PLAIN_TENSORS, TORCH, Array, library_of
+from .autograd import score_with_grad
+from .binding import common_device, on_cpu
+from .call import Call
+from .operator import score_traced
+from .plain import PlainCall, bind_plain
+from .plan import Plan
+from .score import Score
+
+
+def score(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
+    """Score a batch; with torch, loss and losses carry gradients."""
+    refuse_transforms(arguments.values())
+    try:
+        call = bind_plain(plan.traced, numbers, arguments) if plan.plain else None
+        if call is not None:
+            return _scored(call, reduction, call.trainable)
+    except (ValueError, RuntimeError):  # the general way copes, or says what is wrong
+        pass
+    return _score_other(plan, arguments, numbers, reduction)
+
+
+def value_and_grad(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
+    """Score a batch with the gradients of its loss."""
+    refuse_transforms(arguments.values())
+    try:
+        call = bind_plain(plan.traced, numbers, arguments) if plan.plain else None
+        if call is not None:
+            wrt = call.trainable or tuple(plan.traced.columns)
+            loss, losses, extras, gradients = call.score(reduction, wrt, apart=False)
+            return Score(loss, losses, call, extras, dict(zip(wrt, gradients, strict=True)))
+    except (ValueError, RuntimeError):  # as above
+        pass
+    return _differentiate_other(plan, arguments, numbers, reduction)
+
+
+def totals(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return the numbers of this batch that a caller may give in their place."""
+    arguments = plan.as_arrays(arguments)
+    library_of(arguments)
+    common_device(arguments)
+    return plan.bind(on_cpu(arguments), numbers, TORCH).totals()
+
+
+def _score_other(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
+    """Score what is not all plain CPU tensors with one value per item."""
+    arguments = plan.as_arrays(arguments)
+    if library_of(arguments) is NUMPY:
+        return _score_numpy(plan, arguments, numbers, reduction)
+    if not all(type(array) in PLAIN_TENSORS for array in arguments.values()):
+        return score_traced(plan, arguments, numbers, reduction)
+    call = plan.bind_tensors(arguments, numbers)
+    score = _scored(call, reduction, _requiring_grad(call))
+    where = common_device(arguments)
+    return score if score.loss.device == where else score.to(where)
+
+
+def _score_numpy(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
+    call = plan.bind(arguments, numbers, NUMPY)
+    if reduction != "none":
+        return _differentiated(call, reduction, _floats(call))
+    scored = call.score(reduction, ())
+    return Score(scored.loss, scored.losses, call, scored.extras)
+
+
+def _differentiate_other(
+    plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str
+) -> Score:
+    arguments = plan.as_arrays(arguments)
+    if library_of(arguments) is NUMPY:
+        return _score_numpy(plan, arguments, numbers, reduction)
+    call = plan.bind_tensors(arguments, numbers)
+    score = _differentiated(call, reduction, _requiring_grad(call) or _floats(call))
+    where = common_device(arguments)
+    return score if score.loss.device == where else score.to(where)
+
+
+def _scored(call: Call | PlainCall, reduction: str, columns: tuple[str, ...]) -> Score:
+    """Score, with autograd where a column requires grad."""
+    if columns and torch.is_grad_enabled():
+        scored = score_with_grad(call, reduction, columns)
+    else:
+        scored = call.score(reduction, ())
+    return Score(scored.loss, scored.losses, call, scored.extras)
+
+
+def _differentiated(call: Call, reduction: str, wrt: tuple[str, ...]) -> Score:
+    scored = call.score(reduction, wrt)
+    gradients = {}
+    for name, gradient in zip(wrt, scored.gradients, strict=True):
+        column = call.columns[name]
+        gradients[name] = gradient if gradient.dtype == column.dtype else call.arrays.cast(gradient, column)
+    return Score(scored.loss, scored.losses, call, scored.extras, gradients)
+
+
+def _requiring_grad(call: Call) -> tuple[str, ...]:
+    return tuple([name for name, column in call.columns.items() if column.requires_grad])
+
+
+def _floats(call: Call) -> tuple[str, ...]:
+    return tuple(name for name, column in call.columns.items() if call.arrays.is_float(column))
