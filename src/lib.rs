@@ -1,5 +1,6 @@
 //! The native half of `prefuse`: one module per task, and (with the `python` feature) `bindings`, the extension module.
 
+pub mod array;
 #[cfg(feature = "python")]
 mod bindings;
 pub mod cuda;
@@ -11,4 +12,3 @@ pub mod rows;
 pub mod segments;
 pub(crate) mod simd;
 pub mod threads;
-pub mod view;

@@ -1,12 +1,12 @@
 //! How large outputs are written: around the caches, into huge pages.
 
-use crate::view::View;
+use crate::array::Array;
 
 /// Bytes from which on an output is large: by the time it is read, the caches would have lost it anyway.
 const LARGE: usize = 32 << 20;
 
 /// Whether an output is to be written by streamed stores, which its alignment must allow. If so, huge pages are asked for.
-pub fn streams(view: &View) -> bool {
+pub fn streams(view: &Array) -> bool {
     let element = view.dtype.size();
     let streams = view.len() * element >= LARGE && view.address.is_multiple_of(element);
     if streams {
@@ -19,7 +19,7 @@ pub fn streams(view: &View) -> bool {
 ///
 /// A gradient of hundreds of megabytes is usually fresh memory; taking it in pages of 4 KiB costs several times what writing
 /// it does. This is advice about speed: nothing depends on its being followed, and the contents do not change.
-fn prefer_huge(view: &View) {
+fn prefer_huge(view: &Array) {
     if view.is_contiguous() {
         advise(view.address, view.len() * view.dtype.size());
     }

@@ -5,76 +5,76 @@ use std::collections::HashMap;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::cuda::{described, run};
-use super::rows::{PyView, view};
+use super::arrays::{Described, Place};
+use super::cuda::{address_of, described, run};
+use crate::array::{ArgumentError, Dtype};
 use crate::cuda::{CudaError, Launch, nvrtc};
 use crate::objective::codegen::{Call, Column, DeviceCut, Generated, Signature};
 use crate::objective::{self, GraphError};
-use crate::view::{ArgumentError, Dtype};
 
-/// A column or an output: a view, or a view and the indices of the elements to take.
+/// A column or an output: an array, or an array and the indices of the elements to take.
 #[derive(FromPyObject)]
-pub enum DeviceColumn {
+pub enum DeviceColumn<'py> {
     #[pyo3(transparent)]
-    Plain(PyView),
+    Plain(Described<'py>),
     #[pyo3(transparent)]
-    Taken((PyView, PyView)),
+    Taken((Described<'py>, Described<'py>)),
 }
 
 /// How a space is cut: so many elements, or offsets in device memory.
 #[derive(FromPyObject)]
-pub enum DeviceOffsets {
+pub enum DeviceOffsets<'py> {
     #[pyo3(transparent)]
     Count(usize),
     #[pyo3(transparent)]
-    Offsets(PyView),
+    Offsets(Described<'py>),
 }
 
 /// A program and its kernels.
 type Pair<'a> = (&'a objective::Program, &'a Generated);
 
 /// The arguments of a run on CUDA.
-pub struct PyCall {
-    pub columns: Vec<DeviceColumn>,
+pub struct PyCall<'py> {
+    pub columns: Vec<DeviceColumn<'py>>,
     pub parameters: Vec<f64>,
-    pub offsets: Vec<DeviceOffsets>,
+    pub offsets: Vec<DeviceOffsets<'py>>,
     /// The number of elements of each space that is cut by offsets, and of each space of pairs below one: at most.
     pub counts: HashMap<String, usize>,
-    pub outputs: Vec<DeviceColumn>,
-    pub workspace: usize,
+    pub outputs: Vec<DeviceColumn<'py>>,
+    pub workspace: Option<Described<'py>>,
     pub one_block: Option<bool>,
 }
 
 fn signature(types: &[(String, bool)]) -> Result<Signature, ArgumentError> {
-    let known = |name: &str| {
-        Dtype::from_name(name).ok_or_else(|| {
-            ArgumentError::Type(format!(
-                "unknown dtype {name:?}, expected f16, bf16, f32, f64, i64 or bool"
-            ))
-        })
-    };
-    types
-        .iter()
-        .map(|(name, take)| Ok((known(name)?.name(), *take)))
-        .collect()
+    let entry = |(name, take): &(String, bool)| Ok((Dtype::named(name)?.name(), *take));
+    types.iter().map(entry).collect()
 }
 
-fn column(what: &str, column: DeviceColumn) -> Result<Column, ArgumentError> {
-    Ok(match column {
-        DeviceColumn::Plain(values) => Column {
-            view: view(what, values)?,
-            take: None,
-        },
-        DeviceColumn::Taken((values, take)) => Column {
-            view: view(what, values)?,
-            take: Some(view(what, take)?),
-        },
-    })
+fn columns(
+    argument: &str,
+    place: Option<Place>,
+    given: &[DeviceColumn],
+) -> Result<Vec<Column>, ArgumentError> {
+    let column = |(index, column): (usize, &DeviceColumn)| {
+        let argument = format_args!("{argument}[{index}]");
+        let (values, take) = match column {
+            DeviceColumn::Plain(values) => (values, None),
+            DeviceColumn::Taken((values, take)) => (values, Some(take)),
+        };
+        Ok(Column {
+            view: *values.at(place, argument)?,
+            take: take
+                .map(|take| take.at(place, argument).copied())
+                .transpose()?,
+        })
+    };
+    given.iter().enumerate().map(column).collect()
 }
 
 fn cuts(
     program: &objective::Program,
-    offsets: Vec<DeviceOffsets>,
+    place: Option<Place>,
+    offsets: &[DeviceOffsets],
     counts: &HashMap<String, usize>,
 ) -> PyResult<Vec<DeviceCut>> {
     let spaces = program
@@ -89,10 +89,10 @@ fn cuts(
     spaces
         .zip(offsets)
         .map(|(name, cut)| match cut {
-            DeviceOffsets::Count(count) => Ok(DeviceCut::Count(count)),
+            DeviceOffsets::Count(count) => Ok(DeviceCut::Count(*count)),
             DeviceOffsets::Offsets(offsets) => {
                 let count = *counts.get(name).ok_or_else(|| missing(name))?;
-                Ok(DeviceCut::Offsets(view("offsets", offsets)?, count))
+                Ok(DeviceCut::Offsets(*offsets.at(place, "offsets")?, count))
             }
         })
         .collect()
@@ -141,23 +141,25 @@ pub fn compile<'py>(
 /// Bytes of workspace.
 pub fn workspace(
     (program, generated): Pair,
-    offsets: Vec<DeviceOffsets>,
+    offsets: &[DeviceOffsets],
     counts: &HashMap<String, usize>,
 ) -> PyResult<usize> {
-    let cuts = cuts(program, offsets, counts)?;
+    let cuts = cuts(program, None, offsets, counts)?;
     Ok(generated.workspace(program, &cuts, &pairs(program, counts))?)
 }
 
-fn launches((program, generated): Pair, call: PyCall) -> PyResult<Vec<Launch>> {
-    let columns = call.columns.into_iter().map(|it| column("columns", it));
-    let outputs = call.outputs.into_iter().map(|it| column("outputs", it));
+fn launches(
+    (program, generated): Pair,
+    place: Option<Place>,
+    call: &PyCall,
+) -> PyResult<Vec<Launch>> {
     let call = Call {
-        columns: &columns.collect::<Result<Vec<_>, _>>()?,
+        columns: &columns("columns", place, &call.columns)?,
         parameters: &call.parameters,
-        cuts: &cuts(program, call.offsets, &call.counts)?,
+        cuts: &cuts(program, place, &call.offsets, &call.counts)?,
         pairs: &pairs(program, &call.counts),
-        outputs: &outputs.collect::<Result<Vec<_>, _>>()?,
-        workspace: call.workspace,
+        outputs: &columns("outputs", place, &call.outputs)?,
+        workspace: address_of(place, call.workspace.as_ref())?,
         one_block: call.one_block,
     };
     Ok(generated.launches(program, &call)?)
@@ -165,16 +167,17 @@ fn launches((program, generated): Pair, call: PyCall) -> PyResult<Vec<Launch>> {
 
 /// The launches of a run, as dictionaries.
 pub fn plan<'py>(py: Python<'py>, pair: Pair, call: PyCall) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    described(py, launches(pair, call)?)
+    described(py, launches(pair, None, &call)?)
 }
 
 /// Queues a run on a stream of a device.
 pub fn launch(
     py: Python<'_>,
     pair: Pair,
-    call: PyCall,
+    call: PyCall<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    run(py, device, stream, launches(pair, call)?)
+    let place = Place::Cuda(device);
+    run(py, device, stream, launches(pair, Some(place), &call)?)
 }

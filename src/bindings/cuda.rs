@@ -4,11 +4,11 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::distances::samples;
-use super::rows::{PyRows, PyView, statistics, view};
+use super::arrays::{Borrowed, Described, Place, by_statistic};
+use super::rows::{PyRows, statistics};
+use crate::array::ArgumentError;
 use crate::cuda::{self, CudaError, Device, Launch, Program, cache, driver, nvrtc};
-use crate::distances::cuda as distances_cuda;
-use crate::rows::Rows;
+use crate::distances::{Samples, cuda as distances_cuda};
 use crate::rows::cuda::{self as rows_cuda, Target};
 use crate::segments::cuda as segments_cuda;
 
@@ -25,28 +25,39 @@ pub(super) fn run(
     stream: usize,
     launches: Vec<Launch>,
 ) -> PyResult<()> {
-    // SAFETY: the Python half takes the addresses from tensors of this device and launches on the stream that PyTorch's allocator
-    // orders their memory by.
+    // SAFETY: the arrays are of this device, and the Python half launches on the stream that PyTorch's allocator orders their memory by.
     py.detach(|| unsafe { cuda::launch(Device::get(device)?, stream, &launches) })?;
     Ok(())
+}
+
+/// The address of the workspace; 0 where a plan has none.
+pub(super) fn address_of(
+    place: Option<Place>,
+    workspace: Option<&Described>,
+) -> Result<usize, ArgumentError> {
+    let address = |given: &Described| Ok(given.at(place, "workspace")?.address);
+    workspace.map_or(Ok(0), address)
+}
+
+/// The place that memory of a device has; an error where there is no such device.
+fn there(device: i32) -> PyResult<Place> {
+    Device::get(device)?;
+    Ok(Place::Cuda(device))
 }
 
 /// Numbers, of the statistics' dtype, of workspace that a forward call needs on `device`.
 #[pyfunction]
 pub fn cuda_rows_workspace(
-    logits: PyView,
-    reference: Option<PyView>,
-    stats: Vec<String>,
+    logits: Described<'_>,
+    reference: Option<Described<'_>>,
+    stats: &str,
     device: i32,
 ) -> PyResult<usize> {
-    let reference = reference
-        .map(|reference| view("reference", reference))
-        .transpose()?;
-    let (logits, stats) = (view("logits", logits)?, statistics(&stats)?);
+    let reference = reference.as_ref().map(Described::shape);
     Ok(rows_cuda::forward_workspace(
-        &logits,
-        reference.as_ref(),
-        &stats,
+        logits.shape(),
+        reference,
+        &statistics(stats)?,
         Device::get(device)?.multiprocessors,
     ))
 }
@@ -56,22 +67,23 @@ pub fn cuda_rows_workspace(
 #[allow(clippy::too_many_arguments)]
 pub fn cuda_rows_forward(
     py: Python<'_>,
-    rows: PyRows,
-    stats: Vec<String>,
+    rows: PyRows<'_>,
+    stats: &str,
     k: usize,
-    out: PyView,
-    workspace: usize,
+    out: Borrowed<'_>,
+    workspace: Borrowed<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let rows = Rows::try_from(rows)?;
+    let place = there(device)?;
+    let rows = rows.at(Some(place))?;
     let multiprocessors = Device::get(device)?.multiprocessors;
     let launches = rows_cuda::forward(
         &rows,
-        &statistics(&stats)?,
+        &statistics(stats)?,
         k,
-        &view("out", out)?,
-        workspace,
+        &by_statistic("out", out.at(place, "out")?)?,
+        workspace.at(place, "workspace")?.address,
         multiprocessors,
     )?;
     run(py, device, stream, launches)
@@ -82,25 +94,26 @@ pub fn cuda_rows_forward(
 #[allow(clippy::too_many_arguments)]
 pub fn cuda_rows_backward(
     py: Python<'_>,
-    rows: PyRows,
-    stats: Vec<String>,
-    grads: PyView,
-    saved: PyView,
-    gradient: PyView,
+    rows: PyRows<'_>,
+    stats: &str,
+    grads: Borrowed<'_>,
+    saved: Borrowed<'_>,
+    gradient: Borrowed<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let rows = Rows::try_from(rows)?;
+    let place = there(device)?;
+    let rows = rows.at(Some(place))?;
     let (grads, saved, gradient) = (
-        view("grads", grads)?,
-        view("saved", saved)?,
-        view("gradient", gradient)?,
+        by_statistic("grads", grads.at(place, "grads")?)?,
+        by_statistic("saved", saved.at(place, "saved")?)?,
+        gradient.at(place, "gradient")?,
     );
     run(
         py,
         device,
         stream,
-        rows_cuda::backward(&rows, &statistics(&stats)?, &grads, &saved, &gradient)?,
+        rows_cuda::backward(&rows, &statistics(stats)?, &grads, &saved, &gradient)?,
     )
 }
 
@@ -109,22 +122,23 @@ pub fn cuda_rows_backward(
 #[allow(clippy::too_many_arguments)]
 pub fn cuda_rows_both(
     py: Python<'_>,
-    rows: PyRows,
-    stats: Vec<String>,
+    rows: PyRows<'_>,
+    stats: &str,
     k: usize,
-    grads: PyView,
-    out: PyView,
-    gradient: PyView,
-    workspace: usize,
+    grads: Borrowed<'_>,
+    out: Borrowed<'_>,
+    gradient: Borrowed<'_>,
+    workspace: Borrowed<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let rows = Rows::try_from(rows)?;
-    let stats = statistics(&stats)?;
+    let place = there(device)?;
+    let rows = rows.at(Some(place))?;
+    let stats = statistics(stats)?;
     let (grads, out, gradient) = (
-        view("grads", grads)?,
-        view("out", out)?,
-        view("gradient", gradient)?,
+        by_statistic("grads", grads.at(place, "grads")?)?,
+        by_statistic("out", out.at(place, "out")?)?,
+        gradient.at(place, "gradient")?,
     );
     let target = Target::from(Device::get(device)?);
     let launches = rows_cuda::both(
@@ -133,7 +147,7 @@ pub fn cuda_rows_both(
         &grads,
         &out,
         &gradient,
-        workspace,
+        workspace.at(place, "workspace")?.address,
         target,
     )?;
     run(py, device, stream, launches)
@@ -143,16 +157,17 @@ pub fn cuda_rows_both(
 #[pyfunction]
 pub fn cuda_segment_sum(
     py: Python<'_>,
-    values: PyView,
-    offsets: PyView,
-    out: PyView,
+    values: Borrowed<'_>,
+    offsets: Borrowed<'_>,
+    out: Borrowed<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
+    let place = there(device)?;
     let launches = segments_cuda::sum(
-        &view("values", values)?,
-        &view("offsets", offsets)?,
-        &view("out", out)?,
+        values.at(place, "values")?,
+        offsets.at(place, "offsets")?,
+        out.at(place, "out")?,
     )?;
     run(py, device, stream, launches)
 }
@@ -161,39 +176,47 @@ pub fn cuda_segment_sum(
 #[pyfunction]
 pub fn cuda_segment_expand(
     py: Python<'_>,
-    values: PyView,
-    offsets: PyView,
-    out: PyView,
+    values: Borrowed<'_>,
+    offsets: Borrowed<'_>,
+    out: Borrowed<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
+    let place = there(device)?;
     let launches = segments_cuda::expand(
-        &view("values", values)?,
-        &view("offsets", offsets)?,
-        &view("out", out)?,
+        values.at(place, "values")?,
+        offsets.at(place, "offsets")?,
+        out.at(place, "out")?,
     )?;
     run(py, device, stream, launches)
 }
 
 /// f64 numbers of workspace that squared distances need.
 #[pyfunction]
-pub fn cuda_distance_workspace(first: PyView, second: PyView) -> PyResult<usize> {
-    Ok(distances_cuda::workspace(&samples(first, second)?))
+pub fn cuda_distance_workspace(first: Described<'_>, second: Described<'_>) -> PyResult<usize> {
+    Ok(distances_cuda::workspace(&Samples::new(
+        *first.shape(),
+        *second.shape(),
+    )?))
 }
 
 /// Queues squared distances on a stream of `device`: as `distance_forward`, with device memory.
 #[pyfunction]
 pub fn cuda_distance_forward(
     py: Python<'_>,
-    first: PyView,
-    second: PyView,
-    out: PyView,
-    workspace: usize,
+    first: Borrowed<'_>,
+    second: Borrowed<'_>,
+    out: Borrowed<'_>,
+    workspace: Borrowed<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let launches =
-        distances_cuda::forward(&samples(first, second)?, &view("out", out)?, workspace)?;
+    let place = there(device)?;
+    let launches = distances_cuda::forward(
+        &Samples::new(*first.at(place, "first")?, *second.at(place, "second")?)?,
+        out.at(place, "out")?,
+        workspace.at(place, "workspace")?.address,
+    )?;
     run(py, device, stream, launches)
 }
 
@@ -201,15 +224,20 @@ pub fn cuda_distance_forward(
 #[pyfunction]
 pub fn cuda_distance_backward(
     py: Python<'_>,
-    first: PyView,
-    second: PyView,
-    grads: PyView,
-    gradient: PyView,
+    first: Borrowed<'_>,
+    second: Borrowed<'_>,
+    grads: Borrowed<'_>,
+    gradient: Borrowed<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let (grads, gradient) = (view("grads", grads)?, view("gradient", gradient)?);
-    let launches = distances_cuda::backward(&samples(first, second)?, &grads, &gradient)?;
+    let place = there(device)?;
+    let (grads, gradient) = (grads.at(place, "grads")?, gradient.at(place, "gradient")?);
+    let launches = distances_cuda::backward(
+        &Samples::new(*first.at(place, "first")?, *second.at(place, "second")?)?,
+        &grads,
+        &gradient,
+    )?;
     run(py, device, stream, launches)
 }
 
@@ -347,15 +375,15 @@ pub(super) fn described<'py>(
 #[allow(clippy::too_many_arguments)]
 pub fn cuda_plan_rows_forward<'py>(
     py: Python<'py>,
-    rows: PyRows,
-    stats: Vec<String>,
+    rows: PyRows<'_>,
+    stats: &str,
     k: usize,
-    out: PyView,
-    workspace: usize,
+    out: Described<'_>,
+    workspace: Option<Described<'_>>,
     multiprocessors: usize,
 ) -> PyResult<(usize, Vec<Bound<'py, PyDict>>)> {
-    let rows = Rows::try_from(rows)?;
-    let stats = statistics(&stats)?;
+    let rows = rows.at(None)?;
+    let stats = statistics(stats)?;
     let numbers = rows_cuda::forward_workspace(
         &rows.logits,
         rows.reference.as_ref(),
@@ -366,8 +394,8 @@ pub fn cuda_plan_rows_forward<'py>(
         &rows,
         &stats,
         k,
-        &view("out", out)?,
-        workspace,
+        &by_statistic("out", out.shape())?,
+        address_of(None, workspace.as_ref())?,
         multiprocessors,
     )?;
     Ok((numbers, described(py, launches)?))
@@ -378,18 +406,18 @@ pub fn cuda_plan_rows_forward<'py>(
 #[allow(clippy::too_many_arguments)]
 pub fn cuda_plan_rows_backward<'py>(
     py: Python<'py>,
-    rows: PyRows,
-    stats: Vec<String>,
-    grads: PyView,
-    saved: PyView,
-    gradient: PyView,
+    rows: PyRows<'_>,
+    stats: &str,
+    grads: Described<'_>,
+    saved: Described<'_>,
+    gradient: Described<'_>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    let rows = Rows::try_from(rows)?;
-    let stats = statistics(&stats)?;
+    let rows = rows.at(None)?;
+    let stats = statistics(stats)?;
     let (grads, saved, gradient) = (
-        view("grads", grads)?,
-        view("saved", saved)?,
-        view("gradient", gradient)?,
+        by_statistic("grads", grads.shape())?,
+        by_statistic("saved", saved.shape())?,
+        gradient.shape(),
     );
     described(
         py,
@@ -403,21 +431,21 @@ pub fn cuda_plan_rows_backward<'py>(
 #[allow(clippy::too_many_arguments)]
 pub fn cuda_plan_rows_both<'py>(
     py: Python<'py>,
-    rows: PyRows,
-    stats: Vec<String>,
+    rows: PyRows<'_>,
+    stats: &str,
     k: usize,
-    grads: PyView,
-    out: PyView,
-    gradient: PyView,
-    workspace: usize,
+    grads: Described<'_>,
+    out: Described<'_>,
+    gradient: Described<'_>,
+    workspace: Option<Described<'_>>,
     target: (usize, i32, usize),
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    let rows = Rows::try_from(rows)?;
-    let stats = statistics(&stats)?;
+    let rows = rows.at(None)?;
+    let stats = statistics(stats)?;
     let (grads, out, gradient) = (
-        view("grads", grads)?,
-        view("out", out)?,
-        view("gradient", gradient)?,
+        by_statistic("grads", grads.shape())?,
+        by_statistic("out", out.shape())?,
+        gradient.shape(),
     );
     let (multiprocessors, capability, shared) = target;
     let target = Target {
@@ -433,7 +461,7 @@ pub fn cuda_plan_rows_both<'py>(
             &grads,
             &out,
             &gradient,
-            workspace,
+            address_of(None, workspace.as_ref())?,
             target,
         )?,
     )
@@ -443,17 +471,13 @@ pub fn cuda_plan_rows_both<'py>(
 #[pyfunction]
 pub fn cuda_plan_segment_sum<'py>(
     py: Python<'py>,
-    values: PyView,
-    offsets: PyView,
-    out: PyView,
+    values: Described<'_>,
+    offsets: Described<'_>,
+    out: Described<'_>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
     described(
         py,
-        segments_cuda::sum(
-            &view("values", values)?,
-            &view("offsets", offsets)?,
-            &view("out", out)?,
-        )?,
+        segments_cuda::sum(values.shape(), offsets.shape(), out.shape())?,
     )
 }
 
@@ -461,17 +485,13 @@ pub fn cuda_plan_segment_sum<'py>(
 #[pyfunction]
 pub fn cuda_plan_segment_expand<'py>(
     py: Python<'py>,
-    values: PyView,
-    offsets: PyView,
-    out: PyView,
+    values: Described<'_>,
+    offsets: Described<'_>,
+    out: Described<'_>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
     described(
         py,
-        segments_cuda::expand(
-            &view("values", values)?,
-            &view("offsets", offsets)?,
-            &view("out", out)?,
-        )?,
+        segments_cuda::expand(values.shape(), offsets.shape(), out.shape())?,
     )
 }
 
@@ -479,13 +499,16 @@ pub fn cuda_plan_segment_expand<'py>(
 #[pyfunction]
 pub fn cuda_plan_distance_forward<'py>(
     py: Python<'py>,
-    first: PyView,
-    second: PyView,
-    out: PyView,
-    workspace: usize,
+    first: Described<'_>,
+    second: Described<'_>,
+    out: Described<'_>,
+    workspace: Option<Described<'_>>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    let launches =
-        distances_cuda::forward(&samples(first, second)?, &view("out", out)?, workspace)?;
+    let launches = distances_cuda::forward(
+        &Samples::new(*first.shape(), *second.shape())?,
+        out.shape(),
+        address_of(None, workspace.as_ref())?,
+    )?;
     described(py, launches)
 }
 
@@ -493,12 +516,16 @@ pub fn cuda_plan_distance_forward<'py>(
 #[pyfunction]
 pub fn cuda_plan_distance_backward<'py>(
     py: Python<'py>,
-    first: PyView,
-    second: PyView,
-    grads: PyView,
-    gradient: PyView,
+    first: Described<'_>,
+    second: Described<'_>,
+    grads: Described<'_>,
+    gradient: Described<'_>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    let (grads, gradient) = (view("grads", grads)?, view("gradient", gradient)?);
-    let launches = distances_cuda::backward(&samples(first, second)?, &grads, &gradient)?;
+    let (grads, gradient) = (grads.shape(), gradient.shape());
+    let launches = distances_cuda::backward(
+        &Samples::new(*first.shape(), *second.shape())?,
+        &grads,
+        &gradient,
+    )?;
     described(py, launches)
 }

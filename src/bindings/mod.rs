@@ -5,7 +5,6 @@ mod codegen;
 mod cuda;
 mod curate;
 mod distances;
-mod dlpack;
 mod graph;
 mod program;
 mod rows;

@@ -7,7 +7,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyInt, PyList};
 
-use super::arrays::{array_of, arrays_of};
+use super::arrays::{Borrowed, Described, vector, vectors};
 use super::codegen::{self, DeviceColumn, DeviceOffsets};
 use crate::objective;
 use crate::objective::codegen::Generated;
@@ -87,8 +87,8 @@ impl Program {
         outputs: &Bound<'_, PyList>,
         threads: usize,
     ) -> PyResult<()> {
-        let columns = arrays_of("columns", columns)?;
-        let outputs = arrays_of("outputs", outputs)?;
+        let columns = vectors("columns", columns)?;
+        let outputs = vectors("outputs", outputs)?;
         let cuts = offsets
             .iter()
             .enumerate()
@@ -141,10 +141,10 @@ impl Program {
     /// Bytes of workspace that a run on CUDA needs.
     fn cuda_workspace(
         &self,
-        offsets: Vec<DeviceOffsets>,
+        offsets: Vec<DeviceOffsets<'_>>,
         counts: HashMap<String, usize>,
     ) -> PyResult<usize> {
-        codegen::workspace((&self.inner, self.generated()), offsets, &counts)
+        codegen::workspace((&self.inner, self.generated()), &offsets, &counts)
     }
 
     /// What a run on CUDA would launch.
@@ -153,12 +153,12 @@ impl Program {
     fn cuda_plan<'py>(
         &self,
         py: Python<'py>,
-        columns: Vec<DeviceColumn>,
+        columns: Vec<DeviceColumn<'_>>,
         parameters: Vec<f64>,
-        offsets: Vec<DeviceOffsets>,
+        offsets: Vec<DeviceOffsets<'_>>,
         counts: HashMap<String, usize>,
-        outputs: Vec<DeviceColumn>,
-        workspace: usize,
+        outputs: Vec<DeviceColumn<'_>>,
+        workspace: Option<Described<'_>>,
         one_block: Option<bool>,
     ) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let call = codegen::PyCall {
@@ -178,12 +178,12 @@ impl Program {
     fn cuda_launch(
         &self,
         py: Python<'_>,
-        columns: Vec<DeviceColumn>,
+        columns: Vec<DeviceColumn<'_>>,
         parameters: Vec<f64>,
-        offsets: Vec<DeviceOffsets>,
+        offsets: Vec<DeviceOffsets<'_>>,
         counts: HashMap<String, usize>,
-        outputs: Vec<DeviceColumn>,
-        workspace: usize,
+        outputs: Vec<DeviceColumn<'_>>,
+        workspace: Described<'_>,
         device: i32,
         stream: usize,
     ) -> PyResult<()> {
@@ -193,7 +193,7 @@ impl Program {
             offsets,
             counts,
             outputs,
-            workspace,
+            workspace: Some(workspace),
             one_block: None,
         };
         codegen::launch(py, (&self.inner, self.generated()), call, device, stream)
@@ -205,15 +205,13 @@ impl Program {
 }
 
 fn cut_of(index: usize, cut: &Bound<'_, PyAny>) -> PyResult<Cut> {
+    let argument = format_args!("offsets[{index}]");
     if cut.is_instance_of::<PyInt>() {
         return cut.extract().map(Cut::Count).map_err(|_| {
-            PyValueError::new_err(format!(
-                "offsets[{index}]: {cut} is not a number of elements"
-            ))
+            PyValueError::new_err(format!("{argument}: {cut} is not a number of elements"))
         });
     }
-    Ok(Cut::Offsets(array_of(
-        format_args!("offsets[{index}]"),
-        cut,
-    )?))
+    // The list of the call keeps the owner.
+    let offsets: Borrowed = cut.extract()?;
+    Ok(Cut::Offsets(*vector(argument, &offsets)?))
 }

@@ -6,9 +6,8 @@ use super::program::Program;
 use super::run::{Cut, Run, Scratch};
 use super::space::{BATCH, SpaceId};
 use super::step::{Argument, Block, Step, argument};
-use crate::segments::array::Array;
+use crate::array::{Array, Dtype};
 use crate::segments::{Segments, cpu};
-use crate::view::Dtype;
 
 /// Elements that elementwise instructions take at a time: a dozen slots of as many fit into a second-level cache.
 const BLOCK: usize = 1 << 12;
@@ -132,9 +131,9 @@ impl Program {
                 "offsets of '{name}': a count of {count} means one element per element of '{parent_name}', \
                  of which there are {parent}"
             ))),
-            Cut::Offsets(offsets) if offsets.dtype() != Dtype::I64 => Err(GraphError(format!(
+            Cut::Offsets(offsets) if offsets.dtype != Dtype::I64 => Err(GraphError(format!(
                 "offsets of '{name}': expected dtype i64, got {}",
-                offsets.dtype().name()
+                offsets.dtype.name()
             ))),
             Cut::Offsets(offsets) if offsets.len() != parent + 1 => Err(GraphError(format!(
                 "offsets of '{name}': expected {} values (one more than '{parent_name}' has elements), got {}",
@@ -171,10 +170,10 @@ impl Program {
     /// Finds each output's elements in the arrays given.
     fn place_outputs(&self, run: &Run, scratch: &mut Scratch) -> Result<(), GraphError> {
         for (index, array) in run.outputs.iter().enumerate() {
-            if !matches!(array.dtype(), Dtype::F32 | Dtype::F64) {
+            if !matches!(array.dtype, Dtype::F32 | Dtype::F64) {
                 return Err(GraphError(format!(
                     "outputs[{index}]: expected dtype f32 or f64, got {}",
-                    array.dtype().name()
+                    array.dtype.name()
                 )));
             }
         }

@@ -1,8 +1,8 @@
 //! What one run of a program takes: arrays, numbers, cuts, and buffers.
 
 use super::instruction::Operand;
+use crate::array::Array;
 use crate::segments::Segments;
-use crate::segments::array::Array;
 
 /// How the elements of a space are cut by its parent, as given by the caller.
 pub enum Cut {

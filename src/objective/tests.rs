@@ -6,8 +6,7 @@ use super::ops::{BinaryOp, End, ReduceOp, Side, UnaryOp};
 use super::run::{Cut, Run};
 use super::space::BATCH;
 use super::{GraphError, Program};
-use crate::segments::array::Array;
-use crate::view::Dtype;
+use crate::array::{Array, Dtype};
 
 const SPACES: [(&str, &str); 3] = [
     ("group", "batch"),
