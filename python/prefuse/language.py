@@ -65,9 +65,9 @@ an array with one value per item may take a number's place. A bool, str or None 
 from .errors import LanguageError
 from .scoring.decorators import group_objective, pair_objective, point_objective, token_objective
 from .scoring.objective import Objective
-from .scoring.plan import ColumnInfo
 from .scoring.registry import find, names, register
 from .scoring.score import Score
+from .scoring.traced import ColumnInfo
 from .scoring.wrapped import TorchObjective, from_torch
 from .tracing.expression import Expression, Pairs
 from .tracing.functions import (

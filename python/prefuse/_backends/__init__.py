@@ -1,20 +1,21 @@
 """Where rows, segments and distances are computed: one module per device type, found by its name.
 
-A backend is a module `prefuse._backends.<device type>` with the functions of `cpu.py`. Adding the file adds the
-device; nothing else names devices.
+A backend is a module `prefuse._backends.<device type>` with the functions of `Backend`, named in `DEVICES`; nothing
+else names devices. Beside them: `rows`, what they are asked; `arrays`, how tensors reach the extension; `nvrtc`, the
+compiler of the kernels.
 """
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from typing import Protocol, cast
 
 import torch
 
 from prefuse._backends.rows import Rows
 
-DEVICES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+DEVICES = ("cpu", "cuda")
+"""The device types that there is a module for."""
 
 
 class Backend(Protocol):

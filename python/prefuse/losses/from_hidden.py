@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from prefuse._arguments.checks import check_k
 from prefuse._backends.rows import BACKWARD_NEEDS
 from prefuse._parallel.vocabulary import shard_of
 from prefuse.linear.operands import (
-    Lora,
     Statistics,
     check_group,
     check_operands,
@@ -23,87 +21,37 @@ from prefuse.linear.operands import (
     request,
     run,
 )
-from prefuse.linear.plans import WORKSPACE_BYTES, Plan, choose, may_be_grouped
+from prefuse.linear.plans import Plan, choose, may_be_grouped
+from prefuse.losses.arguments import HeadInputs, Transform
 from prefuse.losses.grouped import FLOAT16_SCALE, Attached, scored
 from prefuse.losses.scoring import Scoring
 from prefuse.scoring.score import Score
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
-
-class Source(NamedTuple):
-    """Hidden states, what makes logits of them, and how the caller wants it done."""
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    lora: Lora | None
-    reference_weight: Tensor | None
-    reference_bias: Tensor | None
-    gradient_dtype: torch.dtype | None
-    plan: str | None
-    workspace_bytes: int
-    group: ProcessGroup | None
-
-
-def check_source(logits: Any, inplace: bool, columns: Collection[str], **given: Any) -> Source | None:
-    """The hidden states' arguments together; None where logits came instead. `columns`: what the objective reads.
-
-    Raises:
-        TypeError: both came, or neither, or an argument of the one beside the other.
-    """
-    source = Source(**given)
-    taken = [name for name in given if name in columns]
-    if taken and source.hidden is not None:
-        raise TypeError(
-            f"{taken[0]}: an argument beside hidden and a column that the objective reads; give the column another name"
-        )
-    if source.hidden is None:
-        unread = [name for name, value in given.items() if value is not None and name != "workspace_bytes"]
-        if source.workspace_bytes != WORKSPACE_BYTES:
-            unread.append("workspace_bytes")
-        if unread:
-            raise TypeError(f"{unread[0]}: given without hidden, the hidden states it belongs to")
-        if logits is None:
-            raise TypeError("logits: missing; give logits, or hidden and weight")
-        return None
-    if logits is not None:
-        raise TypeError("logits: given together with hidden; give one of the two")
-    if source.weight is None:
-        raise TypeError("weight: missing beside hidden")
-    if inplace:
-        raise ValueError("inplace: expected False beside hidden, from which there are no logits to write over")
-    return source
+    pass
 
 
 class Head:
     """One batch of an objective from hidden states: checked, not yet run.
 
     Args:
-        source: hidden states and weights.
+        source: hidden states, weights, and how the caller wants it done.
         scoring: the objective and the rest of the batch.
         names: the statistics that the rows must give.
         beside: those of them that are to be looked at, and "gradient".
-        labels: in the alignment of the hidden states, and so is `mask`.
-        mask: which tokens count.
         reference: hidden states of the reference model, where their log-probabilities are made here.
-        transform: of the logits, and `ignore_index`.
-        k: of the top-k statistics.
+        transform: of the logits.
         known: whether the loss is one number, whose gradient is known when the objective is.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: HeadInputs,
         scoring: Scoring,
         names: tuple[str, ...],
         beside: tuple[str, ...],
-        labels: Tensor,
-        mask: Tensor | None,
         reference: Tensor | None,
-        transform: dict[str, Any],
-        k: int,
+        transform: Transform,
         known: bool,
     ) -> None:
         own = (source.reference_weight, source.reference_bias)
@@ -115,18 +63,21 @@ class Head:
         self.operands = check_operands(
             source.hidden,
             source.weight,
-            labels,
+            scoring.at_rows.labels,
             bias=source.bias,
             lora=source.lora,
             reference=None if reference is None else (reference, *own),
-            mask=mask,
-            **transform,
+            mask=scoring.at_rows.mask,
+            ignore_index=scoring.at_rows.ignore_index,
+            temperature=transform.temperature,
+            softcap=transform.softcap,
+            scale=transform.scale,
         )
         through = scoring.statistics_with_gradient()
         self.statistics = Statistics(
             names,
             tuple(name for name in names if name in through and name in BACKWARD_NEEDS),
-            check_k(k),
+            check_k(transform.k),
             0.0,
             keeps_wide(source.gradient_dtype, self.operands.inputs[0]),
             shard_of(source.group, self.operands.weights[0]),

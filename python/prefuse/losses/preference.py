@@ -7,29 +7,32 @@ expect three tensors back.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from prefuse._arguments.checks import FLOATS, check_flag, check_integer, check_tensor
-from prefuse._arguments.layout import check_layout, scored_tokens, shift_left
+from prefuse._arguments.checks import FLOATS, check_flag, check_tensor
 from prefuse._backends.rows import REFERENCE_STATISTICS
 from prefuse._display.html import announce
 from prefuse._parallel.data import check_process_group
-from prefuse._parallel.sharded_weights import gathered_head
 from prefuse.functional import token_stats
-from prefuse.language import Objective, Score, TorchObjective, find, names
+from prefuse.language import ColumnInfo, Objective, Score, TorchObjective, find, names
 from prefuse.linear.plans import WORKSPACE_BYTES, Plan
+from prefuse.losses.arguments import HeadInputs, Layout, Responses, Transform
 from prefuse.losses.columns import check_beside, check_reference, reading, reference_form, row_statistics
-from prefuse.losses.from_hidden import Head, check_source
+from prefuse.losses.from_hidden import Head
 from prefuse.losses.scoring import Scoring
 from prefuse.scoring.registry import get
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
 
 __all__ = ["batch_totals", "dpo_loss", "explain", "pair_loss", "preference_loss"]
 
@@ -132,9 +135,32 @@ def preference_loss(
         ValueError: a wrong shape, device, layout or range, a reference that is missing, not read, or too coarse, or a
             plan that is not possible.
     """
-    arguments = locals()
-    with gathered_head(**arguments):
-        return _prepare(**arguments).score()
+    call = _Call(
+        _objective(objective),
+        Responses(labels, mask, cu_seqlens, groups, shift, ignore_index),
+        logits,
+        HeadInputs(
+            hidden,
+            weight,
+            bias,
+            lora,
+            reference_weight,
+            reference_bias,
+            gradient_dtype,
+            plan,
+            workspace_bytes,
+            group,
+        ),
+        reference,
+        Transform(temperature, softcap, scale, k),
+        statistics,
+        inplace,
+        reduction,
+        data_group,
+        columns,
+    )
+    with call.head.gathered():
+        return call.prepared().score()
 
 
 def explain(objective: str | Objective, **arguments: Any) -> Plan:
@@ -155,8 +181,15 @@ def explain(objective: str | Objective, **arguments: Any) -> Plan:
     """
     bound = inspect.signature(preference_loss).bind(objective, **arguments)
     bound.apply_defaults()
-    with gathered_head(**bound.arguments):
-        batch = _prepare(**bound.arguments)
+    given = dict(bound.arguments)
+    parts = {
+        "responses": _from(Responses, given),
+        "head": _from(HeadInputs, given),
+        "transform": _from(Transform, given),
+    }
+    call = _from(_Call, given | parts | {"objective": _objective(objective)})
+    with call.head.gathered():
+        batch = call.prepared()
     if not isinstance(batch, Head):
         raise TypeError("hidden: missing; there is a plan only for hidden states and a weight, not for logits")
     announce(batch.plan)
@@ -206,13 +239,9 @@ def batch_totals(
         TypeError, ValueError: as `preference_loss`.
     """
     objective = _with_settings(_objective(objective), columns)
-    given = {name: value for name, value in columns.items() if name not in objective.parameters}
-    check_integer("ignore_index", ignore_index)
-    check_flag("shift", shift)
-    offsets = check_layout(labels, mask, cu_seqlens)
-    at_logits = shift_left(labels, mask, ignore_index, offsets) if shift else (labels, mask)
-    layout = (scored_tokens(*at_logits, ignore_index), offsets)
-    return Scoring(objective, reading(objective, tuple(given)), given, layout, shift, {}, groups, "mean", None).totals()
+    given = _columns_of(objective, columns)
+    responses = Responses(labels, mask, cu_seqlens, groups, shift, ignore_index).checked()
+    return Scoring(objective, reading(objective, tuple(given)), given, responses, {}, "mean", None).totals()
 
 
 def pair_loss(
@@ -310,10 +339,10 @@ def _with_settings(objective: Objective, columns: dict[str, Any]) -> Objective:
     return result
 
 
-def _refuse_other_names_of_reference(columns: Collection[str], objective: Objective) -> None:
+def _refuse_other_names_of_reference(columns: Collection[str], reads: Collection[str]) -> None:
     """What other functions call the argument `reference`."""
     for name in ("reference_logits", "ref_logits", "reference_hidden", "ref_hidden", "ref_logps", "reference_logps"):
-        if name in columns and name not in objective.columns:
+        if name in columns and name not in reads:
             raise TypeError(f"{name}: no argument here; what there is of the reference model goes as reference=")
 
 
@@ -333,77 +362,103 @@ class _Logits(NamedTuple):
         return score
 
 
-def _prepare(
-    objective: str | Objective,
-    labels: Tensor,
-    logits: Tensor | None,
-    hidden: Tensor | None,
-    reference: Tensor | None,
-    mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    groups: Tensor | None,
-    shift: bool,
-    ignore_index: int,
-    inplace: bool,
-    reduction: str,
-    data_group: ProcessGroup | None,
-    columns: dict[str, Any],
-    temperature: float | Tensor,
-    softcap: float | None,
-    scale: float,
-    k: int,
-    statistics: Sequence[str],
-    **head: Any,
-) -> _Logits | Head:
-    """The checked call of `preference_loss`, whose arguments these are."""
-    objective = _objective(objective)
-    if hidden is None:  # then an argument that the head would take may be a column
-        mine = [name for name in head if name in objective.columns and head[name] is not None]
-        columns = columns | {name: head.pop(name) for name in mine}
-        head |= dict.fromkeys(mine)
-    source = check_source(logits, inplace, objective.columns, hidden=hidden, **head)
-    if source is None:
-        check_tensor("logits", logits, FLOATS, "a float16, bfloat16, float32 or float64")  # type: ignore[arg-type]
-    rows, shape = ("logits", _shape(logits)) if source is None else ("hidden states", _shape(hidden))
-    if source is not None and isinstance(source.reference_weight, Tensor):
-        shape = (*shape[:-1], source.reference_weight.shape[-1])
-    settled = _with_settings(objective, columns)
-    # Numbers change nothing about what is read, and what is read is remembered by objective.
-    read = reading(objective if settled._forms == objective._forms else settled, tuple(columns))
-    # Nothing is gathered and no column given: a call would only configure, while the plan says what is missing.
-    if not read.needs and not any(name in objective.columns for name in columns):
-        settled._plan({name: value for name, value in columns.items() if name not in objective.parameters})
-    offsets = check_layout(labels, mask, cu_seqlens)
-    check_integer("ignore_index", ignore_index)
-    for name, flag in (("shift", shift), ("inplace", inplace)):
-        check_flag(name, flag)
-    check_process_group("data_group", data_group)
-    if data_group is not None and data_group is head["group"]:
-        raise ValueError("data_group: expected other processes than those of group, which share one batch")
-    at_logits = shift_left(labels, mask, ignore_index, offsets) if shift else (labels, mask)
-    form = reference_form(reference, rows, shape, labels, offsets)
-    if form is None:
-        _refuse_other_names_of_reference(columns, objective)
-    check_reference(objective.name, read.needs, form, rows)
-    scoring = Scoring(
-        settled,
-        read,
-        {name: value for name, value in columns.items() if name not in objective.parameters},
-        (scored_tokens(*at_logits, ignore_index), offsets),
-        shift,
-        {form: reference.detach()} if reference is not None and form in ("tokens", "responses") else {},
-        groups,
-        reduction,
-        data_group,
-    )
-    beside = check_beside(statistics, made=form == rows)
-    names = row_statistics(read.needs, beside, made=form == rows)
-    made_here = reference if form == rows and REFERENCE_STATISTICS.intersection(names) else None
-    transform = {"ignore_index": ignore_index, "temperature": temperature, "softcap": softcap, "scale": scale}
-    if source is not None and names:
-        return Head(source, scoring, names, beside, *at_logits, made_here, transform, k, known=reduction != "none")
-    arguments = {"logits": logits, "labels": at_logits[0], "mask": at_logits[1], "reference_logits": made_here, "k": k}
-    return _Logits(scoring, names, arguments | transform | {"inplace": inplace}, beside)
+@dataclass(frozen=True)
+class _Call:
+    """A call of `preference_loss`: its arguments as they came, those that belong together in one."""
+
+    objective: Objective
+    responses: Responses
+    logits: Tensor | None
+    head: HeadInputs
+    reference: Tensor | None
+    transform: Transform
+    statistics: Sequence[str]
+    inplace: bool
+    reduction: str
+    data_group: ProcessGroup | None
+    columns: dict[str, Any]
+
+    def prepared(self) -> _Logits | Head:
+        """The call with everything checked, not yet run."""
+        objective, reads = self.objective, self.objective.columns
+        columns, source = self._source(reads)
+        settled = _with_settings(objective, columns)
+        # Numbers change nothing about what is read, and what is read is remembered by objective.
+        read = reading(objective if settled._forms == objective._forms else settled, tuple(columns))
+        # Nothing is gathered and no column given: a call would only configure, while the plan says what is missing.
+        if not read.needs and reads.keys().isdisjoint(columns):
+            settled._plan(_columns_of(objective, columns))
+        responses = self._responses()
+        rows, form = self._form_of_reference(source, responses.offsets)
+        if form is None:
+            _refuse_other_names_of_reference(columns, reads)
+        check_reference(objective.name, read.needs, form, rows)
+        made = form == rows
+        scoring = Scoring(
+            settled,
+            read,
+            _columns_of(objective, columns),
+            responses,
+            {} if self.reference is None or made or form is None else {form: self.reference.detach()},
+            self.reduction,
+            self.data_group,
+        )
+        beside = check_beside(self.statistics, made)
+        names = row_statistics(read.needs, beside, made)
+        reference = self.reference if made and REFERENCE_STATISTICS.intersection(names) else None
+        if source is not None and names:
+            return Head(source, scoring, names, beside, reference, self.transform, known=self.reduction != "none")
+        return _Logits(scoring, names, self._of_logits(responses, reference), beside)
+
+    def _source(self, reads: Mapping[str, ColumnInfo]) -> tuple[dict[str, Any], HeadInputs | None]:
+        """The columns, and the hidden states' arguments or None; without hidden states those may be columns, too."""
+        if self.head.hidden is not None:
+            self.head.check(self.logits, self.inplace, reads)
+            return self.columns, self.head
+        columns, others = self.head.as_columns(reads)
+        others.check(self.logits, self.inplace, reads)
+        check_tensor("logits", self.logits, FLOATS, "a float16, bfloat16, float32 or float64")  # type: ignore[arg-type]
+        return self.columns | columns, None
+
+    def _responses(self) -> Layout:
+        responses = self.responses.checked()
+        check_flag("inplace", self.inplace)
+        check_process_group("data_group", self.data_group)
+        if self.data_group is not None and self.data_group is self.head.group:
+            raise ValueError("data_group: expected other processes than those of group, which share one batch")
+        return responses
+
+    def _form_of_reference(self, source: HeadInputs | None, offsets: Tensor | None) -> tuple[str, str | None]:
+        """What the batch is made of, and which form the reference has: that, tokens, responses, or None."""
+        if source is None:
+            rows, shape = "logits", _shape(self.logits)
+        else:
+            rows, shape = "hidden states", _shape(source.hidden)
+            if isinstance(source.reference_weight, Tensor):
+                shape = (*shape[:-1], source.reference_weight.shape[-1])
+        return rows, reference_form(self.reference, rows, shape, self.responses.labels, offsets)
+
+    def _of_logits(self, responses: Layout, reference: Tensor | None) -> dict[str, Any]:
+        """The arguments of `token_stats`."""
+        return {
+            "logits": self.logits,
+            "labels": responses.labels,
+            "mask": responses.mask,
+            "reference_logits": reference,
+            "ignore_index": self.responses.ignore_index,
+            "inplace": self.inplace,
+            **dataclasses.asdict(self.transform),
+        }
+
+
+def _from(kind: type[T], arguments: Mapping[str, Any]) -> T:
+    """A dataclass of those of the arguments that it has."""
+    return kind(**{field.name: arguments[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+
+def _columns_of(objective: Objective, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns among the further arguments; the others are hyper-parameters."""
+    return {name: value for name, value in columns.items() if name not in objective.parameters}
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:

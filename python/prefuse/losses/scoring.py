@@ -12,12 +12,12 @@ from torch import Tensor
 from prefuse._parallel.data import WholeBatch
 from prefuse.scoring.execution import totals
 from prefuse.scoring.objective import Objective
-from prefuse.scoring.plan import describe
 from prefuse.scoring.score import Score
 from prefuse.scoring.traced import Traced
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+from prefuse.losses.arguments import Layout
 from prefuse.losses.columns import GRADIENT, Batch, Reading, check_exchangeable, check_item_column
 
 
@@ -28,11 +28,9 @@ class Scoring:
         objective: with its hyper-parameters set.
         read: what it reads.
         columns: the caller's columns.
-        layout: which tokens are scored, in the logits' alignment, and where packed responses begin.
-        shift: whether the labels, and so the caller's columns, are one token behind the logits.
+        at_rows: which tokens are scored, and how responses lie, in the alignment of logits or hidden states.
         reference: the reference's log-probabilities per token or per response, if they were given, under "tokens" or
             "responses".
-        groups: ids of groups.
         reduction: of the loss.
         data_group: the processes whose batches are scored as one; None: this one's alone.
     """
@@ -42,20 +40,18 @@ class Scoring:
         objective: Objective,
         read: Reading,
         columns: dict[str, Any],
-        layout: tuple[Tensor, Tensor | None],
-        shift: bool,
+        at_rows: Layout,
         reference: dict[str, Tensor],
-        groups: Tensor | None,
         reduction: str,
         data_group: ProcessGroup | None,
     ) -> None:
         self.objective = objective
         self.read = read
-        scored, self.offsets = layout
-        self.scored = scored.roll(1, -1) if shift else scored
-        self.shift = shift
+        self.at_rows = at_rows
+        self.offsets, self.shift = at_rows.offsets, at_rows.shift
+        self.scored = at_rows.scored.roll(1, -1) if self.shift else at_rows.scored
         self.reference = reference
-        self.options: dict[str, Any] = {} if groups is None else {"groups": groups}
+        self.options: dict[str, Any] = {} if at_rows.groups is None else {"groups": at_rows.groups}
         if reduction != "mean":
             self.options["reduction"] = reduction
         self.columns = columns
@@ -149,7 +145,7 @@ class Scoring:
     def _known(self, batch: Batch) -> dict[str, Tensor]:
         """What the processes exchange of this one before there are statistics: the caller's columns, and lengths."""
         items = self.responses // max(1, len(self.read.roles))
-        levels = {name: info.level for name, info in describe(self.traced()).items()}
+        levels = {name: info.level for name, info in self.traced().arguments.items()}
         lengths = {need.argument: batch.column(need) for need in self.read.needs if need.name == "length"}
         given = self.columns | {name: self.options[name] for name in ("groups",) if name in self.options}
         return lengths | {

@@ -13,10 +13,10 @@ from ..tracing import notation
 from . import composition, execution
 from .definition import Definition
 from .operator import mark, score_named
-from .plan import ColumnInfo, Plan, describe, plan_of
+from .plan import Plan, plan_of
 from .score import Score
 from .settings import Form, Setting, check_reduction, check_setting, form_of, forms_of, is_array, is_number, show
-from .traced import REDUCTIONS, Traced
+from .traced import REDUCTIONS, ColumnInfo, Traced
 from .variants import VARIANT
 
 
@@ -83,7 +83,7 @@ class Objective:
     @property
     def columns(self) -> dict[str, ColumnInfo]:
         """What a call needs, by argument name; response sums and lengths may be left to token columns."""
-        return describe(self._traced(None))
+        return dict(self._traced(None).arguments)
 
     def latex(self, column: str | None = None) -> Latex:
         """Return the loss of one item as LaTeX, or its derivative with respect to a column; a notebook typesets it.

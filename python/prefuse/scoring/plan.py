@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,6 @@ from .binding import common_device, on_cpu
 from .call import Call, bind
 from .definition import Definition
 from .settings import Forms, is_number
-from .traced import Traced
-
-
-@dataclass(frozen=True)
-class ColumnInfo:
-    """What the caller gives under one argument name: its level, and the kind of number."""
-
-    level: str
-    dtype: str
 
 
 class Plan:
@@ -132,19 +122,3 @@ def plan_of(definition: Definition, forms: Forms, names: tuple[str, ...]) -> Pla
     if found is None:
         found = definition.plans.setdefault((forms, names), Plan(definition, forms, frozenset(names)))
     return found  # type: ignore[no-any-return]
-
-
-def describe(traced: Traced) -> dict[str, ColumnInfo]:
-    """Return the arguments a call needs, with level and dtype."""
-    kind = traced.kind
-    found = {}
-    lengths = {kind.argument(role, "response", "length") for role in (*traced.trace.roles, None)}
-    for name, space in traced.columns.items():
-        found[name] = ColumnInfo(kind.level(space), "int" if name in lengths else "float")
-    spaces = traced.score_step("mean", ()).spaces
-    for role in traced.trace.roles or (None,):
-        if token_space(role) in spaces:
-            found[f"{role}_mask" if role else "mask"] = ColumnInfo(kind.level(token_space(role)), "bool")
-    if traced.trace.grouped:
-        found["groups"] = ColumnInfo("response", "int")
-    return found

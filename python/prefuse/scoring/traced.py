@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..tracing.expression import Expression, build, lift, unary
-from ..tracing.kinds import BATCH, PAIR, POINT
+from ..tracing.kinds import BATCH, PAIR, POINT, token_space
 from ..tracing.trace import Trace
 from ..tracing.views import ResponseView
 from .arrays import Array
@@ -20,6 +21,14 @@ UPSTREAM_LOSS = "upstream.loss"
 UPSTREAM_LOSSES = "upstream.losses"
 REDUCTIONS = ("mean", "sum", "none")
 LEVELS = ("token", "response")
+
+
+@dataclass(frozen=True)
+class ColumnInfo:
+    """What the caller gives under one argument name: its level, and the kind of number."""
+
+    level: str
+    dtype: str
 
 
 class Step:
@@ -145,6 +154,22 @@ class Traced:
         graph = self.trace.graph
         nodes = [self.trace.columns[name].node for name in wrt]
         return list(graph.gradient(total.node, graph.constant(1.0), nodes))
+
+    @cached_property
+    def arguments(self) -> dict[str, ColumnInfo]:
+        """The arguments a call needs, with level and dtype."""
+        kind = self.kind
+        found = {}
+        lengths = {kind.argument(role, "response", "length") for role in (*self.trace.roles, None)}
+        for name, space in self.columns.items():
+            found[name] = ColumnInfo(kind.level(space), "int" if name in lengths else "float")
+        spaces = self.score_step("mean", ()).spaces
+        for role in self.trace.roles or (None,):
+            if token_space(role) in spaces:
+                found[f"{role}_mask" if role else "mask"] = ColumnInfo(kind.level(token_space(role)), "bool")
+        if self.trace.grouped:
+            found["groups"] = ColumnInfo("response", "int")
+        return found
 
     # What is known of the gradient before there are numbers
 
