@@ -67,7 +67,7 @@ docs: $(VENV)/.test
 	$(BIN)/python tools/objectives_page.py docs
 	$(BIN)/python -m tests.evidence docs
 
-models: $(VENV)/.test
+models: $(VENV)/.test $(VENV)/.models
 	$(BIN)/python -m tests.models docs/models.md
 
 gallery: $(VENV)/.test
@@ -101,6 +101,6 @@ $(DEEPSPEED_VENV)/.created: $(VENV)/.test
 	touch $@
 
 # Editable: Python changes need no reinstall, changed Rust sources rebuild the extension.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.created $(RUST)
+$(VENV)/.demo $(VENV)/.test $(VENV)/.models $(VENV)/.bench $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.created $(RUST)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@

@@ -1,4 +1,8 @@
-// Second step of distance_forward where samples are more than one chunk: the sum of each one's chunks, in order.
+// Second step of distance_forward where a sample is more than one part: adds up each sample's parts, in order.
+//
+// Traffic: one f64 read per part, one number written per sample. One thread per sample.
+
+#include "distances.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS) distance_combine(const DistanceArgs a) {
     for (i64 sample = i64(blockIdx.x) * THREADS + threadIdx.x; sample < a.samples; sample += i64(gridDim.x) * THREADS) {

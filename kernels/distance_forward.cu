@@ -1,9 +1,12 @@
-// Σ (a − b)² of each chunk of a sample; of the whole sample where it is one chunk.
+// Σ (a − b)² of each part of a sample: of the whole sample where it is one part, else distance_combine adds up the parts.
 //
-// Traffic: both arrays are read once. One block per chunk: a thread sums its elements in the arithmetic's own precision,
-// everything behind that is f64. No atomics: a sample gives the same bits in any company.
+// Traffic: both arrays are read once; one number is written per part. One block per part: a thread sums its elements in the
+// arithmetic's own precision; the sums of threads and parts are added in f64, in a fixed order. No atomics: a sample gives the same
+// bits whatever else is in the batch.
 
-// What a thread sums. Outside of a sample both units are 0; a chunk ends where a unit does, or with its sample.
+#include "distances.cuh"
+
+// What a thread sums. Outside of a sample both units are 0; a part ends where a unit does, or with its sample.
 struct Sum {
     A& sum;
     __device__ void operator()(i64, const A (&a)[UNIT], const A (&b)[UNIT]) const {
@@ -30,6 +33,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) distance_forward(const Dis
             if (a.partials) store(a.partials + item, sum);
             else store(a.out + sample, A(sum));
         }
-        __syncthreads();  // `warps` is free for the next chunk
+        __syncthreads();  // `warps` is free for the next part
     }
 }

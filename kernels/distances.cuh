@@ -1,8 +1,17 @@
-// Squared distances between the samples of two batches [B, D]: what the kernels share.
+// Squared distances between the samples of two batches [B, D]: how the elements of two arrays are visited in pairs. Included by
+// distance_*.cu.
+//
+// Traffic: each element of both arrays is loaded once, in units of 16 bytes of the narrower array, UNROLL of both in flight.
+// A sample is cut into parts of CHUNK elements; a block of 256 threads takes one part at a time.
 //
 // Compile-time constants: FIRST, SECOND  element types (f16 bf16 f32 f64; f64 with f64 only)
 //                         UNIT           elements that a thread takes at once: 16 bytes of the narrower array
 //                         CHUNK          elements of a block's share of a sample
+
+#ifndef PREFUSE_DISTANCES_CUH
+#define PREFUSE_DISTANCES_CUH
+
+#include "units.cuh"
 
 constexpr int THREADS = 256;
 
@@ -36,16 +45,16 @@ __device__ inline void traverse(const X& x, const Y& y, i64 begin, i64 end, Take
     for (i64 tile = begin; tile < end; tile += TILE) {
         i64 first = tile + threadIdx.x * UNIT;
         if (x.aligned(tile, tile + TILE) && y.aligned(tile, tile + TILE)) {
-            unsigned words[UNROLL][X::WORDS], others[UNROLL][Y::WORDS];
+            unsigned words[UNROLL][X::WORDS], other_words[UNROLL][Y::WORDS];
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
                 x.fetch(words[u], first + u * STEP);
-                y.fetch(others[u], first + u * STEP);
+                y.fetch(other_words[u], first + u * STEP);
             }
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
                 X::widen(a, words[u]);
-                Y::widen(b, others[u]);
+                Y::widen(b, other_words[u]);
                 take(first + u * STEP, a, b);
             }
         } else {
@@ -59,3 +68,5 @@ __device__ inline void traverse(const X& x, const Y& y, i64 begin, i64 end, Take
         }
     }
 }
+
+#endif

@@ -1,5 +1,11 @@
-// Instructions that CUDA C++ names only in its headers, which these sources do without.
-// The emulator (tests/emulator) brings its own version of this one file; everything else is compiled there unchanged.
+// Single PTX instructions: conversions, 2^x, shared memory of other blocks. CUDA C++ names them only in its own headers, which these
+// sources do without, so that NVRTC needs nothing but what is in this folder.
+//
+// Global memory is not touched here. The emulator (tests/emulator) brings its own version of this one file, under the same include
+// guard; everything else is compiled there unchanged.
+
+#ifndef PREFUSE_PTX_CUH
+#define PREFUSE_PTX_CUH
 
 // 2^x; relative error 2^-22, results below 2^-126 are 0.
 __device__ inline float exp2_fast(float x) {
@@ -63,3 +69,5 @@ __device__ inline double cluster_load(const double* p, unsigned rank) {
     asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(x) : "r"(in_block(p, rank)) : "memory");
     return x;
 }
+
+#endif

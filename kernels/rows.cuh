@@ -1,28 +1,41 @@
-// One row = one label token with its V logits: where it lies, how raw logits become z, what a traversal remembers.
-// The logits may be a block of a larger vocabulary: the classes [first_class, first_class + V) of `classes`.
+// One row = one label token with its V logits: where it is in memory, how raw logits x become z, what a pass over them accumulates.
+// Included by the kernels rows_*.cu. The logits may be a block of a larger vocabulary: the classes [first_class, first_class + V) of
+// `classes`.
 //
-//   z = softcap·tanh(scale·x/softcap)/T  (softcap off: scale·x/T);   z·log2(e) = c·t,  t = tanh(bend·x) or x,  c > 0
+//   z = softcap·tanh(scale·x/softcap)/T  (no soft cap: scale·x/T)
+//   z = z_scale·t,   t = tanh(softcap_slope·x) (no soft cap: x),   z·log2(e) = c·t,   c > 0
+//
+// Accumulated is an online softmax in base 2: sums of 2^(c·t − max), max being the largest c·t so far; where it grows, the sums are
+// rescaled. merge() joins the sums of two parts of a row. It is commutative, and parts are merged in an order that follows from
+// the width alone, so a row gives the same bits whatever else is in the batch.
+//
+// A block is 256 threads. A row belongs to ROW_THREADS of them: to the block, or to one of its 8 warps where it is short.
 //
 // Compile-time constants: LOGIT, REFERENCE  element types (f16 bf16 f32 f64)
-//                         STATS             bit set of the statistics that are wanted (1 << Stat)
+//                         STATS             bit set of the statistics that are computed or differentiated (1 << Stat)
 //                         ROW_THREADS       threads that share a row: 32 (a warp) or 256 (a block)
 //                         UNIT              elements that a thread takes at once: 16 bytes of the narrower array
-//                         CHUNK             elements that are summed before they meet the rest of the row: 16 units per thread
+//                         CHUNK             elements that are summed before they are merged with the rest: 16 units per thread
 //                         SOFTCAP           0 or 1
+
+#ifndef PREFUSE_ROWS_CUH
+#define PREFUSE_ROWS_CUH
+
+#include "units.cuh"
 
 typedef typename Accumulator<LOGIT>::type A;
 
 enum Stat { LOGP, LSE, ENTROPY, LOG_SUM_SQ, MEAN_LOGIT, TOP1, TOPK_MASS, TOPK_ENTROPY, REF_LOGP, REF_LSE, KL, RKL, STAT_COUNT };
-__device__ constexpr bool wants(int stat) { return STATS >> stat & 1; }
-constexpr bool WANTS_REFERENCE = wants(REF_LOGP) || wants(REF_LSE) || wants(KL) || wants(RKL);
-constexpr bool WANTS_TOPK = wants(TOPK_MASS) || wants(TOPK_ENTROPY);
+__device__ constexpr bool needs(int stat) { return STATS >> stat & 1; }
+constexpr bool NEEDS_REFERENCE = needs(REF_LOGP) || needs(REF_LSE) || needs(KL) || needs(RKL);
+constexpr bool NEEDS_TOPK = needs(TOPK_MASS) || needs(TOPK_ENTROPY);
 
-constexpr int THREADS = 256, GROUPS = THREADS / ROW_THREADS, MAX_RANK = 6, MAX_K = 64;
-constexpr int UNROLL = WANTS_REFERENCE ? 1 : sizeof(LOGIT) == 8 ? 2 : 4;  // units in flight per thread and array
+constexpr int THREADS = 256, ROWS_PER_BLOCK = THREADS / ROW_THREADS, MAX_RANK = 6, MAX_K = 64;
+constexpr int UNROLL = NEEDS_REFERENCE ? 1 : sizeof(LOGIT) == 8 ? 2 : 4;  // units in flight per thread and array
 constexpr i64 STEP = i64(ROW_THREADS) * UNIT;       // elements between the units of one thread
 constexpr i64 TILE = UNROLL * STEP;
-// Resident blocks per multiprocessor: as many as there are registers for without spilling.
-constexpr int BLOCKS = sizeof(A) == 8 ? (WANTS_REFERENCE ? 1 : 2) : WANTS_REFERENCE || WANTS_TOPK || SOFTCAP ? 2 : 3;
+// Blocks resident on a multiprocessor: as many as there are registers for without spilling.
+constexpr int RESIDENT_BLOCKS = sizeof(A) == 8 ? (NEEDS_REFERENCE ? 1 : 2) : NEEDS_REFERENCE || NEEDS_TOPK || SOFTCAP ? 2 : 3;
 
 typedef Row<LOGIT, UNIT> X;
 typedef Row<REFERENCE, UNIT> Ref;
@@ -56,10 +69,10 @@ __device__ inline i64 offset(const RowsArgs& a, i64 row, const i64* stride) {
     return a.rank > 0 ? sum + row * stride[0] : 0;
 }
 
-// What is known of a row before its logits are read.
-struct Header {
+// What is known of a row before its logits are read: its label, whether it counts, its temperature.
+struct RowInfo {
     i64 label;             // its place in the row; V, behind the last, where it belongs to another block
-    bool ignored, broken;  // broken: label outside [0, classes) or temperature not a positive number; the row becomes NaN
+    bool ignored, invalid;  // invalid: label outside [0, classes) or temperature not a positive number; the row becomes NaN
     A temperature;
 };
 
@@ -72,91 +85,94 @@ __device__ inline A row_temperature(const RowsArgs& a, i64 at) {
     }
 }
 
-__device__ inline Header header(const RowsArgs& a, i64 row) {
-    Header h;
-    h.label = __ldcs(a.labels + offset(a, row, a.labels_stride));
-    h.ignored = h.label == a.ignore_index || (a.mask && !__ldcs(a.mask + offset(a, row, a.mask_stride)));
-    h.temperature = A(a.temperature);
-    if (a.temperatures && !h.ignored) h.temperature = row_temperature(a, offset(a, row, a.temperature_stride));
-    bool temperate = h.temperature > 0 && h.temperature < infinity<A>();
-    h.broken = !h.ignored && (h.label < 0 || h.label >= a.classes || !temperate);
-    h.label -= a.first_class;
-    if (h.label < 0 || h.label > a.width) h.label = a.width;
-    return h;
+__device__ inline RowInfo row_info(const RowsArgs& a, i64 row) {
+    RowInfo info;
+    info.label = __ldcs(a.labels + offset(a, row, a.labels_stride));
+    info.ignored = info.label == a.ignore_index || (a.mask && !__ldcs(a.mask + offset(a, row, a.mask_stride)));
+    info.temperature = A(a.temperature);
+    if (a.temperatures && !info.ignored) info.temperature = row_temperature(a, offset(a, row, a.temperature_stride));
+    bool valid_temperature = info.temperature > 0 && info.temperature < infinity<A>();
+    info.invalid = !info.ignored && (info.label < 0 || info.label >= a.classes || !valid_temperature);
+    info.label -= a.first_class;
+    if (info.label < 0 || info.label > a.width) info.label = a.width;
+    return info;
 }
 
-// The label's logit; of one in another block −inf, the logit of a class that has no mass here.
-template <typename T> __device__ inline A label_logit(const T* row, i64 width, const Header& h) {
-    return h.label < width ? load(row + h.label) : -infinity<A>();
+// The label's logit; −inf, the logit of a class that has no mass here, where it belongs to another block of the vocabulary.
+template <typename T> __device__ inline A label_logit(const T* row, i64 width, const RowInfo& info) {
+    return info.label < width ? load(row + info.label) : -infinity<A>();
 }
 
-__device__ inline A bend(const RowsArgs& a) { return A(a.scale) / A(a.softcap); }
-// dz/dt; times log2(e) it is c.
-__device__ inline A slope(const RowsArgs& a, A temperature) { return A(SOFTCAP ? a.softcap : a.scale) / temperature; }
-__device__ inline A bent(A x, A bend) { return SOFTCAP ? tanh_of(bend * x) : x; }
+__device__ inline A softcap_slope(const RowsArgs& a) { return A(a.scale) / A(a.softcap); }
+// What t is multiplied by to give z; times log2(e) it is c.
+__device__ inline A z_scale(const RowsArgs& a, A temperature) { return A(SOFTCAP ? a.softcap : a.scale) / temperature; }
+__device__ inline A softcapped(A x, A softcap_slope) { return SOFTCAP ? tanh_of(softcap_slope * x) : x; }
 
-// What a traversal remembers of one set of logits. Exponentials are relative to the largest element seen: e = 2^(c·t − peak).
-struct Softmax {
-    A peak, sum;  // Σ e
+// The sums of one set of logits. Exponentials are relative to the largest element seen: e = 2^(c·t − max).
+struct OnlineSoftmax {
+    A max;        // of c·t
+    A sum;        // Σ e
     A moment;     // Σ e·log2 e
     A squares;    // Σ e²
     A cross;      // Σ e·(t − t of the other logits)
 
-    // Before the first finite element: subtracting 0 instead of −inf keeps 2^(−inf − base) = 0.
-    __device__ A base() const { return peak == -infinity<A>() ? A(0) : peak; }
-    __device__ void raise(A top) {
-        if (!(top > peak)) return;
-        A drop = sum > 0 ? peak - top : A(0), shrink = exp2_of(peak - top);
-        moment = shrink * fma_of(drop, sum, moment);
+    // Before the first finite element: subtracting 0 instead of −inf keeps 2^(−inf − finite_max) = 0.
+    __device__ A finite_max() const { return max == -infinity<A>() ? A(0) : max; }
+    __device__ void rescale(A new_max) {
+        if (!(new_max > max)) return;
+        A difference = sum > 0 ? max - new_max : A(0), shrink = exp2_of(max - new_max);
+        moment = shrink * fma_of(difference, sum, moment);
         cross = shrink > 0 ? shrink * cross : A(0);
-        squares *= shrink * shrink, sum *= shrink, peak = top;
+        squares *= shrink * shrink, sum *= shrink, max = new_max;
     }
 };
 
 struct Partial {
-    Softmax policy, reference;
-    A total;   // Σ t
-    A beaten;  // > 0: some element stands before the label in the order of argmax
+    OnlineSoftmax policy, reference;
+    A logit_sum;  // Σ t
+    A outranked;  // > 0: some element comes before the label in the order of argmax
 };
 
-__device__ inline Partial nothing() {
-    Softmax none = {-infinity<A>(), 0, 0, 0, 0};
+__device__ inline Partial empty_partial() {
+    OnlineSoftmax none = {-infinity<A>(), 0, 0, 0, 0};
     return {none, none, 0, 0};
 }
 
-__device__ inline void merge(Softmax& a, Softmax b) {
-    a.raise(b.peak), b.raise(a.peak);
+__device__ inline void merge(OnlineSoftmax& a, OnlineSoftmax b) {
+    a.rescale(b.max), b.rescale(a.max);
     a.sum += b.sum, a.moment += b.moment, a.squares += b.squares, a.cross += b.cross;
 }
 __device__ inline void merge(Partial& a, const Partial& b) {
     merge(a.policy, b.policy);
-    if (WANTS_REFERENCE) merge(a.reference, b.reference);
-    a.total += b.total, a.beaten += b.beaten;
+    if (NEEDS_REFERENCE) merge(a.reference, b.reference);
+    a.logit_sum += b.logit_sum, a.outranked += b.outranked;
 }
 
-// What the statistics need of somebody else's partial, number by number as `from` fetches it.
-template <typename From> __device__ inline Softmax fetched(const Softmax& s, From from) {
-    Softmax other = {from(s.peak), from(s.sum), 0, 0, 0};
-    if (wants(ENTROPY)) other.moment = from(s.moment);
-    if (wants(LOG_SUM_SQ)) other.squares = from(s.squares);
-    if (wants(KL) || wants(RKL)) other.cross = from(s.cross);
+// A copy of another lane's or block's partial, number by number as `from` fetches it, only the sums that the statistics need.
+template <typename From> __device__ inline OnlineSoftmax fetched(const OnlineSoftmax& s, From from) {
+    OnlineSoftmax other = {from(s.max), from(s.sum), 0, 0, 0};
+    if (needs(ENTROPY)) other.moment = from(s.moment);
+    if (needs(LOG_SUM_SQ)) other.squares = from(s.squares);
+    if (needs(KL) || needs(RKL)) other.cross = from(s.cross);
     return other;
 }
 template <typename From> __device__ inline Partial fetched(const Partial& p, From from) {
-    Partial other = nothing();
+    Partial other = empty_partial();
     other.policy = fetched(p.policy, from);
-    if (WANTS_REFERENCE) other.reference = fetched(p.reference, from);
-    if (wants(MEAN_LOGIT)) other.total = from(p.total);
-    if (wants(TOP1)) other.beaten = from(p.beaten);
+    if (NEEDS_REFERENCE) other.reference = fetched(p.reference, from);
+    if (needs(MEAN_LOGIT)) other.logit_sum = from(p.logit_sum);
+    if (needs(TOP1)) other.outranked = from(p.outranked);
     return other;
 }
 
-struct Across {
+struct FromLane {
     int distance;
     __device__ A operator()(const A& x) const { return __shfl_xor_sync(0xffffffffu, x, distance); }
 };
 // The partials of a warp's lanes in one, the same bits in every lane: merge() is commutative.
 __device__ inline void merge_warp(Partial& p) {
 #pragma unroll 1
-    for (int distance = 16; distance; distance /= 2) merge(p, fetched(p, Across{distance}));
+    for (int distance = 16; distance; distance /= 2) merge(p, fetched(p, FromLane{distance}));
 }
+
+#endif

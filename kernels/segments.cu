@@ -3,11 +3,13 @@
 //   segment_sum     out[r] = Σ values over segment r, accumulated in f64
 //   segment_expand  out[i] = values[r] for every i of segment r: the transpose of segment_sum
 //
-// Traffic: each element is read, or written, once. One block per segment; a thread sums every 256th element, then a tree
-// sums the threads, so a segment gives the same bits whatever stands beside it. No atomics. An empty segment sums to 0.
-// Offsets that leave the array or decrease give NaN, and nothing outside the array is touched.
+// Traffic: each element is read, or written, once; two offsets and one number per segment. One block per segment; a thread sums every
+// 256th element, then a tree sums the threads, so a segment gives the same bits whatever else is in the batch. No atomics. An empty
+// segment sums to 0. Offsets that leave the array or decrease give NaN, and nothing outside the array is touched.
 //
 // Compile-time constant: VALUE  element type (f32 f64)
+
+#include "units.cuh"
 
 constexpr int THREADS = 256;
 
@@ -20,7 +22,7 @@ struct SegmentArgs {
 
 struct Range {
     i64 begin, end;
-    bool broken;
+    bool invalid;
 };
 
 __device__ inline Range range(const SegmentArgs& a, i64 r) {
@@ -34,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) segment_sum(const SegmentA
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (i64 r = blockIdx.x; r < a.segments; r += gridDim.x) {
         Range s = range(a, r);
-        f64 sum = s.broken ? not_a_number<f64>() : 0;
+        f64 sum = s.invalid ? not_a_number<f64>() : 0;
 #pragma unroll 4
         for (i64 i = s.begin + threadIdx.x; i < s.end; i += THREADS) sum += f64(load(a.values + i));
         for (int distance = 16; distance; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);

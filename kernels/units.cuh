@@ -1,12 +1,20 @@
-// Number types, and arrays read and written in units of 16 bytes whatever their alignment.
+// Number types, and rows of numbers read and written in units of 16 bytes whatever their alignment.
 //
 //   unit      a few consecutive elements of a row, owned by one thread
 //   granule   16 bytes at a 16-byte boundary: what one load or store instruction moves
 //
-// A unit that starts off a boundary is cut out of the granules around it, so which thread owns which element never
-// depends on where in memory a row lies: a row gives the same bits at every address. Units at the two ends of a row,
-// whose granules reach beyond it, are read element by element: not a byte outside a row is touched.
-// Every access to global memory goes through __ldcs and __stcs, streaming since nothing is read twice; the emulator checks them.
+// Traffic: every element is loaded once. An aligned unit is loaded by whole granules; a unit off a boundary is cut out of the granules
+// around it (one more load, of a granule that the neighbour reads too). Units at the two
+// ends of a row, whose granules reach beyond it, are read element by element: not a byte outside a row is touched.
+// Every access goes through __ldcs and __stcs (streaming: nothing is read twice), where the emulator checks it.
+//
+// Which thread owns which element follows from its place in the row alone, never from the row's address: a row gives the same bits
+// at every address.
+
+#ifndef PREFUSE_UNITS_CUH
+#define PREFUSE_UNITS_CUH
+
+#include "ptx.cuh"
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -49,7 +57,7 @@ __device__ inline void store(bf16* p, float x) { __stcs(&p->bits, u16(pack_bf16(
 __device__ inline void store(f32* p, float x) { __stcs(p, x); }
 __device__ inline void store(f64* p, double x) { __stcs(p, x); }
 
-// Element i of a unit lying in 32-bit words.
+// Element i of a unit that is held in 32-bit words.
 __device__ inline float element(const unsigned* words, int i, f16) { return f16_to_f32(u16(words[i / 2] >> (16 * (i % 2)))); }
 __device__ inline float element(const unsigned* words, int i, bf16) {
     return __uint_as_float(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
@@ -89,7 +97,7 @@ template <typename T, int N> struct Row {
     // Elements [first, end) are inside the row and their units are granules.
     __device__ bool aligned(i64 first, i64 end) const { return skew == 0 && first >= 0 && end <= size; }
 
-    // An aligned unit as loaded and as numbers, apart so that several loads can be in flight.
+    // An aligned unit as loaded, and as numbers: two steps, so that several loads can be in flight.
     __device__ void fetch(unsigned (&words)[WORDS], i64 first) const {
 #pragma unroll
         for (int g = 0; g < GRANULES; g++) put(words + 4 * g, __ldcs((const uint4*)(data + first) + g));
@@ -101,28 +109,28 @@ template <typename T, int N> struct Row {
 
     // Any unit; 0 where it leaves the row.
     __device__ void read(A (&x)[N], i64 first) const {
-        if (first - GRANULE >= 0 && first + N + GRANULE <= size) return widen(x, cut(first).words);
+        if (first - GRANULE >= 0 && first + N + GRANULE <= size) return widen(x, shifted(first).words);
 #pragma unroll
         for (int i = 0; i < N; i++) x[i] = first + i >= 0 && first + i < size ? load(data + first + i) : A(0);
     }
 
 private:
-    struct Cut { unsigned words[WORDS + 4]; };
+    struct Shifted { unsigned words[WORDS + 4]; };
 
-    // The unit, moved to the front of the granules it lies in. Constant indices only: the words stay in registers.
-    __device__ Cut cut(i64 first) const {
-        Cut c;
+    // The unit, moved to the front of the granules that it is in. Constant indices only: the words stay in registers.
+    __device__ Shifted shifted(i64 first) const {
+        Shifted c;
         const uint4* granule = (const uint4*)((const char*)(data + first) - skew);
 #pragma unroll
         for (int g = 0; g < GRANULES; g++) put(c.words + 4 * g, __ldcs(granule + g));
         if (skew) put(c.words + WORDS, __ldcs(granule + GRANULES));
-        if (skew & 8) drop<2>(c);
-        if (skew & 4) drop<1>(c);
+        if (skew & 8) drop_words<2>(c);
+        if (skew & 4) drop_words<1>(c);
 #pragma unroll
         for (int w = 0; w < WORDS; w++) c.words[w] = __funnelshift_r(c.words[w], c.words[w + 1], 8 * (skew & 3));
         return c;
     }
-    template <int COUNT> __device__ static void drop(Cut& c) {
+    template <int COUNT> __device__ static void drop_words(Shifted& c) {
 #pragma unroll
         for (int w = 0; w + COUNT < WORDS + 4; w++) c.words[w] = c.words[w + COUNT];
     }
@@ -145,3 +153,5 @@ __device__ inline void write(const Row<T, N>& out, i64 first, const typename Acc
             if (first + i >= 0 && first + i < out.size) store(unit + i, x[i]);
     }
 }
+
+#endif

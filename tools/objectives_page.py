@@ -1,10 +1,11 @@
-"""The catalogue as documentation: ``python tools/objectives_page.py docs`` writes objectives.md and a picture each.
+"""The catalogue as documentation: ``python tools/objectives_page.py docs`` writes objectives.md; the site has pictures.
 
 The page is made of what the objectives declare, so it is never edited by hand; a test fails where it is stale.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,8 +104,6 @@ def _section(found: Entry) -> Iterator[str]:
     title = f" *{found.title}*:" if found.title else ""
     yield f"**{found.summary}.**{title}{citation}{aliases}\n"
     yield f"$$\n{found.objective.latex()}\n$$\n"
-    if has_picture(found):
-        yield f"![loss and gradient weight against the margin](objectives/{found.name}.svg)\n"
     yield f"Takes {', '.join(f'`{name}` ({what})' for name, what in found.inputs.items())}.\n"
     if found.parameters:
         yield f"Hyper-parameters: {', '.join(f'`{name}` = {value}' for name, value in found.parameters.items())}.\n"
@@ -129,13 +128,12 @@ def has_picture(found: Entry) -> bool:
     return found.kind == "pair" and not any(level.startswith("token") for level in levels)
 
 
-def draw(folder: Path) -> None:
-    """Write a picture of every objective that has one."""
-    folder.mkdir(exist_ok=True)
+def picture(found: Entry) -> bytes:
+    """Loss and gradient weight against the margin, as SVG."""
+    drawn = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "prefuse", "svg.fonttype": "none"}):
-        for found in filter(has_picture, catalogue()):
-            figure = viz.margin(found.objective, points=121)
-            figure.savefig(folder / f"{found.name}.svg", metadata={"Date": None})
+        viz.margin(found.objective, points=121).savefig(drawn, format="svg", metadata={"Date": None})
+    return drawn.getvalue()
 
 
 def _link(found: Entry) -> str:
@@ -149,4 +147,3 @@ def _cell(text: str) -> str:
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     (target / "objectives.md").write_text(markdown(), encoding="utf-8")
-    draw(target / "objectives")

@@ -258,7 +258,7 @@ class Program:
     def cuda_sources(
         self, columns: Sequence[tuple[str, bool]], outputs: Sequence[tuple[str, bool]], one_block: bool
     ) -> list[tuple[str, str]]:
-        """The CUDA C++ that follows `kernels/objective.cuh`: (entry point, text) of each kernel.
+        """The CUDA C++ text, which includes `objective.cuh` of `kernels/`: (entry point, text) of each kernel.
 
         Columns and outputs are given as (dtype, whether their elements are taken by index). `one_block`: one kernel
         that is one launch, else the kernels of a chain of launches.
@@ -312,7 +312,8 @@ class Program:
 # CUDA. Addresses are of device memory; `stream` is the raw handle; work is queued, nothing waits for it.
 
 _Launch: TypeAlias = dict[str, Any]
-"""One kernel launch: kernel, sources, definitions, grid, block, cluster, shared bytes and argument, as queued."""
+"""One kernel launch as queued: kernel, sources (its own last, behind the headers), definitions, grid, block, cluster,
+shared bytes, argument."""
 
 def cuda_rows_workspace(logits: _View, reference: _View | None, stats: Sequence[str], device: int) -> int:
     """Bytes of scratch memory that `cuda_rows_forward` needs."""

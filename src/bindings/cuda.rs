@@ -313,7 +313,7 @@ fn program(kernel: &str, defines: &[(String, String)]) -> PyResult<Program> {
         segments_cuda::PROGRAMS,
         distances_cuda::PROGRAMS,
     ];
-    let &(kernel, sources, names) = rooms
+    let &(kernel, source, names) = rooms
         .iter()
         .copied()
         .flatten()
@@ -336,12 +336,12 @@ fn program(kernel: &str, defines: &[(String, String)]) -> PyResult<Program> {
         .collect::<PyResult<_>>()?;
     Ok(Program {
         kernel,
-        sources,
+        source,
         defines,
     })
 }
 
-/// What a launch would run, as a dictionary: kernel, sources [(name, text)], defines [(name, value)], grid, block, cluster, shared,
+/// What a launch would run, as a dictionary: kernel, sources [(name, text)] (the kernel's own last, behind the headers), defines [(name, value)], grid, block, cluster, shared,
 /// argument (bytes).
 pub(super) fn described<'py>(
     py: Python<'py>,
@@ -350,10 +350,11 @@ pub(super) fn described<'py>(
     launches
         .into_iter()
         .map(|launch| {
-            let sources: Vec<_> = launch
-                .program
-                .sources
-                .iter()
+            let program = &launch.program;
+            let sources: Vec<_> = program
+                .headers()
+                .into_iter()
+                .chain([program.source])
                 .map(|source| (source.name, source.text))
                 .collect();
             let description = PyDict::new(py);

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha256};
 
-use super::Program;
 use super::nvrtc::{Compiled, Nvrtc};
+use super::{Program, Source};
 
 /// Moves the cache.
 pub const VARIABLE: &str = "PREFUSE_CACHE_DIR";
@@ -101,7 +101,7 @@ pub fn compiled(nvrtc: &Nvrtc, program: &Program, architecture: i32) -> super::R
     let file = directory.join(format!(
         "{}-{}.cubin",
         program.kernel,
-        key(nvrtc, program, architecture)
+        key(nvrtc.version, program, &program.headers(), architecture)
     ));
     if let Some(cubin) = read(&file) {
         return Ok(cubin);
@@ -112,14 +112,19 @@ pub fn compiled(nvrtc: &Nvrtc, program: &Program, architecture: i32) -> super::R
     Ok(cubin)
 }
 
-fn key(nvrtc: &Nvrtc, program: &Program, architecture: i32) -> String {
+/// Tells apart everything that machine code follows from: the program's own text and every header's that it gets, compiler,
+/// options, constants.
+fn key(
+    (major, minor): (i32, i32),
+    program: &Program,
+    headers: &[&Source],
+    architecture: i32,
+) -> String {
     let mut hash = Sha256::new();
-    let (major, minor) = nvrtc.version;
-    let mut parts = vec![
-        program.text(),
-        format!("{major}.{minor}"),
-        program.kernel.to_owned(),
-    ];
+    let mut parts = vec![format!("{major}.{minor}"), program.kernel.to_owned()];
+    for source in [program.source].iter().chain(headers) {
+        parts.extend([source.name.to_owned(), source.text.to_owned()]);
+    }
     parts.extend(Nvrtc::options(architecture));
     parts.extend(program.definitions());
     for part in parts {
@@ -157,6 +162,84 @@ fn write(file: &Path, cubin: &[u8]) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::source::{self, HEADERS};
+
+    fn changed(source: &Source) -> Source {
+        Source {
+            name: source.name,
+            text: String::leak(format!("{}\n", source.text)),
+        }
+    }
+
+    /// `HEADERS` but for one, by its place, whose text is another.
+    fn library_with_a_change(at: usize) -> Vec<Source> {
+        let headers = HEADERS.iter().enumerate();
+        headers
+            .map(|(place, header)| match place {
+                _ if place == at => changed(header),
+                _ => Source { ..*header },
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_changed_header_is_another_key_where_it_is_included_directly_or_not() {
+        let program = Program {
+            kernel: "rows_forward",
+            source: &source::ROWS_FORWARD,
+            defines: vec![("STATS", "0x3".to_owned())],
+        };
+        let of = |library: &[Source]| key((13, 0), &program, &program.source.headers(library), 90);
+        let before = of(HEADERS);
+        assert_eq!(before, of(HEADERS));
+        assert!(!program.source.text.contains("units.cuh"), "not directly");
+        for (at, header) in HEADERS.iter().enumerate() {
+            let included = program
+                .headers()
+                .iter()
+                .any(|known| known.name == header.name);
+            let same = of(&library_with_a_change(at)) == before;
+            assert_eq!(same, !included, "{}", header.name);
+        }
+        let included = program.headers();
+        for name in ["ptx.cuh", "units.cuh", "rows.cuh", "rows_traverse.cuh"] {
+            assert!(included.iter().any(|header| header.name == name), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_other_part_is_in_the_key_too() {
+        let program = |kernel, source, defines: &[(&'static str, &str)]| Program {
+            kernel,
+            source,
+            defines: defines
+                .iter()
+                .map(|&(name, value)| (name, value.to_owned()))
+                .collect(),
+        };
+        let of = |version, program: &Program, architecture| {
+            key(version, program, &program.headers(), architecture)
+        };
+        let text: &'static Source = Box::leak(Box::new(changed(&source::SEGMENTS)));
+        let f32 = program("segment_sum", &source::SEGMENTS, &[("VALUE", "f32")]);
+        let mut keys = vec![
+            of((13, 0), &f32, 90),
+            of((13, 1), &f32, 90),
+            of((12, 0), &f32, 90),
+            of((13, 0), &f32, 80),
+        ];
+        for other in [
+            program("segment_sum", &source::SEGMENTS, &[("VALUE", "f64")]),
+            program("segment_expand", &source::SEGMENTS, &[("VALUE", "f32")]),
+            program("segment_sum", text, &[("VALUE", "f32")]),
+        ] {
+            keys.push(of((13, 0), &other, 90));
+        }
+        let count = keys.len();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), count);
+    }
 
     fn fresh(name: &str) -> PathBuf {
         let path =

@@ -1,6 +1,5 @@
 //! The driver: devices, their primary contexts, loaded modules, launches on somebody else's stream.
 
-use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
 use std::sync::{Mutex, OnceLock};
@@ -8,6 +7,7 @@ use std::sync::{Mutex, OnceLock};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
+use super::once::OncePerKey;
 use super::{CudaError, Launch, Result, cache, nvrtc::nvrtc};
 
 /// A device, with its primary context retained: the context that PyTorch uses.
@@ -20,7 +20,7 @@ pub struct Device {
     /// Bytes of shared memory that a block may have, static and dynamic, where the kernel asks for it.
     pub shared: usize,
     context: sys::CUcontext,
-    functions: Mutex<HashMap<String, Function>>,
+    functions: OncePerKey<Function>,
 }
 
 /// A loaded kernel; its module is never unloaded.
@@ -29,7 +29,7 @@ struct Function(sys::CUfunction);
 
 // SAFETY: contexts and functions are handles that the driver lets any thread use.
 unsafe impl Send for Device {}
-// SAFETY: as above; the map has its own lock.
+// SAFETY: as above; the map has its own locks.
 unsafe impl Sync for Device {}
 // SAFETY: as above.
 unsafe impl Send for Function {}
@@ -167,7 +167,7 @@ impl Device {
                 as usize,
             // SAFETY: as above; never released, like PyTorch's own reference.
             context: unsafe { result::primary_ctx::retain(handle)? },
-            functions: Mutex::new(HashMap::new()),
+            functions: OncePerKey::new(),
         })
     }
 
@@ -175,19 +175,17 @@ impl Device {
     fn function(&self, launch: &Launch, stream: sys::CUstream) -> Result<Function> {
         let program = &launch.program;
         let key = format!("{} {}", program.kernel, program.definitions().join(" "));
-        let mut functions = self
-            .functions
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(function) = functions.get(&key) {
-            return Ok(*function);
-        }
+        self.functions.get(&key, || self.load(launch, stream, &key))
+    }
+
+    fn load(&self, launch: &Launch, stream: sys::CUstream, key: &str) -> Result<Function> {
         if is_capturing(stream)? {
             return Err(CudaError(format!(
                 "{key} was first needed while a CUDA graph was being captured, when no module can be loaded: \
                  run the same call once before the capture (shapes of the same kind, same dtypes and statistics)"
             )));
         }
+        let program = &launch.program;
         let nvrtc = nvrtc()?;
         let cubin = cache::compiled(nvrtc, program, nvrtc.architecture_for(self.capability)?)?;
         let name = std::ffi::CString::new(program.kernel).unwrap_or_default();
@@ -202,9 +200,9 @@ impl Device {
             }
             Ok(function)
         };
-        let function = load().map_err(failed(&format!("loading {key}")))?;
-        functions.insert(key, Function(function));
-        Ok(Function(function))
+        load()
+            .map(Function)
+            .map_err(failed(&format!("loading {key}")))
     }
 }
 

@@ -1,16 +1,18 @@
 //! CUDA: finding the driver and NVRTC, compiling the sources in `kernels/`, keeping what was compiled, launching it.
 //!
-//! The one room that names cudarc. It knows nothing of rows or objectives: other rooms describe a [`Launch`] and it runs it.
+//! The one module that names cudarc. It knows nothing of rows or objectives: other modules describe a [`Launch`] and it runs it.
 //! Memory and streams are PyTorch's and come in as integers. Nothing is touched before the first call.
 //!
 //! - `source`   kernel sources; a launch as data
 //! - `nvrtc`    CUDA C++ to machine code
 //! - `cache`    machine code on disk
+//! - `once`     values made once per key
 //! - `driver`   devices, contexts, modules, launches
 
 pub mod cache;
 pub mod driver;
 pub mod nvrtc;
+mod once;
 pub mod source;
 
 use std::fmt;

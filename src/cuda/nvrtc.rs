@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 
 use libloading::Library;
 
-use super::{CudaError, Program, Result};
+use super::{CudaError, Program, Result, Source};
 
 type Handle = *mut c_void;
 type Status = c_int;
@@ -79,6 +79,14 @@ pub fn nvrtc() -> Result<&'static Nvrtc> {
         candidates.len(),
         failures.last().map_or("none", String::as_str)
     )))
+}
+
+/// The name and the text of a source for C.
+fn named(source: &Source) -> Result<(CString, CString)> {
+    let text = |text| {
+        CString::new(text).map_err(|_| CudaError(format!("{}: NUL in its text", source.name)))
+    };
+    Ok((text(source.name)?, text(source.text)?))
 }
 
 impl Nvrtc {
@@ -159,9 +167,16 @@ impl Nvrtc {
 
     /// Machine code of `program` for sm_`architecture`.
     pub fn compile(&self, program: &Program, architecture: i32) -> Result<Compiled> {
-        let text = CString::new(program.text())
-            .map_err(|_| CudaError(format!("{}: NUL in its source", program.kernel)))?;
-        let name = CString::new(format!("{}.cu", program.kernel)).unwrap_or_default();
+        let (name, text) = named(program.source)?;
+        let headers = program
+            .headers()
+            .into_iter()
+            .map(named)
+            .collect::<Result<Vec<_>>>()?;
+        let (header_names, header_texts): (Vec<_>, Vec<_>) = headers
+            .iter()
+            .map(|(name, text)| (name.as_ptr(), text.as_ptr()))
+            .unzip();
         let options: Vec<CString> = Nvrtc::options(architecture)
             .into_iter()
             .chain(program.definitions())
@@ -172,14 +187,13 @@ impl Nvrtc {
         // SAFETY: every pointer is to a live NUL-terminated string or to a variable of the type that nvrtc.h asks for; buffers
         // have the sizes that NVRTC just named; the handle is destroyed once.
         unsafe {
-            let no_headers = std::ptr::null();
             self.check((self.create)(
                 &mut handle,
                 text.as_ptr(),
                 name.as_ptr(),
-                0,
-                no_headers,
-                no_headers,
+                headers.len() as c_int,
+                header_texts.as_ptr(),
+                header_names.as_ptr(),
             ))?;
             let status = (self.compile)(handle, options.len() as c_int, options.as_ptr());
             let log = self.text(handle);

@@ -1,41 +1,87 @@
 //! Kernel sources, and what it takes to run one of them: a program, a grid, the bytes of its argument.
 
-/// A file of `kernels/`, embedded in the module.
+/// A CUDA C++ text: a file of `kernels/`, embedded in the module, or one that was generated.
 pub struct Source {
+    /// What `#include` calls it, and the compiler where it complains.
     pub name: &'static str,
     pub text: &'static str,
 }
 
-macro_rules! sources {
-    ($($identifier:ident = $file:literal),+ $(,)?) => {
-        $(pub const $identifier: Source = Source { name: $file, text: include_str!(concat!("../../kernels/", $file)) };)+
+macro_rules! file {
+    ($file:literal) => {
+        Source {
+            name: $file,
+            text: include_str!(concat!("../../kernels/", $file)),
+        }
     };
 }
 
-/// A program that can be asked for by name: entry point, sources, names of the constants it is compiled with.
-pub type Entry = (
-    &'static str,
-    &'static [&'static Source],
-    &'static [&'static str],
-);
+macro_rules! kernels {
+    ($($identifier:ident = $file:literal),+ $(,)?) => {
+        $(pub static $identifier: Source = file!($file);)+
+        /// Every file with a kernel of its own.
+        #[cfg(test)]
+        static KERNELS: &[&Source] = &[$(&$identifier),+];
+    };
+}
 
-/// What a kernel is made of: files that are concatenated, and constants that are defined before them.
+macro_rules! headers {
+    ($($file:literal),+ $(,)?) => {
+        /// What kernels, those generated at run time too, may name by `#include "…"`.
+        pub static HEADERS: &[Source] = &[$(file!($file)),+];
+    };
+}
+
+impl Source {
+    /// The names that stand behind `#include` in double quotes at the begin of a line. Only these are handed to the compiler,
+    /// which says so where it asks for another one.
+    fn includes(&self) -> impl Iterator<Item = &'static str> {
+        self.text
+            .lines()
+            .filter_map(|line| line.strip_prefix("#include \"")?.split('"').next())
+    }
+
+    /// The headers of `library` that this text includes, and that they include in turn, each once.
+    pub fn headers<'a>(&self, library: &'a [Source]) -> Vec<&'a Source> {
+        let mut found: Vec<&Source> = Vec::new();
+        let mut read = 0;
+        let mut names: Vec<&str> = self.includes().collect();
+        loop {
+            for name in names {
+                let is_new = !found.iter().any(|known| known.name == name);
+                found.extend(
+                    library
+                        .iter()
+                        .filter(|header| is_new && header.name == name),
+                );
+            }
+            let Some(next) = found.get(read) else {
+                return found;
+            };
+            names = next.includes().collect();
+            read += 1;
+        }
+    }
+}
+
+/// A program that can be asked for by name: entry point, its file, names of the constants it is compiled with.
+pub type Entry = (&'static str, &'static Source, &'static [&'static str]);
+
+/// What a kernel is compiled from.
 #[derive(Clone)]
 pub struct Program {
     /// The entry point.
     pub kernel: &'static str,
-    pub sources: &'static [&'static Source],
+    /// The text that holds it. It says by `#include` which of [`HEADERS`] it needs.
+    pub source: &'static Source,
+    /// Constants that are defined before the text.
     pub defines: Vec<(&'static str, String)>,
 }
 
 impl Program {
-    /// The complete CUDA C++ text, but for the definitions.
-    pub fn text(&self) -> String {
-        self.sources
-            .iter()
-            .map(|source| source.text)
-            .collect::<Vec<_>>()
-            .join("\n")
+    /// The headers that it includes, directly or not.
+    pub fn headers(&self) -> Vec<&'static Source> {
+        self.source.headers(HEADERS)
     }
 
     /// Definitions as compiler options.
@@ -107,22 +153,78 @@ pub const THREADS: u32 = 256;
 /// `#[repr(C)]`, made of 8-byte numbers only (so without padding), laid out as in the source.
 pub unsafe trait Argument {}
 
-sources! {
-    PTX = "ptx.cuh",
-    UNITS = "units.cuh",
-    ROWS = "rows.cuh",
-    TOPK = "topk.cuh",
-    ROWS_VALUES = "rows_values.cuh",
-    ROWS_TRAVERSE = "rows_traverse.cuh",
-    ROWS_GRADIENT = "rows_gradient.cuh",
+kernels! {
     ROWS_FORWARD = "rows_forward.cu",
     ROWS_COMBINE = "rows_combine.cu",
     ROWS_BACKWARD = "rows_backward.cu",
     ROWS_BOTH = "rows_both.cu",
     SEGMENTS = "segments.cu",
-    DISTANCES = "distances.cuh",
     DISTANCE_FORWARD = "distance_forward.cu",
     DISTANCE_COMBINE = "distance_combine.cu",
     DISTANCE_BACKWARD = "distance_backward.cu",
-    OBJECTIVE = "objective.cuh",
+}
+
+headers! {
+    "ptx.cuh",
+    "units.cuh",
+    "rows.cuh",
+    "topk.cuh",
+    "rows_values.cuh",
+    "rows_traverse.cuh",
+    "rows_gradient.cuh",
+    "distances.cuh",
+    "objective.cuh",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(headers: &[&Source]) -> Vec<&'static str> {
+        headers.iter().map(|header| header.name).collect()
+    }
+
+    #[test]
+    fn headers_are_found_through_headers_each_once() {
+        assert_eq!(names(&SEGMENTS.headers(HEADERS)), ["units.cuh", "ptx.cuh"]);
+        let mut both = names(&ROWS_BOTH.headers(HEADERS));
+        both.sort_unstable();
+        let expected = [
+            "ptx.cuh",
+            "rows.cuh",
+            "rows_gradient.cuh",
+            "rows_traverse.cuh",
+            "rows_values.cuh",
+            "topk.cuh",
+            "units.cuh",
+        ];
+        assert_eq!(both, expected);
+    }
+
+    #[test]
+    fn every_file_is_embedded_and_every_header_that_is_named_is_there() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels");
+        let mut found: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".cu") || name.ends_with(".cuh"))
+            .collect();
+        let files = || KERNELS.iter().copied().chain(HEADERS);
+        let mut embedded = names(&files().collect::<Vec<_>>());
+        found.sort_unstable();
+        embedded.sort_unstable();
+        assert_eq!(embedded, found);
+        for file in files() {
+            for name in file.includes() {
+                assert!(
+                    HEADERS.iter().any(|header| header.name == name),
+                    "{}: {name}",
+                    file.name
+                );
+            }
+            let lines = file.text.lines();
+            let written = lines.filter(|line| line.contains("#include")).count();
+            assert_eq!(written, file.includes().count(), "{}", file.name);
+        }
+    }
 }

@@ -4,31 +4,13 @@ use super::{CHUNK, Samples};
 use crate::array::{ArgumentError, Array};
 use crate::cuda::{Argument, Launch, Program, Source, THREADS, source};
 
-const FORWARD: &[&Source] = &[
-    &source::PTX,
-    &source::UNITS,
-    &source::DISTANCES,
-    &source::DISTANCE_FORWARD,
-];
-const COMBINE: &[&Source] = &[
-    &source::PTX,
-    &source::UNITS,
-    &source::DISTANCES,
-    &source::DISTANCE_COMBINE,
-];
-const BACKWARD: &[&Source] = &[
-    &source::PTX,
-    &source::UNITS,
-    &source::DISTANCES,
-    &source::DISTANCE_BACKWARD,
-];
 const DEFINES: &[&str] = &["FIRST", "SECOND", "UNIT", "CHUNK"];
 
-/// Every program of this room: entry point, sources, the constants it is compiled with.
+/// Every kernel of distances: entry point, its file, the constants it is compiled with.
 pub const PROGRAMS: &[crate::cuda::source::Entry] = &[
-    ("distance_forward", FORWARD, DEFINES),
-    ("distance_combine", COMBINE, DEFINES),
-    ("distance_backward", BACKWARD, DEFINES),
+    ("distance_forward", &source::DISTANCE_FORWARD, DEFINES),
+    ("distance_combine", &source::DISTANCE_COMBINE, DEFINES),
+    ("distance_backward", &source::DISTANCE_BACKWARD, DEFINES),
 ];
 
 /// `DistanceArgs` of `kernels/distances.cuh`.
@@ -75,13 +57,13 @@ pub fn forward(
     let mut launches = Vec::new();
     if !samples.first.is_empty() {
         launches.push(per_chunk(
-            program("distance_forward", FORWARD, samples),
+            program("distance_forward", &source::DISTANCE_FORWARD, samples),
             samples,
             &args,
         ));
     }
     if !whole && samples.count() > 0 {
-        let program = program("distance_combine", COMBINE, samples);
+        let program = program("distance_combine", &source::DISTANCE_COMBINE, samples);
         launches.push(Launch::new(
             program,
             samples.count(),
@@ -107,7 +89,7 @@ pub fn backward(
         gradient: gradient.address,
         ..arguments(samples)
     };
-    let program = program("distance_backward", BACKWARD, samples);
+    let program = program("distance_backward", &source::DISTANCE_BACKWARD, samples);
     Ok(vec![per_chunk(program, samples, &args)])
 }
 
@@ -129,15 +111,11 @@ fn arguments(samples: &Samples) -> DistanceArgs {
     }
 }
 
-fn program(
-    kernel: &'static str,
-    sources: &'static [&'static Source],
-    samples: &Samples,
-) -> Program {
+fn program(kernel: &'static str, source: &'static Source, samples: &Samples) -> Program {
     let (first, second) = (samples.first.dtype, samples.second.dtype);
     Program {
         kernel,
-        sources,
+        source,
         defines: vec![
             ("FIRST", first.name().to_owned()),
             ("SECOND", second.name().to_owned()),

@@ -2,53 +2,18 @@
 
 use super::{MAX_K, Rows, Stat, Temperature};
 use crate::array::{ArgumentError, Array, Dtype};
-use crate::cuda::{Argument, Device, Launch, Program, Source, THREADS, source};
+use crate::cuda::{Argument, Device, Launch, Program, THREADS, source};
 
 /// Leading dimensions that a kernel can step through, after those that lie evenly have been joined.
 const MAX_RANK: usize = 6;
 const STATS: usize = 12;
 
-const FORWARD: &[&Source] = &[
-    &source::PTX,
-    &source::UNITS,
-    &source::ROWS,
-    &source::TOPK,
-    &source::ROWS_VALUES,
-    &source::ROWS_TRAVERSE,
-    &source::ROWS_FORWARD,
-];
-const COMBINE: &[&Source] = &[
-    &source::PTX,
-    &source::UNITS,
-    &source::ROWS,
-    &source::TOPK,
-    &source::ROWS_VALUES,
-    &source::ROWS_COMBINE,
-];
-const BACKWARD: &[&Source] = &[
-    &source::PTX,
-    &source::UNITS,
-    &source::ROWS,
-    &source::ROWS_GRADIENT,
-    &source::ROWS_BACKWARD,
-];
-const BOTH: &[&Source] = &[
-    &source::PTX,
-    &source::UNITS,
-    &source::ROWS,
-    &source::TOPK,
-    &source::ROWS_VALUES,
-    &source::ROWS_TRAVERSE,
-    &source::ROWS_GRADIENT,
-    &source::ROWS_BOTH,
-];
-
-/// Every program of this room: entry point, sources, the constants it is compiled with.
+/// Every kernel of rows: entry point, its file, the constants it is compiled with.
 pub const PROGRAMS: &[crate::cuda::source::Entry] = &[
-    ("rows_forward", FORWARD, DEFINES),
-    ("rows_combine", COMBINE, DEFINES),
-    ("rows_backward", BACKWARD, DEFINES),
-    ("rows_both", BOTH, DEFINES),
+    ("rows_forward", &source::ROWS_FORWARD, DEFINES),
+    ("rows_combine", &source::ROWS_COMBINE, DEFINES),
+    ("rows_backward", &source::ROWS_BACKWARD, DEFINES),
+    ("rows_both", &source::ROWS_BOTH, DEFINES),
 ];
 const DEFINES: &[&str] = &[
     "LOGIT",
@@ -240,20 +205,20 @@ pub fn forward(
     args.partials = workspace;
     args.parts = parts as i64;
     args.k = k.min(MAX_K) as i64;
-    let program = |kernel, sources| Program {
+    let program = |kernel, source| Program {
         kernel,
-        sources,
+        source,
         defines: defines(rows, stats, &geometry),
     };
     let mut launches = vec![Launch::new(
-        program("rows_forward", FORWARD),
+        program("rows_forward", &source::ROWS_FORWARD),
         rows.count() * parts,
         geometry.rows_per_block(),
         &args,
     )];
     if parts > 1 {
         launches.push(Launch::new(
-            program("rows_combine", COMBINE),
+            program("rows_combine", &source::ROWS_COMBINE),
             rows.count(),
             THREADS as usize,
             &args,
@@ -288,7 +253,7 @@ pub fn backward(
     args.parts = (rows.width() + geometry.unit - 1).div_ceil(geometry.chunk) as i64;
     let program = Program {
         kernel: "rows_backward",
-        sources: BACKWARD,
+        source: &source::ROWS_BACKWARD,
         defines: defines(rows, &read, &geometry),
     };
     let items = rows.count() * args.parts as usize;
@@ -376,7 +341,7 @@ pub fn both(
     defines.push(("PARTS", hold.parts.to_string()));
     let program = Program {
         kernel: "rows_both",
-        sources: BOTH,
+        source: &source::ROWS_BOTH,
         defines,
     };
     let launch = Launch::new(program, rows.count(), geometry.rows_per_block(), &args);

@@ -1,14 +1,12 @@
 //! Ragged sums on CUDA: which kernel runs for a call. The arithmetic is in `kernels/segments.cu`.
 
 use crate::array::{ArgumentError, Array, Dtype};
-use crate::cuda::{Argument, Launch, Program, Source, source};
+use crate::cuda::{Argument, Launch, Program, source};
 
-const SOURCES: &[&Source] = &[&source::PTX, &source::UNITS, &source::SEGMENTS];
-
-/// Every program of this room: entry point, sources, the constants it is compiled with.
+/// Every kernel of segments: entry point, its file, the constants it is compiled with.
 pub const PROGRAMS: &[crate::cuda::source::Entry] = &[
-    ("segment_sum", SOURCES, &["VALUE"]),
-    ("segment_expand", SOURCES, &["VALUE"]),
+    ("segment_sum", &source::SEGMENTS, &["VALUE"]),
+    ("segment_expand", &source::SEGMENTS, &["VALUE"]),
 ];
 
 /// `SegmentArgs` of `kernels/segments.cu`.
@@ -71,7 +69,7 @@ fn launch(
     };
     let program = Program {
         kernel,
-        sources: SOURCES,
+        source: &source::SEGMENTS,
         defines: vec![("VALUE", values.dtype.name().to_owned())],
     };
     Ok(vec![Launch::new(program, segments, 1, &args)])

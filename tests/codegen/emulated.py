@@ -54,7 +54,7 @@ def _run(launch: scoring_device.Launch) -> int:
     ranges += [(*harness.reach(_tensors(output)[0]), True) for output in launch.outputs]
     ranges += [(*harness.reach(tensor), False) for tensor in read]
     for one in launches:
-        library = _library("\n".join(text for name, text in one["sources"] if name != "ptx.cuh"), one["kernel"])
+        library = _library(one["sources"][-1][1], one["kernel"])
         harness.emulate(library, 0, one, ranges)
     return len(launches)
 
@@ -74,7 +74,7 @@ def _library(text: str, kernel: str) -> harness.Compiled:
 
 @functools.cache
 def _built(key: str, kernel: str) -> harness.Compiled:
-    return harness.build(_texts[key].replace('extern "C" ', ""), "", [f"[] {{ invoke({kernel}); }}"])
+    return harness.build(_texts[key].replace('extern "C" ', ""), [f"[] {{ invoke({kernel}); }}"])
 
 
 __all__ = ["device", "emulator", "planned"]

@@ -175,13 +175,12 @@ class Library:
 
     def __init__(self, runs: Sequence[Recorded]) -> None:
         self.numbers: dict[str, int] = {}  # by the text that is generated for an entry point
-        body, table, prelude = "", [], ""
+        body, table = '#include "objective.cuh"\n', []
         for run in runs:
             launches = [*plan(run, run.outputs, None, True), *plan(run, run.outputs, None, False)]
             texts = [launch["sources"][-1][1] for launch in launches]
             if texts[0] in self.numbers:
                 continue
-            prelude = "\n".join(text for name, text in launches[0]["sources"][:-1] if name != "ptx.cuh")
             name = f"program_{len(self.numbers)}"
             # One block does all stages: the parts' entry points need nothing but its functions.
             entries = texts[0] + "".join(text[text.index('extern "C"') :] for text in texts[1:])
@@ -189,7 +188,7 @@ class Library:
             for launch, text in zip(launches, texts, strict=True):
                 self.numbers[text] = len(table)
                 table.append(f"[] {{ invoke({name}::{launch['kernel']}); }}")
-        self.compiled = build(prelude, body, table)
+        self.compiled = build(body, table)
 
     def run(self, run: Recorded, one_block: bool, order: int = emulator.ASCENDING) -> list[np.ndarray[Any, Any]]:
         """The outputs that the emulated kernels give."""
@@ -233,10 +232,9 @@ def emulate(
         raise emulator.EmulationError(f"{launch['kernel']}:\n{report.decode()}\n{launch['sources'][-1][1]}")
 
 
-def build(prelude: str, body: str, table: Sequence[str]) -> Compiled:
+def build(body: str, table: Sequence[str]) -> Compiled:
     """Compiles kernels as C++; `table` has an expression for each of them."""
     text = f"""#include "{emulator.HERE}/shim.h"
-{prelude}
 {body}
 static const void* argument_bytes;
 template <typename T> static void invoke(void (*kernel)(T)) {{ kernel(*static_cast<const T*>(argument_bytes)); }}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from prefuse import _prefuse
 from prefuse._backends.nvrtc import ARCHITECTURES, resources
 from prefuse.doctor.programs import Program, programs
 from tests.cuda.machine_code import LOAD, LOAD_SHARED, STORE, STORE_SHARED, memory_instructions
+from tests.emulator.emulator import KERNELS
 
 REGISTERS = 64 * 1024 // 256
 """Per thread, when one block of 256 is resident on a multiprocessor; half of it for two, a third for three."""
@@ -90,6 +93,27 @@ def test_an_unknown_kernel_or_definition_is_refused() -> None:
         _prefuse.cuda_compile("segment_sum", [("VALUE2", "f32")], 90, False)
 
 
-def test_what_does_not_compile_is_told_with_the_compiler_s_words() -> None:
-    with pytest.raises(RuntimeError, match=r"segment_sum \(-DVALUE=f17\) for sm_90:\n.*f17"):
-        _prefuse.cuda_compile("segment_sum", [("VALUE", "f17")], 90, False)
+@pytest.mark.parametrize(
+    ("kernel", "file", "constant", "others"),
+    [
+        ("segment_sum", "segments.cu", "VALUE", {}),
+        ("rows_forward", "rows.cuh", "LOGIT", dict(programs(90, ("bf16",), WIDE)[0][1])),
+        ("distance_forward", "distances.cuh", "SECOND", {"FIRST": "f32", "UNIT": "4", "CHUNK": "8192"}),
+    ],
+)
+def test_what_does_not_compile_is_told_with_file_and_line(
+    kernel: str, file: str, constant: str, others: dict[str, str]
+) -> None:
+    defines = {**others, constant: "f17"}
+    with pytest.raises(RuntimeError, match=rf"^{kernel} \(.*-D{constant}=f17.*\) for sm_90:\n") as raised:
+        _prefuse.cuda_compile(kernel, list(defines.items()), 90, False)
+    lines = (KERNELS / file).read_text(encoding="utf-8").splitlines()
+    complaints = re.findall(rf"^{re.escape(file)}\((\d+)\): error: .*f17", str(raised.value), re.M)
+    assert complaints and all(constant in lines[int(line) - 1] for line in complaints)
+
+
+def test_headers_are_the_extension_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("units.cuh", "ptx.cuh", "segments.cu"):
+        (tmp_path / name).write_text("#error a file of the working directory")
+    monkeypatch.chdir(tmp_path)
+    assert _prefuse.cuda_compile("segment_sum", [("VALUE", "f32")], 90, False)[0]

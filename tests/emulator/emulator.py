@@ -1,4 +1,4 @@
-"""Runs launches on the CPU: the kernel sources compiled as C++ with `shim.h`, the launches those of the runtime."""
+"""Runs launches on the CPU: `kernels/` compiled as C++ with `shim.h`, the launches those of the runtime."""
 
 from __future__ import annotations
 
@@ -16,8 +16,18 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).parent
+KERNELS = HERE.parents[1] / "kernels"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-w"]
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-U_FORTIFY_SOURCE",
+    "-w",
+    f"-I{KERNELS}",
+]
 
 ASCENDING, DESCENDING, SHUFFLED = 0, 1, 2
 """Orders in which threads (and blocks) take their turns."""
@@ -60,13 +70,14 @@ def _runtime() -> str:
 
 
 @functools.cache
-def _compiled(text: str, defines: tuple[tuple[str, str], ...], kernel: str) -> ctypes.CDLL:
-    name = hashlib.sha256(repr((text, defines, kernel)).encode()).hexdigest()[:24]
+def _compiled(source: tuple[str, str], defines: tuple[tuple[str, str], ...], kernel: str) -> ctypes.CDLL:
+    file, text = source
+    name = hashlib.sha256(repr((source, defines, kernel)).encode()).hexdigest()[:24]
     library = _folder() / f"{name}.so"
-    source = library.with_suffix(".cpp")
-    source.write_text(f'#include "{HERE}/shim.h"\n{text}\n#include "{HERE}/entry.h"\n')
+    written = library.with_suffix(".cpp")
+    written.write_text(f'#include "{HERE}/shim.h"\n#line 1 "{file}"\n{text}\n#include "{HERE}/entry.h"\n')
     options = [f"-D{key}={value}" for key, value in (*defines, ("KERNEL", kernel))]
-    _build(kernel, "-shared", *options, str(source), _runtime(), "-o", str(library))
+    _build(kernel, "-shared", *options, str(written), _runtime(), "-o", str(library))
     compiled = ctypes.CDLL(str(library))
     compiled.reported.restype = ctypes.c_char_p
     return compiled
@@ -85,8 +96,7 @@ def run(
     """
     ranges = (_Buffer * len(buffers))(*(_Buffer(*entry) for entry in buffers))
     for launch in launches:
-        text = "\n".join(text for name, text in launch["sources"] if name != "ptx.cuh")
-        program = _compiled(text, tuple(launch["defines"]), launch["kernel"])
+        program = _compiled(launch["sources"][-1], tuple(launch["defines"]), launch["kernel"])
         first, end = blocks or (0, launch["grid"])
         program.watch(ranges, len(buffers), watch_writes)
         argument = ctypes.create_string_buffer(launch["argument"])

@@ -34,7 +34,7 @@ struct Buffer {
 
 struct Meeting {  // of the lanes of a warp, or of the threads of a block
     unsigned generation = 0, arrived = 0;
-    int line = 0;
+    const char* place = "";
     uint64_t values[2][WARP];
 };
 
@@ -75,7 +75,7 @@ Index thread_index() { return {current->index}; }
 
 static void complain(const char* what, uintptr_t address = 0, unsigned size = 0) {
     if (report.size() > 400) return;
-    char line[256];
+    char line[512];
     int length = snprintf(line, sizeof line, "block %u thread %u: %s", block_index.x, current->index, what);
     if (size) snprintf(line + length, sizeof line - length, " (%u bytes at %#zx)", size, size_t(address));
     report += std::string(line) + "\n";
@@ -119,10 +119,13 @@ static void leave() {
 }
 
 // Waits until `size` threads have come; returns the slot in which this meeting's values stand.
-static int meet(Meeting& m, unsigned size, int line) {
+static int meet(Meeting& m, unsigned size, const char* place) {
     int slot = m.generation & 1;
-    if (m.arrived == 0) m.line = line;
-    if (m.line != line) complain("meets other threads at a different barrier or collective");
+    if (m.arrived == 0) m.place = place;
+    if (strcmp(m.place, place) != 0) {
+        std::string what = std::string("comes to ") + place + " while others wait at " + m.place + ", a different barrier or collective";
+        complain(what.c_str());
+    }
     if (++m.arrived == size) {
         m.arrived = 0;
         m.generation++;
@@ -134,11 +137,11 @@ static int meet(Meeting& m, unsigned size, int line) {
     return slot;
 }
 
-void barrier(int line) {
+void barrier(const char* place) {
     // Behind a barrier a block sees what its own threads wrote; of other blocks' writes it must know nothing.
     Meeting& m = blocks[current->rank].meeting;
     if (grid_size.x == 1 && m.arrived + 1 == block_size.x) writers.clear();
-    meet(m, block_size.x, line);
+    meet(m, block_size.x, place);
 }
 
 void arrive_in_cluster() {
@@ -157,11 +160,11 @@ void wait_in_cluster() {
     leave();
 }
 
-const uint64_t* exchange(unsigned mask, uint64_t bits, int line) {
+const uint64_t* exchange(unsigned mask, uint64_t bits, const char* place) {
     if (mask != 0xffffffffu) complain("collective of a part of a warp");
     Meeting& w = blocks[current->rank].warps[current->index / WARP];
     w.values[w.generation & 1][current->index % WARP] = bits;
-    int slot = meet(w, WARP, line);
+    int slot = meet(w, WARP, place);
     return w.values[slot];
 }
 

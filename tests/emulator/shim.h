@@ -22,8 +22,8 @@ Index thread_index();
 
 bool may_read(uintptr_t address, unsigned size);   // and complain if not
 bool may_write(uintptr_t address, unsigned size);
-void barrier(int line);
-const uint64_t* exchange(unsigned mask, uint64_t bits, int line);  // what each lane of the warp brought
+void barrier(const char* place);  // a place is a file and a line
+const uint64_t* exchange(unsigned mask, uint64_t bits, const char* place);  // what each lane of the warp brought
 void arrive_in_cluster();
 void wait_in_cluster();
 void* dynamic_shared();
@@ -37,16 +37,16 @@ template <typename T> void store(T* p, T value) {
     if (may_write(uintptr_t(p), sizeof(T))) *p = value;
 }
 
-template <typename T> T shuffle(unsigned mask, T value, int from, int line) {
+template <typename T> T shuffle(unsigned mask, T value, int from, const char* place) {
     uint64_t bits = 0;
     memcpy(&bits, &value, sizeof value);
-    const uint64_t* lanes = exchange(mask, bits, line);
+    const uint64_t* lanes = exchange(mask, bits, place);
     memcpy(&value, &lanes[from < 0 || from > 31 ? thread_index().x % 32 : from], sizeof value);
     return value;
 }
 
-static unsigned ballot(unsigned mask, bool vote, int line) {
-    const uint64_t* lanes = exchange(mask, vote, line);
+static unsigned ballot(unsigned mask, bool vote, const char* place) {
+    const uint64_t* lanes = exchange(mask, vote, place);
     unsigned votes = 0;
     for (int lane = 0; lane < 32; lane++) votes |= unsigned(lanes[lane]) << lane;
     return votes;
@@ -71,12 +71,16 @@ static unsigned ballot(unsigned mask, bool vote, int line) {
 #define __stcs(p, v) emulator::store(p, v)
 #define __ldcg emulator::load
 #define __stcg(p, v) emulator::store(p, v)
-#define __syncthreads() emulator::barrier(__LINE__)
-#define __syncwarp() emulator::exchange(0xffffffffu, 0, __LINE__)
-#define __shfl_sync(mask, v, from) emulator::shuffle(mask, v, from, __LINE__)
-#define __shfl_xor_sync(mask, v, d) emulator::shuffle(mask, v, int(threadIdx.x % 32) ^ (d), __LINE__)
-#define __shfl_up_sync(mask, v, d) emulator::shuffle(mask, v, int(threadIdx.x % 32) - int(d), __LINE__)
-#define __ballot_sync(mask, vote) emulator::ballot(mask, vote, __LINE__)
+#define EMULATED_TEXT(x) #x
+#define EMULATED_LINE(x) EMULATED_TEXT(x)
+#define EMULATED_PLACE __FILE__ ":" EMULATED_LINE(__LINE__)
+
+#define __syncthreads() emulator::barrier(EMULATED_PLACE)
+#define __syncwarp() emulator::exchange(0xffffffffu, 0, EMULATED_PLACE)
+#define __shfl_sync(mask, v, from) emulator::shuffle(mask, v, from, EMULATED_PLACE)
+#define __shfl_xor_sync(mask, v, d) emulator::shuffle(mask, v, int(threadIdx.x % 32) ^ (d), EMULATED_PLACE)
+#define __shfl_up_sync(mask, v, d) emulator::shuffle(mask, v, int(threadIdx.x % 32) - int(d), EMULATED_PLACE)
+#define __ballot_sync(mask, vote) emulator::ballot(mask, vote, EMULATED_PLACE)
 #define __popc __builtin_popcount
 #define __ffs __builtin_ffs
 
@@ -90,7 +94,8 @@ static unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return unsigned((uint64_t(high) << 32 | low) >> (shift & 31));
 }
 
-// In the place of kernels/ptx.cuh.
+// In the place of kernels/ptx.cuh, whose guard this is.
+#define PREFUSE_PTX_CUH
 static float exp2_fast(float x) {
     float y = exp2f(x);
     return y < 1.17549435e-38f ? 0.0f : y;

@@ -58,7 +58,14 @@ def test_threads_meet() -> None:
         ("__stcs(a.out + i / 2, 0.0f);", "thread 1: writes what another thread wrote"),
         ("__stcs(a.out + i, 0.0f); if (i == 9) __ldcs(a.out + 3);", "thread 9: reads what another thread wrote"),
         ("if (i < 40) __syncthreads();", "threads that never come"),
-        ("if (i < 32) __syncthreads();\n else __syncthreads();", "a different barrier"),
+        (
+            "if (i < 32) __syncthreads();\n else __syncthreads();",
+            r"comes to test.cu:7 while .* at test.cu:6, a different barrier",
+        ),
+        (
+            '\n#line 7 "other.cuh"\nif (i < 32) __syncthreads();\n#line 7 "test.cu"\n else __syncthreads();',
+            "a different",
+        ),
         (f"if (i != 5) {{ float x = i; {SUM} __stcs(a.out + i, x); }}", "threads that never come"),
         ("__shfl_xor_sync(0xffffu, 1.0f, 1);", "collective of a part of a warp"),
     ],

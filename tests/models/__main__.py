@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import resource
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,6 +18,9 @@ from tests.models import adapters
 from tests.models.families import families
 from tests.models.sweep import Verdict, verdict
 
+SECONDS, BYTES = 120, 14 << 30
+"""What one family may take."""
+
 
 def page(verdicts: list[Verdict]) -> str:
     """The table as Markdown."""
@@ -23,14 +30,20 @@ def page(verdicts: list[Verdict]) -> str:
             "# Models",
             "",
             "`prefuse.head(model).token_logps` and all gradients against the model's own logits, for a tiny random "
-            "model of every family.",
+            "model of every family:",
+            "untied and tied, without padding, padded on the right and on the left, in evaluation and in training with "
+            "dropout, scales and soft caps off their",
+            "defaults; where an image is easily made, with one, too.",
             f"Written by `make models` with transformers {transformers.__version__} and torch {torch.__version__}: "
             + ", ".join(f"{what} {count}" for what, count in counts.most_common())
             + ".",
             "",
-            "| family | class | verdict |",
-            "| --- | --- | --- |",
-            *(f"| {v.family} | {v.model} | {v.what}{': ' + v.why if v.why else ''} |" for v in verdicts),
+            "| family | class | verdict | image |",
+            "| --- | --- | --- | --- |",
+            *(
+                f"| {v.family} | {v.model} | {v.what}{': ' + v.why if v.why else ''} | {'yes' if v.image else ''} |"
+                for v in verdicts
+            ),
             "",
             *peft_part(),
         ]
@@ -51,12 +64,29 @@ def peft_part() -> list[str]:
     ]
 
 
+def in_time(pair: tuple[str, str]) -> Verdict:
+    """The verdict of a process of its own: models that take too long or too much memory are not built."""
+    readable, writable = os.pipe()
+    if (child := os.fork()) == 0:
+        signal.alarm(SECONDS)
+        resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+        os.write(writable, pickle.dumps(verdict(*pair)))
+        os._exit(0)
+    os.close(writable)
+    with os.fdopen(readable, "rb") as stream:
+        told = stream.read()
+    os.waitpid(child, 0)
+    return (
+        pickle.loads(told) if told else Verdict(*pair, "not built", f"took more than {SECONDS} s, or too much memory")
+    )
+
+
 def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     verdicts = []
     for pair in families():
-        verdicts.append(verdict(*pair))
+        verdicts.append(in_time(pair))
         print(verdicts[-1], flush=True)
     Path(sys.argv[1]).write_text(page(verdicts))
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.models.sweep import PADDINGS, case, compare, line, own
+from tests.models.cases import case
+from tests.models.sweep import PADDINGS, compare, line, own
 
 PLACES: dict[str, list[str]] = {
     "head": ["lm_head"],

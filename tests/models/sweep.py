@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import prefuse
-from tests.models.families import VOCABULARY, build, families
+from tests.models.cases import Case, case
+from tests.models.families import build, families
+from tests.models.pictures import picture
 
 NATS, GRADIENT = 1e-4, 1e-2
 """Largest errors of what is exact: of a log-prob, and of a gradient relative to its largest entry."""
@@ -23,22 +26,20 @@ Outcome = tuple[Tensor, list[Any]]
 
 
 @dataclass(frozen=True)
-class Case:
-    """A call: the model's inputs, labels [B, T] and the weights of the log-probs."""
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-    weights: Tensor
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """`what` is "exact, fused", "exact, by logits", "refused", "wrong", "crash" or "not built"; `why` may be empty."""
+    """The outcome for one family.
+
+    Attributes:
+        what: "exact, fused", "exact, by logits", "refused", "wrong", "crash" or "not built".
+        why: may be empty.
+        image: whether an image was tried, too.
+    """
 
     family: str
     model: str
     what: str
     why: str = ""
+    image: bool = False
 
 
 def sweep(only: set[str] | None = None) -> list[Verdict]:
@@ -57,13 +58,43 @@ def verdict(family: str, name: str) -> Verdict:
 
 
 def _verdict(family: str, name: str, dtype: torch.dtype) -> Verdict:
+    """Untied and tied, in evaluation for each padding and with an image, and in training, dropout and all."""
+    verdicts, failures, seen = [], [], False
+    for tied, train in itertools.product((False, True), (False, True)):
+        try:
+            model = build(family, name, tied).to(dtype)
+            check_causal_lm(model)
+            image = picture(model) if hasattr(model.config, "vision_config") else None
+        except Refused as refusal:
+            return Verdict(family, name, "refused", str(refusal))
+        except Exception as error:
+            failures.append(line(error))
+            continue
+        model.train(train)
+        texts = [case(padding) for padding in (PADDINGS[1:2] if train else PADDINGS)]
+        for cases in (texts,) if image is None else (texts, [image]):
+            try:
+                wanted = [own(model, each) for each in cases]
+            except Exception as error:
+                failures.append(line(error))
+            else:
+                verdicts.append(compare(model, cases, wanted))
+                seen |= cases is not texts
+    if not verdicts:
+        return Verdict(family, name, "not built", failures[0])
+    worst = next((each for each in verdicts if not each[0].startswith("exact")), max(verdicts))
+    return Verdict(family, name, *worst, image=seen)
+
+
+class Refused(Exception):
+    """A model is no causal LM to prefuse."""
+
+
+def check_causal_lm(model: nn.Module) -> None:
     try:
-        model = build(family, name).to(dtype)
-        cases = [case(padding) for padding in PADDINGS]
-        wanted = [own(model, each) for each in cases]
-    except Exception as error:
-        return Verdict(family, name, "not built", line(error))
-    return Verdict(family, name, *compare(model, cases, wanted))
+        prefuse.head(model).remove()
+    except (TypeError, ValueError) as error:
+        raise Refused(line(error)) from None
 
 
 def compare(model: nn.Module, cases: list[Case], wanted: list[Outcome]) -> tuple[str, str]:
@@ -98,20 +129,6 @@ def raised(error: Exception) -> tuple[str, str]:
         trace = trace.tb_next
     module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
     return "refused" if module.partition(".")[0] == "prefuse" else "crash", line(error)
-
-
-def case(padding: str, **inputs: Any) -> Case:
-    """Two rows of text; `inputs` of the model besides."""
-    generator = torch.Generator().manual_seed(2)
-    tokens = torch.randint(4, VOCABULARY - 19, (2, 12), generator=generator)
-    mask = torch.ones_like(tokens)
-    if padding != "no":
-        mask[1, slice(8, None) if padding == "right" else slice(0, 4)] = 0
-    labels = tokens.masked_fill(mask == 0, -100)
-    if padding == "left":
-        labels[1, 4] = -100  # its predecessor is padding
-    weights = torch.randn(2, 12, generator=generator)
-    return Case({"input_ids": tokens, "attention_mask": mask, **inputs}, labels, weights)
 
 
 def own(model: Any, given: Case) -> Outcome:

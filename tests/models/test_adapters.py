@@ -7,9 +7,12 @@ import torch
 
 pytest.importorskip("peft")
 
+import peft
+
 import prefuse
-from tests.models.adapters import NO_PLACE, REFUSED, adapted, cases, found, methods
-from tests.models.sweep import case
+from tests.models.adapters import NO_PLACE, REFUSED, adapted, cases, found, llama, methods
+from tests.models.cases import case
+from tests.models.sweep import compare, own
 
 CASES = cases()
 NOT_HERE = {"ADAMSS"}
@@ -56,6 +59,19 @@ def test_the_first_token_is_scored_where_a_virtual_one_predicts_it(method: str) 
             sums.append(head.sequence_logps(given.labels, inputs=inputs))
         assert bool((first != 0).all()) == (method not in ("PREFIX_TUNING", "CARTRIDGE"))
     torch.testing.assert_close(*sums, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("target", "said"), [("v_proj", "exact, fused"), ("lm_head", "exact, by logits")])
+def test_a_mixed_model(target: str, said: str) -> None:
+    """Two methods at once, of PEFT's own wrapper."""
+    model = peft.get_peft_model(
+        llama(False), peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False), mixed=True
+    )
+    model.add_adapter("second", peft.LoHaConfig(r=4, target_modules=[target], init_weights=False))
+    model.set_adapter(["default", "second"])
+    model.eval()
+    given = [case("left")]
+    assert compare(model, given, [own(model, each) for each in given])[0] == said
 
 
 @pytest.mark.parametrize("method", ["CPT", "PROMPT_TUNING"])

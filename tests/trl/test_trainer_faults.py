@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoModelForCausalLM, BartForCausalLM, TrainerCallback
 from transformers.utils import logging
 
@@ -70,6 +70,28 @@ def test_a_missing_data_set_is_refused_in_the_words_of_trl(tmp_path):
     for kind in ("Preference", "DPO"):
         with pytest.raises(ValueError, match="`train_dataset` is required"):
             make(kind, tmp_path, train_dataset=None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"train_dataset": [{"prompt": "a"}]}, "`train_dataset` must be a `Dataset` or `IterableDataset`, got `list`"),
+        (
+            {"train_dataset": DatasetDict(train=running.pairs())},
+            "`train_dataset` must be a `Dataset` or `IterableDataset`, got `DatasetDict`",
+        ),
+        ({"processing_class": 3}, "The `processing_class` must be either a `PreTrainedTokenizerBase` or a `Processor"),
+        (
+            {"truncation_mode": "keep_middle"},
+            "Unsupported truncation mode: keep_middle, expected 'keep_start' or 'keep_",
+        ),
+    ],
+    ids=str,
+)
+def test_arguments_are_refused_in_the_words_of_trl(changed, message, tmp_path):
+    for kind in ("Preference", "DPO"):
+        with pytest.raises((TypeError, ValueError), match=message):
+            make(kind, tmp_path, **changed).train()
 
 
 @pytest.mark.parametrize("streamed", ["train_dataset", "eval_dataset", "eval_dataset, named"])

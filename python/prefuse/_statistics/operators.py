@@ -15,6 +15,7 @@ from torch import Tensor
 from prefuse._arguments.transforms import refuse_vmap
 from prefuse._backends import backend
 from prefuse._backends.rows import BACKWARD_NEEDS, Rows
+from prefuse._statistics.schema import arguments_of
 
 ONCE_DIFFERENTIABLE = (
     "prefuse.token_stats is differentiable once: its gradient has no derivative of its own; "
@@ -22,70 +23,32 @@ ONCE_DIFFERENTIABLE = (
 )
 
 
-@torch.library.custom_op("prefuse::token_stats", mutates_args=())
-def token_stats(
-    logits: Tensor,
-    labels: Tensor,
-    mask: Tensor | None,
-    reference: Tensor | None,
-    temperatures: Tensor | None,
-    temperature: float,
-    scale: float,
-    softcap: float,
-    ignore_index: int,
-    stats: str,
-    k: int,
-    inplace: bool,
-) -> Tensor:
+_ROWS = arguments_of(Rows, len(Rows._fields) - 2)  # without the block of classes: operators take whole vocabularies
+_BACKWARD = f"(Tensor grads, Tensor saved, {_ROWS})"
+
+
+@torch.library.custom_op("prefuse::token_stats", mutates_args=(), schema=f"({_ROWS}, bool inplace) -> Tensor")
+def token_stats(*arguments: Any) -> Tensor:
     """The statistics `stats` (comma-separated) of every row, stacked: [S, *lead], float32 or (from float64) float64."""
-    rows = Rows(logits, labels, mask, reference, temperatures, temperature, scale, softcap, ignore_index, stats, k)
+    rows, inplace = Rows(*arguments[:-1]), arguments[-1]
     out = _stacked(rows)
     if inplace:
-        _check_owner(logits)
-    backend(logits.device).rows_forward(rows, out)
+        _check_owner(rows.logits)
+    backend(rows.logits.device).rows_forward(rows, out)
     return out
 
 
 @token_stats.register_fake
-def _(
-    logits: Tensor,
-    labels: Tensor,
-    mask: Tensor | None,
-    reference: Tensor | None,
-    temperatures: Tensor | None,
-    temperature: float,
-    scale: float,
-    softcap: float,
-    ignore_index: int,
-    stats: str,
-    k: int,
-    inplace: bool,
-) -> Tensor:
-    return _stacked(
-        Rows(logits, labels, mask, reference, temperatures, temperature, scale, softcap, ignore_index, stats, k)
-    )
+def _(*arguments: Any) -> Tensor:
+    return _stacked(Rows(*arguments[:-1]))
 
 
-@torch.library.custom_op("prefuse::token_stats_backward", mutates_args=())
-def token_stats_backward(
-    grads: Tensor,
-    saved: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    mask: Tensor | None,
-    reference: Tensor | None,
-    temperatures: Tensor | None,
-    temperature: float,
-    scale: float,
-    softcap: float,
-    ignore_index: int,
-    stats: str,
-    k: int,
-) -> Tensor:
+@torch.library.custom_op("prefuse::token_stats_backward", mutates_args=(), schema=f"{_BACKWARD} -> Tensor")
+def token_stats_backward(grads: Tensor, saved: Tensor, *arguments: Any) -> Tensor:
     """d(Σ grads·statistics)/dlogits as a new contiguous tensor; `saved` is what `token_stats` returned for `stats`."""
-    rows = Rows(logits, labels, mask, reference, temperatures, temperature, scale, softcap, ignore_index, stats, k)
-    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    backend(logits.device).rows_backward(rows, grads.contiguous(), saved, gradient)
+    rows = Rows(*arguments)
+    gradient = torch.empty_like(rows.logits, memory_format=torch.contiguous_format)
+    backend(rows.logits.device).rows_backward(rows, grads.contiguous(), saved, gradient)
     return gradient
 
 
@@ -94,25 +57,15 @@ def _(grads: Tensor, saved: Tensor, logits: Tensor, *_: object) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("prefuse::token_stats_backward_", mutates_args=("logits",))
-def token_stats_backward_(
-    grads: Tensor,
-    saved: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    mask: Tensor | None,
-    reference: Tensor | None,
-    temperatures: Tensor | None,
-    temperature: float,
-    scale: float,
-    softcap: float,
-    ignore_index: int,
-    stats: str,
-    k: int,
-) -> None:
+@torch.library.custom_op(
+    "prefuse::token_stats_backward_",
+    mutates_args=("logits",),
+    schema=f"{_BACKWARD.replace('Tensor logits', 'Tensor(a2!) logits')} -> ()",
+)
+def token_stats_backward_(grads: Tensor, saved: Tensor, *arguments: Any) -> None:
     """As `token_stats_backward`, with the gradient written over `logits`."""
-    rows = Rows(logits, labels, mask, reference, temperatures, temperature, scale, softcap, ignore_index, stats, k)
-    backend(logits.device).rows_backward(rows, grads.contiguous(), saved, logits)
+    rows = Rows(*arguments)
+    backend(rows.logits.device).rows_backward(rows, grads.contiguous(), saved, rows.logits)
 
 
 @token_stats_backward_.register_fake

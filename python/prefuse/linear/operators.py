@@ -16,6 +16,7 @@ from prefuse._arguments.layout import scored_tokens
 from prefuse._arguments.transforms import refuse_vmap
 from prefuse._parallel.sharded_weights import gathered
 from prefuse._parallel.vocabulary import Shard
+from prefuse._statistics.schema import arguments_of
 from prefuse.linear import passes
 from prefuse.linear.call import Call, Head, Transform, kernel_names
 from prefuse.linear.gemm import sum_dtype
@@ -118,47 +119,25 @@ class Request(NamedTuple):
         return Wants(self.wants[:inputs], self.wants[inputs:-1], self.wants[-1])
 
 
-@torch.library.custom_op("prefuse::linear_token_stats", mutates_args=())
-def linear_token_stats(
-    inputs: list[Tensor],
-    weights: list[Tensor],
-    bias: Tensor | None,
-    reference: list[Tensor],
-    labels: Tensor,
-    mask: Tensor | None,
-    temperatures: Tensor | None,
-    temperature: float,
-    scale: float,
-    softcap: float,
-    ignore_index: int,
-    stats: str,
-    differentiated: str,
-    k: int,
-    smoothing: float,
-    plan: str,
-    tile_rows: int,
-    backward_rows: int,
-    backward_classes: int,
-    wants: list[bool],
-    wide: bool,
-    group: str,
-    first_class: int,
-    classes: int,
-    live: Tensor | None,
-) -> list[Tensor]:
-    """[statistics [S, *lead], kernel statistics [K, N], what the plan keeps …]."""
-    request = Request(*_named(locals()))
+_FORWARD = f"({arguments_of(Request)}) -> Tensor[]"
+_BACKWARD = f"(Tensor grads, Tensor table, Tensor[] kept, {arguments_of(Request)}) -> Tensor[]"
+
+
+@torch.library.custom_op("prefuse::linear_token_stats", mutates_args=(), schema=_FORWARD)
+def linear_token_stats(*arguments: Any) -> list[Tensor]:
+    """[statistics [S, *lead], kernel statistics [K, N], what the plan keeps …] of a `Request`."""
+    request = Request(*arguments)
     call = request.call()
     kept: list[Tensor] = []
-    if plan == "single-pass":
+    if request.plan == "single-pass":
         named = directions(request.with_gradient)
-        table, kept = passes.single_pass(call, tile_rows, named, request.wanted().inputs, wide)
-    elif plan == "keep":
-        room = call.tokens if live is None else live.shape[0]
+        table, kept = passes.single_pass(call, request.tile_rows, named, request.wanted().inputs, request.wide)
+    elif request.plan == "keep":
+        room = call.tokens if request.live is None else request.live.shape[0]
         table, one = passes.keep(call, request.with_gradient[0], room)
         kept = [one]
     else:
-        table = passes.forward(call, tile_rows)
+        table = passes.forward(call, request.tile_rows)
     return [call.values(table).reshape(len(request.names), *request.shape), table, *kept]
 
 
@@ -184,46 +163,17 @@ def _(*arguments: Any) -> list[Tensor]:
     return [make((len(request.names), *request.shape), dtype=dtype), table, *kept]
 
 
-@torch.library.custom_op("prefuse::linear_token_stats_backward", mutates_args=())
-def linear_token_stats_backward(
-    grads: Tensor,
-    table: Tensor,
-    kept: list[Tensor],
-    inputs: list[Tensor],
-    weights: list[Tensor],
-    bias: Tensor | None,
-    reference: list[Tensor],
-    labels: Tensor,
-    mask: Tensor | None,
-    temperatures: Tensor | None,
-    temperature: float,
-    scale: float,
-    softcap: float,
-    ignore_index: int,
-    stats: str,
-    differentiated: str,
-    k: int,
-    smoothing: float,
-    plan: str,
-    tile_rows: int,
-    backward_rows: int,
-    backward_classes: int,
-    wants: list[bool],
-    wide: bool,
-    group: str,
-    first_class: int,
-    classes: int,
-    live: Tensor | None,
-) -> list[Tensor]:
+@torch.library.custom_op("prefuse::linear_token_stats_backward", mutates_args=(), schema=_BACKWARD)
+def linear_token_stats_backward(grads: Tensor, table: Tensor, kept: list[Tensor], *arguments: Any) -> list[Tensor]:
     """The gradients that are wanted, in the order of inputs, weights, bias; `grads` is that of the statistics."""
-    request = Request(*_named({k: v for k, v in locals().items() if k not in ("grads", "table", "kept")}))
+    request = Request(*arguments)
     call = request.call()
-    scored = scored_tokens(labels, mask, ignore_index).reshape(-1)
-    upstream = torch.where(scored, grads.reshape(grads.shape[0], labels.numel()), 0)
+    scored = scored_tokens(request.labels, request.mask, request.ignore_index).reshape(-1)
+    upstream = torch.where(scored, grads.reshape(grads.shape[0], request.labels.numel()), 0)
     own = {name: upstream[i] for i, name in enumerate(request.names) if name in request.with_gradient}
     made = _pull_back(request, call, table, kept, own)
     found = [*made.inputs, *made.weights, made.bias]
-    shapes = [*inputs, *weights, bias]
+    shapes = [*request.inputs, *request.weights, request.bias]
     return [
         gradient.reshape(like.shape)
         for gradient, like in zip(found, shapes, strict=True)
@@ -334,10 +284,6 @@ def _flat(tensor: Tensor) -> Tensor:
 def is_capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured, during which nothing can be looked at."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _named(arguments: dict[str, Any]) -> list[Any]:
-    return [arguments[name] for name in Request._fields]
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Any) -> NoReturn:

@@ -61,7 +61,8 @@ class HeadTensors:
         scale: what logits are multiplied by before.
         labels: the labels that the model was called with, in the alignment of the hidden states and of their length
             (prompt tuning of PEFT's puts ignored ones in front), or None.
-        outputs: what the backbone returned: router logits, hidden states of other layers.
+        outputs: what the backbone returned, or the model itself with logits of no class: router logits, hidden states
+            of other layers.
         router_loss: the load-balancing loss of a mixture of experts weighed with the configuration's
             ``router_aux_loss_coef``, where router logits were asked for; else None.
         aux_loss: the same, not weighed.

@@ -51,7 +51,8 @@ class PreferenceCollator:
     has None where there is none.
 
     Raises:
-        ValueError: a value is missing or there are too many or too few; the message names the column.
+        ValueError: an unknown `truncation_mode`; a value is missing or there are too many or too few; the message names
+            the column.
     """
 
     sources: Sources
@@ -63,6 +64,12 @@ class PreferenceCollator:
     mismatched: bool = False
     precomputed: bool = False
     _before: list[tuple[list[int], list[int]]] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.truncation_mode not in ("keep_start", "keep_end"):
+            raise ValueError(
+                f"Unsupported truncation mode: {self.truncation_mode}, expected 'keep_start' or 'keep_end'"
+            )
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """A batch of `rows`."""

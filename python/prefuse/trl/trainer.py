@@ -17,7 +17,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from datasets.fingerprint import Hasher
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel
+from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -63,7 +63,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         train_dataset: rows as above.
 
     Raises:
-        TypeError: `args` of another class.
+        TypeError: `args`, `train_dataset` or `processing_class` of another class.
         ValueError: a column that the objective reads is missing, or an option that makes no sense with it.
     """
 
@@ -92,6 +92,10 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             raise TypeError(f"args: expected a prefuse.trl.PreferenceConfig, got {type(args).__name__}")
         if train_dataset is None:
             raise ValueError("`train_dataset` is required, got None")
+        if not isinstance(train_dataset, Dataset | IterableDataset):
+            raise TypeError(
+                f"`train_dataset` must be a `Dataset` or `IterableDataset`, got `{type(train_dataset).__name__}`"
+            )
         self.objective = args.resolved_objective()
         self._name, self._paper = self.objective.name, _paper_of(self.objective)
         if self._name.isidentifier():  # not a composition, whose name is a formula
@@ -102,6 +106,11 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         self._sources = self._sources_of(train_dataset, "train_dataset")
         if processing_class is None:
             processing_class = _load_processing_class(model, args)
+        if not isinstance(processing_class, PreTrainedTokenizerBase | ProcessorMixin):
+            raise TypeError(
+                "The `processing_class` must be either a `PreTrainedTokenizerBase` or a `ProcessorMixin`, "
+                f"got `{type(processing_class).__name__}`"
+            )
         images = has_images(names_of(train_dataset))
         if images:
             self._check_images(args)

@@ -1,4 +1,4 @@
-//! CUDA C++ from a program: `kernels/objective.cuh` followed by one function per traversal and the entry points.
+//! CUDA C++ from a program: `#include "objective.cuh"` (of `kernels/`), one function per traversal and the entry points.
 //!
 //! The same functions stand behind two ways of running: `objective_one_block`, one launch in which one block waits at a
 //! barrier between stages, and `objective_part_0`, `_1`, …, launched one after the other, for columns that a block would
@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::instruction::Extent;
 use super::program::Program;
-use crate::cuda::{self, source};
+use crate::cuda;
 use emit::Plan;
 use schedule::{Schedule, Stage};
 use values::Values;
@@ -76,7 +76,7 @@ impl Generated {
         }
     }
 
-    /// The entry points: name, and the text that follows `kernels/objective.cuh`, for columns and outputs of these types.
+    /// The entry points: name and text, for columns and outputs of these types.
     pub fn entries(
         &self,
         columns: &Signature,
@@ -108,7 +108,9 @@ impl Generated {
         resident: usize,
         stages: Range<usize>,
     ) -> String {
-        let mut text = String::from("// Generated from an objective's graph.\n\n");
+        let mut text = String::from(
+            "// Generated from an objective's graph.\n\n#include \"objective.cuh\"\n\n",
+        );
         for (letter, signature) in [('C', columns), ('O', outputs)] {
             for (index, (dtype, take)) in signature.iter().enumerate() {
                 let _ = writeln!(
@@ -167,17 +169,12 @@ fn intern(name: String, text: String) -> cuda::Program {
         .map(|byte| format!("{byte:02x}"))
         .collect();
     let generated: &'static cuda::Source = Box::leak(Box::new(cuda::Source {
-        name: "generated.cu",
+        name: String::leak(format!("{name}.cu")),
         text: String::leak(text),
     }));
     cuda::Program {
         kernel: String::leak(name),
-        sources: Vec::leak(vec![
-            &source::PTX,
-            &source::UNITS,
-            &source::OBJECTIVE,
-            generated,
-        ]),
+        source: generated,
         defines: vec![("GENERATED", format!("0x{number}"))],
     }
 }

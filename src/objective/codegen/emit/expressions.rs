@@ -28,7 +28,7 @@ impl Emitter<'_> {
                 Task::Load(column) if self.plan.schedule.kept[id].is_none() => {
                     format!("read<C{column}, C{column}_TAKE>(a.columns[{column}], {index})")
                 }
-                _ => format!("get(a.slots[{}], {index})", self.slot(id)),
+                _ => format!("read_slot(a.slots[{}], {index})", self.slot(id)),
             },
         }
     }
@@ -148,7 +148,7 @@ impl Emitter<'_> {
         descending: bool,
     ) -> String {
         let key = self.addressed(self.plan.values.all[id].args[0], "j");
-        format!("sorted_place({range}, {index}, {descending}, [&](i64 j) {{ return {key}; }})")
+        format!("sorted_rank({range}, {index}, {descending}, [&](i64 j) {{ return {key}; }})")
     }
 }
 

@@ -52,7 +52,7 @@ impl Emitter<'_> {
             let name = self.name("i");
             let count = self.size(above);
             let line = format!(
-                "const i64 {name} = owner({}, {count}, {});",
+                "const i64 {name} = segment_of({}, {count}, {});",
                 self.space(space),
                 self.places[place].index
             );
@@ -100,7 +100,7 @@ impl Emitter<'_> {
         let PlaceInfo { index, level, .. } = &self.places[place];
         let (level, elements) = (*level, self.elements_of(pairs));
         let line = format!(
-            "const Square {name} = square_of({}, {}, {index});",
+            "const PairBlock {name} = pair_block({}, {}, {index});",
             self.space(elements),
             self.space(pairs)
         );

@@ -15,7 +15,7 @@ impl Emitter<'_> {
         let line = match sink {
             Sink::Store(id) => {
                 let value = self.value(id, place);
-                format!("put(a.slots[{}], {index}, {value});", self.slot(id))
+                format!("write_slot(a.slots[{}], {index}, {value});", self.slot(id))
             }
             Sink::Output(output) => {
                 let value = self.source(self.plan.values.outputs[output].0, place);
@@ -25,7 +25,7 @@ impl Emitter<'_> {
                 let (value, order) = (self.argument(id, 0, place), self.argument(id, 1, place));
                 let count = self.size(self.plan.values.all[id].space);
                 format!(
-                    "put(a.slots[{}], element({order}, {count}), {value});",
+                    "write_slot(a.slots[{}], element({order}, {count}), {value});",
                     self.slot(id)
                 )
             }
@@ -40,7 +40,7 @@ impl Emitter<'_> {
                 let range = self.segment_at(place, segments);
                 let sorted = self.sorted_place(id, &range, &index, descending);
                 format!(
-                    "put(a.slots[{}], {range}.begin + {sorted}, f64({index}));",
+                    "write_slot(a.slots[{}], {range}.begin + {sorted}, f64({index}));",
                     self.slot(id)
                 )
             }
@@ -68,22 +68,22 @@ impl Emitter<'_> {
         let writes = if value.space == BATCH {
             let parts = self.plan.schedule.parts[id].iter().zip(fields(op));
             parts.fold(String::new(), |text, (slot, field)| {
-                format!("{text}put(a.slots[{slot}], s, s{id}.{field}); ")
+                format!("{text}write_slot(a.slots[{slot}], s, s{id}.{field}); ")
             })
         } else {
             let divisor = if op == ReduceOp::Mean {
-                " / f64(most(1, r.end - r.begin))"
+                " / f64(max_i64(1, r.end - r.begin))"
             } else {
                 ""
             };
             format!(
-                "put(a.slots[{}], s, s{id}.value(){divisor}); ",
+                "write_slot(a.slots[{}], s, s{id}.value(){divisor}); ",
                 self.slot(id)
             )
         };
         let _ = writeln!(
             self.after,
-            "s{id} = team.merged(s{id});\nif (team.rank == 0) {{ {writes}}}"
+            "s{id} = team.reduced(s{id});\nif (team.rank == 0) {{ {writes}}}"
         );
     }
 
@@ -95,10 +95,10 @@ impl Emitter<'_> {
         let kind = accumulator(op);
         let parts = self.plan.schedule.parts[id].iter().zip(fields(op));
         let reads = parts.fold(String::new(), |text, (slot, field)| {
-            format!("{text}s.{field} = get(a.slots[{slot}], c); ")
+            format!("{text}s.{field} = read_slot(a.slots[{slot}], c); ")
         });
         let divisor = if op == ReduceOp::Mean {
-            format!(" / f64(most(1, {count}))")
+            format!(" / f64(max_i64(1, {count}))")
         } else {
             String::new()
         };
@@ -108,9 +108,9 @@ impl Emitter<'_> {
             format!("{text}    {}\n", write(output, "0", &format!("v{id}")))
         });
         format!(
-            "const {kind} s{id} = whole<{kind}>({warp}, {count}, [&](i64 c) {{ {kind} s; {reads}return s; }});\n\
-             if (leads({warp})) {{\n    const f64 v{id} = s{id}.value(){divisor};\n    \
-             put(a.slots[{}], 0, v{id});\n{writes}}}\n",
+            "const {kind} s{id} = reduce_chunks<{kind}>({warp}, {count}, [&](i64 c) {{ {kind} s; {reads}return s; }});\n\
+             if (is_leader({warp})) {{\n    const f64 v{id} = s{id}.value(){divisor};\n    \
+             write_slot(a.slots[{}], 0, v{id});\n{writes}}}\n",
             self.slot(id)
         )
     }
@@ -121,7 +121,7 @@ impl Emitter<'_> {
             Walk::Pairs(pairs) => self.count_pairs(pairs),
             Walk::Once => {
                 self.sinks(traversal, WHOLE);
-                self.looped("once([&]() {", "});")
+                self.looped("by_one_thread([&]() {", "});")
             }
             Walk::Elements(space) => {
                 let element = self.new_place(space, "i".into(), Level::Element);
@@ -233,10 +233,14 @@ impl Emitter<'_> {
         let count = self.size(elements);
         let parent = match self.plan.program.parents[elements] {
             BATCH => "0".to_string(),
-            above => format!("owner({}, {}, s)", self.space(elements), self.size(above)),
+            above => format!(
+                "segment_of({}, {}, s)",
+                self.space(elements),
+                self.size(above)
+            ),
         };
         let range = format!(
-            "Range{{0, square_of({}, {}, {parent}).size}}",
+            "Range{{0, pair_block({}, {}, {parent}).size}}",
             self.space(elements),
             self.space(pairs)
         );
@@ -267,8 +271,8 @@ impl Emitter<'_> {
         format!(
             "    each_segment({count}, ANY_LENGTH, [&](i64 s) {{ return {range}; }}, [&](i64 s, Range r, Team team) {{\n\
              {}        scan(r, {reverse}, [&](i64 i, bool first) {{\n{}            \
-             return Link{{{x}, {discount}, {cut}}};\n        \
-             }}, [&](i64 i, f64 out) {{ put(a.slots[{}], i, out); }});\n    }});\n",
+             return Affine{{{x}, {discount}, {cut}}};\n        \
+             }}, [&](i64 i, f64 out) {{ write_slot(a.slots[{}], i, out); }});\n    }});\n",
             indented(&self.lines[Level::Segment as usize], 2),
             indented(&self.lines[Level::Element as usize], 3),
             self.slot(id)
@@ -301,8 +305,8 @@ fn accumulator(op: ReduceOp) -> &'static str {
 fn fields(op: ReduceOp) -> &'static [&'static str] {
     match op {
         ReduceOp::Sum | ReduceOp::Mean => &["total"],
-        ReduceOp::Max => &["top"],
-        ReduceOp::Min => &["bottom"],
-        ReduceOp::LogSumExp => &["top", "sum"],
+        ReduceOp::Max => &["max"],
+        ReduceOp::Min => &["min"],
+        ReduceOp::LogSumExp => &["max", "sum"],
     }
 }
