@@ -98,7 +98,7 @@ impl Dtype {
 }
 
 /// The most dimensions of an array.
-pub const MAX_RANK: usize = 12;
+pub const MAX_RANK: usize = 8;
 
 /// One number per dimension, held in place: arrays are made for every call, and should not need the allocator.
 #[derive(Clone, Copy)]
@@ -108,6 +108,7 @@ pub struct Dims<T> {
 }
 
 impl<T: Copy + Default> Dims<T> {
+    #[inline]
     fn new(given: &[T]) -> Option<Self> {
         let mut values = [T::default(); MAX_RANK];
         values.get_mut(..given.len())?.copy_from_slice(given);
@@ -170,6 +171,7 @@ impl Array {
     /// Until the last time that it is read or written through the result, the memory that it describes must be live, hold
     /// initialised values of this dtype, and, if it is written to, be written by nobody else. (A launch that is only
     /// planned reads nothing.)
+    #[inline]
     pub unsafe fn new(
         address: usize,
         dtype: Dtype,
@@ -224,6 +226,7 @@ impl Array {
     }
 
     /// `len` elements from element `start` on, all of which this array of one dimension (or none) has.
+    #[inline]
     pub fn part(&self, start: usize, len: usize) -> Array {
         debug_assert!(start + len <= self.len() && self.shape.len() <= 1);
         let bytes = self.step(start) * self.dtype.size() as isize;
@@ -255,6 +258,7 @@ impl Array {
     }
 
     /// The largest distance in bytes between two elements, `None` where it does not fit `isize`.
+    #[inline]
     fn byte_span(&self) -> Option<usize> {
         let mut elements: usize = 1;
         let mut span: usize = 0;
@@ -271,6 +275,7 @@ impl Array {
     }
 
     /// Whether the elements lie one behind the other in row-major order.
+    #[inline]
     pub fn is_contiguous(&self) -> bool {
         let mut expected = 1;
         for (&size, &stride) in self.shape.iter().zip(&self.strides).rev() {
@@ -435,17 +440,14 @@ impl Array {
     #[inline]
     fn read_as<T: Copy>(&self, out: &mut [f64], convert: impl Fn(T) -> f64) {
         let first = self.address as *const T;
+        let out = out.iter_mut().enumerate().take(self.len());
+        // SAFETY: index < len, and `new`'s caller vouches for the memory, whose span `new` checked; alignment is not assumed.
+        let read = |offset| convert(unsafe { first.offset(offset).read_unaligned() });
         if self.is_contiguous() {
             // Written out so that the compiler sees a unit stride.
-            for (index, out) in out.iter_mut().enumerate().take(self.len()) {
-                // SAFETY: index < len, and `new`'s caller vouches for the memory; alignment is not assumed.
-                *out = convert(unsafe { first.add(index).read_unaligned() });
-            }
-            return;
-        }
-        for (index, out) in out.iter_mut().enumerate().take(self.len()) {
-            // SAFETY: as above; the span of the strides was checked by `new`.
-            *out = convert(unsafe { first.offset(self.step(index)).read_unaligned() });
+            out.for_each(|(index, out)| *out = read(index as isize));
+        } else {
+            out.for_each(|(index, out)| *out = read(self.step(index)));
         }
     }
 
@@ -471,13 +473,13 @@ impl Array {
     #[inline]
     fn write_as<T: Copy>(&self, values: &[f64], convert: impl Fn(f64) -> T) {
         let first = self.address as *mut T;
-        for (index, &value) in values.iter().enumerate().take(self.len()) {
-            // SAFETY: index < len, and `new`'s caller vouches for writable memory; alignment is not assumed.
-            unsafe {
-                first
-                    .offset(self.step(index))
-                    .write_unaligned(convert(value));
-            }
+        let values = values.iter().enumerate().take(self.len());
+        // SAFETY: as in `read_as`, and the memory may be written.
+        let write = |offset, value| unsafe { first.offset(offset).write_unaligned(convert(value)) };
+        if self.is_contiguous() {
+            values.for_each(|(index, &value)| write(index as isize, value));
+        } else {
+            values.for_each(|(index, &value)| write(self.step(index), value));
         }
     }
 }
@@ -577,7 +579,7 @@ mod tests {
         };
         let refused = |address, shape, strides| new(address, shape, strides).unwrap_err();
         assert!(refused(8, &[1, 2], &[1]).contains("2 dimensions"));
-        assert!(refused(8, &[1; 13], &[1; 13]).contains("at most 12"));
+        assert!(refused(8, &[1; 9], &[1; 9]).contains("at most 8"));
         assert!(refused(8, &[1 << 40, 1 << 40], &[1 << 40, 1]).contains("address space"));
         assert!(refused(0, &[3], &[1]).contains("null"));
         assert!(new(0, &[0], &[1]).is_ok());

@@ -113,7 +113,7 @@ pub fn cuda_rows_backward(
         py,
         device,
         stream,
-        rows_cuda::backward(&rows, &statistics(stats)?, &grads, &saved, &gradient)?,
+        rows_cuda::backward(&rows, &statistics(stats)?, &grads, &saved, gradient)?,
     )
 }
 
@@ -146,7 +146,7 @@ pub fn cuda_rows_both(
         (&stats, k),
         &grads,
         &out,
-        &gradient,
+        gradient,
         workspace.at(place, "workspace")?.address,
         target,
     )?;
@@ -235,8 +235,8 @@ pub fn cuda_distance_backward(
     let (grads, gradient) = (grads.at(place, "grads")?, gradient.at(place, "gradient")?);
     let launches = distances_cuda::backward(
         &Samples::new(*first.at(place, "first")?, *second.at(place, "second")?)?,
-        &grads,
-        &gradient,
+        grads,
+        gradient,
     )?;
     run(py, device, stream, launches)
 }
@@ -422,7 +422,7 @@ pub fn cuda_plan_rows_backward<'py>(
     );
     described(
         py,
-        rows_cuda::backward(&rows, &stats, &grads, &saved, &gradient)?,
+        rows_cuda::backward(&rows, &stats, &grads, &saved, gradient)?,
     )
 }
 
@@ -461,7 +461,7 @@ pub fn cuda_plan_rows_both<'py>(
             (&stats, k),
             &grads,
             &out,
-            &gradient,
+            gradient,
             address_of(None, workspace.as_ref())?,
             target,
         )?,
@@ -525,8 +525,8 @@ pub fn cuda_plan_distance_backward<'py>(
     let (grads, gradient) = (grads.shape(), gradient.shape());
     let launches = distances_cuda::backward(
         &Samples::new(*first.shape(), *second.shape())?,
-        &grads,
-        &gradient,
+        grads,
+        gradient,
     )?;
     described(py, launches)
 }
