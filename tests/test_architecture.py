@@ -13,7 +13,7 @@ DEMO = ("cost", "job", "report", "progress", "scored")
 LAZY = frozenset(
     {
         *(("prefuse.demo.command", f"prefuse.demo.{name}") for name in DEMO),
-        ("prefuse.doctor.examination", "prefuse.trl.seams"),
+        ("prefuse.doctor.examination", "prefuse.trl.compatibility"),
         ("prefuse.viz", "prefuse._display.figure"),
     }
 )

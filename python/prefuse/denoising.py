@@ -6,7 +6,7 @@ once, in the dtype and layout of what it is the gradient of. Plain PyTorch holds
 saves the difference in float32.
 
 Arithmetic is float32 for float16, bfloat16 and float32 and float64 for float64; sums of 8192 elements are added in
-float64, in order: a sample gives the same bits in any company.
+float64, in order: a sample gives the same bits regardless of the rest of the batch.
 """
 
 from __future__ import annotations

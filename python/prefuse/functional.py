@@ -22,7 +22,7 @@ name                      value (nats where it is a logarithm)                  
 ========================= ======================================================= =====================
 
 Arithmetic is float32 for float16, bfloat16 and float32 logits and float64 for float64 logits; the same row gives the
-same bits whatever rows stand beside it and however many threads run. A row is *scored* unless its mask is 0 or its
+same bits regardless of the rest of the batch and the number of threads. A row is *scored* unless its mask is 0 or its
 label is ``ignore_index``; other rows are never read: their values and gradients are 0 even where their logits are NaN.
 NaN in a scored row stays in that row. A label outside [0, V) is a ``ValueError``.
 

@@ -14,9 +14,9 @@ An objective is a function of a view and of hyper-parameters, decorated by its k
 It runs once, on symbols; value, gradient and formula come from what it did. Log-likelihoods are in nats; everything is
 computed in f64 whatever the dtype of the columns.
 
-**Levels.** token ⊂ response ⊂ group ⊂ batch; a pair is a group whose two responses have names. A coarser value meets
-a finer one by itself; a finer one is reduced: `x.sum()`, `x.mean()`, `x.max()`, `x.logsumexp()`, `x.logmeanexp()` to
-the level above, or to a level named (`x.mean("batch")`); `x.softmax()` normalises. The loss is one value per item
+**Levels.** token ⊂ response ⊂ group ⊂ batch; a pair is a group whose two responses have names. Coarser values
+broadcast to finer levels; finer ones are reduced: `x.sum()`, `x.mean()`, `x.max()`, `x.logsumexp()`, `x.logmeanexp()`
+to the level above, or to a named one (`x.mean("batch")`); `x.softmax()` normalises. The loss is one value per item
 (pair, response, group) or one for the batch.
 
 **Columns and the arguments they are given as.**

@@ -4,6 +4,7 @@
 //! that PyTorch brought along, whose machine code the driver under PyTorch is known to accept.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 
 use libloading::Library;
@@ -89,12 +90,32 @@ fn named(source: &Source) -> Result<(CString, CString)> {
     Ok((text(source.name)?, text(source.text)?))
 }
 
+/// Opens the library of built-in functions in the folder of NVRTC, which asks the loader for it by name alone at the first
+/// compilation. NVRTC 13.0 does not say that it is in its own folder; an opened library is found whatever folder it is in.
+fn open_builtins(nvrtc: &str) {
+    let folder = Path::new(nvrtc).parent();
+    let Some(Ok(files)) = folder.map(std::fs::read_dir) else {
+        return;
+    };
+    for file in files.flatten() {
+        let name = file.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("libnvrtc-builtins.so") || name.starts_with("nvrtc-builtins64") {
+            // SAFETY: loading it runs its initialisers only. Where it fails, NVRTC tries itself and says what it lacks.
+            if let Ok(library) = unsafe { Library::new(file.path()) } {
+                std::mem::forget(library);
+            }
+        }
+    }
+}
+
 impl Nvrtc {
     fn open(path: &str) -> Result<Nvrtc> {
         let missing = |error: libloading::Error| CudaError(format!("{path}: {error}"));
         // SAFETY: loading NVRTC runs its initialisers only; the symbols have the signatures of nvrtc.h, stable since CUDA 11.
         unsafe {
             let library = Library::new(path).map_err(missing)?;
+            open_builtins(path);
             let symbols = &library;
             macro_rules! symbol {
                 ($name:literal) => {
@@ -210,7 +231,10 @@ impl Nvrtc {
                     program.kernel
                 )));
             }
-            self.check(status)?;
+            // What the compiler lacks is said in its log alone.
+            self.check(status).map_err(|CudaError(reason)| {
+                CudaError(format!("{reason}\n{log}").trim_end().to_owned())
+            })?;
             Ok(Compiled { cubin: cubin?, log })
         }
     }

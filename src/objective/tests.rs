@@ -1,4 +1,4 @@
-//! Tests of the room as a whole: values, gradients against central differences, programs.
+//! Tests of the module as a whole: values, gradients against central differences, programs.
 
 use super::expr::{Graph, Id, Op};
 use super::instruction::Operand;

@@ -1,4 +1,4 @@
-"""The CUDA room without a GPU: what is missing is one sentence, the cache is private, looking breaks nothing."""
+"""CUDA without a GPU: what is missing is one sentence, the cache is private, looking breaks nothing."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ from unittest import mock
 import pytest
 
 from prefuse.scoring import execution
-from prefuse.scoring.plan import Plan
+from prefuse.scoring.plan import CallPlan
 from tests.evidence import named
 
-WAYS = ((execution, "score"), (execution, "value_and_grad"), (Plan, "bind"), (Plan, "bind_tensors"))
+WAYS = ((execution, "score"), (execution, "value_and_grad"), (CallPlan, "bind"), (CallPlan, "bind_tensors"))
 """Every way in which columns reach an objective: functions of a plan."""
 
 
@@ -29,7 +29,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     def recorded(owner: Any, way: str) -> Any:
         original = getattr(owner, way)
 
-        def call(plan: Plan, *arguments: Any) -> Any:
+        def call(plan: CallPlan, *arguments: Any) -> Any:
             computed.update(re.findall(r"\w+", plan.definition.name))  # that of a composition has its parts' names
             return original(plan, *arguments)
 

@@ -39,7 +39,7 @@ def test_versions(monkeypatch, name, version, problem):
 
 
 def test_a_trl_that_has_moved(monkeypatch):
-    monkeypatch.setattr("prefuse.trl.seams.fit", lambda: "prefuse.trl: trl 9 has not this")
+    monkeypatch.setattr("prefuse.trl.compatibility.fit", lambda: "prefuse.trl: trl 9 has not this")
     finding = doctor._library(library("trl"))
     assert finding.state.endswith("prefuse.trl does not fit") and "trl 9 has not this" in finding.advice
 

@@ -61,7 +61,7 @@ def test_the_same_output(call):
         model = model.bfloat16()
     add_fused_lm_head(model, outputs=("log_probs", *OPTIONAL_OUTPUTS), **settings)
     expected = outcome(model, options)
-    assert fused.lay(model) is model
+    assert fused.patch(model) is model
     found = outcome(model, options)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -82,7 +82,7 @@ def test_prompt_tuning():
     tuned = peft.get_peft_model(model, peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
     given = batch() | {"attention_mask": torch.ones(3, 8, dtype=torch.long)}
     expected = tuned(**given, fused_lm_head=True)
-    fused.lay(tuned)
+    fused.patch(tuned)
     found = tuned(**given, fused_lm_head=True)
     assert found.log_probs.shape == (3, 10)
     torch.testing.assert_close(found.log_probs, expected.log_probs, rtol=1e-5, atol=1e-5)
@@ -93,7 +93,7 @@ def test_only_the_scored_tokens_meet_the_head():
     """Also on the CPU, where TRL scores all: hidden states that are NaN elsewhere do no harm."""
     model = causal_lm("llama")
     add_fused_lm_head(model)
-    fused.lay(model)
+    fused.patch(model)
     given = batch()
     ignored = given["labels"].roll(-1, -1) == -100
 
@@ -112,7 +112,7 @@ def test_the_forward_without_the_fused_head_is_the_models():
     given = batch()
     expected = model(**given)
     add_fused_lm_head(model)
-    fused.lay(model)
+    fused.patch(model)
     found = model(**given)
     assert torch.equal(found.logits, expected.logits) and torch.equal(found.loss, expected.loss)
     assert torch.equal(
@@ -129,13 +129,13 @@ def test_beside_a_head_of_prefuses():
         trls = model.forward
         if order == "head first":
             head = prefuse.head(model)
-        fused.lay(model)
+        fused.patch(model)
         if order == "head last":
             head = prefuse.head(model)
         found = model(**given, fused_lm_head=True).log_probs
         logps = head.token_logps(given["labels"], inputs={"input_ids": given["input_ids"]})
         torch.testing.assert_close(found, logps[:, 1:])
-        fused.take_off(model)
+        fused.unpatch(model)
         assert torch.equal(head.token_logps(given["labels"], inputs={"input_ids": given["input_ids"]}), logps)
         head.remove()
         assert model.forward == trls

@@ -15,7 +15,7 @@ from trl.trainer import dpo_trainer, utils
 
 import prefuse.trl
 from prefuse.compat.trl import ChunkedLogProbFunction
-from prefuse.trl import fused, gathered, seams
+from prefuse.trl import compatibility, fused, gathered
 from tests.integration.models import causal_lm
 from tests.trl import running
 from tests.trl.running import make
@@ -26,10 +26,15 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def everything() -> dict[str, Any]:
     """All attributes of all modules and classes that are touched."""
     homes = [
-        seams.module(name)
-        for name in (seams.UTILITIES, *seams.KERNELS, *seams.FUSED_TRAINERS, *(t.module for t in seams.LOGIT_TRAINERS))
+        compatibility.module(name)
+        for name in (
+            compatibility.UTILITIES,
+            *compatibility.KERNELS,
+            *compatibility.FUSED_TRAINERS,
+            *(t.module for t in compatibility.LOGIT_TRAINERS),
+        )
     ]
-    homes += [getattr(seams.module(trainer.module), trainer.name) for trainer in seams.LOGIT_TRAINERS]
+    homes += [getattr(compatibility.module(trainer.module), trainer.name) for trainer in compatibility.LOGIT_TRAINERS]
     return {
         f"{home.__name__}.{name}": value
         for home in homes
@@ -187,9 +192,11 @@ def test_a_trl_that_has_moved(monkeypatch, owner, name, value, what):
     before = everything()
     with pytest.raises(RuntimeError) as raised:
         prefuse.trl.accelerate()
-    assert str(raised.value).startswith(f"prefuse.trl fits trl {seams.FITS}, and trl {trl.__version__} differs from it")
+    assert str(raised.value).startswith(
+        f"prefuse.trl fits trl {compatibility.FITS}, and trl {trl.__version__} differs from it"
+    )
     assert re.search(rf"not found is (trl\.[\w.]+\.)?{re.escape(what)}", str(raised.value))
-    assert seams.fit() == str(raised.value)
+    assert compatibility.fit() == str(raised.value)
     assert everything() == before
 
 
@@ -220,7 +227,7 @@ def test_without_trl(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ImportError, match=r"prefuse\.trl: TRL is not installed; pip install 'trl>=1\.16'"):
         prefuse.trl.accelerate()
-    assert "not installed" in seams.fit()
+    assert "not installed" in compatibility.fit()
 
 
 def test_importing_loads_none_of_them():

@@ -437,3 +437,26 @@ def test_a_model_that_makes_its_logits_itself_logs_its_own_numbers(tmp_path, obj
     for left, right in zip(plain, hooked, strict=True):
         for name in ("loss", "logps/chosen", "logps/rejected"):
             assert right[name] == pytest.approx(left[name], rel=1e-4, abs=1e-5)
+
+
+def scaled_head() -> Any:
+    """A model whose head does more than one product."""
+    model = causal_lm("llama")
+    model.lm_head.register_forward_hook(lambda module, args, output: output * 2.0)
+    return model
+
+
+def test_fallback_error_refuses_instead_of_making_logits(tmp_path):
+    with pytest.raises(ValueError, match="is hooked onto it"):
+        make("Preference", tmp_path, scaled_head(), objective="simpo", fallback="error").train()
+    for kind in ("DPO", "CPO"):
+        with prefuse.trl.accelerate(fallback="error"), pytest.raises(ValueError, match="is hooked onto it"):
+            make(kind, tmp_path, scaled_head()).train()
+    with prefuse.trl.accelerate(fallback="error"):  # nothing is refused where the head can be fused
+        make("DPO", tmp_path, max_steps=1).train()
+    for wrong in (
+        lambda: prefuse.trl.accelerate(fallback="none"),
+        lambda: make("Preference", tmp_path, fallback="none"),
+    ):
+        with pytest.raises(ValueError, match="fallback: expected 'logits' or 'error', got 'none'"):
+            wrong()

@@ -56,9 +56,9 @@ def _as_of(followed: str) -> Callable[[str], str]:
 
 
 def _trl_fits(_: str) -> str:
-    from prefuse.trl import seams  # which imports all of TRL
+    from prefuse.trl import compatibility  # which imports all of TRL
 
-    return seams.fit()
+    return compatibility.fit()
 
 
 LIBRARIES = (

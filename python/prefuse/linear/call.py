@@ -22,7 +22,7 @@ ALIGNED_ROWS = 64
 """Rows after which a GEMM's blocks begin anew: a multiple of those of PyTorch's libraries."""
 
 
-class Head(NamedTuple):
+class Projection(NamedTuple):
     """logits = Σ inputs[f] @ weights[f].T + bias: hidden states and weight, then an adapter's two factors if any."""
 
     inputs: list[Tensor]  # [N, H_f]
@@ -43,10 +43,10 @@ class Head(NamedTuple):
         """The inputs of some rows."""
         return [factor[index] for factor in self.inputs]
 
-    def block(self, start: int, stop: int) -> Head:
+    def block(self, start: int, stop: int) -> Projection:
         """The head of the classes from `start` up to `stop`."""
         bias = None if self.bias is None else self.bias[start:stop]
-        return Head(self.inputs, [weight[start:stop] for weight in self.weights], bias)
+        return Projection(self.inputs, [weight[start:stop] for weight in self.weights], bias)
 
 
 class Transform(NamedTuple):
@@ -76,8 +76,8 @@ class Call:
         shard: which classes this process has, if not all.
     """
 
-    head: Head
-    reference: Head | None
+    head: Projection
+    reference: Projection | None
     labels: Tensor
     index: Tensor | None
     mask: Tensor | None
@@ -171,7 +171,7 @@ class Call:
             self.shard.classes or self.head.classes,
         )
 
-    def _project_both(self, part: Tensor | slice, head: Head, reference: Head, out: Tensor) -> None:
+    def _project_both(self, part: Tensor | slice, head: Projection, reference: Projection, out: Tensor) -> None:
         """The logits of both models, equal to the bit where their inputs are.
 
         One product where they share the weight, if both halves lie alike in the blocks that it is computed in; two of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,10 +19,6 @@ from prefuse._statistics.request import check_statistics
 from prefuse._statistics.responses import count_scored, sum_responses
 from prefuse.functional import TokenStats
 from prefuse.linear.call import SMOOTHED
-from prefuse.linear.plans import WORKSPACE_BYTES, Plan, choose
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 from prefuse.linear.operands import (
     Lora,
     Statistics,
@@ -35,6 +31,11 @@ from prefuse.linear.operands import (
     reference_of,
     run,
 )
+from prefuse.linear.plans import WORKSPACE_BYTES, Plan, choose
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from typing_extensions import Unpack
 
 __all__ = ["LinearTokenStats", "linear_sequence_logps", "linear_token_logps", "linear_token_stats"]
 
@@ -156,7 +157,34 @@ def linear_token_stats(
     )
 
 
-def linear_token_logps(hidden: Tensor, weight: Tensor, labels: Tensor, **options: Any) -> Tensor:
+class HeadOptions(TypedDict, total=False):
+    """How the fused head runs: keyword arguments of `linear_token_stats`, where they are explained."""
+
+    temperature: float | Tensor
+    softcap: float | None
+    scale: float
+    label_smoothing: float
+    gradient_dtype: torch.dtype | None
+    plan: str | None
+    workspace_bytes: int
+    group: ProcessGroup | None
+
+
+class LogpOptions(HeadOptions, total=False):
+    """Those of log-probabilities, beside what says which tokens are scored."""
+
+    bias: Tensor | None
+    lora: Lora | None
+
+
+class TokenLogpOptions(LogpOptions, total=False):
+    """Those of log-probabilities by token."""
+
+    mask: Tensor | None
+    ignore_index: int
+
+
+def linear_token_logps(hidden: Tensor, weight: Tensor, labels: Tensor, **options: Unpack[TokenLogpOptions]) -> Tensor:
     """log p(label) of every label token in nats: ``log_softmax(hidden @ weight.T + bias)`` gathered, none of it whole.
 
     The arguments are those of `linear_token_stats`; with the weight frozen, forward and backward take two GEMMs,
@@ -178,7 +206,7 @@ def linear_sequence_logps(
     average: bool = False,
     shift: bool = False,
     ignore_index: int = -100,
-    **options: Any,
+    **options: Unpack[LogpOptions],
 ) -> Tensor:
     """log p(response), one number per response, in nats: `sequence_logps` from hidden states.
 

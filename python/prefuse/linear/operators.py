@@ -1,7 +1,7 @@
 """The fused head as `torch.library` operators: what autograd, `torch.compile` and the dispatcher see of it.
 
-`prefuse::linear_token_stats` returns, in a list, the statistics asked for [S, *lead], those of the rows room behind
-them [K, N], and what its plan keeps for `prefuse::linear_token_stats_backward`.
+`prefuse::linear_token_stats` returns, in a list, the statistics asked for [S, *lead], followed by the kernel
+statistics [K, N], and what its plan keeps for `prefuse::linear_token_stats_backward`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prefuse._parallel.sharded_weights import gathered
 from prefuse._parallel.vocabulary import Shard
 from prefuse._statistics.schema import arguments_of
 from prefuse.linear import passes
-from prefuse.linear.call import Call, Head, Transform, kernel_names
+from prefuse.linear.call import Call, Projection, Transform, kernel_names
 from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.passes import Gradients, Wants, directions
 
@@ -89,7 +89,7 @@ class Request(NamedTuple):
             index = None
         temperatures = self.temperatures
         return Call(
-            Head([_flat(factor) for factor in self.inputs], self.weights, self.bias),
+            Projection([_flat(factor) for factor in self.inputs], self.weights, self.bias),
             self._reference_head(),
             self.labels.reshape(-1),
             index,
@@ -104,14 +104,14 @@ class Request(NamedTuple):
             Shard(self.group, self.first_class, self.classes or None),
         )
 
-    def _reference_head(self) -> Head | None:
+    def _reference_head(self) -> Projection | None:
         """The reference's hidden states, with a weight and a bias of its own or the policy's."""
         if not self.reference:
             return None
         hidden, *own = self.reference
         if not own:
-            return Head([_flat(hidden)], self.weights[:1], self.bias)
-        return Head([_flat(hidden)], own[:1], own[1] if len(own) > 1 else None)
+            return Projection([_flat(hidden)], self.weights[:1], self.bias)
+        return Projection([_flat(hidden)], own[:1], own[1] if len(own) > 1 else None)
 
     def wanted(self) -> Wants:
         """Whose gradients are wanted."""

@@ -1,6 +1,6 @@
 """The plans as loops over tiles: what each makes forward, what it keeps, what it makes of that backward.
 
-With c_t the upstream gradient of a token's statistic and G_t = d(statistic)/d(logits), which the rows room writes,
+With c_t the upstream gradient of a token's statistic and G_t = d(statistic)/d(logits), which the backend writes,
 
     d(loss)/d(hidden_t) = c_t · (Wᵀ G_t),    d(loss)/dW = Σ_t (c_t·G_t) hidden_tᵀ = Gᵀ (c ∘ hidden)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +15,6 @@ from prefuse._statistics.responses import sum_responses
 from prefuse.scoring.objective import Objective
 from prefuse.scoring.settings import Form, form_of
 from prefuse.tracing.kinds import GROUP, PAIR, POINT, TOKEN
-
-if TYPE_CHECKING:
-    pass
-
 
 _KINDS = {kind.name: kind for kind in (PAIR, POINT, GROUP, TOKEN)}
 _PER_RESPONSE = ("logp", "ref_logp", "length")

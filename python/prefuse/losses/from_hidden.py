@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,11 +26,8 @@ from prefuse.losses.grouped import FLOAT16_SCALE, Attached, scored
 from prefuse.losses.scoring import Scoring
 from prefuse.scoring.score import Score
 
-if TYPE_CHECKING:
-    pass
 
-
-class Head:
+class FromHidden:
     """One batch of an objective from hidden states: checked, not yet run.
 
     Args:

@@ -25,7 +25,7 @@ from prefuse.language import ColumnInfo, Objective, Score, TorchObjective, find,
 from prefuse.linear.plans import WORKSPACE_BYTES, Plan
 from prefuse.losses.arguments import HeadInputs, Layout, Responses, Transform
 from prefuse.losses.columns import check_beside, check_reference, reading, reference_form, row_statistics
-from prefuse.losses.from_hidden import Head
+from prefuse.losses.from_hidden import FromHidden
 from prefuse.losses.scoring import Scoring
 from prefuse.scoring.registry import get
 
@@ -190,7 +190,7 @@ def explain(objective: str | Objective, **arguments: Any) -> Plan:
     call = _from(_Call, given | parts | {"objective": _objective(objective)})
     with call.head.gathered():
         batch = call.prepared()
-    if not isinstance(batch, Head):
+    if not isinstance(batch, FromHidden):
         raise TypeError("hidden: missing; there is a plan only for hidden states and a weight, not for logits")
     announce(batch.plan)
     return batch.plan
@@ -346,7 +346,7 @@ def _refuse_other_names_of_reference(columns: Collection[str], reads: Collection
             raise TypeError(f"{name}: no argument here; what there is of the reference model goes as reference=")
 
 
-class _Logits(NamedTuple):
+class _FromLogits(NamedTuple):
     """A batch from logits: statistics in one sweep, then the objective."""
 
     scoring: Scoring
@@ -378,7 +378,7 @@ class _Call:
     data_group: ProcessGroup | None
     columns: dict[str, Any]
 
-    def prepared(self) -> _Logits | Head:
+    def prepared(self) -> _FromLogits | FromHidden:
         """The call with everything checked, not yet run."""
         objective, reads = self.objective, self.objective.columns
         columns, source = self._source(reads)
@@ -407,8 +407,8 @@ class _Call:
         names = row_statistics(read.needs, beside, made)
         reference = self.reference if made and REFERENCE_STATISTICS.intersection(names) else None
         if source is not None and names:
-            return Head(source, scoring, names, beside, reference, self.transform, known=self.reduction != "none")
-        return _Logits(scoring, names, self._of_logits(responses, reference), beside)
+            return FromHidden(source, scoring, names, beside, reference, self.transform, known=self.reduction != "none")
+        return _FromLogits(scoring, names, self._of_logits(responses, reference), beside)
 
     def _source(self, reads: Mapping[str, ColumnInfo]) -> tuple[dict[str, Any], HeadInputs | None]:
         """The columns, and the hidden states' arguments or None; without hidden states those may be columns, too."""

@@ -194,6 +194,16 @@ def of_outputs(causal_lm: Any, outputs: Any, labels: Tensor | None) -> HeadTenso
     return HeadTensors(None, None, None, None, 1.0, moved, outputs, router_loss, aux_loss)
 
 
+def check_fallback(fallback: str) -> None:
+    """Refuses what no head that cannot be fused falls back to.
+
+    Raises:
+        ValueError: it is neither "logits" nor "error".
+    """
+    if fallback not in ("logits", "error"):
+        raise ValueError(f"fallback: expected 'logits' or 'error', got {fallback!r}")
+
+
 def refuse_or_warn(causal_lm: Any, reason: str, fallback: str) -> None:
     """Says once per model that its logits are made, or that this is not wanted.
 
@@ -333,7 +343,7 @@ def _router_coefficient(causal_lm: Any) -> float:
     return 0.0
 
 
-def of_logits(options: dict[str, Any]) -> dict[str, Any]:
+def of_logits(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those options of the head that logits have, too; advice on how to run it is dropped."""
     advice = {"plan", "workspace_bytes", "differentiable", "gradient_dtype"}
     kept = {name: value for name, value in options.items() if name not in advice and value is not None}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from prefuse._arguments.layout import check_layout, shift_left
 from prefuse.functional import sequence_logps
 from prefuse.language import Objective, Score
-from prefuse.linear.functions import LinearTokenStats, linear_sequence_logps
+from prefuse.linear.functions import HeadOptions, LinearTokenStats, linear_sequence_logps
 from prefuse.losses.preference import preference_loss
 from prefuse.models import patching, proof
 from prefuse.models.causal_lm import (
     HeadTensors,
     Inside,
     PeftMethod,
+    check_fallback,
     check_fusable,
     find_causal_lm,
     of_logits,
@@ -37,9 +38,36 @@ from prefuse.models.causal_lm import (
     run_inside,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["Head", "HeadTensors", "head"]
 
 _KEY = "_prefuse_head"
+
+
+class TokenLogpOptions(HeadOptions, total=False):
+    """Options of log-probabilities by token, beside the model's own head: see `Head.token_stats`."""
+
+    mask: Tensor | None
+    cu_seqlens: Tensor | None
+    ignore_index: int
+
+
+class TokenStatsOptions(HeadOptions, total=False):
+    """Options of statistics by token, beside the model's own head: see `prefuse.linear_token_stats`."""
+
+    reference_hidden: Tensor | None
+    reference_weight: Tensor | None
+    reference_bias: Tensor | None
+    k: int
+    differentiable: Sequence[str] | None
+
+
+class SequenceLogpOptions(TokenLogpOptions, total=False):
+    """Options of log-probabilities by response: see `prefuse.linear_sequence_logps`."""
+
+    average: bool
 
 
 @dataclass(frozen=True)
@@ -102,7 +130,7 @@ class Head:
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         ignore_index: int = -100,
-        **options: Any,
+        **options: Unpack[TokenStatsOptions],
     ) -> LinearTokenStats:
         """`prefuse.linear_token_stats` of the labels.
 
@@ -135,14 +163,16 @@ class Head:
         tensors, made = self._carry(inside, labels, inputs)
         return LinearTokenStats(tensors, made.plan if isinstance(made, LinearTokenStats) else None)
 
-    def token_logps(self, labels: Tensor, *, inputs: Mapping[str, Any], **options: Any) -> Tensor:
+    def token_logps(self, labels: Tensor, *, inputs: Mapping[str, Any], **options: Unpack[TokenLogpOptions]) -> Tensor:
         """log p of each label in nats, in the shape of `labels`; arguments and errors are those of `token_stats`.
 
         Under ``torch.no_grad()`` this is the ``reference=`` of another head's `preference_loss`.
         """
         return self.token_stats(labels, "logp", inputs=inputs, **options).logp
 
-    def sequence_logps(self, labels: Tensor, *, inputs: Mapping[str, Any], **options: Any) -> Tensor:
+    def sequence_logps(
+        self, labels: Tensor, *, inputs: Mapping[str, Any], **options: Unpack[SequenceLogpOptions]
+    ) -> Tensor:
         """log p of each response in nats, [B] (packed: [R]): `prefuse.linear_sequence_logps` of the labels.
 
         Args:
@@ -183,7 +213,7 @@ class Head:
             raise TypeError(f"inputs: expected the model's arguments by name, got {type(inputs).__name__}")
         if inputs.get("labels", labels) is not labels:
             raise TypeError("inputs: holds labels; give them as labels= alone")
-        if not patching.is_laid(self.causal_lm, _KEY):
+        if not patching.is_patched(self.causal_lm, _KEY):
             raise RuntimeError("this head was removed from its model; call prefuse.head(model) for a new one")
         fallback = patching.settings(self.causal_lm, _KEY)
         changed = proof.unknown_hook(self.causal_lm) or patching.unknown_above(self.causal_lm, _KEY)
@@ -210,7 +240,7 @@ class Head:
 
     def remove(self) -> None:
         """Puts the original forward back. Other heads of the same model are removed with it."""
-        patching.take_off(self.causal_lm, _KEY)
+        patching.unpatch(self.causal_lm, _KEY)
 
     def __enter__(self) -> Head:
         return self
@@ -260,14 +290,14 @@ def head(model: nn.Module, *, fallback: str | None = None) -> Head:
         score = head.preference_loss("simpo", labels=labels, inputs={"input_ids": tokens})
         score.loss.backward()
     """
-    if fallback not in (None, "logits", "error"):
-        raise ValueError(f"fallback: expected 'logits' or 'error', got {fallback!r}")
+    if fallback is not None:
+        check_fallback(fallback)
     causal_lm = find_causal_lm(model)
     if fallback == "error":
         check_fusable(causal_lm)
-    fresh = not patching.is_laid(causal_lm, _KEY)
+    fresh = not patching.is_patched(causal_lm, _KEY)
     if fresh:
-        patching.lay(causal_lm, _KEY, _patched, fallback or "logits")
+        patching.patch_forward(causal_lm, _KEY, _patched, fallback or "logits")
     elif fallback is not None:
         getattr(causal_lm, _KEY).settings = fallback
     return Head(model, causal_lm, fresh)
@@ -317,9 +347,9 @@ class _Carried:
 def _patched(self: Any, *args: Any, fused: Inside | None = None, **kwargs: Any) -> Any:
     """The forward of a model with a head."""
     if fused is None:
-        return patching.pass_on(self, _KEY, *args, **kwargs)
+        return patching.call_original(self, _KEY, *args, **kwargs)
     layer = getattr(self, _KEY)
     if layer.count == 0:
         raise RuntimeError("fused: the head was removed from this model; call prefuse.head(model) again")
-    own = functools.partial(patching.pass_on, self, _KEY)
+    own = functools.partial(patching.call_original, self, _KEY)
     return layer.around(run_inside)(self, fused, args, kwargs, own, layer.settings)

@@ -14,11 +14,11 @@ from .binding import common_device, on_cpu
 from .call import Call
 from .operator import score_traced
 from .plain import PlainCall, bind_plain
-from .plan import Plan
+from .plan import CallPlan
 from .score import Score
 
 
-def score(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
+def score(plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
     """Score a batch; with torch, loss and losses carry gradients."""
     refuse_transforms(arguments.values())
     try:
@@ -30,7 +30,9 @@ def score(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[str, floa
     return _score_other(plan, arguments, numbers, reduction)
 
 
-def value_and_grad(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
+def value_and_grad(
+    plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str
+) -> Score:
     """Score a batch with the gradients of its loss."""
     refuse_transforms(arguments.values())
     try:
@@ -44,7 +46,7 @@ def value_and_grad(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[
     return _differentiate_other(plan, arguments, numbers, reduction)
 
 
-def totals(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[str, float]) -> dict[str, float]:
+def totals(plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, float]) -> dict[str, float]:
     """Return the numbers of this batch that a caller may give in their place."""
     arguments = plan.as_arrays(arguments)
     library_of(arguments)
@@ -52,7 +54,7 @@ def totals(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[str, flo
     return plan.bind(on_cpu(arguments), numbers, TORCH).totals()
 
 
-def _score_other(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
+def _score_other(plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
     """Score what is not all plain CPU tensors with one value per item."""
     arguments = plan.as_arrays(arguments)
     if library_of(arguments) is NUMPY:
@@ -65,7 +67,7 @@ def _score_other(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[st
     return score if score.loss.device == where else score.to(where)
 
 
-def _score_numpy(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
+def _score_numpy(plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
     call = plan.bind(arguments, numbers, NUMPY)
     if reduction != "none":
         return _differentiated(call, reduction, _floats(call))
@@ -74,7 +76,7 @@ def _score_numpy(plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[st
 
 
 def _differentiate_other(
-    plan: Plan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str
+    plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str
 ) -> Score:
     arguments = plan.as_arrays(arguments)
     if library_of(arguments) is NUMPY:

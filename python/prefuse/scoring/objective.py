@@ -13,7 +13,7 @@ from ..tracing import notation
 from . import composition, execution
 from .definition import Definition
 from .operator import mark, score_named
-from .plan import Plan, plan_of
+from .plan import CallPlan, plan_of
 from .score import Score
 from .settings import Form, Setting, check_reduction, check_setting, form_of, forms_of, is_array, is_number, show
 from .traced import REDUCTIONS, ColumnInfo, Traced
@@ -37,7 +37,7 @@ class Objective:
         self._forms = forms_of(self._settings)
         self._numbers = {name: float(value) for name, value in self._settings.items() if is_number(value)}
         self._arrays = {name: value for name, value in self._settings.items() if is_array(value)}
-        self._plans: dict[tuple[str, ...], Plan] = {}
+        self._plans: dict[tuple[str, ...], CallPlan] = {}
         self.__doc__ = definition.doc
         self.__name__ = definition.name
         self.__wrapped__ = getattr(definition, "function", None)
@@ -227,7 +227,7 @@ class Objective:
     def _settled(self) -> composition.Settled:
         return composition.Settled(self._definition, self._settings)
 
-    def _plan(self, arguments: Mapping[str, Any]) -> Plan:
+    def _plan(self, arguments: Mapping[str, Any]) -> CallPlan:
         names = tuple(arguments)
         plan = self._plans.get(names)
         if plan is None:

@@ -18,7 +18,7 @@ from .binding import common_device
 from .call import Call
 from .definition import Definition
 from .device import runs_on
-from .plan import Plan, plan_of
+from .plan import CallPlan, plan_of
 from .score import Score
 from .settings import Form
 
@@ -26,7 +26,7 @@ from .settings import Form
 MARKS = {"#": Form.NUMBER, "@": Form.ITEMS, "@0": Form.SCALAR}
 
 
-def score_traced(plan: Plan, arguments: Mapping[str, Any], numbers: Mapping[str, float], reduction: str) -> Score:
+def score_traced(plan: CallPlan, arguments: Mapping[str, Any], numbers: Mapping[str, float], reduction: str) -> Score:
     """Score tensors that hold no data of their own: fake ones, or those of another tracer."""
     marks = ";".join(f"{name}={mark(form)}" for name, form in plan.forms)
     ordered = [numbers[name] for name, form in plan.forms if form is Form.NUMBER]
@@ -75,7 +75,7 @@ class _Outline:
         return dict(zip(self._metrics, extras[start:].tolist(), strict=True))
 
 
-def _plan(handle: str, names: str, settings: str) -> Plan:
+def _plan(handle: str, names: str, settings: str) -> CallPlan:
     forms = tuple(_form(setting) for setting in settings.split(";") if setting)
     return plan_of(Definition.find(handle), forms, tuple(names.split(",")))
 
@@ -125,7 +125,7 @@ def _objective_fake(
     return [like.new_empty(losses.shape if reduction == "none" else ()), losses, like.new_empty((extras,))]
 
 
-def common_like(plan: Plan, arguments: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def common_like(plan: CallPlan, arguments: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return an empty tensor of the results' dtype and device."""
     columns = [arguments[name] for name in plan.traced.columns]
     device = next((tensor for tensor in arguments.values() if tensor.ndim), columns[0]).device
@@ -139,7 +139,7 @@ def _product(shape: Sequence[Any]) -> Any:
     return total
 
 
-def _fake_sizes(plan: Plan, arguments: Mapping[str, torch.Tensor]) -> dict[str, tuple[Any, ...]]:
+def _fake_sizes(plan: CallPlan, arguments: Mapping[str, torch.Tensor]) -> dict[str, tuple[Any, ...]]:
     """Return the shapes of the spaces results can live in; the number of distinct groups is only known at run time."""
     response = plan.traced.kind.response
     sizes: dict[str, tuple[Any, ...]] = {BATCH: ()}

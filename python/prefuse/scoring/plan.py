@@ -18,7 +18,7 @@ from .definition import Definition
 from .settings import Forms, is_number
 
 
-class Plan:
+class CallPlan:
     """How an objective whose settings have these forms scores arguments of these names.
 
     Args:
@@ -116,9 +116,9 @@ class Plan:
         return arrays
 
 
-def plan_of(definition: Definition, forms: Forms, names: tuple[str, ...]) -> Plan:
+def plan_of(definition: Definition, forms: Forms, names: tuple[str, ...]) -> CallPlan:
     """Return the plan for settings of these forms and arguments of these names, made on first use."""
     found = definition.plans.get((forms, names))
     if found is None:
-        found = definition.plans.setdefault((forms, names), Plan(definition, forms, frozenset(names)))
+        found = definition.plans.setdefault((forms, names), CallPlan(definition, forms, frozenset(names)))
     return found  # type: ignore[no-any-return]

@@ -13,14 +13,15 @@ from typing import Any
 from torch import nn
 
 from prefuse.compat.trl import ChunkedLogProbFunction
-from prefuse.trl import fused, gathered, seams
+from prefuse.models.causal_lm import check_fallback
+from prefuse.trl import compatibility, fused, gathered
 from prefuse.trl.dropout import DropoutRates
-from prefuse.trl.swaps import Swap, original, swap
+from prefuse.trl.patching import Patch, original, patch
 
 __all__ = ["Acceleration", "accelerate"]
 
 
-def accelerate(trainer: Any = None, *, disable_dropout: bool = False) -> Acceleration:
+def accelerate(trainer: Any = None, *, disable_dropout: bool = False, fallback: str = "logits") -> Acceleration:
     """Have the LM heads of TRL's trainers run by prefuse.
 
     DPO, KTO, GRPO, RLOO, SFT and async GRPO, which have a fused head of TRL's, get prefuse's in its place. The
@@ -34,6 +35,8 @@ def accelerate(trainer: Any = None, *, disable_dropout: bool = False) -> Acceler
             name leaves alone, numbers that the forward pass reads from modules and configurations (OPT, BART,
             ``attention_dropout``, …); `places` says which. `remove` puts them back, and checkpoints that are saved
             before have 0 in their configuration.
+        fallback: for models whose head cannot be fused, as in `prefuse.head`: "logits" has them make their logits, with
+            a warning; "error" refuses when they are called.
 
     Returns:
         An `Acceleration`, to be used as context manager or until `remove`.
@@ -41,7 +44,7 @@ def accelerate(trainer: Any = None, *, disable_dropout: bool = False) -> Acceler
     Raises:
         ImportError: TRL is not installed.
         RuntimeError: the installed TRL has other internals than prefuse knows; it says which, and nothing was changed.
-        ValueError: `trainer` is of none of these kinds, or `disable_dropout` without one.
+        ValueError: `trainer` is of none of these kinds, `disable_dropout` without one, or another `fallback`.
 
     Example::
 
@@ -49,11 +52,12 @@ def accelerate(trainer: Any = None, *, disable_dropout: bool = False) -> Acceler
         trainer = DPOTrainer(model, args=DPOConfig(...), train_dataset=pairs, processing_class=tokenizer)
         trainer.train()
     """
+    check_fallback(fallback)
     if trainer is None:
         if disable_dropout:
             raise ValueError("disable_dropout: expected a trainer, whose models' rates are set to 0, got none")
-        return _accelerate_all()
-    made = _accelerate_one(trainer)
+        return _accelerate_all(fallback)
+    made = _accelerate_one(trainer, fallback)
     if disable_dropout:
         _disable_dropout(made, trainer)
     return made
@@ -91,46 +95,46 @@ class Acceleration:
         self._undo.append(undo)
 
 
-def _accelerate_all() -> Acceleration:
-    seams.check_fused()
-    trainers = [trainer for trainer in seams.LOGIT_TRAINERS if seams.module(trainer.module) is not None]
+def _accelerate_all(fallback: str) -> Acceleration:
+    compatibility.check_fused()
+    trainers = [trainer for trainer in compatibility.LOGIT_TRAINERS if compatibility.module(trainer.module) is not None]
     for trainer in trainers:
-        seams.check_logit_trainer(trainer)
+        compatibility.check_logit_trainer(trainer)
     made = Acceleration()
-    laid: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-    made._add("trl.add_fused_lm_head", functools.partial(_take_off, laid))
-    for name in (seams.UTILITIES, *seams.FUSED_TRAINERS):
-        if (module := seams.module(name)) is not None:
-            made._undo.append(swap(module, "add_fused_lm_head", functools.partial(_adding, laid)).remove)
+    patched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    made._add("trl.add_fused_lm_head", functools.partial(_unpatch, patched))
+    for name in (compatibility.UTILITIES, *compatibility.FUSED_TRAINERS):
+        if (module := compatibility.module(name)) is not None:
+            made._undo.append(patch(module, "add_fused_lm_head", functools.partial(_adding, patched, fallback)).remove)
     for name, attribute in _KERNELS:
-        made._add(f"trl.{attribute.lstrip('_')}", swap(seams.module(name), attribute, _kernel).remove)
+        made._add(f"trl.{attribute.lstrip('_')}", patch(compatibility.module(name), attribute, _kernel).remove)
     for trainer in trainers:
-        _gather(made, trainer, getattr(seams.module(trainer.module), trainer.name))
+        _gather(made, trainer, getattr(compatibility.module(trainer.module), trainer.name), fallback)
     return made
 
 
-def _accelerate_one(trainer: Any) -> Acceleration:
-    version = seams.installed()
+def _accelerate_one(trainer: Any, fallback: str) -> Acceleration:
+    version = compatibility.installed()
     kinds = [(kind.__module__, f"{kind.__module__}.{kind.__name__}") for kind in type(trainer).__mro__]
     made = Acceleration()
-    for each in seams.LOGIT_TRAINERS:
+    for each in compatibility.LOGIT_TRAINERS:
         if each.path in [path for _, path in kinds]:
-            seams.check_logit_trainer(each)
-            _gather(made, each, trainer)
+            compatibility.check_logit_trainer(each)
+            _gather(made, each, trainer, fallback)
             return made
-    seams.check_fused()
+    compatibility.check_fused()
     try:
         for name in ("model", "ref_model"):
-            causal_lm = _lay(getattr(trainer, name, None))
+            causal_lm = _patched(getattr(trainer, name, None), fallback)
             if causal_lm is not None:
-                made._add(f"{type(trainer).__name__}.{name}", functools.partial(fused.take_off, causal_lm))
+                made._add(f"{type(trainer).__name__}.{name}", functools.partial(fused.unpatch, causal_lm))
     except ValueError:
         made.remove()
         raise
     if made.places:
         return made
-    if any(module in seams.FUSED_TRAINERS for module, _ in kinds):
-        raise seams.no_settings(type(trainer).__name__)
+    if any(module in compatibility.FUSED_TRAINERS for module, _ in kinds):
+        raise compatibility.no_settings(type(trainer).__name__)
     raise ValueError(
         f"trainer: expected a DPO, KTO, GRPO, RLOO, SFT, CPO, ORPO, TPO or online DPO trainer of trl {version}'s, "
         f"got {type(trainer).__name__}, which has no LM head that prefuse can run"
@@ -146,48 +150,51 @@ def _disable_dropout(made: Acceleration, trainer: Any) -> None:
         made._add(f"dropout rates of 0 ({', '.join(rates.names())})", zero.close)
 
 
-def _lay(model: Any) -> nn.Module | None:
-    """The causal LM that was laid over; None where there is none, or none with a fused head."""
+def _patched(model: Any, fallback: str) -> nn.Module | None:
+    """The causal LM that was patched; None where there is none, or none with a fused head."""
     try:
-        return fused.lay(model)
+        return fused.patch(model, fallback)
     except TypeError:
         return None
 
 
-_KERNELS = ((seams.UTILITIES, "_ChunkedLogProbFunction"), *((name, "ChunkedLogProbFunction") for name in seams.KERNELS))
+_KERNELS = (
+    (compatibility.UTILITIES, "_ChunkedLogProbFunction"),
+    *((name, "ChunkedLogProbFunction") for name in compatibility.KERNELS),
+)
 
 
-def _take_off(laid: weakref.WeakSet[nn.Module]) -> None:
-    for causal_lm in laid:
-        fused.take_off(causal_lm)
+def _unpatch(patched: weakref.WeakSet[nn.Module]) -> None:
+    for causal_lm in patched:
+        fused.unpatch(causal_lm)
 
 
-def _kernel(_: Swap) -> Any:
+def _kernel(_: Patch) -> Any:
     return ChunkedLogProbFunction
 
 
-def _adding(laid: weakref.WeakSet[nn.Module], here: Swap) -> Callable[..., None]:
+def _adding(patched: weakref.WeakSet[nn.Module], fallback: str, here: Patch) -> Callable[..., None]:
     """TRL's `add_fused_lm_head`, and prefuse's head over it."""
 
     @functools.wraps(here.original)
     def add_fused_lm_head(model: nn.Module, *arguments: Any, **options: Any) -> None:
         here.original(model, *arguments, **options)
         if here.active:
-            causal_lm = fused.lay(model)
+            causal_lm = fused.patch(model, fallback)
             if causal_lm is None:
-                raise seams.no_settings(type(model).__name__)
-            laid.add(causal_lm)
+                raise compatibility.no_settings(type(model).__name__)
+            patched.add(causal_lm)
 
     return add_fused_lm_head
 
 
-def _gather(made: Acceleration, kind: seams.LogitTrainer, owner: Any) -> None:
-    """Swaps the method that builds logits, of a class or of one trainer, and the functions that it gives them to."""
-    module = seams.module(kind.module)
+def _gather(made: Acceleration, kind: compatibility.LogitTrainer, owner: Any, fallback: str) -> None:
+    """Patches the method that builds logits, of a class or of one trainer, and the functions that it gives them to."""
+    module = compatibility.module(kind.module)
     for name in kind.functions:
-        made._undo.append(swap(module, name, gathered.FUNCTIONS[name]).remove)
-    heads = gathered.Heads()
+        made._undo.append(patch(module, name, gathered.FUNCTIONS[name]).remove)
+    heads = gathered.Heads(fallback)
     made._undo.append(heads.remove)
     method = gathered.METHODS[kind.name](original(getattr(module, kind.name), kind.method), heads)
     place = method if inspect.isclass(owner) else types.MethodType(method, owner)
-    made._add(kind.name, swap(owner, kind.method, lambda _: place).remove)
+    made._add(kind.name, patch(owner, kind.method, lambda _: place).remove)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prefuse.trl.demands import LISTS, PAIRS, Sources
+from prefuse.trl.requirements import LISTS, PAIRS, Sources
 from prefuse.trl.rows import reference_columns
 
 

@@ -11,6 +11,7 @@ from trl import DPOConfig
 from prefuse.language import Objective
 from prefuse.linear.plans import WORKSPACE_BYTES
 from prefuse.losses.preference import _objective
+from prefuse.models.causal_lm import check_fallback
 from prefuse.scoring.variants import VARIANT
 
 STATISTICS = ("entropy", "mean_logit", "top1", "topk_mass", "topk_entropy", "gradient")
@@ -46,6 +47,8 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
             positions, as transformers' implementations do.
         on_nonfinite_loss: what a loss that is NaN or infinite does: ``"error"`` stops the training with a
             `FloatingPointError` that names step and cause; ``"log"`` goes on, and the log says nan or inf.
+        fallback: for a model whose head cannot be fused, as in `prefuse.head`: ``"logits"`` has it make its logits,
+            with a warning; ``"error"`` refuses.
         token_mean: what means over the tokens of a batch (``sft``, ``orpo``, ``nll="token_mean"``,
             ``average="tokens"``) are taken over: ``"step"``, all micro-batches of an optimiser step in all processes,
             so that 8 rows as 8 x 1 and as 2 x 4 are the same update; or each ``"micro_batch"``, as TRL's DPO trainer.
@@ -82,6 +85,10 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "False: a loss that is not finite is never logged as another number."}
     )
+    fallback: str = field(
+        default="logits",
+        metadata={"help": 'What a model whose head cannot be fused does: "logits" makes them, "error" refuses.'},
+    )
     token_mean: str = field(
         default="step",
         metadata={"help": 'What means over tokens are taken over: "step", all accumulated batches, or "micro_batch".'},
@@ -102,6 +109,7 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
             raise ValueError(f"log_statistics: expected names out of {', '.join(STATISTICS)}, got {unknown[0]!r}")
         if self.on_nonfinite_loss not in ("error", "log"):
             raise ValueError(f'on_nonfinite_loss: expected "error" or "log", got {self.on_nonfinite_loss!r}')
+        check_fallback(self.fallback)
         if self.token_mean not in ("step", "micro_batch"):
             raise ValueError(f'token_mean: expected "step" or "micro_batch", got {self.token_mean!r}')
         if self.logging_nan_inf_filter:

@@ -25,6 +25,13 @@ class Settings(NamedTuple):
     outputs: tuple[str, ...]
 
 
+class _Patched(NamedTuple):
+    """What our forward of a model wants to know."""
+
+    settings: Settings
+    fallback: str
+
+
 def settings_of(causal_lm: nn.Module) -> Settings | None:
     """Those that TRL's forward of this model has closed over; None where it has none of TRL's."""
     for function in patching.functions(causal_lm):
@@ -35,37 +42,43 @@ def settings_of(causal_lm: nn.Module) -> Settings | None:
     return None
 
 
-def lay(model: nn.Module) -> nn.Module | None:
-    """Have prefuse run the fused head that TRL gave to `model`; returns its causal LM, or None without such a head."""
+def patch(model: nn.Module, fallback: str = "logits") -> nn.Module | None:
+    """Have prefuse run the fused head that TRL gave to `model`; returns its causal LM, or None without such a head.
+
+    `fallback`: as in `prefuse.head`, which the last patch of a model says.
+    """
     causal_lm: nn.Module = find_causal_lm(model)
     settings = settings_of(causal_lm)
     if settings is None:
         return None
-    patching.lay(causal_lm, _KEY, _fused_forward, settings)
+    known = _Patched(settings, fallback)
+    patching.patch_forward(causal_lm, _KEY, _fused_forward, known)
+    getattr(causal_lm, _KEY).settings = known
     return causal_lm
 
 
-def take_off(causal_lm: nn.Module) -> None:
-    """Undo one `lay`."""
-    patching.take_off(causal_lm, _KEY)
+def unpatch(causal_lm: nn.Module) -> None:
+    """Undo one `patch`."""
+    patching.unpatch(causal_lm, _KEY)
 
 
 def is_laid(causal_lm: nn.Module) -> bool:
     """Whether prefuse runs the fused head of this model."""
-    return patching.is_laid(causal_lm, _KEY)
+    return patching.is_patched(causal_lm, _KEY)
 
 
 def _fused_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     layer = getattr(self, _KEY)
     if not kwargs.get("fused_lm_head") or layer.count == 0:
-        return patching.pass_on(self, _KEY, *args, **kwargs)
+        return patching.call_original(self, _KEY, *args, **kwargs)
+    settings, fallback = layer.settings
     own = {name: kwargs.pop(name, None) for name in ("fused_lm_head", "shift_labels", "num_items_in_batch")}
 
     def inside(hidden: Tensor, tensors: HeadTensors) -> Any:
-        return _output(hidden, tensors, layer.settings, own["shift_labels"], own["num_items_in_batch"])
+        return _output(hidden, tensors, settings, own["shift_labels"], own["num_items_in_batch"])
 
-    beneath = functools.partial(patching.pass_on, self, _KEY)
-    return layer.around(run_inside)(self, inside, args, kwargs, beneath)
+    original = functools.partial(patching.call_original, self, _KEY)
+    return layer.around(run_inside)(self, inside, args, kwargs, original, fallback)
 
 
 def _output(hidden: Tensor, tensors: HeadTensors, settings: Settings, shift_labels: Tensor | None, items: Any) -> Any:

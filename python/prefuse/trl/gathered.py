@@ -21,7 +21,7 @@ from prefuse.compat.trl import OPTIONAL_OUTPUTS, token_outputs
 from prefuse.linear.functions import linear_token_stats
 from prefuse.models.causal_lm import HeadTensors
 from prefuse.models.head import Head, head
-from prefuse.trl.swaps import Swap
+from prefuse.trl.patching import Patch
 
 LabelsOf = Callable[[Tensor], Tensor]
 """From the input tokens [B, T], the labels [B, T] of those that are scored; −100 elsewhere."""
@@ -160,12 +160,13 @@ class Gathered:
 class Heads:
     """The heads of the models that were called: made when one is, and removed together."""
 
-    def __init__(self) -> None:
+    def __init__(self, fallback: str) -> None:
         self._made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._fallback = None if fallback == "logits" else fallback
 
     def of(self, model: nn.Module) -> Head:
         """The head of a model."""
-        found = head(model)
+        found = head(model, fallback=self._fallback)
         if found.fresh:
             self._made.add(found.causal_lm)
         return found
@@ -176,7 +177,7 @@ class Heads:
             Head(causal_lm, causal_lm).remove()
 
 
-def _selective_log_softmax(here: Swap) -> Callable[..., Tensor]:
+def _selective_log_softmax(here: Patch) -> Callable[..., Tensor]:
     def selective_log_softmax(logits: Any, *arguments: Any, **options: Any) -> Tensor:
         found: Tensor = (
             logits.log_probs() if isinstance(logits, Gathered) else here.original(logits, *arguments, **options)
@@ -186,7 +187,7 @@ def _selective_log_softmax(here: Swap) -> Callable[..., Tensor]:
     return selective_log_softmax
 
 
-def _selective_log_softmax_and_entropy(here: Swap) -> Callable[..., Any]:
+def _selective_log_softmax_and_entropy(here: Patch) -> Callable[..., Any]:
     def selective_log_softmax_and_entropy(logits: Any, *arguments: Any, **options: Any) -> Any:
         if not isinstance(logits, Gathered):
             return here.original(logits, *arguments, **options)

@@ -12,7 +12,7 @@ from trl.data_utils import apply_chat_template, prepare_multimodal_messages
 from trl.trainer.utils import flush_left
 
 from prefuse.trl.batches import column_of
-from prefuse.trl.demands import Sources
+from prefuse.trl.requirements import Sources
 
 _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 

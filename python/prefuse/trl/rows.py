@@ -10,7 +10,7 @@ from transformers.utils import logging
 from trl.data_utils import _tokenize, common_prefix_length, extract_prompt
 from trl.trainer.utils import global_then_local_main_first
 
-from prefuse.trl.demands import LISTS, PAIRS, Sources
+from prefuse.trl.requirements import LISTS, PAIRS, Sources
 
 logger = logging.get_logger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from prefuse.language import Objective
 from prefuse.losses.preference import batch_totals
 from prefuse.trl.batches import labels_of
-from prefuse.trl.demands import MISMATCHED
+from prefuse.trl.requirements import MISMATCHED
 
 
 def mean_totals(

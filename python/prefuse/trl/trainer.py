@@ -28,12 +28,12 @@ from prefuse.language import Objective, Score
 from prefuse.losses.preference import preference_loss
 from prefuse.metrics import ranking_accuracy
 from prefuse.models.head import HeadTensors, head
+from prefuse.trl.averages import Means
 from prefuse.trl.batches import PreferenceCollator, labels_of, roles_of, scored_of
 from prefuse.trl.config import PreferenceConfig
-from prefuse.trl.demands import LISTS, PAIRS, Sources, demand_of, find_sources
 from prefuse.trl.dropout import DropoutRates
 from prefuse.trl.images import ImageCollator
-from prefuse.trl.means import Means
+from prefuse.trl.requirements import LISTS, PAIRS, Sources, find_sources, requirements_of
 from prefuse.trl.rows import columns_to_keep, has_images, names_of, reference_columns, tokenised, with_room
 from prefuse.trl.totals import mean_totals
 
@@ -100,7 +100,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         self._name, self._paper = self.objective.name, _paper_of(self.objective)
         if self._name.isidentifier():  # not a composition, whose name is a formula
             self._tag_names = [*self._tag_names, self._name]
-        self._demand = demand_of(self.objective)
+        self._requires = requirements_of(self.objective)
         self._check_options(args, ref_model)
         self._check_batch_sizes(args, eval_dataset is not None)
         self._sources = self._sources_of(train_dataset, "train_dataset")
@@ -116,7 +116,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             self._check_images(args)
         if data_collator is None:
             data_collator = self._collator(args, processing_class, images)
-        absent = self._demand.reference is None
+        absent = self._requires.reference is None
         if absent:
             ref_model = _Absent()
         elif ref_model is None and _is_to_be_copied(model, args, peft_config):
@@ -139,6 +139,9 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
                 peft_config=peft_config,
             )
         self.padding_free = args.padding_free
+        if args.fallback == "error":
+            for name in ("model",) if absent or getattr(self, "ref_model", None) is None else ("model", "ref_model"):
+                head(getattr(self, name), fallback="error")
         if absent:
             self.ref_model = None
         self._data_group = self._batch_of_all()
@@ -170,7 +173,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
     # Before anything is loaded
 
     def _check_options(self, args: PreferenceConfig, ref_model: Any) -> None:
-        if self._demand.reference is None:
+        if self._requires.reference is None:
             for name, value in (
                 ("ref_model", ref_model is not None),
                 ("precompute_ref_log_probs", args.precompute_ref_log_probs),
@@ -178,8 +181,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             ):
                 if value:
                     raise ValueError(f"{name}: {self.objective.name} reads nothing of a reference model; leave it out")
-        if args.precompute_ref_log_probs and (self._demand.reference != "responses" or self._demand.mismatched):
-            what = "completions of other prompts" if self._demand.mismatched else "single tokens"
+        if args.precompute_ref_log_probs and (self._requires.reference != "responses" or self._requires.mismatched):
+            what = "completions of other prompts" if self._requires.mismatched else "single tokens"
             raise ValueError(
                 f"precompute_ref_log_probs: {self.objective.name} reads the reference of {what}, and only "
                 "log-probabilities of whole responses are precomputed; set it to False"
@@ -191,19 +194,19 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         if evaluates:
             sizes["per_device_eval_batch_size"] = args.eval_batch_size
         for name, size in sizes.items():
-            if self._demand.mismatched and size < 2:
+            if self._requires.mismatched and size < 2:
                 what = "pairs each prompt with the completion of another row of the batch of its process"
-            elif self._demand.compares_rows and self._rows_scored_together(size, args.world_size) < 2:
+            elif self._requires.compares_rows and self._rows_scored_together(size, args.world_size) < 2:
                 what = "compares the rows of a batch with each other"
             else:
                 continue
             raise ValueError(f"{name}: expected 2 or more, because {self.objective.name} {what}, got {size}")
 
     def _rows_scored_together(self, size: int, processes: int) -> int:
-        return size if self._demand.tokens else size * processes
+        return size if self._requires.tokens else size * processes
 
     def _sources_of(self, dataset: Any, name: str) -> Sources:
-        return find_sources(self._demand, names_of(dataset), name)
+        return find_sources(self._requires, names_of(dataset), name)
 
     def _check_images(self, args: PreferenceConfig) -> None:
         """Refuses what does not go together with images, beside what TRL refuses."""
@@ -229,15 +232,15 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             args.truncation_mode,
             args.pad_to_multiple_of,
             args.padding_free,
-            self._demand.mismatched,
+            self._requires.mismatched,
             args.precompute_ref_log_probs,
         )
 
     def _batch_of_all(self) -> Any:
         """The processes whose batches are scored as one: all, where the loss of an item depends on the batch."""
-        if not self._demand.coupled or self.accelerator.num_processes == 1:
+        if not self._requires.coupled or self.accelerator.num_processes == 1:
             return None
-        if self._demand.tokens:
+        if self._requires.tokens:
             logger.warning(
                 f"{self.objective.name} looks at the whole batch and reads columns by token, which processes do not "
                 "exchange: each process scores its own batch"
@@ -267,8 +270,8 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         """While it lasts, loaders of `dataset` leave out a last batch of one row that other rows are needed for."""
         # Several processes get batches of one size: accelerate fills up the last ones with rows of the beginning.
         alone = (
-            self._demand.compares_rows
-            and not self._demand.mismatched  # whose completions of the batch before do
+            self._requires.compares_rows
+            and not self._requires.mismatched  # whose completions of the batch before do
             and self._sources.layout != LISTS
             and self.accelerator.num_processes == 1
             and hasattr(dataset, "__len__")
@@ -388,15 +391,15 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
 
     def _reference(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of `preference_loss` that say what the reference model says."""
-        if self._demand.reference is None:
+        if self._requires.reference is None:
             return {}
         if "reference" in inputs:
             return {"reference": inputs["reference"]}
         model = self.ref_model or self.model
         with self._as_reference(model):
-            if self._demand.reference == "responses":
+            if self._requires.reference == "responses":
                 return {"reference": _sequence_logps(model, inputs)}
-            if self._demand.reference == "tokens":
+            if self._requires.reference == "tokens":
                 return {"reference": _token_logps(model, inputs)}
             hidden, tensors = _inside(model, inputs, lambda hidden, tensors: (hidden, tensors))
         own = {} if model is self.model else {"reference_weight": tensors.weight, "reference_bias": tensors.bias}
@@ -426,13 +429,13 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         """As transformers', which here hands out all micro-batches of a step; their tokens are counted."""
         batches, items = super().get_batch_samples(*arguments, **options)
         together = self._data_group is not None or self.accelerator.num_processes == 1
-        counted = self.args.token_mean == "step" and self._demand.totals and not (together and len(batches) < 2)
+        counted = self.args.token_mean == "step" and self._requires.totals and not (together and len(batches) < 2)
         self._totals = mean_totals(self.objective, batches, self.accelerator, together) if counted else {}
         return batches, items
 
     def _is_alone(self, inputs: Mapping[str, Any]) -> bool:
         """Whether a batch is one row that other rows are needed for, as the last of a streamed data set may be."""
-        if not self._demand.compares_rows or self._demand.mismatched or self._sources.layout == LISTS:
+        if not self._requires.compares_rows or self._requires.mismatched or self._sources.layout == LISTS:
             return False
         offsets = inputs.get("cu_seqlens")
         responses = len(inputs["input_ids"]) if offsets is None else len(offsets) - 1
@@ -449,7 +452,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             return (nothing, model(**_for_model(inputs))) if return_outputs else nothing
         of_step = self._totals if self.model.training else {}
         columns = {**inputs.get("columns", {}), **self._mismatched(model, inputs), **of_step}
-        if self._demand.grouped:  # ids that mean the same in all processes
+        if self._requires.grouped:  # ids that mean the same in all processes
             columns["groups"] = inputs["groups"] + (self.accelerator.process_index << 32)
         labels, offsets = labels_of(inputs), inputs.get("cu_seqlens")
         options = {
@@ -519,7 +522,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         if "top1" in sums:
             members = classes.get("chosen", torch.ones_like(lengths))
             means.add("mean_token_accuracy", (sums["top1"] * members).sum(), (lengths * members).sum())
-        if self._demand.kind == "pair":
+        if self._requires.kind == "pair":
             of_role = {role: sums["logp"][rows] for role, rows in roles_of(self._sources, len(lengths)).items()}
             accuracy = ranking_accuracy(of_role["chosen"], of_role["rejected"])
             means.add("ranking_accuracy", accuracy * len(of_role["chosen"]), len(of_role["chosen"]))
@@ -535,7 +538,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
                 continue
             weight: Tensor | float = 1.0
             if self._data_group is None:
-                weight = tokens if name in self._demand.token_metrics else classes.get(member, torch.ones(1)).sum()
+                weight = tokens if name in self._requires.token_metrics else classes.get(member, torch.ones(1)).sum()
             value = torch.as_tensor(value)
             nothing = value.isnan()  # a mean over no row of this batch, which counts for nothing
             means.add(name, value.masked_fill(nothing, 0.0) * weight, weight * ~nothing)
@@ -548,7 +551,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             for role, rows in roles.items():
                 found[role][rows] = 1.0
             return found
-        if self._demand.kind == "point" and "label" in columns:
+        if self._requires.kind == "point" and "label" in columns:
             liked = (columns["label"] != 0).float()
             return {"chosen": liked, "rejected": 1.0 - liked}
         return {"mean": torch.ones(responses, device=device)}
@@ -564,9 +567,9 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             if values.is_floating_point() and not values.isfinite().all():
                 return f"the column {name} is {_first_nonfinite(values)}"
         made = {"log-probability": _per_response(score.statistics["logp"].detach().float(), offsets)}
-        if self._demand.reference == "responses":
+        if self._requires.reference == "responses":
             made["reference's log-probability"] = options["reference"]
-        elif self._demand.reference == "tokens":
+        elif self._requires.reference == "tokens":
             made["reference's log-probability"] = _per_response(options["reference"].float(), offsets)
         responses = self._names_of_responses(len(made["log-probability"]))
         for name, values in made.items():
@@ -576,7 +579,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         for name in ("kl_logps", "ref_kl_logps"):  # after those of the batch itself, of the same models
             if name in options and not options[name].isfinite().all():
                 return f"{name}, of mismatched completions, is {_first_nonfinite(options[name])}"
-        if self._demand.reference == "hidden":
+        if self._requires.reference == "hidden":
             parts = [options["reference"], options.get("reference_weight"), options.get("reference_bias")]
             if not all(part.isfinite().all() for part in parts if part is not None):
                 return "the reference's hidden states or LM head are not finite"
@@ -604,7 +607,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         means_of = {name: total / weight for name, (total, weight) in totals.items() if weight and name != "nonfinite"}
         found = {name: value for name, value in means_of.items() if not math.isnan(value)}  # JSON has no NaN
-        if self._demand.kind == "point" and {"rewards/chosen", "rewards/rejected"} <= found.keys():
+        if self._requires.kind == "point" and {"rewards/chosen", "rewards/rejected"} <= found.keys():
             found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
         for name, value in found.items():
             self._metrics[mode][name].append(value)

@@ -25,7 +25,7 @@ class Column(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Demand:
+class Requirements:
     """What an objective reads that is not made of the policy's logits.
 
     Attributes:
@@ -59,7 +59,7 @@ class Demand:
     token_metrics: frozenset[str]
 
 
-def demand_of(objective: Objective) -> Demand:
+def requirements_of(objective: Objective) -> Requirements:
     """What `objective` demands."""
     read = reading(objective, ())
     made = {need.argument for need in read.needs}
@@ -74,7 +74,7 @@ def demand_of(objective: Objective) -> Demand:
     elif wanting:
         reference = "tokens" if any(need.level == "token" for need in wanting) else "responses"
     traced = objective._traced(None)
-    return Demand(
+    return Requirements(
         objective.name,
         objective.kind,
         read.roles,
@@ -111,59 +111,59 @@ class Sources:
     columns: tuple[tuple[str, str, str], ...]
 
 
-def find_sources(demand: Demand, names: Collection[str], dataset: str) -> Sources:
-    """Finds what `demand` names among the columns `names` of a data set, which errors call `dataset`.
+def find_sources(required: Requirements, names: Collection[str], dataset: str) -> Sources:
+    """Finds what `required` names among the columns `names` of a data set, which errors call `dataset`.
 
     Raises:
         ValueError: something is missing; the message names it, its level, and what there is.
     """
-    layout = _layout(demand, names, dataset)
-    responses = {PAIRS: demand.roles, SINGLE: ("completion",), LISTS: ("completions",)}[layout]
+    layout = _layout(required, names, dataset)
+    responses = {PAIRS: required.roles, SINGLE: ("completion",), LISTS: ("completions",)}[layout]
     for response in responses:
         if response not in names and f"{response}_ids" not in names:
-            raise _missing(demand, response, "a response", names, dataset)
+            raise _missing(required, response, "a response", names, dataset)
     prompts = tuple(
         own if (own := f"{response}_prompt") in names or f"{own}_ids" in names else "prompt" for response in responses
     )
     columns = []
-    for name, level in demand.columns:
+    for name, level in required.columns:
         if level == "batch":
             raise ValueError(
-                f"{dataset}: {demand.objective} reads {name}, one value for the batch, and rows do not hold such; "
+                f"{dataset}: {required.objective} reads {name}, one value for the batch, and rows do not hold such; "
                 "write it as a hyper-parameter of the objective"
             )
-        source = next((option for option in _spellings(name, demand, layout) if option in names), None)
+        source = next((option for option in _spellings(name, required, layout) if option in names), None)
         if source is None:
-            raise _missing(demand, name, f"one value per {level}", names, dataset)
+            raise _missing(required, name, f"one value per {level}", names, dataset)
         columns.append((name, level, source))
     return Sources(layout, responses, prompts, tuple(columns))
 
 
-def _layout(demand: Demand, names: Collection[str], dataset: str) -> str:
-    if demand.kind == "pair":
+def _layout(required: Requirements, names: Collection[str], dataset: str) -> str:
+    if required.kind == "pair":
         return PAIRS
     if "completions" in names or "completions_ids" in names:
         return LISTS
     if "completion" not in names and "completion_ids" not in names and "chosen" in names:
         raise ValueError(
-            f"{dataset}: {demand.objective} scores single responses, and these are pairs; "
+            f"{dataset}: {required.objective} scores single responses, and these are pairs; "
             "trl.unpair_preference_dataset takes them apart"
         )
-    if demand.grouped:
-        raise _missing(demand, "completions", "the list of responses to a prompt", names, dataset)
+    if required.grouped:
+        raise _missing(required, "completions", "the list of responses to a prompt", names, dataset)
     return SINGLE
 
 
-def _spellings(name: str, demand: Demand, layout: str) -> list[str]:
+def _spellings(name: str, required: Requirements, layout: str) -> list[str]:
     """The names a column may come under: ``chosen_score`` also as ``score_chosen``, ``score`` of a list ``scores``."""
     options = [name]
-    for role in demand.roles:
+    for role in required.roles:
         if name.startswith(f"{role}_"):
             options.append(f"{name.removeprefix(f'{role}_')}_{role}")
     return [*options, f"{name}s"] if layout == LISTS else options
 
 
-def _missing(demand: Demand, name: str, what: str, names: Collection[str], dataset: str) -> ValueError:
+def _missing(required: Requirements, name: str, what: str, names: Collection[str], dataset: str) -> ValueError:
     return ValueError(
-        f"{dataset}: {demand.objective} reads {name} ({what}), and there is no such column among {', '.join(names)}"
+        f"{dataset}: {required.objective} reads {name} ({what}), and there is no such column among {', '.join(names)}"
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from prefuse.compat.trl import ChunkedLogProbFunction
-from prefuse.trl.swaps import original
+from prefuse.trl.patching import original
 
 FITS = "1.16"
 """The version of TRL whose places these are."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-_KEY = "_prefuse_swaps"
+_KEY = "_prefuse_patches"
 _ABSENT = object()
 
 
-class Swap:
+class Patch:
     """One attribute of a module, class or instance with something of ours in its place, counted by who wants it.
 
     Attributes:
@@ -30,7 +30,7 @@ class Swap:
         return self._count > 0
 
     def remove(self) -> None:
-        """Undo one `swap`; with the last the original is back."""
+        """Undo one `patch`; with the last the original is back."""
         self._count -= 1
         if self._count:
             return
@@ -38,26 +38,26 @@ class Swap:
             delattr(self._owner, self._name)
         else:
             setattr(self._owner, self._name, self._own)
-        swaps = vars(self._owner)[_KEY]
-        del swaps[self._name]
-        if not swaps:
+        patches = vars(self._owner)[_KEY]
+        del patches[self._name]
+        if not patches:
             delattr(self._owner, _KEY)
 
 
-def swap(owner: Any, name: str, make: Callable[[Swap], Any]) -> Swap:
+def patch(owner: Any, name: str, make: Callable[[Patch], Any]) -> Patch:
     """Puts what `make` makes in the place of an attribute, or counts once more where it stands there already."""
     if _KEY not in vars(owner):
         setattr(owner, _KEY, {})
-    swaps = vars(owner)[_KEY]
-    if name not in swaps:
-        made = swaps[name] = Swap(owner, name)
+    patches = vars(owner)[_KEY]
+    if name not in patches:
+        made = patches[name] = Patch(owner, name)
         setattr(owner, name, make(made))
-    swaps[name]._count += 1
-    found: Swap = swaps[name]
+    patches[name]._count += 1
+    found: Patch = patches[name]
     return found
 
 
 def original(owner: Any, name: str) -> Any:
     """An attribute as it is without ours; None where there is none."""
-    swaps = getattr(owner, "__dict__", {}).get(_KEY, {})
-    return swaps[name].original if name in swaps else getattr(owner, name, None)
+    patches = getattr(owner, "__dict__", {}).get(_KEY, {})
+    return patches[name].original if name in patches else getattr(owner, name, None)
