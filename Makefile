@@ -20,7 +20,7 @@ help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make test-deepspeed  beside the real DeepSpeed, on the CPU (takes g++; the first time compiles for minutes)"
-	@echo "make lint    rustfmt, clippy, ruff, mypy"
+	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising)"
 	@echo "make docs    write the catalogue's pages from the objectives and their tests"
 	@echo "make models  write the table of model families: the fused head beside the models' own logits (long)"
@@ -55,6 +55,7 @@ lint: $(VENV)/.test $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=python $(BIN)/stubtest --mypy-config-file pyproject.toml --concise prefuse._prefuse
 
 bench: $(VENV)/.bench
 	set -e; for name in $(BENCH); do $(BIN)/python benchmarks/$${name}_cpu.py; done

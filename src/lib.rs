@@ -1,5 +1,6 @@
-//! The native half of `prefuse`: the rooms, and (with the `python` feature) their registration as an extension module.
+//! The native half of `prefuse`: one module per task, and (with the `python` feature) `bindings`, the extension module.
 
+pub mod array;
 #[cfg(feature = "python")]
 mod bindings;
 pub mod cuda;
@@ -9,17 +10,5 @@ pub mod objective;
 mod outputs;
 pub mod rows;
 pub mod segments;
-pub mod simd;
+pub(crate) mod simd;
 pub mod threads;
-pub mod view;
-
-#[cfg(feature = "python")]
-mod module {
-    use pyo3::prelude::*;
-
-    #[pymodule]
-    fn _prefuse(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        crate::bindings::register(module)
-    }
-}

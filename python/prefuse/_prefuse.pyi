@@ -1,45 +1,60 @@
-"""The native half of prefuse. Private: addresses are trusted, so call it through the package's Python functions.
+"""The native half of prefuse. Private: call it through the package's Python functions.
 
-A `View` is `(address of element 0, dtype, shape, strides in elements)`; whoever makes one keeps the array alive until
-the call returns. dtypes: "f16" "bf16" "f32" "f64" "i64" "bool".
+What is read or written comes as an unused DLPack capsule, which keeps the memory alive: of f16, bf16, f32, f64, i64 or
+bool, on the device that the function works on. Plans also take a shape, of what need not exist: (dtype, shape, strides
+in elements). A capsule is only looked at, and may be given to several calls.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
+# fmt: off
+__all__ = [
+    "Graph", "Program", "__version__", "cuda_cache_directory", "cuda_compile", "cuda_devices",
+    "cuda_distance_backward", "cuda_distance_forward", "cuda_distance_workspace", "cuda_driver_version",
+    "cuda_nvrtc", "cuda_plan_distance_backward", "cuda_plan_distance_forward", "cuda_plan_rows_backward",
+    "cuda_plan_rows_both", "cuda_plan_rows_forward", "cuda_plan_segment_expand", "cuda_plan_segment_sum",
+    "cuda_rows_backward", "cuda_rows_both", "cuda_rows_forward", "cuda_rows_workspace", "cuda_search_nvrtc",
+    "cuda_segment_expand", "cuda_segment_sum", "curate_ends", "curate_first_beaten", "curate_pairs",
+    "curate_rank", "distance_backward", "distance_forward", "rows_backward", "rows_both", "rows_forward",
+    "segment_expand", "segment_sum", "simd_level"
+]
+# fmt: on
 __version__: str
 
-View: TypeAlias = tuple[int, str, tuple[int, ...], tuple[int, ...]]
+_Capsule: TypeAlias = Any
+_Shape: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...]]
+_Described: TypeAlias = _Capsule | _Shape
 
-RowsView: TypeAlias = tuple[View, View, View | None, View | None, float | View, float, float, int, int, int]
+_Rows: TypeAlias = tuple[Any, ...]
 """A call's rows: logits, labels, mask, reference, temperature, scale, softcap, ignore_index, first_class, classes."""
 
 def rows_forward(
-    rows: RowsView,
-    stats: Sequence[str],
+    rows: _Rows,
+    stats: str,
     k: int,
-    out: View,
+    out: _Capsule,
     threads: int,
 ) -> None:
-    """Writes the statistics `stats` of every row into `out`, shape `[len(stats), rows]`."""
+    """Writes the statistics of every row, whose names `stats` separates by commas, into `out` [S, *lead]."""
 
 def rows_backward(
-    rows: RowsView,
-    stats: Sequence[str],
-    grads: View,
-    saved: View,
-    gradient: View,
+    rows: _Rows,
+    stats: str,
+    grads: _Capsule,
+    saved: _Capsule,
+    gradient: _Capsule,
     threads: int,
 ) -> None:
     """Writes the derivative of `sum(grads * statistics)` with respect to the logits into `gradient`."""
 
 def rows_both(
-    rows: RowsView,
-    stats: Sequence[str],
+    rows: _Rows,
+    stats: str,
     k: int,
-    grads: View,
-    out: View,
-    gradient: View,
+    grads: _Capsule,
+    out: _Capsule,
+    gradient: _Capsule,
     threads: int,
 ) -> None:
     """`rows_forward` into `out`, then `rows_backward` with these values into `gradient`, in one visit to the logits."""
@@ -47,43 +62,46 @@ def rows_both(
 def simd_level() -> str:
     """The instruction set in use: "avx512", "avx2", "neon" or "portable"."""
 
-def segment_sum(values: View, offsets: View, out: View) -> None:
+def segment_sum(values: _Capsule, offsets: _Capsule, out: _Capsule) -> None:
     """Writes the sum of each segment `values[offsets[k]:offsets[k+1]]` into `out[k]`, accumulated in float64.
 
     `values` and `out` are f32 or f64 vectors, `offsets` is an i64 vector that starts at 0 and never decreases.
     """
 
-def segment_expand(values: View, offsets: View, out: View) -> None:
+def segment_expand(values: _Capsule, offsets: _Capsule, out: _Capsule) -> None:
     """Writes `values[k]` to all of `out[offsets[k]:offsets[k+1]]`: the transpose of `segment_sum`."""
 
-def distance_forward(first: View, second: View, out: View, threads: int) -> None:
+def distance_forward(first: _Capsule, second: _Capsule, out: _Capsule, threads: int) -> None:
     """Writes the sum of `(first[b] - second[b]) ** 2` into `out[b]`; the matrices [B, D] have dense rows.
 
     `out` is f64 where they are, f32 otherwise; f64 goes with f64 only.
     """
 
-def distance_backward(first: View, second: View, grads: View, gradient: View, threads: int) -> None:
+def distance_backward(first: _Capsule, second: _Capsule, grads: _Capsule, gradient: _Capsule, threads: int) -> None:
     """Writes `2 * grads[b] * (first[b] - second[b])` into `gradient[b]`, contiguous and of the dtype of `first`."""
 
-def curate_rank(scores: View, groups: View, offsets: View, order: View, threads: int) -> None:
+def curate_rank(scores: _Capsule, groups: _Capsule, offsets: _Capsule, order: _Capsule, threads: int) -> None:
     """Writes the indices of all elements by group, then by descending score, then by index, into `order`.
 
     `scores` are f64 without NaN, `groups` i64 from 0 to below len(offsets) - 1; group k is
     `order[offsets[k]:offsets[k+1]]`.
     """
 
-def curate_first_beaten(scores: View, order: View, offsets: View, min_gap: float, first: View) -> int:
+def curate_first_beaten(scores: _Capsule, order: _Capsule, offsets: _Capsule, min_gap: float, first: _Capsule) -> int:
     """Writes where the elements begin that each place of a ranking beats into `first`; the number of such pairs.
 
     An element beats those of its group whose score is lower, by at least `min_gap`; they reach to the group's end.
     """
 
-def curate_pairs(order: View, offsets: View, first: View, chosen: View, rejected: View, threads: int) -> None:
+def curate_pairs(
+    order: _Capsule, offsets: _Capsule, first: _Capsule, chosen: _Capsule, rejected: _Capsule, threads: int
+) -> None:
     """Writes the two elements of each pair that `curate_first_beaten` counted."""
 
-def curate_ends(scores: View, groups: View, best: View, worst: View) -> None:
+def curate_ends(scores: _Capsule, groups: _Capsule, best: _Capsule, worst: _Capsule) -> None:
     """Writes the first of the best and the last of the worst elements of each group; -1 for an empty one."""
 
+@final
 class Graph:
     """The expressions of one objective over a tree of index spaces.
 
@@ -91,7 +109,7 @@ class Graph:
     where they meet; spaces of which neither contains the other cannot meet. Every mistake is a ValueError.
     """
 
-    def __init__(self, name: str, spaces: dict[str, str]) -> None:
+    def __new__(cls, name: str, spaces: dict[str, str]) -> Graph:
         """`spaces` maps each space to its parent; the root "batch" is implied.
 
         Every space `S` also has a pair space `S*S`: all ordered pairs of its elements inside one parent element.
@@ -197,6 +215,7 @@ class Graph:
     def columns_of(self, outputs: Sequence[int]) -> list[int]:
         """The column and parameter nodes that the outputs depend on, in order of creation."""
 
+@final
 class Program:
     """A compiled set of outputs: a flat list of instructions, run in float64. Runs may overlap."""
 
@@ -226,17 +245,17 @@ class Program:
 
     def run(
         self,
-        columns: list[Any],
+        columns: list[_Capsule],
         parameters: Sequence[float],
-        offsets: list[View | int],
-        outputs: list[Any],
+        offsets: list[_Capsule | int],
+        outputs: list[_Capsule],
         threads: int,
     ) -> None:
         """Computes the outputs and writes them, after every column has been read.
 
-        Columns: views or unconsumed DLPack capsules, any dtype and stride, one dimension (at "batch": none, or one of
+        Columns: any dtype and stride, one dimension (at "batch": none, or one of
         length 1). Outputs: likewise, f32 or f64, filled in order: one array may hold several outputs one behind the
-        other. `offsets[k]` says how `spaces[k]` is cut by its parent: an i64 view of offsets, one more than the parent
+        other. `offsets[k]` says how `spaces[k]` is cut by its parent: an i64 array of offsets, one more than the parent
         has elements; or a number of elements, if the parent is "batch" or has as many (one each).
         Raises ValueError naming the column, output or space that does not fit.
         """
@@ -259,99 +278,103 @@ class Program:
     ) -> list[tuple[str, bytes, str]]:
         """(entry point, machine code, compiler's log) of the same kernels for sm_`architecture`."""
 
-    def cuda_workspace(self, offsets: Sequence[View | int], counts: Mapping[str, int]) -> int:
+    def cuda_workspace(self, offsets: Sequence[_Described | int], counts: Mapping[str, int]) -> int:
         """Bytes of workspace that `cuda_launch` needs."""
 
     def cuda_launch(
         self,
-        columns: Sequence[View | tuple[View, View]],
+        columns: Sequence[_Capsule | tuple[_Capsule, _Capsule]],
         parameters: Sequence[float],
-        offsets: Sequence[View | int],
+        offsets: Sequence[_Capsule | int],
         counts: Mapping[str, int],
-        outputs: Sequence[View | tuple[View, View]],
-        workspace: int,
+        outputs: Sequence[_Capsule | tuple[_Capsule, _Capsule]],
+        workspace: _Capsule,
         device: int,
         stream: int,
     ) -> None:
-        """Queues what `run` does on a stream of a device, whose memory the views describe. Does not wait.
+        """Queues what `run` does on a stream of a device, whose memory the capsules describe. Does not wait.
 
-        Two views: the elements of the first are taken (or written) at the indices in the second, a contiguous i64
+        Two arrays: the elements of the first are taken (or written) at the indices in the second, a contiguous i64
         vector. `offsets[k]` may also be a number of elements that is a multiple of the parent's: equally many each.
-        `counts` has, for each space that is cut by a view of offsets and for each pair space below one, an upper bound
-        of the number of elements: the length that its columns must have; only the device looks at offsets. Outputs
+        `counts` has, for each space that is cut by offsets and for each pair space below one, an upper bound of the
+        number of elements: the length that its columns must have; only the device looks at offsets. Outputs
         overlap neither columns nor each other. Up to some thousands of elements it is one launch.
         Raises ValueError naming what does not fit; RuntimeError where CUDA is missing or fails.
         """
 
     def cuda_plan(
         self,
-        columns: Sequence[View | tuple[View, View]],
+        columns: Sequence[_Described | tuple[_Described, _Described]],
         parameters: Sequence[float],
-        offsets: Sequence[View | int],
+        offsets: Sequence[_Described | int],
         counts: Mapping[str, int],
-        outputs: Sequence[View | tuple[View, View]],
-        workspace: int,
+        outputs: Sequence[_Described | tuple[_Described, _Described]],
+        workspace: _Described | None,
         one_block: bool | None = None,
     ) -> list[dict[str, Any]]:
         """The launches of the same call as data (as the other `cuda_plan_*`); `one_block` forces either way."""
 
-# CUDA. Addresses are of device memory; `stream` is the raw handle; work is queued, nothing waits for it.
+# CUDA. Capsules are of device memory; `stream` is the raw handle; work is queued, nothing waits for it.
 
-Launch: TypeAlias = dict[str, Any]
+_Launch: TypeAlias = dict[str, Any]
 """One kernel launch as queued: kernel, sources (its own last, behind the headers), definitions, grid, block, cluster,
 shared bytes, argument."""
 
-def cuda_rows_workspace(logits: View, reference: View | None, stats: Sequence[str], device: int) -> int:
+def cuda_rows_workspace(logits: _Described, reference: _Described | None, stats: str, device: int) -> int:
     """Bytes of scratch memory that `cuda_rows_forward` needs."""
 
 def cuda_rows_forward(
-    rows: RowsView,
-    stats: Sequence[str],
+    rows: _Rows,
+    stats: str,
     k: int,
-    out: View,
-    workspace: int,
+    out: _Capsule,
+    workspace: _Capsule,
     device: int,
     stream: int,
 ) -> None:
-    """Queues a forward call; `workspace` is the address of the scratch memory."""
+    """Queues a forward call; `workspace` is the scratch memory."""
 
 def cuda_rows_backward(
-    rows: RowsView,
-    stats: Sequence[str],
-    grads: View,
-    saved: View,
-    gradient: View,
+    rows: _Rows,
+    stats: str,
+    grads: _Capsule,
+    saved: _Capsule,
+    gradient: _Capsule,
     device: int,
     stream: int,
 ) -> None:
     """Queues a backward call."""
 
 def cuda_rows_both(
-    rows: RowsView,
-    stats: Sequence[str],
+    rows: _Rows,
+    stats: str,
     k: int,
-    grads: View,
-    out: View,
-    gradient: View,
-    workspace: int,
+    grads: _Capsule,
+    out: _Capsule,
+    gradient: _Capsule,
+    workspace: _Capsule,
     device: int,
     stream: int,
 ) -> None:
     """Queues a forward and a backward call in one; `workspace` as for `cuda_rows_forward`."""
 
-def cuda_segment_sum(values: View, offsets: View, out: View, device: int, stream: int) -> None:
+def cuda_segment_sum(values: _Capsule, offsets: _Capsule, out: _Capsule, device: int, stream: int) -> None:
     """Queues a segment sum."""
 
-def cuda_segment_expand(values: View, offsets: View, out: View, device: int, stream: int) -> None:
+def cuda_segment_expand(values: _Capsule, offsets: _Capsule, out: _Capsule, device: int, stream: int) -> None:
     """Queues a segment expansion."""
 
-def cuda_distance_workspace(first: View, second: View) -> int:
+def cuda_distance_workspace(first: _Described, second: _Described) -> int:
     """float64 numbers of workspace that `cuda_distance_forward` needs."""
 
-def cuda_distance_forward(first: View, second: View, out: View, workspace: int, device: int, stream: int) -> None:
-    """Queues `distance_forward` on a stream of a device; `workspace` is the address of that many numbers."""
+def cuda_distance_forward(
+    first: _Capsule, second: _Capsule, out: _Capsule, workspace: _Capsule, device: int, stream: int
+) -> None:
+    """Queues `distance_forward` on a stream of a device; `workspace` is that many numbers."""
 
-def cuda_distance_backward(first: View, second: View, grads: View, gradient: View, device: int, stream: int) -> None:
+def cuda_distance_backward(
+    first: _Capsule, second: _Capsule, grads: _Capsule, gradient: _Capsule, device: int, stream: int
+) -> None:
     """Queues `distance_backward` on a stream of a device."""
 
 def cuda_search_nvrtc(candidates: list[str]) -> None:
@@ -373,44 +396,48 @@ def cuda_compile(kernel: str, defines: list[tuple[str, str]], architecture: int,
     """(machine code, compiler log) of a kernel for sm_`architecture`; with `cached`, from the cache, the log empty."""
 
 def cuda_plan_rows_forward(
-    rows: RowsView,
-    stats: Sequence[str],
+    rows: _Rows,
+    stats: str,
     k: int,
-    out: View,
-    workspace: int,
+    out: _Described,
+    workspace: _Described | None,
     multiprocessors: int,
-) -> tuple[int, list[Launch]]:
+) -> tuple[int, list[_Launch]]:
     """(bytes of scratch memory, launches) of a forward call."""
 
 def cuda_plan_rows_backward(
-    rows: RowsView,
-    stats: Sequence[str],
-    grads: View,
-    saved: View,
-    gradient: View,
-) -> list[Launch]:
+    rows: _Rows,
+    stats: str,
+    grads: _Described,
+    saved: _Described,
+    gradient: _Described,
+) -> list[_Launch]:
     """The launches of a backward call."""
 
 def cuda_plan_rows_both(
-    rows: RowsView,
-    stats: Sequence[str],
+    rows: _Rows,
+    stats: str,
     k: int,
-    grads: View,
-    out: View,
-    gradient: View,
-    workspace: int,
+    grads: _Described,
+    out: _Described,
+    gradient: _Described,
+    workspace: _Described | None,
     target: tuple[int, int, int],
-) -> list[Launch]:
+) -> list[_Launch]:
     """The launches of a call for both on a device of (multiprocessors, compute capability, shared bytes per block)."""
 
-def cuda_plan_segment_sum(values: View, offsets: View, out: View) -> list[Launch]:
+def cuda_plan_segment_sum(values: _Described, offsets: _Described, out: _Described) -> list[_Launch]:
     """The launches of a segment sum."""
 
-def cuda_plan_segment_expand(values: View, offsets: View, out: View) -> list[Launch]:
+def cuda_plan_segment_expand(values: _Described, offsets: _Described, out: _Described) -> list[_Launch]:
     """The launches of a segment expansion."""
 
-def cuda_plan_distance_forward(first: View, second: View, out: View, workspace: int) -> list[Launch]:
+def cuda_plan_distance_forward(
+    first: _Described, second: _Described, out: _Described, workspace: _Described | None
+) -> list[_Launch]:
     """The launches of `cuda_distance_forward`."""
 
-def cuda_plan_distance_backward(first: View, second: View, grads: View, gradient: View) -> list[Launch]:
+def cuda_plan_distance_backward(
+    first: _Described, second: _Described, grads: _Described, gradient: _Described
+) -> list[_Launch]:
     """The launches of `cuda_distance_backward`."""

@@ -5,80 +5,76 @@ use std::collections::HashMap;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::cuda::{described, run};
-use super::objective::Program;
-use super::rows::{PyView, view};
+use super::arrays::{Described, Place};
+use super::cuda::{address_of, described, run};
+use crate::array::{ArgumentError, Dtype};
 use crate::cuda::{CudaError, Launch, nvrtc};
 use crate::objective::codegen::{Call, Column, DeviceCut, Generated, Signature};
 use crate::objective::{self, GraphError};
-use crate::view::{ArgumentError, Dtype};
 
-/// A column or an output: a view, or a view and the indices of the elements to take.
+/// A column or an output: an array, or an array and the indices of the elements to take.
 #[derive(FromPyObject)]
-pub enum DeviceColumn {
+pub enum DeviceColumn<'py> {
     #[pyo3(transparent)]
-    Plain(PyView),
+    Plain(Described<'py>),
     #[pyo3(transparent)]
-    Taken((PyView, PyView)),
+    Taken((Described<'py>, Described<'py>)),
 }
 
 /// How a space is cut: so many elements, or offsets in device memory.
 #[derive(FromPyObject)]
-pub enum DeviceOffsets {
+pub enum DeviceOffsets<'py> {
     #[pyo3(transparent)]
     Count(usize),
     #[pyo3(transparent)]
-    Offsets(PyView),
+    Offsets(Described<'py>),
 }
 
+/// A program and its kernels.
+type Pair<'a> = (&'a objective::Program, &'a Generated);
+
 /// The arguments of a run on CUDA.
-pub struct PyCall {
-    pub columns: Vec<DeviceColumn>,
+pub struct PyCall<'py> {
+    pub columns: Vec<DeviceColumn<'py>>,
     pub parameters: Vec<f64>,
-    pub offsets: Vec<DeviceOffsets>,
+    pub offsets: Vec<DeviceOffsets<'py>>,
     /// The number of elements of each space that is cut by offsets, and of each space of pairs below one: at most.
     pub counts: HashMap<String, usize>,
-    pub outputs: Vec<DeviceColumn>,
-    pub workspace: usize,
+    pub outputs: Vec<DeviceColumn<'py>>,
+    pub workspace: Option<Described<'py>>,
     pub one_block: Option<bool>,
 }
 
-fn generated(program: &Program) -> &Generated {
-    program
-        .generated
-        .get_or_init(|| Generated::new(&program.inner))
+fn signature(types: &[(String, bool)]) -> Result<Signature, ArgumentError> {
+    let entry = |(name, take): &(String, bool)| Ok((Dtype::named(name)?.name(), *take));
+    types.iter().map(entry).collect()
 }
 
-fn signature(types: &[(String, bool)]) -> Result<Signature, ArgumentError> {
-    let known = |name: &str| {
-        Dtype::from_name(name).ok_or_else(|| {
-            ArgumentError::Type(format!(
-                "unknown dtype {name:?}, expected f16, bf16, f32, f64, i64 or bool"
-            ))
+fn columns(
+    argument: &str,
+    place: Option<Place>,
+    given: &[DeviceColumn],
+) -> Result<Vec<Column>, ArgumentError> {
+    let column = |(index, column): (usize, &DeviceColumn)| {
+        let argument = format_args!("{argument}[{index}]");
+        let (values, take) = match column {
+            DeviceColumn::Plain(values) => (values, None),
+            DeviceColumn::Taken((values, take)) => (values, Some(take)),
+        };
+        Ok(Column {
+            view: *values.at(place, argument)?,
+            take: take
+                .map(|take| take.at(place, argument).copied())
+                .transpose()?,
         })
     };
-    types
-        .iter()
-        .map(|(name, take)| Ok((known(name)?.name(), *take)))
-        .collect()
-}
-
-fn column(what: &str, column: DeviceColumn) -> Result<Column, ArgumentError> {
-    Ok(match column {
-        DeviceColumn::Plain(values) => Column {
-            view: view(what, values)?,
-            take: None,
-        },
-        DeviceColumn::Taken((values, take)) => Column {
-            view: view(what, values)?,
-            take: Some(view(what, take)?),
-        },
-    })
+    given.iter().enumerate().map(column).collect()
 }
 
 fn cuts(
     program: &objective::Program,
-    offsets: Vec<DeviceOffsets>,
+    place: Option<Place>,
+    offsets: &[DeviceOffsets],
     counts: &HashMap<String, usize>,
 ) -> PyResult<Vec<DeviceCut>> {
     let spaces = program
@@ -93,10 +89,10 @@ fn cuts(
     spaces
         .zip(offsets)
         .map(|(name, cut)| match cut {
-            DeviceOffsets::Count(count) => Ok(DeviceCut::Count(count)),
+            DeviceOffsets::Count(count) => Ok(DeviceCut::Count(*count)),
             DeviceOffsets::Offsets(offsets) => {
                 let count = *counts.get(name).ok_or_else(|| missing(name))?;
-                Ok(DeviceCut::Offsets(view("offsets", offsets)?, count))
+                Ok(DeviceCut::Offsets(*offsets.at(place, "offsets")?, count))
             }
         })
         .collect()
@@ -111,25 +107,24 @@ fn pairs(program: &objective::Program, counts: &HashMap<String, usize>) -> Vec<O
 
 /// The generated texts, by entry point.
 pub fn sources(
-    program: &Program,
+    generated: &Generated,
     columns: &[(String, bool)],
     outputs: &[(String, bool)],
     one_block: bool,
 ) -> PyResult<Vec<(String, String)>> {
-    Ok(generated(program).entries(&signature(columns)?, &signature(outputs)?, one_block))
+    Ok(generated.entries(&signature(columns)?, &signature(outputs)?, one_block))
 }
 
 /// (entry point, machine code, compiler log) for an architecture, not from the cache.
 pub fn compile<'py>(
     py: Python<'py>,
-    program: &Program,
+    generated: &Generated,
     columns: &[(String, bool)],
     outputs: &[(String, bool)],
     one_block: bool,
     architecture: i32,
 ) -> PyResult<Vec<(&'static str, Bound<'py, PyBytes>, String)>> {
-    let programs =
-        generated(program).programs(&signature(columns)?, &signature(outputs)?, one_block);
+    let programs = generated.programs(&signature(columns)?, &signature(outputs)?, one_block);
     let compiled = py.detach(|| {
         let nvrtc = nvrtc::nvrtc()?;
         programs
@@ -145,47 +140,44 @@ pub fn compile<'py>(
 
 /// Bytes of workspace.
 pub fn workspace(
-    program: &Program,
-    offsets: Vec<DeviceOffsets>,
+    (program, generated): Pair,
+    offsets: &[DeviceOffsets],
     counts: &HashMap<String, usize>,
 ) -> PyResult<usize> {
-    let inner = &program.inner;
-    let cuts = cuts(inner, offsets, counts)?;
-    Ok(generated(program).workspace(inner, &cuts, &pairs(inner, counts))?)
+    let cuts = cuts(program, None, offsets, counts)?;
+    Ok(generated.workspace(program, &cuts, &pairs(program, counts))?)
 }
 
-fn launches(program: &Program, call: PyCall) -> PyResult<Vec<Launch>> {
-    let inner = &program.inner;
-    let columns = call.columns.into_iter().map(|it| column("columns", it));
-    let outputs = call.outputs.into_iter().map(|it| column("outputs", it));
+fn launches(
+    (program, generated): Pair,
+    place: Option<Place>,
+    call: &PyCall,
+) -> PyResult<Vec<Launch>> {
     let call = Call {
-        columns: &columns.collect::<Result<Vec<_>, _>>()?,
+        columns: &columns("columns", place, &call.columns)?,
         parameters: &call.parameters,
-        cuts: &cuts(inner, call.offsets, &call.counts)?,
-        pairs: &pairs(inner, &call.counts),
-        outputs: &outputs.collect::<Result<Vec<_>, _>>()?,
-        workspace: call.workspace,
+        cuts: &cuts(program, place, &call.offsets, &call.counts)?,
+        pairs: &pairs(program, &call.counts),
+        outputs: &columns("outputs", place, &call.outputs)?,
+        workspace: address_of(place, call.workspace.as_ref())?,
         one_block: call.one_block,
     };
-    Ok(generated(program).launches(inner, &call)?)
+    Ok(generated.launches(program, &call)?)
 }
 
 /// The launches of a run, as dictionaries.
-pub fn plan<'py>(
-    py: Python<'py>,
-    program: &Program,
-    call: PyCall,
-) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    described(py, launches(program, call)?)
+pub fn plan<'py>(py: Python<'py>, pair: Pair, call: PyCall) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    described(py, launches(pair, None, &call)?)
 }
 
 /// Queues a run on a stream of a device.
 pub fn launch(
     py: Python<'_>,
-    program: &Program,
-    call: PyCall,
+    pair: Pair,
+    call: PyCall<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    run(py, device, stream, launches(program, call)?)
+    let place = Place::Cuda(device);
+    run(py, device, stream, launches(pair, Some(place), &call)?)
 }

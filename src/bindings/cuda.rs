@@ -4,11 +4,11 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::distances::samples;
-use super::rows::{PyRows, PyView, statistics, view};
+use super::arrays::{Borrowed, Described, Place, by_statistic};
+use super::rows::{PyRows, statistics};
+use crate::array::ArgumentError;
 use crate::cuda::{self, CudaError, Device, Launch, Program, cache, driver, nvrtc};
-use crate::distances::cuda as distances_cuda;
-use crate::rows::Rows;
+use crate::distances::{Samples, cuda as distances_cuda};
 use crate::rows::cuda::{self as rows_cuda, Target};
 use crate::segments::cuda as segments_cuda;
 
@@ -25,28 +25,39 @@ pub(super) fn run(
     stream: usize,
     launches: Vec<Launch>,
 ) -> PyResult<()> {
-    // SAFETY: the Python half takes the addresses from tensors of this device and launches on the stream that PyTorch's allocator
-    // orders their memory by.
+    // SAFETY: the arrays are of this device, and the Python half launches on the stream that PyTorch's allocator orders their memory by.
     py.detach(|| unsafe { cuda::launch(Device::get(device)?, stream, &launches) })?;
     Ok(())
 }
 
+/// The address of the workspace; 0 where a plan has none.
+pub(super) fn address_of(
+    place: Option<Place>,
+    workspace: Option<&Described>,
+) -> Result<usize, ArgumentError> {
+    let address = |given: &Described| Ok(given.at(place, "workspace")?.address);
+    workspace.map_or(Ok(0), address)
+}
+
+/// The place that memory of a device has; an error where there is no such device.
+fn there(device: i32) -> PyResult<Place> {
+    Device::get(device)?;
+    Ok(Place::Cuda(device))
+}
+
 /// Numbers, of the statistics' dtype, of workspace that a forward call needs on `device`.
 #[pyfunction]
-fn cuda_rows_workspace(
-    logits: PyView,
-    reference: Option<PyView>,
-    stats: Vec<String>,
+pub fn cuda_rows_workspace(
+    logits: Described<'_>,
+    reference: Option<Described<'_>>,
+    stats: &str,
     device: i32,
 ) -> PyResult<usize> {
-    let reference = reference
-        .map(|reference| view("reference", reference))
-        .transpose()?;
-    let (logits, stats) = (view("logits", logits)?, statistics(&stats)?);
+    let reference = reference.as_ref().map(Described::shape);
     Ok(rows_cuda::forward_workspace(
-        &logits,
-        reference.as_ref(),
-        &stats,
+        logits.shape(),
+        reference,
+        &statistics(stats)?,
         Device::get(device)?.multiprocessors,
     ))
 }
@@ -54,24 +65,25 @@ fn cuda_rows_workspace(
 /// Queues a forward call on a stream of `device`: as `rows_forward`, with device memory.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn cuda_rows_forward(
+pub fn cuda_rows_forward(
     py: Python<'_>,
-    rows: PyRows,
-    stats: Vec<String>,
+    rows: PyRows<'_>,
+    stats: &str,
     k: usize,
-    out: PyView,
-    workspace: usize,
+    out: Borrowed<'_>,
+    workspace: Borrowed<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let rows = Rows::try_from(rows)?;
+    let place = there(device)?;
+    let rows = rows.at(Some(place))?;
     let multiprocessors = Device::get(device)?.multiprocessors;
     let launches = rows_cuda::forward(
         &rows,
-        &statistics(&stats)?,
+        &statistics(stats)?,
         k,
-        &view("out", out)?,
-        workspace,
+        &by_statistic("out", out.at(place, "out")?)?,
+        workspace.at(place, "workspace")?.address,
         multiprocessors,
     )?;
     run(py, device, stream, launches)
@@ -80,51 +92,53 @@ fn cuda_rows_forward(
 /// Queues a backward call on a stream of `device`: as `rows_backward`, with device memory.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn cuda_rows_backward(
+pub fn cuda_rows_backward(
     py: Python<'_>,
-    rows: PyRows,
-    stats: Vec<String>,
-    grads: PyView,
-    saved: PyView,
-    gradient: PyView,
+    rows: PyRows<'_>,
+    stats: &str,
+    grads: Borrowed<'_>,
+    saved: Borrowed<'_>,
+    gradient: Borrowed<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let rows = Rows::try_from(rows)?;
+    let place = there(device)?;
+    let rows = rows.at(Some(place))?;
     let (grads, saved, gradient) = (
-        view("grads", grads)?,
-        view("saved", saved)?,
-        view("gradient", gradient)?,
+        by_statistic("grads", grads.at(place, "grads")?)?,
+        by_statistic("saved", saved.at(place, "saved")?)?,
+        gradient.at(place, "gradient")?,
     );
     run(
         py,
         device,
         stream,
-        rows_cuda::backward(&rows, &statistics(&stats)?, &grads, &saved, &gradient)?,
+        rows_cuda::backward(&rows, &statistics(stats)?, &grads, &saved, gradient)?,
     )
 }
 
 /// Queues a forward and a backward call in one: as `rows_both`, with device memory; `workspace` as for `cuda_rows_forward`.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn cuda_rows_both(
+pub fn cuda_rows_both(
     py: Python<'_>,
-    rows: PyRows,
-    stats: Vec<String>,
+    rows: PyRows<'_>,
+    stats: &str,
     k: usize,
-    grads: PyView,
-    out: PyView,
-    gradient: PyView,
-    workspace: usize,
+    grads: Borrowed<'_>,
+    out: Borrowed<'_>,
+    gradient: Borrowed<'_>,
+    workspace: Borrowed<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let rows = Rows::try_from(rows)?;
-    let stats = statistics(&stats)?;
+    let place = there(device)?;
+    let rows = rows.at(Some(place))?;
+    let stats = statistics(stats)?;
     let (grads, out, gradient) = (
-        view("grads", grads)?,
-        view("out", out)?,
-        view("gradient", gradient)?,
+        by_statistic("grads", grads.at(place, "grads")?)?,
+        by_statistic("out", out.at(place, "out")?)?,
+        gradient.at(place, "gradient")?,
     );
     let target = Target::from(Device::get(device)?);
     let launches = rows_cuda::both(
@@ -132,8 +146,8 @@ fn cuda_rows_both(
         (&stats, k),
         &grads,
         &out,
-        &gradient,
-        workspace,
+        gradient,
+        workspace.at(place, "workspace")?.address,
         target,
     )?;
     run(py, device, stream, launches)
@@ -141,87 +155,101 @@ fn cuda_rows_both(
 
 /// Queues a segment sum on a stream of `device`.
 #[pyfunction]
-fn cuda_segment_sum(
+pub fn cuda_segment_sum(
     py: Python<'_>,
-    values: PyView,
-    offsets: PyView,
-    out: PyView,
+    values: Borrowed<'_>,
+    offsets: Borrowed<'_>,
+    out: Borrowed<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
+    let place = there(device)?;
     let launches = segments_cuda::sum(
-        &view("values", values)?,
-        &view("offsets", offsets)?,
-        &view("out", out)?,
+        values.at(place, "values")?,
+        offsets.at(place, "offsets")?,
+        out.at(place, "out")?,
     )?;
     run(py, device, stream, launches)
 }
 
 /// Queues a segment expansion on a stream of `device`.
 #[pyfunction]
-fn cuda_segment_expand(
+pub fn cuda_segment_expand(
     py: Python<'_>,
-    values: PyView,
-    offsets: PyView,
-    out: PyView,
+    values: Borrowed<'_>,
+    offsets: Borrowed<'_>,
+    out: Borrowed<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
+    let place = there(device)?;
     let launches = segments_cuda::expand(
-        &view("values", values)?,
-        &view("offsets", offsets)?,
-        &view("out", out)?,
+        values.at(place, "values")?,
+        offsets.at(place, "offsets")?,
+        out.at(place, "out")?,
     )?;
     run(py, device, stream, launches)
 }
 
 /// f64 numbers of workspace that squared distances need.
 #[pyfunction]
-fn cuda_distance_workspace(first: PyView, second: PyView) -> PyResult<usize> {
-    Ok(distances_cuda::workspace(&samples(first, second)?))
+pub fn cuda_distance_workspace(first: Described<'_>, second: Described<'_>) -> PyResult<usize> {
+    Ok(distances_cuda::workspace(&Samples::new(
+        *first.shape(),
+        *second.shape(),
+    )?))
 }
 
 /// Queues squared distances on a stream of `device`: as `distance_forward`, with device memory.
 #[pyfunction]
-fn cuda_distance_forward(
+pub fn cuda_distance_forward(
     py: Python<'_>,
-    first: PyView,
-    second: PyView,
-    out: PyView,
-    workspace: usize,
+    first: Borrowed<'_>,
+    second: Borrowed<'_>,
+    out: Borrowed<'_>,
+    workspace: Borrowed<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let launches =
-        distances_cuda::forward(&samples(first, second)?, &view("out", out)?, workspace)?;
+    let place = there(device)?;
+    let launches = distances_cuda::forward(
+        &Samples::new(*first.at(place, "first")?, *second.at(place, "second")?)?,
+        out.at(place, "out")?,
+        workspace.at(place, "workspace")?.address,
+    )?;
     run(py, device, stream, launches)
 }
 
 /// Queues the gradient of squared distances on a stream of `device`: as `distance_backward`, with device memory.
 #[pyfunction]
-fn cuda_distance_backward(
+pub fn cuda_distance_backward(
     py: Python<'_>,
-    first: PyView,
-    second: PyView,
-    grads: PyView,
-    gradient: PyView,
+    first: Borrowed<'_>,
+    second: Borrowed<'_>,
+    grads: Borrowed<'_>,
+    gradient: Borrowed<'_>,
     device: i32,
     stream: usize,
 ) -> PyResult<()> {
-    let (grads, gradient) = (view("grads", grads)?, view("gradient", gradient)?);
-    let launches = distances_cuda::backward(&samples(first, second)?, &grads, &gradient)?;
+    let place = there(device)?;
+    let (grads, gradient) = (grads.at(place, "grads")?, gradient.at(place, "gradient")?);
+    let launches = distances_cuda::backward(
+        &Samples::new(*first.at(place, "first")?, *second.at(place, "second")?)?,
+        grads,
+        gradient,
+    )?;
     run(py, device, stream, launches)
 }
 
 /// Says where to look for NVRTC: paths or names, the preferred first.
 #[pyfunction]
-fn cuda_search_nvrtc(candidates: Vec<String>) {
+pub fn cuda_search_nvrtc(candidates: Vec<String>) {
     nvrtc::search(candidates);
 }
 
 /// (path, version "13.2", compute capabilities) of the NVRTC in use; a RuntimeError where there is none.
 #[pyfunction]
-fn cuda_nvrtc() -> PyResult<(&'static str, String, &'static [i32])> {
+pub fn cuda_nvrtc() -> PyResult<(&'static str, String, &'static [i32])> {
     let nvrtc = nvrtc::nvrtc()?;
     Ok((
         &nvrtc.path,
@@ -232,13 +260,13 @@ fn cuda_nvrtc() -> PyResult<(&'static str, String, &'static [i32])> {
 
 /// The driver's CUDA version, 13020 for 13.2; a RuntimeError where there is no driver.
 #[pyfunction]
-fn cuda_driver_version() -> PyResult<i32> {
+pub fn cuda_driver_version() -> PyResult<i32> {
     Ok(driver::version()?)
 }
 
 /// (name, compute capability as 90 for 9.0, multiprocessors) of every device.
 #[pyfunction]
-fn cuda_devices() -> PyResult<Vec<(String, i32, usize)>> {
+pub fn cuda_devices() -> PyResult<Vec<(String, i32, usize)>> {
     let describe =
         |ordinal| Device::get(ordinal).map(|d| (d.name.clone(), d.capability, d.multiprocessors));
     Ok((0..driver::count()?)
@@ -248,7 +276,7 @@ fn cuda_devices() -> PyResult<Vec<(String, i32, usize)>> {
 
 /// The directory of compiled kernels; a RuntimeError that says why none is used.
 #[pyfunction]
-fn cuda_cache_directory() -> PyResult<String> {
+pub fn cuda_cache_directory() -> PyResult<String> {
     cache::directory()
         .map(|path| path.display().to_string())
         .map_err(PyRuntimeError::new_err)
@@ -256,7 +284,7 @@ fn cuda_cache_directory() -> PyResult<String> {
 
 /// (machine code, compiler log) of a kernel for sm_`architecture`; with `cached`, code from the cache and an empty log.
 #[pyfunction]
-fn cuda_compile<'py>(
+pub fn cuda_compile<'py>(
     py: Python<'py>,
     kernel: &str,
     defines: Vec<(String, String)>,
@@ -346,17 +374,17 @@ pub(super) fn described<'py>(
 /// The numbers of workspace and the launches of a forward call on a device of so many multiprocessors.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn cuda_plan_rows_forward<'py>(
+pub fn cuda_plan_rows_forward<'py>(
     py: Python<'py>,
-    rows: PyRows,
-    stats: Vec<String>,
+    rows: PyRows<'_>,
+    stats: &str,
     k: usize,
-    out: PyView,
-    workspace: usize,
+    out: Described<'_>,
+    workspace: Option<Described<'_>>,
     multiprocessors: usize,
 ) -> PyResult<(usize, Vec<Bound<'py, PyDict>>)> {
-    let rows = Rows::try_from(rows)?;
-    let stats = statistics(&stats)?;
+    let rows = rows.at(None)?;
+    let stats = statistics(stats)?;
     let numbers = rows_cuda::forward_workspace(
         &rows.logits,
         rows.reference.as_ref(),
@@ -367,8 +395,8 @@ fn cuda_plan_rows_forward<'py>(
         &rows,
         &stats,
         k,
-        &view("out", out)?,
-        workspace,
+        &by_statistic("out", out.shape())?,
+        address_of(None, workspace.as_ref())?,
         multiprocessors,
     )?;
     Ok((numbers, described(py, launches)?))
@@ -377,24 +405,24 @@ fn cuda_plan_rows_forward<'py>(
 /// The launches of a backward call.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn cuda_plan_rows_backward<'py>(
+pub fn cuda_plan_rows_backward<'py>(
     py: Python<'py>,
-    rows: PyRows,
-    stats: Vec<String>,
-    grads: PyView,
-    saved: PyView,
-    gradient: PyView,
+    rows: PyRows<'_>,
+    stats: &str,
+    grads: Described<'_>,
+    saved: Described<'_>,
+    gradient: Described<'_>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    let rows = Rows::try_from(rows)?;
-    let stats = statistics(&stats)?;
+    let rows = rows.at(None)?;
+    let stats = statistics(stats)?;
     let (grads, saved, gradient) = (
-        view("grads", grads)?,
-        view("saved", saved)?,
-        view("gradient", gradient)?,
+        by_statistic("grads", grads.shape())?,
+        by_statistic("saved", saved.shape())?,
+        gradient.shape(),
     );
     described(
         py,
-        rows_cuda::backward(&rows, &stats, &grads, &saved, &gradient)?,
+        rows_cuda::backward(&rows, &stats, &grads, &saved, gradient)?,
     )
 }
 
@@ -402,23 +430,23 @@ fn cuda_plan_rows_backward<'py>(
 /// of shared memory per block.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn cuda_plan_rows_both<'py>(
+pub fn cuda_plan_rows_both<'py>(
     py: Python<'py>,
-    rows: PyRows,
-    stats: Vec<String>,
+    rows: PyRows<'_>,
+    stats: &str,
     k: usize,
-    grads: PyView,
-    out: PyView,
-    gradient: PyView,
-    workspace: usize,
+    grads: Described<'_>,
+    out: Described<'_>,
+    gradient: Described<'_>,
+    workspace: Option<Described<'_>>,
     target: (usize, i32, usize),
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    let rows = Rows::try_from(rows)?;
-    let stats = statistics(&stats)?;
+    let rows = rows.at(None)?;
+    let stats = statistics(stats)?;
     let (grads, out, gradient) = (
-        view("grads", grads)?,
-        view("out", out)?,
-        view("gradient", gradient)?,
+        by_statistic("grads", grads.shape())?,
+        by_statistic("out", out.shape())?,
+        gradient.shape(),
     );
     let (multiprocessors, capability, shared) = target;
     let target = Target {
@@ -433,8 +461,8 @@ fn cuda_plan_rows_both<'py>(
             (&stats, k),
             &grads,
             &out,
-            &gradient,
-            workspace,
+            gradient,
+            address_of(None, workspace.as_ref())?,
             target,
         )?,
     )
@@ -442,91 +470,63 @@ fn cuda_plan_rows_both<'py>(
 
 /// The launches of a segment sum.
 #[pyfunction]
-fn cuda_plan_segment_sum<'py>(
+pub fn cuda_plan_segment_sum<'py>(
     py: Python<'py>,
-    values: PyView,
-    offsets: PyView,
-    out: PyView,
+    values: Described<'_>,
+    offsets: Described<'_>,
+    out: Described<'_>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
     described(
         py,
-        segments_cuda::sum(
-            &view("values", values)?,
-            &view("offsets", offsets)?,
-            &view("out", out)?,
-        )?,
+        segments_cuda::sum(values.shape(), offsets.shape(), out.shape())?,
     )
 }
 
 /// The launches of a segment expansion.
 #[pyfunction]
-fn cuda_plan_segment_expand<'py>(
+pub fn cuda_plan_segment_expand<'py>(
     py: Python<'py>,
-    values: PyView,
-    offsets: PyView,
-    out: PyView,
+    values: Described<'_>,
+    offsets: Described<'_>,
+    out: Described<'_>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
     described(
         py,
-        segments_cuda::expand(
-            &view("values", values)?,
-            &view("offsets", offsets)?,
-            &view("out", out)?,
-        )?,
+        segments_cuda::expand(values.shape(), offsets.shape(), out.shape())?,
     )
 }
 
 /// The launches of squared distances.
 #[pyfunction]
-fn cuda_plan_distance_forward<'py>(
+pub fn cuda_plan_distance_forward<'py>(
     py: Python<'py>,
-    first: PyView,
-    second: PyView,
-    out: PyView,
-    workspace: usize,
+    first: Described<'_>,
+    second: Described<'_>,
+    out: Described<'_>,
+    workspace: Option<Described<'_>>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    let launches =
-        distances_cuda::forward(&samples(first, second)?, &view("out", out)?, workspace)?;
+    let launches = distances_cuda::forward(
+        &Samples::new(*first.shape(), *second.shape())?,
+        out.shape(),
+        address_of(None, workspace.as_ref())?,
+    )?;
     described(py, launches)
 }
 
 /// The launches of the gradient of squared distances.
 #[pyfunction]
-fn cuda_plan_distance_backward<'py>(
+pub fn cuda_plan_distance_backward<'py>(
     py: Python<'py>,
-    first: PyView,
-    second: PyView,
-    grads: PyView,
-    gradient: PyView,
+    first: Described<'_>,
+    second: Described<'_>,
+    grads: Described<'_>,
+    gradient: Described<'_>,
 ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-    let (grads, gradient) = (view("grads", grads)?, view("gradient", gradient)?);
-    let launches = distances_cuda::backward(&samples(first, second)?, &grads, &gradient)?;
+    let (grads, gradient) = (grads.shape(), gradient.shape());
+    let launches = distances_cuda::backward(
+        &Samples::new(*first.shape(), *second.shape())?,
+        grads,
+        gradient,
+    )?;
     described(py, launches)
-}
-
-/// Registers the functions of this room.
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(cuda_rows_workspace, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_rows_forward, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_rows_backward, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_rows_both, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_segment_sum, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_segment_expand, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_distance_workspace, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_distance_forward, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_distance_backward, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_search_nvrtc, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_nvrtc, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_driver_version, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_devices, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_cache_directory, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_compile, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_plan_rows_forward, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_plan_rows_backward, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_plan_rows_both, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_plan_segment_sum, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_plan_segment_expand, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_plan_distance_forward, module)?)?;
-    module.add_function(wrap_pyfunction!(cuda_plan_distance_backward, module)?)?;
-    Ok(())
 }

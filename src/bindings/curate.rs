@@ -1,32 +1,32 @@
-//! Bindings of the `curate` room.
+//! Bindings of `curate`.
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use super::arrays::array_of;
+use super::arrays::{Borrowed, vector};
+use crate::array::Array;
 use crate::curate::{pairs, rank};
-use crate::segments::array::Array;
 
 /// Writes the elements by group and descending score into `order`, where each group begins into `offsets`.
 #[pyfunction]
-fn curate_rank(
+pub fn curate_rank(
     py: Python<'_>,
-    scores: &Bound<'_, PyAny>,
-    groups: &Bound<'_, PyAny>,
-    offsets: &Bound<'_, PyAny>,
-    order: &Bound<'_, PyAny>,
+    scores: Borrowed<'_>,
+    groups: Borrowed<'_>,
+    offsets: Borrowed<'_>,
+    order: Borrowed<'_>,
     threads: usize,
 ) -> PyResult<()> {
-    let scores = array_of("scores", scores)?;
-    let scores = doubles("scores", &scores)?;
-    let (groups, order) = (array_of("groups", groups)?, array_of("order", order)?);
-    let offsets = array_of("offsets", offsets)?;
-    let groups = integers("groups", &groups, scores.len())?;
+    let scores = vector("scores", &scores)?;
+    let scores = doubles("scores", scores)?;
+    let (groups, order) = (vector("groups", &groups)?, vector("order", &order)?);
+    let offsets = vector("offsets", &offsets)?;
+    let groups = integers("groups", groups, scores.len())?;
     // SAFETY: the Python half passes arrays that it has just made and nobody else knows.
     let (order, offsets) = unsafe {
         (
-            integers_out("order", &order, scores.len())?,
-            integers_out("offsets", &offsets, offsets.len())?,
+            integers_out("order", order, scores.len())?,
+            integers_out("offsets", offsets, offsets.len())?,
         )
     };
     if offsets.is_empty() {
@@ -38,46 +38,46 @@ fn curate_rank(
 
 /// Writes the first place that each place of a ranking beats into `first`; returns the number of pairs.
 #[pyfunction]
-fn curate_first_beaten(
+pub fn curate_first_beaten(
     py: Python<'_>,
-    scores: &Bound<'_, PyAny>,
-    order: &Bound<'_, PyAny>,
-    offsets: &Bound<'_, PyAny>,
+    scores: Borrowed<'_>,
+    order: Borrowed<'_>,
+    offsets: Borrowed<'_>,
     min_gap: f64,
-    first: &Bound<'_, PyAny>,
+    first: Borrowed<'_>,
 ) -> PyResult<usize> {
-    let (scores, order) = (array_of("scores", scores)?, array_of("order", order)?);
-    let (offsets, first) = (array_of("offsets", offsets)?, array_of("first", first)?);
-    let scores = doubles("scores", &scores)?;
-    let (order, offsets) = ranking(&order, &offsets, scores.len())?;
+    let (scores, order) = (vector("scores", &scores)?, vector("order", &order)?);
+    let (offsets, first) = (vector("offsets", &offsets)?, vector("first", &first)?);
+    let scores = doubles("scores", scores)?;
+    let (order, offsets) = ranking(order, offsets, scores.len())?;
     // SAFETY: as above.
-    let first = unsafe { integers_out("first", &first, scores.len())? };
+    let first = unsafe { integers_out("first", first, scores.len())? };
     Ok(py.detach(|| pairs::first_beaten(scores, order, offsets, min_gap, first)))
 }
 
 /// Writes the pairs that `curate_first_beaten` counted.
 #[pyfunction]
-fn curate_pairs(
+pub fn curate_pairs(
     py: Python<'_>,
-    order: &Bound<'_, PyAny>,
-    offsets: &Bound<'_, PyAny>,
-    first: &Bound<'_, PyAny>,
-    chosen: &Bound<'_, PyAny>,
-    rejected: &Bound<'_, PyAny>,
+    order: Borrowed<'_>,
+    offsets: Borrowed<'_>,
+    first: Borrowed<'_>,
+    chosen: Borrowed<'_>,
+    rejected: Borrowed<'_>,
     threads: usize,
 ) -> PyResult<()> {
-    let (order, offsets) = (array_of("order", order)?, array_of("offsets", offsets)?);
-    let (first, chosen) = (array_of("first", first)?, array_of("chosen", chosen)?);
-    let rejected = array_of("rejected", rejected)?;
+    let (order, offsets) = (vector("order", &order)?, vector("offsets", &offsets)?);
+    let (first, chosen) = (vector("first", &first)?, vector("chosen", &chosen)?);
+    let rejected = vector("rejected", &rejected)?;
     let len = order.len();
-    let (order, offsets) = ranking(&order, &offsets, len)?;
-    let first = integers("first", &first, len)?;
+    let (order, offsets) = ranking(order, offsets, len)?;
+    let first = integers("first", first, len)?;
     let count = pairs_counted(offsets, first)?;
     // SAFETY: as above.
     let (chosen, rejected) = unsafe {
         (
-            integers_out("chosen", &chosen, count)?,
-            integers_out("rejected", &rejected, count)?,
+            integers_out("chosen", chosen, count)?,
+            integers_out("rejected", rejected, count)?,
         )
     };
     py.detach(|| pairs::write(order, offsets, first, chosen, rejected, threads));
@@ -86,22 +86,22 @@ fn curate_pairs(
 
 /// Writes the best and the worst element of each group; -1 for an empty one.
 #[pyfunction]
-fn curate_ends(
+pub fn curate_ends(
     py: Python<'_>,
-    scores: &Bound<'_, PyAny>,
-    groups: &Bound<'_, PyAny>,
-    best: &Bound<'_, PyAny>,
-    worst: &Bound<'_, PyAny>,
+    scores: Borrowed<'_>,
+    groups: Borrowed<'_>,
+    best: Borrowed<'_>,
+    worst: Borrowed<'_>,
 ) -> PyResult<()> {
-    let (scores, groups) = (array_of("scores", scores)?, array_of("groups", groups)?);
-    let (best, worst) = (array_of("best", best)?, array_of("worst", worst)?);
-    let scores = doubles("scores", &scores)?;
-    let groups = integers("groups", &groups, scores.len())?;
+    let (scores, groups) = (vector("scores", &scores)?, vector("groups", &groups)?);
+    let (best, worst) = (vector("best", &best)?, vector("worst", &worst)?);
+    let scores = doubles("scores", scores)?;
+    let groups = integers("groups", groups, scores.len())?;
     // SAFETY: as above.
     let (best, worst) = unsafe {
         (
-            integers_out("best", &best, best.len())?,
-            integers_out("worst", &worst, best.len())?,
+            integers_out("best", best, best.len())?,
+            integers_out("worst", worst, best.len())?,
         )
     };
     py.detach(|| rank::ends(scores, groups, best, worst))
@@ -197,14 +197,6 @@ fn must_have(argument: &str, len: usize, wanted: usize) -> PyResult<()> {
 fn wrong(argument: &str, wanted: &str, array: &Array) -> PyErr {
     PyTypeError::new_err(format!(
         "{argument}: expected a contiguous {wanted} array, got {}",
-        array.dtype().name()
+        array.dtype.name()
     ))
-}
-
-/// Registers the functions of this room.
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(curate_rank, module)?)?;
-    module.add_function(wrap_pyfunction!(curate_first_beaten, module)?)?;
-    module.add_function(wrap_pyfunction!(curate_pairs, module)?)?;
-    module.add_function(wrap_pyfunction!(curate_ends, module)?)
 }

@@ -1,55 +1,44 @@
-//! Bindings of the `distances` room.
+//! Bindings of `distances`.
 
 use pyo3::prelude::*;
 
-use super::rows::{PyView, check_threads, view};
+use super::arrays::Borrowed;
+use super::rows::check_threads;
 use crate::distances::{Samples, cpu};
-use crate::view::ArgumentError;
-
-pub(super) fn samples(first: PyView, second: PyView) -> Result<Samples, ArgumentError> {
-    Samples::new(view("first", first)?, view("second", second)?)
-}
 
 /// Writes ‖first − second‖² of each sample, a row of a matrix, into `out`.
-///
-/// Views must describe memory that stays alive and unchanged for the call.
 #[pyfunction]
-fn distance_forward(
+pub fn distance_forward(
     py: Python<'_>,
-    first: PyView,
-    second: PyView,
-    out: PyView,
+    first: Borrowed<'_>,
+    second: Borrowed<'_>,
+    out: Borrowed<'_>,
     threads: usize,
 ) -> PyResult<()> {
-    let (samples, out) = (samples(first, second)?, view("out", out)?);
+    let (samples, out) = (
+        Samples::new(*first.cpu("first")?, *second.cpu("second")?)?,
+        out.cpu("out")?,
+    );
     check_threads(threads)?;
-    // SAFETY: the Python half derives the views from tensors that it keeps alive during the call, `out` being its own.
-    py.detach(|| unsafe { cpu::forward(&samples, &out, threads) })?;
+    // SAFETY: the arguments keep the memory alive during the call; `out` is the Python half's own.
+    py.detach(|| unsafe { cpu::forward(&samples, out, threads) })?;
     Ok(())
 }
 
 /// Writes 2·grads·(first − second) into `gradient`.
-///
-/// Views must describe memory that stays alive and unchanged for the call.
 #[pyfunction]
-fn distance_backward(
+pub fn distance_backward(
     py: Python<'_>,
-    first: PyView,
-    second: PyView,
-    grads: PyView,
-    gradient: PyView,
+    first: Borrowed<'_>,
+    second: Borrowed<'_>,
+    grads: Borrowed<'_>,
+    gradient: Borrowed<'_>,
     threads: usize,
 ) -> PyResult<()> {
-    let samples = samples(first, second)?;
-    let (grads, gradient) = (view("grads", grads)?, view("gradient", gradient)?);
+    let samples = Samples::new(*first.cpu("first")?, *second.cpu("second")?)?;
+    let (grads, gradient) = (grads.cpu("grads")?, gradient.cpu("gradient")?);
     check_threads(threads)?;
     // SAFETY: as in `distance_forward`, `gradient` being the Python half's own.
-    py.detach(|| unsafe { cpu::backward(&samples, &grads, &gradient, threads) })?;
+    py.detach(|| unsafe { cpu::backward(&samples, grads, gradient, threads) })?;
     Ok(())
-}
-
-/// Registers the functions of this room.
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(distance_forward, module)?)?;
-    module.add_function(wrap_pyfunction!(distance_backward, module)?)
 }

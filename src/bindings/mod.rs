@@ -5,19 +5,35 @@ mod codegen;
 mod cuda;
 mod curate;
 mod distances;
-mod dlpack;
-mod objective;
+mod graph;
+mod program;
 mod rows;
 mod segments;
 
-use pyo3::prelude::*;
+/// The extension module. Free-threaded Python may call it from several threads: what they share is behind locks.
+#[pyo3::pymodule(gil_used = false)]
+mod _prefuse {
+    #[pymodule_export]
+    use super::cuda::{
+        cuda_cache_directory, cuda_compile, cuda_devices, cuda_distance_backward,
+        cuda_distance_forward, cuda_distance_workspace, cuda_driver_version, cuda_nvrtc,
+        cuda_plan_distance_backward, cuda_plan_distance_forward, cuda_plan_rows_backward,
+        cuda_plan_rows_both, cuda_plan_rows_forward, cuda_plan_segment_expand,
+        cuda_plan_segment_sum, cuda_rows_backward, cuda_rows_both, cuda_rows_forward,
+        cuda_rows_workspace, cuda_search_nvrtc, cuda_segment_expand, cuda_segment_sum,
+    };
+    #[pymodule_export]
+    use super::curate::{curate_ends, curate_first_beaten, curate_pairs, curate_rank};
+    #[pymodule_export]
+    use super::distances::{distance_backward, distance_forward};
+    #[pymodule_export]
+    use super::rows::{rows_backward, rows_both, rows_forward, simd_level};
+    #[pymodule_export]
+    use super::segments::{segment_expand, segment_sum};
+    #[pymodule_export]
+    use super::{graph::Graph, program::Program};
 
-/// Registers every function and class of the extension module.
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    rows::register(module)?;
-    segments::register(module)?;
-    distances::register(module)?;
-    objective::register(module)?;
-    curate::register(module)?;
-    cuda::register(module)
+    #[pymodule_export]
+    #[expect(non_upper_case_globals, reason = "Python's name for it")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
 }

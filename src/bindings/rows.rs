@@ -1,41 +1,23 @@
-//! Bindings of the `rows` room.
+//! Bindings of `rows`.
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
+use super::arrays::{Borrowed, Described, Place, by_statistic};
+use crate::array::ArgumentError;
 use crate::rows::{Rows, Stat, Temperature, backward, both, cpu};
 use crate::simd::Level;
-use crate::view::{ArgumentError, View};
-
-/// `(address of element 0, dtype, shape, strides in elements)`.
-pub(super) type PyView = (usize, String, Vec<usize>, Vec<isize>);
 
 #[derive(FromPyObject)]
-pub(super) enum PyTemperature {
+pub(super) enum PyTemperature<'py> {
     #[pyo3(transparent)]
     Same(f64),
     #[pyo3(transparent)]
-    PerRow(PyView),
+    PerRow(Described<'py>),
 }
 
-impl From<ArgumentError> for PyErr {
-    fn from(error: ArgumentError) -> PyErr {
-        match error {
-            ArgumentError::Value(message) => PyValueError::new_err(message),
-            ArgumentError::Type(message) => PyTypeError::new_err(message),
-        }
-    }
-}
-
-pub(super) fn view(
-    argument: &str,
-    (address, dtype, shape, strides): PyView,
-) -> Result<View, ArgumentError> {
-    View::new(argument, address, &dtype, shape, strides)
-}
-
-pub(super) fn statistics(names: &[String]) -> Result<Vec<Stat>, ArgumentError> {
-    names.iter().map(|name| Stat::from_name(name)).collect()
+/// Statistics by their names, separated by commas.
+pub(super) fn statistics(names: &str) -> Result<Vec<Stat>, ArgumentError> {
+    names.split(',').map(Stat::from_name).collect()
 }
 
 pub(super) fn check_threads(threads: usize) -> Result<(), ArgumentError> {
@@ -50,12 +32,12 @@ pub(super) fn check_threads(threads: usize) -> Result<(), ArgumentError> {
 /// The rows of a call, as `Rows.arguments` makes them in Python: logits, labels, mask, reference, temperature, scale, softcap,
 /// ignore_index, first_class, classes.
 #[derive(FromPyObject)]
-pub(super) struct PyRows(
-    PyView,
-    PyView,
-    Option<PyView>,
-    Option<PyView>,
-    PyTemperature,
+pub(super) struct PyRows<'py>(
+    Described<'py>,
+    Described<'py>,
+    Option<Described<'py>>,
+    Option<Described<'py>>,
+    PyTemperature<'py>,
     f64,
     f64,
     i64,
@@ -63,24 +45,25 @@ pub(super) struct PyRows(
     i64,
 );
 
-impl TryFrom<PyRows> for Rows {
-    type Error = ArgumentError;
-
-    fn try_from(rows: PyRows) -> Result<Rows, ArgumentError> {
-        let PyRows(logits, labels, mask, reference, temperature, ..) = rows;
-        let PyRows(.., scale, softcap, ignore_index, first_class, classes) = rows;
-        let optional =
-            |argument, given: Option<PyView>| given.map(|given| view(argument, given)).transpose();
+impl PyRows<'_> {
+    /// The rows, whose arrays must be memory of this place, if one is given.
+    pub(super) fn at(&self, place: Option<Place>) -> Result<Rows, ArgumentError> {
+        let PyRows(logits, labels, mask, reference, temperature, ..) = self;
+        let &PyRows(.., scale, softcap, ignore_index, first_class, classes) = self;
+        let optional = |argument, given: &Option<Described>| {
+            given
+                .as_ref()
+                .map(|given| given.at(place, argument).copied())
+                .transpose()
+        };
         Ok(Rows {
-            logits: view("logits", logits)?,
-            labels: view("labels", labels)?,
+            logits: *logits.at(place, "logits")?,
+            labels: *labels.at(place, "labels")?,
             mask: optional("mask", mask)?,
             reference: optional("reference", reference)?,
             temperature: match temperature {
-                PyTemperature::Same(value) => Temperature::Same(value),
-                PyTemperature::PerRow(per_row) => {
-                    Temperature::PerRow(view("temperature", per_row)?)
-                }
+                PyTemperature::Same(value) => Temperature::Same(*value),
+                PyTemperature::PerRow(each) => Temperature::PerRow(*each.at(place, "temperature")?),
             },
             scale,
             softcap,
@@ -92,92 +75,77 @@ impl TryFrom<PyRows> for Rows {
 }
 
 /// Writes the statistics `stats` of every row into `out`, shape `[len(stats), rows]`.
-///
-/// Views must describe memory that stays alive and unchanged for the call.
 #[pyfunction]
-fn rows_forward(
+pub fn rows_forward(
     py: Python<'_>,
-    rows: PyRows,
-    stats: Vec<String>,
+    rows: PyRows<'_>,
+    stats: &str,
     k: usize,
-    out: PyView,
+    out: Borrowed<'_>,
     threads: usize,
 ) -> PyResult<()> {
-    let rows = Rows::try_from(rows)?;
-    let stats = statistics(&stats)?;
+    let rows = rows.at(Some(Place::Cpu))?;
+    let stats = statistics(stats)?;
     check_threads(threads)?;
-    let out = view("out", out)?;
-    // SAFETY: the Python half derives the views from arrays that it keeps alive during the call, `out` being writable.
+    let out = by_statistic("out", out.cpu("out")?)?;
+    // SAFETY: the arguments keep the memory alive during the call; the Python half gives an `out` that may be written.
     py.detach(|| unsafe { cpu::forward(&rows, &stats, k, &out, threads) })?;
     Ok(())
 }
 
 /// Writes d(Σ grads·stats)/dlogits into `gradient`, which may be the memory of the logits itself.
-///
-/// Views must describe memory that stays alive and unchanged for the call.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn rows_backward(
+pub fn rows_backward(
     py: Python<'_>,
-    rows: PyRows,
-    stats: Vec<String>,
-    grads: PyView,
-    saved: PyView,
-    gradient: PyView,
+    rows: PyRows<'_>,
+    stats: &str,
+    grads: Borrowed<'_>,
+    saved: Borrowed<'_>,
+    gradient: Borrowed<'_>,
     threads: usize,
 ) -> PyResult<()> {
-    let rows = Rows::try_from(rows)?;
-    let stats = statistics(&stats)?;
+    let rows = rows.at(Some(Place::Cpu))?;
+    let stats = statistics(stats)?;
     check_threads(threads)?;
     let (grads, saved, gradient) = (
-        view("grads", grads)?,
-        view("saved", saved)?,
-        view("gradient", gradient)?,
+        by_statistic("grads", grads.cpu("grads")?)?,
+        by_statistic("saved", saved.cpu("saved")?)?,
+        gradient.cpu("gradient")?,
     );
     // SAFETY: as in `rows_forward`, `gradient` being writable.
-    py.detach(|| unsafe { backward::backward(&rows, &stats, &grads, &saved, &gradient, threads) })?;
+    py.detach(|| unsafe { backward::backward(&rows, &stats, &grads, &saved, gradient, threads) })?;
     Ok(())
 }
 
 /// `rows_forward` into `out` and `rows_backward` with these values into `gradient`, in one visit to the logits.
-///
-/// Views must describe memory that stays alive and unchanged for the call.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
-fn rows_both(
+pub fn rows_both(
     py: Python<'_>,
-    rows: PyRows,
-    stats: Vec<String>,
+    rows: PyRows<'_>,
+    stats: &str,
     k: usize,
-    grads: PyView,
-    out: PyView,
-    gradient: PyView,
+    grads: Borrowed<'_>,
+    out: Borrowed<'_>,
+    gradient: Borrowed<'_>,
     threads: usize,
 ) -> PyResult<()> {
-    let rows = Rows::try_from(rows)?;
-    let stats = statistics(&stats)?;
+    let rows = rows.at(Some(Place::Cpu))?;
+    let stats = statistics(stats)?;
     check_threads(threads)?;
     let (grads, out, gradient) = (
-        view("grads", grads)?,
-        view("out", out)?,
-        view("gradient", gradient)?,
+        by_statistic("grads", grads.cpu("grads")?)?,
+        by_statistic("out", out.cpu("out")?)?,
+        gradient.cpu("gradient")?,
     );
     // SAFETY: as in `rows_forward`, `gradient` being writable.
-    py.detach(|| unsafe { both::both(&rows, (&stats, k), &grads, &out, &gradient, threads) })?;
+    py.detach(|| unsafe { both::both(&rows, (&stats, k), &grads, &out, gradient, threads) })?;
     Ok(())
 }
 
 /// The instruction set that the row kernels use on this machine: "avx512", "avx2", "neon" or "portable".
 #[pyfunction]
-fn simd_level() -> PyResult<&'static str> {
+pub fn simd_level() -> PyResult<&'static str> {
     Ok(Level::current()?.name())
-}
-
-/// Registers the functions and classes of this room.
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(rows_forward, module)?)?;
-    module.add_function(wrap_pyfunction!(rows_backward, module)?)?;
-    module.add_function(wrap_pyfunction!(rows_both, module)?)?;
-    module.add_function(wrap_pyfunction!(simd_level, module)?)?;
-    Ok(())
 }

@@ -1,32 +1,31 @@
-//! Bindings of the `segments` room.
+//! Bindings of `segments`.
 
 use std::borrow::Cow;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use super::arrays::array_of;
-use crate::segments::array::Array;
+use super::arrays::{Borrowed, vector};
+use crate::array::{Array, Dtype};
 use crate::segments::{Segments, cpu};
-use crate::view::Dtype;
 
 /// Writes the sum of each segment of `values` into `out`; 0 for an empty segment. Accumulated in f64.
 #[pyfunction]
-fn segment_sum(
+pub fn segment_sum(
     py: Python<'_>,
-    values: &Bound<'_, PyAny>,
-    offsets: &Bound<'_, PyAny>,
-    out: &Bound<'_, PyAny>,
+    values: Borrowed<'_>,
+    offsets: Borrowed<'_>,
+    out: Borrowed<'_>,
 ) -> PyResult<()> {
-    let (values, out) = (floats("values", values)?, floats("out", out)?);
-    let segments = segments_of(&array_of("offsets", offsets)?)?;
-    must_have("values", &values, segments.len(), "the last offset")?;
-    must_have("out", &out, segments.count(), "the number of segments")?;
+    let (values, out) = (floats("values", &values)?, floats("out", &out)?);
+    let segments = segments_of(vector("offsets", &offsets)?)?;
+    must_have("values", values, segments.len(), "the last offset")?;
+    must_have("out", out, segments.count(), "the number of segments")?;
     py.detach(|| {
         let mut sums = vec![0.0; segments.count()];
         match values.as_slice::<f32>() {
             Some(slice) => cpu::sum(slice, &segments, &mut sums, 1),
-            None => cpu::sum(&in_f64(&values), &segments, &mut sums, 1),
+            None => cpu::sum(&in_f64(values), &segments, &mut sums, 1),
         }
         out.write(&sums);
     });
@@ -35,33 +34,28 @@ fn segment_sum(
 
 /// Writes each of `values` to all elements of its segment in `out`: the transpose of `segment_sum`.
 #[pyfunction]
-fn segment_expand(
+pub fn segment_expand(
     py: Python<'_>,
-    values: &Bound<'_, PyAny>,
-    offsets: &Bound<'_, PyAny>,
-    out: &Bound<'_, PyAny>,
+    values: Borrowed<'_>,
+    offsets: Borrowed<'_>,
+    out: Borrowed<'_>,
 ) -> PyResult<()> {
-    let (values, out) = (floats("values", values)?, floats("out", out)?);
-    let segments = segments_of(&array_of("offsets", offsets)?)?;
-    must_have(
-        "values",
-        &values,
-        segments.count(),
-        "the number of segments",
-    )?;
-    must_have("out", &out, segments.len(), "the last offset")?;
+    let (values, out) = (floats("values", &values)?, floats("out", &out)?);
+    let segments = segments_of(vector("offsets", &offsets)?)?;
+    must_have("values", values, segments.count(), "the number of segments")?;
+    must_have("out", out, segments.len(), "the last offset")?;
     py.detach(|| {
         let mut expanded = vec![0.0; segments.len()];
-        cpu::expand(&in_f64(&values), &segments, &mut expanded, 1);
+        cpu::expand(&in_f64(values), &segments, &mut expanded, 1);
         out.write(&expanded);
     });
     Ok(())
 }
 
-/// A view of f32 or f64.
-fn floats(argument: &str, view: &Bound<'_, PyAny>) -> PyResult<Array> {
-    let array = array_of(argument, view)?;
-    match array.dtype() {
+/// An array of f32 or f64.
+fn floats<'a>(argument: &str, given: &'a Borrowed) -> PyResult<&'a Array> {
+    let array = vector(argument, given)?;
+    match array.dtype {
         Dtype::F32 | Dtype::F64 => Ok(array),
         dtype => Err(PyTypeError::new_err(format!(
             "{argument}: expected dtype f32 or f64, got {}",
@@ -71,10 +65,10 @@ fn floats(argument: &str, view: &Bound<'_, PyAny>) -> PyResult<Array> {
 }
 
 fn segments_of(offsets: &Array) -> PyResult<Segments> {
-    if offsets.dtype() != Dtype::I64 {
+    if offsets.dtype != Dtype::I64 {
         return Err(PyTypeError::new_err(format!(
             "offsets: expected dtype i64, got {}",
-            offsets.dtype().name()
+            offsets.dtype.name()
         )));
     }
     Segments::from_offsets(offsets.integers())
@@ -98,10 +92,4 @@ fn in_f64(array: &Array) -> Cow<'_, [f64]> {
     let mut copy = vec![0.0; array.len()];
     array.read(&mut copy);
     Cow::Owned(copy)
-}
-
-/// Registers the functions and classes of this room.
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(segment_sum, module)?)?;
-    module.add_function(wrap_pyfunction!(segment_expand, module)?)
 }

@@ -7,10 +7,10 @@ use half::{bf16, f16};
 
 use super::pass::{Operand, Pair, Scaled, SumOfSquares};
 use super::{CHUNK, Samples};
+use crate::array::{ArgumentError, Array, Dtype};
 use crate::outputs;
 use crate::simd::{Element, Level, dispatch, fence};
 use crate::threads::for_each_range;
-use crate::view::{ArgumentError, Dtype, View};
 
 /// The body for the element types of the two matrices, which `Samples::check` let through.
 macro_rules! with_types {
@@ -40,7 +40,7 @@ macro_rules! with_types {
 ///
 /// # Safety
 /// The views describe live memory; nobody else uses that of `out` during the call.
-pub unsafe fn forward(samples: &Samples, out: &View, threads: usize) -> Result<(), ArgumentError> {
+pub unsafe fn forward(samples: &Samples, out: &Array, threads: usize) -> Result<(), ArgumentError> {
     samples.check_forward(out)?;
     let level = Level::current()?;
     // f64 as bits, each written by one task.
@@ -79,8 +79,8 @@ pub unsafe fn forward(samples: &Samples, out: &View, threads: usize) -> Result<(
 /// The views describe live memory; nobody else uses that of `gradient` during the call.
 pub unsafe fn backward(
     samples: &Samples,
-    grads: &View,
-    gradient: &View,
+    grads: &Array,
+    gradient: &Array,
     threads: usize,
 ) -> Result<(), ArgumentError> {
     samples.check_backward(grads, gradient)?;
@@ -135,7 +135,7 @@ unsafe fn pair<A: Operand, B: Operand>(
     sample: usize,
     part: Range<usize>,
 ) -> Pair<A, B> {
-    let row = |view: &View| view.offset(sample, 1) + part.start as isize;
+    let row = |view: &Array| view.offset(sample, 1) + part.start as isize;
     Pair {
         first: samples.first.pointer::<A>(row(&samples.first)),
         second: samples.second.pointer::<B>(row(&samples.second)),

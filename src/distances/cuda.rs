@@ -1,8 +1,8 @@
 //! Squared distances on CUDA: which kernels run for a call. The arithmetic is in `kernels/distance_*`.
 
 use super::{CHUNK, Samples};
+use crate::array::{ArgumentError, Array};
 use crate::cuda::{Argument, Launch, Program, Source, THREADS, source};
-use crate::view::{ArgumentError, View};
 
 const DEFINES: &[&str] = &["FIRST", "SECOND", "UNIT", "CHUNK"];
 
@@ -44,7 +44,7 @@ pub fn workspace(samples: &Samples) -> usize {
 /// The launches that write ‖first − second‖² of each sample into `out`; `partials` is the address of the workspace.
 pub fn forward(
     samples: &Samples,
-    out: &View,
+    out: &Array,
     partials: usize,
 ) -> Result<Vec<Launch>, ArgumentError> {
     samples.check_forward(out)?;
@@ -77,8 +77,8 @@ pub fn forward(
 /// The launch that writes 2·grads·(first − second) into `gradient`.
 pub fn backward(
     samples: &Samples,
-    grads: &View,
-    gradient: &View,
+    grads: &Array,
+    gradient: &Array,
 ) -> Result<Vec<Launch>, ArgumentError> {
     samples.check_backward(grads, gradient)?;
     if samples.first.is_empty() {

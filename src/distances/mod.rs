@@ -11,20 +11,20 @@ mod pass;
 #[cfg(test)]
 mod tests;
 
-use crate::view::{ArgumentError, Dtype, View};
+use crate::array::{ArgumentError, Array, Dtype};
 
 /// Elements that are summed in the arithmetic's own precision.
 pub const CHUNK: usize = 8192;
 
 /// The two matrices of a call, which fit.
 pub struct Samples {
-    first: View,
-    second: View,
+    first: Array,
+    second: Array,
 }
 
 impl Samples {
     /// Two matrices of one shape, of dense rows.
-    pub fn new(first: View, second: View) -> Result<Samples, ArgumentError> {
+    pub fn new(first: Array, second: Array) -> Result<Samples, ArgumentError> {
         for (name, view) in [("first", &first), ("second", &second)] {
             if view.shape.len() != 2 || view.shape[1] > 1 && view.strides[1] != 1 {
                 return Err(ArgumentError::Value(format!(
@@ -79,7 +79,7 @@ impl Samples {
     }
 
     /// Checks a vector of one number per sample, in the dtype of sums.
-    fn check_vector(&self, name: &str, view: &View) -> Result<(), ArgumentError> {
+    fn check_vector(&self, name: &str, view: &Array) -> Result<(), ArgumentError> {
         if view.shape != [self.count()] || !view.is_contiguous() || view.dtype != self.result() {
             return Err(ArgumentError::Value(format!(
                 "{name}: dtype {}, shape {:?} with strides {:?}, expected a contiguous vector of {} {}",
@@ -94,12 +94,12 @@ impl Samples {
     }
 
     /// Checks a call for the sums of squares.
-    fn check_forward(&self, out: &View) -> Result<(), ArgumentError> {
+    fn check_forward(&self, out: &Array) -> Result<(), ArgumentError> {
         self.check_vector("out", out)
     }
 
     /// Checks a call for the gradient towards the first matrix.
-    fn check_backward(&self, grads: &View, gradient: &View) -> Result<(), ArgumentError> {
+    fn check_backward(&self, grads: &Array, gradient: &Array) -> Result<(), ArgumentError> {
         self.check_vector("grads", grads)?;
         if gradient.shape != self.first.shape
             || !gradient.is_contiguous()

@@ -1,54 +1,19 @@
 //! Running a program on the CPU: the arrays are checked, the spaces measured, the instructions executed in order.
 
 use super::GraphError;
-use super::program::{Extent, Instruction, Operand, Program, Slot};
+use super::instruction::{Extent, Instruction, Slot};
+use super::program::Program;
+use super::run::{Cut, Run, Scratch};
 use super::space::{BATCH, SpaceId};
 use super::step::{Argument, Block, Step, argument};
-use crate::segments::array::Array;
+use crate::array::{Array, Dtype};
 use crate::segments::{Segments, cpu};
-use crate::view::Dtype;
 
 /// Elements that elementwise instructions take at a time: a dozen slots of as many fit into a second-level cache.
 const BLOCK: usize = 1 << 12;
 
 /// Buffers that a program keeps for its next runs: one set per thread that calls it at the same time, up to this many.
 const MOST_IDLE: usize = 4;
-
-/// How the elements of a space are cut by its parent, as given by the caller.
-pub enum Cut {
-    /// So many elements: one segment if the parent is the batch, else one element per parent element.
-    Count(usize),
-    /// An i64 array of offsets, one more than the parent has elements.
-    Offsets(Array),
-}
-
-/// The arrays and numbers of one run, in the order that the program names them.
-pub struct Run<'a> {
-    /// One array per [`Program::columns`].
-    pub columns: &'a [Array],
-    /// One number per [`Program::parameters`].
-    pub parameters: &'a [f64],
-    /// One cut per [`Program::spaces`].
-    pub cuts: &'a [Cut],
-    /// Arrays that the outputs fill in order, one behind the other: one array for all, one for each, or between.
-    pub outputs: &'a [Array],
-    /// How many threads may work.
-    pub threads: usize,
-}
-
-/// The buffers of one run.
-#[derive(Default)]
-pub struct Scratch {
-    slots: Vec<Vec<f64>>,
-    /// Number of elements per space.
-    lengths: Vec<usize>,
-    /// Per space, how its parent cuts it.
-    cuts: Vec<Option<Segments>>,
-    /// As [`Program::segmentations`].
-    segmentations: Vec<Segments>,
-    /// Where the outputs that have elements go.
-    places: Vec<(Operand, Array)>,
-}
 
 impl Program {
     /// Checks the arrays, computes, and writes the outputs (after every input has been read).
@@ -166,9 +131,9 @@ impl Program {
                 "offsets of '{name}': a count of {count} means one element per element of '{parent_name}', \
                  of which there are {parent}"
             ))),
-            Cut::Offsets(offsets) if offsets.dtype() != Dtype::I64 => Err(GraphError(format!(
+            Cut::Offsets(offsets) if offsets.dtype != Dtype::I64 => Err(GraphError(format!(
                 "offsets of '{name}': expected dtype i64, got {}",
-                offsets.dtype().name()
+                offsets.dtype.name()
             ))),
             Cut::Offsets(offsets) if offsets.len() != parent + 1 => Err(GraphError(format!(
                 "offsets of '{name}': expected {} values (one more than '{parent_name}' has elements), got {}",
@@ -205,10 +170,10 @@ impl Program {
     /// Finds each output's elements in the arrays given.
     fn place_outputs(&self, run: &Run, scratch: &mut Scratch) -> Result<(), GraphError> {
         for (index, array) in run.outputs.iter().enumerate() {
-            if !matches!(array.dtype(), Dtype::F32 | Dtype::F64) {
+            if !matches!(array.dtype, Dtype::F32 | Dtype::F64) {
                 return Err(GraphError(format!(
                     "outputs[{index}]: expected dtype f32 or f64, got {}",
-                    array.dtype().name()
+                    array.dtype.name()
                 )));
             }
         }

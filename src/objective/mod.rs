@@ -3,13 +3,15 @@
 //! The graph knows columns and index spaces; roles such as chosen and rejected are names to it.
 
 pub mod codegen;
-pub mod eval;
+mod eval;
 pub mod expr;
 mod grad;
+pub mod instruction;
 mod latex;
 pub mod ops;
 pub mod program;
 mod render;
+pub mod run;
 mod simplify;
 pub mod space;
 mod step;

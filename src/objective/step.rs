@@ -1,8 +1,8 @@
 //! Executing instructions in f64: one at a time over a whole space, or elementwise ones together over a block of it.
 
-use super::eval::Run;
+use super::instruction::{Instruction, Operand, Slot, Task};
 use super::ops::{End, ReduceOp, Side, VisitBinary, VisitUnary};
-use super::program::{Instruction, Operand, Slot, Task};
+use super::run::Run;
 use crate::segments::{Segments, cpu};
 
 /// Some elements of a space, on which elementwise instructions are being executed.

@@ -1,13 +1,12 @@
 //! Tests of the module as a whole: values, gradients against central differences, programs.
 
-use super::eval::{Cut, Run};
 use super::expr::{Graph, Id, Op};
+use super::instruction::Operand;
 use super::ops::{BinaryOp, End, ReduceOp, Side, UnaryOp};
-use super::program::Operand;
+use super::run::{Cut, Run};
 use super::space::BATCH;
 use super::{GraphError, Program};
-use crate::segments::array::Array;
-use crate::view::Dtype;
+use crate::array::{Array, Dtype};
 
 const SPACES: [(&str, &str); 3] = [
     ("group", "batch"),

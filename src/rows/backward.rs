@@ -24,10 +24,10 @@ use super::cpu::{
     Transform, chunk_part, load_part, read_element, row_pointer, rows_at_a_time, shares_rows,
 };
 use super::{LiveRow, Rows, Stat};
+use crate::array::{ArgumentError, Array, Dtype};
 use crate::outputs;
 use crate::simd::{Element, Level, Real, dispatch, fence};
 use crate::threads::for_each_range;
-use crate::view::{ArgumentError, Dtype, View};
 
 /// Writes d(Σ grads·stats)/dlogits into `gradient`, which may be the memory of the logits itself.
 ///
@@ -39,9 +39,9 @@ use crate::view::{ArgumentError, Dtype, View};
 pub unsafe fn backward(
     rows: &Rows,
     stats: &[Stat],
-    grads: &View,
-    saved: &View,
-    gradient: &View,
+    grads: &Array,
+    saved: &Array,
+    gradient: &Array,
     threads: usize,
 ) -> Result<(), ArgumentError> {
     rows.check_backward(stats, grads, saved, gradient)?;
@@ -79,15 +79,15 @@ fn ignored_rows(live: &[LiveRow], count: usize) -> Vec<usize> {
 /// The upstream gradients and saved values of the statistics.
 pub(super) struct Tables<'a> {
     pub stats: &'a [Stat],
-    pub grads: &'a View,
-    pub saved: &'a View,
+    pub grads: &'a Array,
+    pub saved: &'a Array,
     pub rows: usize,
 }
 
 impl Tables<'_> {
     /// # Safety
     /// The table is one of the two and describes live memory; `row` is one of its rows.
-    unsafe fn read(&self, table: &View, stat: Stat, row: usize) -> Option<f64> {
+    unsafe fn read(&self, table: &Array, stat: Stat, row: usize) -> Option<f64> {
         let position = self.stats.iter().position(|known| *known == stat)?;
         // SAFETY: tables are of shape [stats, rows].
         Some(unsafe { table.read_float(position * self.rows + row) })
@@ -141,7 +141,7 @@ struct RowGradient {
 pub(super) struct Backward<'a> {
     rows: &'a Rows,
     tables: Tables<'a>,
-    gradient: &'a View,
+    gradient: &'a Array,
     live: &'a [LiveRow],
     ignored: Vec<usize>,
     level: Level,
@@ -170,7 +170,7 @@ impl<'a> Backward<'a> {
     pub fn new(
         rows: &'a Rows,
         tables: Tables<'a>,
-        gradient: &'a View,
+        gradient: &'a Array,
         live: &'a [LiveRow],
         level: Level,
     ) -> Backward<'a> {
@@ -294,7 +294,7 @@ impl<'a> Backward<'a> {
     }
 
     /// An entry of one of the two tables.
-    fn read(&self, table: &View, stat: Stat, row: usize) -> Option<f64> {
+    fn read(&self, table: &Array, stat: Stat, row: usize) -> Option<f64> {
         // SAFETY: `row` is one of the rows, and the promise of `backward` covers the tables.
         unsafe { self.tables.read(table, stat, row) }
     }
@@ -318,7 +318,7 @@ impl<'a> Backward<'a> {
             - times_saved(upstream.entropy, Stat::Entropy)
             - times_saved(upstream.kl, Stat::Kl);
 
-        let at_label = |view: &View| {
+        let at_label = |view: &Array| {
             row.label.map(|place| {
                 // SAFETY: the label is within the row, and the caller vouches for the memory.
                 transform.apply::<R>(self.level, unsafe { read_element(view, row.index, place) })

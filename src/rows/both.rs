@@ -9,9 +9,9 @@ use half::{bf16, f16};
 use super::backward::{Backward, Tables};
 use super::cpu::{Forward, rows_at_a_time, shares_rows};
 use super::{LiveRow, Rows, Stat};
+use crate::array::{ArgumentError, Array, Dtype};
 use crate::simd::{Element, Level};
 use crate::threads::for_each_range;
-use crate::view::{ArgumentError, Dtype, View};
 
 /// Writes the statistics `stats` of every row into `out`, and d(Σ grads·stats)/dlogits into `gradient`, which may be the memory
 /// of the logits itself.
@@ -24,9 +24,9 @@ use crate::view::{ArgumentError, Dtype, View};
 pub unsafe fn both(
     rows: &Rows,
     (stats, k): (&[Stat], usize),
-    grads: &View,
-    out: &View,
-    gradient: &View,
+    grads: &Array,
+    out: &Array,
+    gradient: &Array,
     threads: usize,
 ) -> Result<(), ArgumentError> {
     rows.check_both((stats, k), grads, out, gradient)?;

@@ -31,9 +31,9 @@ use super::chunk::{CHUNK, Cap, Scratch, Shift, maximum};
 use super::combine::{ChunkResult, Partial, ReferencePartial, Row};
 use super::topk::TopK;
 use super::{LiveRow, Rows, Stat};
+use crate::array::{ArgumentError, Array, Dtype};
 use crate::simd::{Element, Level, Real};
 use crate::threads::for_each_range;
-use crate::view::{ArgumentError, Dtype, View};
 
 /// Writes the statistics `stats` of every row into `out`, shape `[stats, rows]`.
 ///
@@ -43,7 +43,7 @@ pub unsafe fn forward(
     rows: &Rows,
     stats: &[Stat],
     k: usize,
-    out: &View,
+    out: &Array,
     threads: usize,
 ) -> Result<(), ArgumentError> {
     rows.check_forward(stats, k, out)?;
@@ -168,7 +168,7 @@ impl<R: Real> Highest<R> {
 ///
 /// # Safety
 /// The view describes live memory of `E`s, and the row is one of its rows.
-pub(super) unsafe fn row_pointer<E>(view: &View, row: usize) -> *mut E {
+pub(super) unsafe fn row_pointer<E>(view: &Array, row: usize) -> *mut E {
     view.pointer(view.offset(row, view.shape.len() - 1))
 }
 
@@ -178,7 +178,7 @@ pub(super) unsafe fn row_pointer<E>(view: &View, row: usize) -> *mut E {
 /// The view describes live memory; `start + len` elements are in the row.
 pub(super) unsafe fn load_part<R: Real>(
     level: Level,
-    view: &View,
+    view: &Array,
     row: usize,
     part: &Range<usize>,
     scratch: &mut Scratch<R>,
@@ -215,7 +215,7 @@ pub(super) unsafe fn load_part<R: Real>(
 ///
 /// # Safety
 /// The view describes live memory and has the element.
-pub(super) unsafe fn read_element(view: &View, row: usize, column: usize) -> f64 {
+pub(super) unsafe fn read_element(view: &Array, row: usize, column: usize) -> f64 {
     // SAFETY: passed on to the caller.
     unsafe { view.read_float(row * view.shape[view.shape.len() - 1] + column) }
 }
@@ -239,7 +239,7 @@ pub(super) fn chunk_part(index: usize, width: usize) -> Range<usize> {
 pub(super) struct Forward<'a> {
     rows: &'a Rows,
     stats: &'a [Stat],
-    out: &'a View,
+    out: &'a Array,
     live: &'a [LiveRow],
     wants: Wants,
     level: Level,
@@ -268,7 +268,7 @@ impl<'a> Forward<'a> {
     pub fn new(
         rows: &'a Rows,
         (stats, k): (&'a [Stat], usize),
-        out: &'a View,
+        out: &'a Array,
         live: &'a [LiveRow],
         level: Level,
     ) -> Forward<'a> {
@@ -554,7 +554,7 @@ impl<'a> Forward<'a> {
     /// As for [`Forward::run`].
     unsafe fn write<E: Element>(&self, row: &LiveRow, state: &Row, top: Option<&TopK<E::Real>>) {
         let transform = Transform::of(self.rows, row);
-        let z = |view: &View| {
+        let z = |view: &Array| {
             row.label.map_or(f64::NEG_INFINITY, |place| {
                 // SAFETY: the label is within the row, and the caller vouches for the memory.
                 let label = unsafe { read_element(view, row.index, place) };

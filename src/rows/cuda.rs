@@ -1,8 +1,8 @@
 //! Rows on CUDA: which kernels run for a call, with which constants, grid and argument. The arithmetic is in `kernels/rows_*`.
 
 use super::{MAX_K, Rows, Stat, Temperature};
+use crate::array::{ArgumentError, Array, Dtype};
 use crate::cuda::{Argument, Device, Launch, Program, THREADS, source};
-use crate::view::{ArgumentError, Dtype, View};
 
 /// Leading dimensions that a kernel can step through, after those that lie evenly have been joined.
 const MAX_RANK: usize = 6;
@@ -156,8 +156,8 @@ fn reads_reference(stats: &[Stat]) -> bool {
 
 /// Numbers of the statistics' dtype that [`forward`] needs as workspace; 0 where rows are not split.
 pub fn forward_workspace(
-    logits: &View,
-    reference: Option<&View>,
+    logits: &Array,
+    reference: Option<&Array>,
     stats: &[Stat],
     multiprocessors: usize,
 ) -> usize {
@@ -184,7 +184,7 @@ pub fn forward(
     rows: &Rows,
     stats: &[Stat],
     k: usize,
-    out: &View,
+    out: &Array,
     workspace: usize,
     multiprocessors: usize,
 ) -> Result<Vec<Launch>, ArgumentError> {
@@ -231,9 +231,9 @@ pub fn forward(
 pub fn backward(
     rows: &Rows,
     stats: &[Stat],
-    grads: &View,
-    saved: &View,
-    gradient: &View,
+    grads: &Array,
+    saved: &Array,
+    gradient: &Array,
 ) -> Result<Vec<Launch>, ArgumentError> {
     rows.check_backward(stats, grads, saved, gradient)?;
     if rows.logits.is_empty() {
@@ -300,7 +300,7 @@ impl Hold {
 }
 
 /// Whether all rows of `view` begin at 16-byte boundaries.
-fn has_aligned_rows(view: &View, lead: usize) -> bool {
+fn has_aligned_rows(view: &Array, lead: usize) -> bool {
     let size = view.dtype.size();
     let steps = view.shape[..lead].iter().zip(&view.strides);
     view.address.is_multiple_of(16)
@@ -315,9 +315,9 @@ fn has_aligned_rows(view: &View, lead: usize) -> bool {
 pub fn both(
     rows: &Rows,
     (stats, k): (&[Stat], usize),
-    grads: &View,
-    out: &View,
-    gradient: &View,
+    grads: &Array,
+    out: &Array,
+    gradient: &Array,
     workspace: usize,
     target: Target,
 ) -> Result<Vec<Launch>, ArgumentError> {
@@ -351,7 +351,7 @@ pub fn both(
 }
 
 /// Whether the kernel that visits rows once computes `stats` of rows that lie so.
-fn can_be_held(rows: &Rows, stats: &[Stat], gradient: &View) -> bool {
+fn can_be_held(rows: &Rows, stats: &[Stat], gradient: &Array) -> bool {
     let alone = !stats
         .iter()
         .any(|stat| stat.needs_reference() || matches!(stat, Stat::TopkMass | Stat::TopkEntropy));
@@ -390,7 +390,7 @@ fn arguments(
     rows: &Rows,
     stats: &[Stat],
     reads_reference: bool,
-    gradient: Option<&View>,
+    gradient: Option<&Array>,
 ) -> Result<RowsArgs, ArgumentError> {
     let temperatures = match &rows.temperature {
         Temperature::Same(_) => None,
@@ -414,7 +414,7 @@ fn arguments(
             rows.logits.strides
         )));
     }
-    let address = |view: Option<&View>| view.map_or(0, |view| view.address);
+    let address = |view: Option<&Array>| view.map_or(0, |view| view.address);
     let [
         logits_stride,
         reference_stride,
@@ -490,12 +490,12 @@ fn padded(values: &[i64]) -> [i64; MAX_RANK] {
 /// An absent view has stride 0 throughout.
 fn join_dimensions<const N: usize>(
     lead: &[usize],
-    views: &[Option<&View>; N],
+    views: &[Option<&Array>; N],
 ) -> (Vec<i64>, [Vec<i64>; N]) {
     let mut shape: Vec<i64> = Vec::new();
     let mut strides: [Vec<i64>; N] = std::array::from_fn(|_| Vec::new());
     for (dimension, &size) in lead.iter().enumerate().filter(|(_, size)| **size != 1) {
-        let stride = |view: &Option<&View>| view.map_or(0, |view| view.strides[dimension] as i64);
+        let stride = |view: &Option<&Array>| view.map_or(0, |view| view.strides[dimension] as i64);
         let joins = !shape.is_empty()
             && views
                 .iter()

@@ -38,7 +38,7 @@ mod exp;
 mod tests;
 mod topk;
 
-use crate::view::{ArgumentError, Dtype, View};
+use crate::array::{ArgumentError, Array, Dtype};
 
 /// The largest `k` of `topk_mass` and `topk_entropy`.
 pub const MAX_K: usize = 64;
@@ -121,19 +121,19 @@ impl Stat {
 /// Temperature: one for all rows or one per row.
 pub enum Temperature {
     Same(f64),
-    PerRow(View),
+    PerRow(Array),
 }
 
 /// The rows of a call: logits `(*lead, V)` with what belongs to each row, of shape `lead`.
 ///
 /// The V logits are those of the classes from `first_class` on, out of `classes`: all of them, or a block.
 pub struct Rows {
-    pub logits: View,
+    pub logits: Array,
     /// Numbers of classes, whichever block the logits are.
-    pub labels: View,
-    pub mask: Option<View>,
+    pub labels: Array,
+    pub mask: Option<Array>,
     /// Logits of the reference model, same shape.
-    pub reference: Option<View>,
+    pub reference: Option<Array>,
     pub temperature: Temperature,
     pub scale: f64,
     /// 0 switches it off.
@@ -235,7 +235,7 @@ impl Rows {
     fn check_per_row(
         &self,
         argument: &str,
-        view: &View,
+        view: &Array,
         accepts: impl Fn(Dtype) -> bool,
         expected: &str,
     ) -> Result<(), ArgumentError> {
@@ -327,7 +327,7 @@ impl Rows {
     fn check_table(
         &self,
         argument: &str,
-        view: &View,
+        view: &Array,
         stats: &[Stat],
     ) -> Result<(), ArgumentError> {
         if view.dtype != self.stat_dtype() {
@@ -367,7 +367,7 @@ impl Rows {
     }
 
     /// Checks a request for the values of `stats`.
-    fn check_forward(&self, stats: &[Stat], k: usize, out: &View) -> Result<(), ArgumentError> {
+    fn check_forward(&self, stats: &[Stat], k: usize, out: &Array) -> Result<(), ArgumentError> {
         self.check()?;
         Rows::check_distinct(stats)?;
         if let (Some(stat), None) = (
@@ -391,9 +391,9 @@ impl Rows {
     fn check_both(
         &self,
         (stats, k): (&[Stat], usize),
-        grads: &View,
-        out: &View,
-        gradient: &View,
+        grads: &Array,
+        out: &Array,
+        gradient: &Array,
     ) -> Result<(), ArgumentError> {
         self.check_forward(stats, k, out)?;
         self.check_backward(stats, grads, out, gradient)
@@ -403,9 +403,9 @@ impl Rows {
     fn check_backward(
         &self,
         stats: &[Stat],
-        grads: &View,
-        saved: &View,
-        gradient: &View,
+        grads: &Array,
+        saved: &Array,
+        gradient: &Array,
     ) -> Result<(), ArgumentError> {
         self.check()?;
         Rows::check_distinct(stats)?;
@@ -461,7 +461,7 @@ impl Rows {
 }
 
 /// Checks that `view` is a float array with at least one dimension, the last of which is dense.
-fn check_logits(argument: &str, view: &View) -> Result<(), ArgumentError> {
+fn check_logits(argument: &str, view: &Array) -> Result<(), ArgumentError> {
     if !view.dtype.is_float() {
         return Err(ArgumentError::Type(format!(
             "{argument}: dtype {}, expected f16, bf16, f32 or f64",
@@ -483,7 +483,7 @@ fn check_logits(argument: &str, view: &View) -> Result<(), ArgumentError> {
 
 fn check_shape(
     argument: &str,
-    view: &View,
+    view: &Array,
     expected: &[usize],
     meaning: &str,
 ) -> Result<(), ArgumentError> {

@@ -5,12 +5,14 @@ use super::*;
 
 const NAN: f32 = f32::NAN;
 
-fn table<T>(address: *const T, dtype: &str, shape: &[usize]) -> View {
+fn table<T>(address: *const T, dtype: &str, shape: &[usize]) -> Array {
     let mut strides = vec![1; shape.len()];
     for dim in (1..shape.len()).rev() {
         strides[dim - 1] = strides[dim] * shape[dim] as isize;
     }
-    View::new("table", address as usize, dtype, shape.to_vec(), strides).unwrap()
+    let dtype = Dtype::from_name(dtype).unwrap();
+    // SAFETY: the tests keep the memory alive.
+    unsafe { Array::new(address as usize, dtype, shape, &strides) }.unwrap()
 }
 
 /// Logits that look random, without two equal rows.
@@ -68,7 +70,7 @@ impl Case {
         Ok(out)
     }
 
-    fn backward(&self, softcap: f64, stats: &[Stat], gradient: &View, threads: usize) {
+    fn backward(&self, softcap: f64, stats: &[Stat], gradient: &Array, threads: usize) {
         let saved = self.forward(softcap, stats, 1).unwrap();
         let shape = [stats.len(), self.labels.len()];
         let grads: Vec<f32> = (0..saved.len()).map(|i| (i % 5) as f32 - 1.5).collect();

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use super::Segments;
-use super::array::Element;
+use crate::array::Element;
 use crate::threads::for_each_range;
 
 /// Elements that one thread should have to work on before another one is asked to help.

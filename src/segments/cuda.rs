@@ -1,7 +1,7 @@
 //! Ragged sums on CUDA: which kernel runs for a call. The arithmetic is in `kernels/segments.cu`.
 
+use crate::array::{ArgumentError, Array, Dtype};
 use crate::cuda::{Argument, Launch, Program, source};
-use crate::view::{ArgumentError, Dtype, View};
 
 /// Every kernel of segments: entry point, its file, the constants it is compiled with.
 pub const PROGRAMS: &[crate::cuda::source::Entry] = &[
@@ -23,20 +23,20 @@ struct SegmentArgs {
 unsafe impl Argument for SegmentArgs {}
 
 /// The launch that writes Σ values[offsets[r]..offsets[r + 1]] into `out[r]`.
-pub fn sum(values: &View, offsets: &View, out: &View) -> Result<Vec<Launch>, ArgumentError> {
+pub fn sum(values: &Array, offsets: &Array, out: &Array) -> Result<Vec<Launch>, ArgumentError> {
     launch("segment_sum", (values, offsets, out), out, values)
 }
 
 /// The launch that writes values[r] into `out[offsets[r]..offsets[r + 1]]`.
-pub fn expand(values: &View, offsets: &View, out: &View) -> Result<Vec<Launch>, ArgumentError> {
+pub fn expand(values: &Array, offsets: &Array, out: &Array) -> Result<Vec<Launch>, ArgumentError> {
     launch("segment_expand", (values, offsets, out), values, out)
 }
 
 fn launch(
     kernel: &'static str,
-    (values, offsets, out): (&View, &View, &View),
-    per_segment: &View,
-    packed: &View,
+    (values, offsets, out): (&Array, &Array, &Array),
+    per_segment: &Array,
+    packed: &Array,
 ) -> Result<Vec<Launch>, ArgumentError> {
     for (name, view) in [("values", values), ("offsets", offsets), ("out", out)] {
         check_vector(name, view)?;
@@ -75,7 +75,7 @@ fn launch(
     Ok(vec![Launch::new(program, segments, 1, &args)])
 }
 
-fn check_vector(name: &str, view: &View) -> Result<(), ArgumentError> {
+fn check_vector(name: &str, view: &Array) -> Result<(), ArgumentError> {
     if view.shape.len() != 1 || !view.is_contiguous() {
         return Err(ArgumentError::Value(format!(
             "{name}: shape {:?} with strides {:?}, expected a contiguous vector",

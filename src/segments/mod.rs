@@ -3,7 +3,6 @@
 //! A reduction visits the elements of a segment in a fixed order that depends on nothing but the segment's length, so
 //! the same segment gives the same bits whatever stands beside it and however many threads run.
 
-pub mod array;
 pub mod cpu;
 pub mod cuda;
 

@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
-use crate::view::ArgumentError;
+use crate::array::ArgumentError;
 
 /// No vector has more lanes than this.
 pub const MAX_LANES: usize = 16;

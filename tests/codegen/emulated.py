@@ -8,9 +8,9 @@ import hashlib
 from collections.abc import Callable, Iterator
 from unittest import mock
 
-import numpy as np
+import torch
+from torch.utils.dlpack import to_dlpack
 
-from prefuse._backends.arrays import View
 from prefuse.scoring import device as scoring_device
 from prefuse.scoring import execution
 from tests.codegen import harness
@@ -24,7 +24,7 @@ def device() -> contextlib.AbstractContextManager[list[int]]:
 
 def planned() -> contextlib.AbstractContextManager[list[int]]:
     """The same, but that launches are counted and not run: results are whatever was in memory."""
-    return _pretended(lambda launch: len(_launches(launch, 8)))
+    return _pretended(lambda launch: len(_launches(launch, None)))
 
 
 @contextlib.contextmanager
@@ -38,30 +38,29 @@ def _pretended(run: Callable[[scoring_device.Launch], int]) -> Iterator[list[int
         yield runs
 
 
-def _launches(launch: scoring_device.Launch, workspace: int) -> list[emulator.Launch]:
-    inputs = (launch.columns, launch.numbers, launch.offsets, launch.counts, launch.outputs)
-    return launch.program.cuda_plan(*inputs, workspace)
+def _launches(launch: scoring_device.Launch, workspace: torch.Tensor | None) -> list[emulator.Launch]:
+    return launch.program.cuda_plan(*launch.arguments(), None if workspace is None else to_dlpack(workspace))
 
 
 def _run(launch: scoring_device.Launch) -> int:
-    size = launch.program.cuda_workspace(launch.offsets, launch.counts)
-    workspace = np.full(size // 8 + 1, np.nan)
-    begin = workspace.ctypes.data
-    launches = _launches(launch, begin)
-    read = [view for cut in launch.offsets if not isinstance(cut, int) for view in [cut]]
-    read += [view for column in launch.columns for view in _views(column)]
-    read += [view for column in launch.outputs for view in _views(column)[1:]]
+    size = launch.program.cuda_workspace(*launch.arguments()[2:4])
+    workspace = torch.full((size // 8 + 1,), torch.nan, dtype=torch.float64)
+    begin = workspace.data_ptr()
+    launches = _launches(launch, workspace)
+    read = [cut for cut in launch.offsets if not isinstance(cut, int)]
+    read += [tensor for column in launch.columns for tensor in _tensors(column)]
+    read += [tensor for output in launch.outputs for tensor in _tensors(output)[1:]]
     ranges = [(begin, begin + size, True)]
-    ranges += [(*harness.reach(_views(output)[0]), True) for output in launch.outputs]
-    ranges += [(*harness.reach(view), False) for view in read]
+    ranges += [(*harness.reach(_tensors(output)[0]), True) for output in launch.outputs]
+    ranges += [(*harness.reach(tensor), False) for tensor in read]
     for one in launches:
         library = _library(one["sources"][-1][1], one["kernel"])
         harness.emulate(library, 0, one, ranges)
     return len(launches)
 
 
-def _views(column: scoring_device.Taken) -> list[View]:
-    return [column] if isinstance(column[0], int) else list(column)  # type: ignore[list-item]
+def _tensors(column: scoring_device.Taken) -> list[torch.Tensor]:
+    return [column] if isinstance(column, torch.Tensor) else list(column)
 
 
 _texts: dict[str, str] = {}

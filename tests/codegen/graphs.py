@@ -9,17 +9,9 @@ from typing import Any
 import torch
 
 from prefuse._prefuse import Graph, Program
-from tests.codegen.harness import Memory, Recorded, counts_of
+from tests.codegen.harness import Recorded, record
 
 SPACES = {"group": "batch", "response": "group", "token": "response", "other": "batch"}
-DTYPES = {
-    torch.float16: "f16",
-    torch.bfloat16: "bf16",
-    torch.float32: "f32",
-    torch.float64: "f64",
-    torch.int64: "i64",
-    torch.bool: "bool",
-}
 
 UNARY = (
     *("neg", "exp", "log", "log1p", "expm1", "log1mexp", "sigmoid", "log_sigmoid", "softplus"),
@@ -67,19 +59,9 @@ class Batch:
     ) -> Recorded:
         """Runs a program on the CPU."""
         cuts = [self.offsets[space] for space in program.spaces]
-        views = [view(columns[name]) for name in program.columns]
         outputs = [torch.empty(() if s == "batch" else (self.counts[s],), dtype=dtype) for s in program.output_spaces]
         numbers = [parameters[name] for name in program.parameters]
-        offsets = [cut if isinstance(cut, int) else view(cut) for cut in cuts]
-        program.run(views, numbers, offsets, [view(output) for output in outputs], 1)
-        kept = [cut if isinstance(cut, int) else Memory(view(cut)) for cut in cuts]
-        made = [Memory(view(output)) for output in outputs]
-        return Recorded(program, [Memory(v) for v in views], numbers, kept, made, counts_of(program, kept))
-
-
-def view(tensor: torch.Tensor) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:
-    """The tensor's memory."""
-    return tensor.data_ptr(), DTYPES[tensor.dtype], tuple(tensor.shape), tuple(tensor.stride())
+        return record(program, [columns[name] for name in program.columns], numbers, cuts, outputs)
 
 
 class RandomGraph:

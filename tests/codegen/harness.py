@@ -16,6 +16,8 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
+from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from prefuse._prefuse import Program
 from prefuse.scoring import execution
@@ -23,44 +25,38 @@ from prefuse.scoring.call import Call
 from prefuse.scoring.traced import Step
 from tests.emulator import emulator
 
-SIZES = {"bool": 1, "f16": 2, "bf16": 2, "f32": 4, "f64": 8, "i64": 8}
-TOLERANCE = {"f64": 1e-12, "f32": 2.5e-7}
-
-View = tuple[int, str, Sequence[int], Sequence[int]]
-
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2.5e-7}
 
 Compiled = ctypes.CDLL
 
 
-def reach(view: View) -> tuple[int, int]:
-    """The addresses between which a view's elements lie."""
-    address, dtype, shape, strides = view
-    if shape and not shape[0]:
-        return address, address
-    span = (shape[0] - 1) * strides[0] * SIZES[dtype] if shape else 0
-    return address + min(0, span), address + max(0, span) + SIZES[dtype]
+def reach(tensor: torch.Tensor) -> tuple[int, int]:
+    """The addresses between which a tensor's elements lie."""
+    begin, size = tensor.data_ptr(), tensor.element_size()
+    return begin, begin + size * _span(tensor)
+
+
+def _span(tensor: torch.Tensor) -> int:
+    """The number of elements from the first in memory to the last."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return 1 + sum((count - 1) * stride for count, stride in steps) if tensor.numel() else 0
 
 
 class Memory:
-    """A copy of the bytes between the first and the last element of a view, and the same view of it."""
+    """A copy of what lies between the first and the last element of a tensor, and the same tensor of it."""
 
-    def __init__(self, view: View, blank: bool = False) -> None:
-        address, dtype, shape, strides = view
-        begin, end = reach(view)
-        raw = b"\xff" * (end - begin) if blank else ctypes.string_at(begin, end - begin)
-        # Eight bytes more, for a place that is never nowhere.
-        self.bytes = np.frombuffer(bytearray(raw + bytes(8)), np.uint8)
-        self.begin = self.bytes.ctypes.data
-        self.end = self.begin + end - begin
-        self.view: View = (self.begin + address - begin, dtype, tuple(shape), tuple(strides))
+    def __init__(self, tensor: torch.Tensor, blank: bool = False) -> None:
+        span = _span(tensor)
+        # More than is needed, for a place that is never nowhere.
+        store = torch.empty(span + 8, dtype=tensor.dtype)
+        store.view(torch.uint8).fill_(255 if blank else 0)
+        if not blank:
+            store[:span] = tensor.as_strided((span,), (1,))
+        self.tensor = store.as_strided(tensor.shape, tensor.stride())
 
     def values(self) -> np.ndarray[Any, Any]:
-        """The elements of a view of f32 or f64."""
-        address, dtype, shape, strides = self.view
-        base = self.bytes[address - self.begin :] if shape and strides[0] >= 0 else self.bytes
-        kind = np.dtype(np.float32 if dtype == "f32" else np.float64)
-        steps = tuple(stride * kind.itemsize for stride in strides)
-        return np.ndarray(tuple(shape), kind, base, 0, steps).astype(np.float64)
+        """The elements in float64."""
+        return self.tensor.double().numpy()
 
 
 @dataclass
@@ -83,35 +79,50 @@ class _Recording:
 
     def run(
         self,
-        columns: Sequence[View],
-        parameters: Sequence[float],
+        columns: Sequence[Any],
+        parameters: list[float],
         offsets: Sequence[Any],
-        outputs: Sequence[View],
+        outputs: Sequence[Any],
         threads: int,
     ) -> None:
         """Runs on the CPU and keeps what went in and came out."""
-        kept = [Memory(view) for view in columns]
-        cuts = [cut if isinstance(cut, int) else Memory(cut) for cut in offsets]
-        self.program.run(columns, parameters, offsets, outputs, threads)
-        made = [Memory(view) for view in one_by_one(self.program, outputs, cuts)]
-        self.log.append(Recorded(self.program, kept, list(parameters), cuts, made, counts_of(self.program, cuts)))
+        read, written = list(map(from_dlpack, columns)), list(map(from_dlpack, outputs))
+        cuts = [cut if isinstance(cut, int) else from_dlpack(cut) for cut in offsets]
+        self.log.append(record(self.program, read, list(parameters), cuts, written, threads))
 
 
-def one_by_one(program: Program, arrays: Sequence[View], cuts: Sequence[Memory | int]) -> list[View]:
+def record(
+    program: Program,
+    columns: Sequence[torch.Tensor],
+    parameters: list[float],
+    cuts: Sequence[torch.Tensor | int],
+    outputs: Sequence[torch.Tensor],
+    threads: int = 1,
+) -> Recorded:
+    """Runs a program on the CPU."""
+    read = [Memory(column) for column in columns]
+    offsets = [cut if isinstance(cut, int) else Memory(cut) for cut in cuts]
+    given = [cut if isinstance(cut, int) else to_dlpack(cut) for cut in cuts]
+    program.run(list(map(to_dlpack, columns)), parameters, given, list(map(to_dlpack, outputs)), threads)
+    made = [Memory(output) for output in one_by_one(program, outputs, cuts)]
+    return Recorded(program, read, parameters, offsets, made, counts_of(program, cuts))
+
+
+def one_by_one(
+    program: Program, arrays: Sequence[torch.Tensor], cuts: Sequence[torch.Tensor | int]
+) -> list[torch.Tensor]:
     """The outputs of a run whose arrays may hold several each, one behind the other."""
     sizes = {"batch": 1} | {
-        space: cut if isinstance(cut, int) else int(np.frombuffer(cut.bytes[: cut.end - cut.begin], np.int64)[-1])
-        for space, cut in zip(program.spaces, cuts, strict=True)
+        space: cut if isinstance(cut, int) else int(cut[-1]) for space, cut in zip(program.spaces, cuts, strict=True)
     }
-    outputs: list[View] = []
-    rest, start = [array for array in arrays if 0 not in array[2]], 0
+    outputs: list[torch.Tensor] = []
+    rest, start = [array.reshape(-1) for array in arrays if array.numel()], 0
     for space in program.output_spaces:
-        address, dtype, shape, _ = rest[0]
-        room = shape[0] if shape else 1
-        size = sizes.get(space, room)
-        outputs.append((address + start * SIZES[dtype], dtype, *(((size,), (1,)) if space != "batch" else ((), ()))))
+        array = rest[0] if rest else arrays[0].reshape(-1)
+        size = sizes.get(space, len(array))
+        outputs.append(array[start] if space == "batch" else array[start : start + size])
         start += size
-        if start == room:
+        if rest and start == len(array):
             rest, start = rest[1:], 0
     return outputs
 
@@ -131,28 +142,32 @@ def recording() -> Iterator[list[Recorded]]:
         yield log
 
 
-def counts_of(program: Program, cuts: Sequence[Memory | int]) -> dict[str, int]:
+def counts_of(program: Program, cuts: Sequence[torch.Tensor | int]) -> dict[str, int]:
     """The number of elements of each space that is cut by offsets, and of its pairs."""
     counts = {}
     for space, cut in zip(program.spaces, cuts, strict=True):
-        if isinstance(cut, Memory):
-            offsets = np.frombuffer(cut.bytes[: cut.end - cut.begin], np.int64)
-            counts[space] = int(offsets[-1])
-            counts[f"{space}*{space}"] = int((np.diff(offsets) ** 2).sum())
+        if not isinstance(cut, int):
+            counts[space] = int(cut[-1])
+            counts[f"{space}*{space}"] = int((cut.diff() ** 2).sum())
     return counts
 
 
-def plan(run: Recorded, outputs: Sequence[View], workspace: int, one_block: bool) -> list[emulator.Launch]:
-    """The launches of a run."""
-    offsets = [cut if isinstance(cut, int) else cut.view for cut in run.offsets]
-    columns = [memory.view for memory in run.columns]
-    return run.program.cuda_plan(columns, run.parameters, offsets, run.counts, outputs, workspace, one_block)
+def _offsets(run: Recorded) -> list[Any]:
+    return [cut if isinstance(cut, int) else to_dlpack(cut.tensor) for cut in run.offsets]
+
+
+def plan(
+    run: Recorded, outputs: Sequence[Memory], workspace: torch.Tensor | None, one_block: bool | None
+) -> list[emulator.Launch]:
+    """The launches of a run; without a workspace, to be looked at alone."""
+    columns, results = ([to_dlpack(memory.tensor) for memory in memories] for memories in (run.columns, outputs))
+    given = None if workspace is None else to_dlpack(workspace)
+    return run.program.cuda_plan(columns, run.parameters, _offsets(run), run.counts, results, given, one_block)
 
 
 def workspace_of(run: Recorded) -> int:
     """Bytes of workspace of a run."""
-    offsets = [cut if isinstance(cut, int) else cut.view for cut in run.offsets]
-    return run.program.cuda_workspace(offsets, run.counts)
+    return run.program.cuda_workspace(_offsets(run), run.counts)
 
 
 class Library:
@@ -162,8 +177,7 @@ class Library:
         self.numbers: dict[str, int] = {}  # by the text that is generated for an entry point
         body, table = '#include "objective.cuh"\n', []
         for run in runs:
-            outputs = [memory.view for memory in run.outputs]
-            launches = [*plan(run, outputs, 8, True), *plan(run, outputs, 8, False)]
+            launches = [*plan(run, run.outputs, None, True), *plan(run, run.outputs, None, False)]
             texts = [launch["sources"][-1][1] for launch in launches]
             if texts[0] in self.numbers:
                 continue
@@ -178,14 +192,14 @@ class Library:
 
     def run(self, run: Recorded, one_block: bool, order: int = emulator.ASCENDING) -> list[np.ndarray[Any, Any]]:
         """The outputs that the emulated kernels give."""
-        outputs = [Memory(memory.view, blank=True) for memory in run.outputs]
+        outputs = [Memory(memory.tensor, blank=True) for memory in run.outputs]
         # NaN, so that what is read before it is written shows.
-        workspace = np.full(workspace_of(run) // 8 + 1, np.nan)
-        launches = plan(run, [memory.view for memory in outputs], workspace.ctypes.data, one_block)
+        workspace = torch.full((workspace_of(run) // 8 + 1,), torch.nan, dtype=torch.float64)
+        launches = plan(run, outputs, workspace, one_block)
         inputs = [*run.columns, *(cut for cut in run.offsets if isinstance(cut, Memory))]
-        ranges = [(memory.begin, memory.end, False) for memory in inputs]
-        ranges += [(memory.begin, memory.end, True) for memory in outputs]
-        ranges += [(workspace.ctypes.data, workspace.ctypes.data + workspace_of(run), True)]
+        ranges = [(*reach(memory.tensor), False) for memory in inputs]
+        ranges += [(*reach(memory.tensor), True) for memory in outputs]
+        ranges += [(workspace.data_ptr(), workspace.data_ptr() + workspace_of(run), True)]
         for launch in launches:
             emulate(self.compiled, self.numbers[launch["sources"][-1][1]], launch, ranges, order)
         return [memory.values() for memory in outputs]
@@ -197,7 +211,7 @@ class Library:
             expected, label = memory.values(), f"output {index}\n{run.program!r}"
             np.testing.assert_array_equal(alone[index], chained[index], f"one block and chain differ: {label}")
             finite = np.abs(expected[np.isfinite(expected)])
-            rtol = TOLERANCE[memory.view[1]]
+            rtol = TOLERANCE[memory.tensor.dtype]
             np.testing.assert_allclose(alone[index], expected, rtol, rtol * finite.max(initial=1e-300), True, label)
 
 

@@ -6,10 +6,11 @@ import pytest
 import test_operators
 import torch
 import worlds
+from torch.utils.dlpack import to_dlpack
 
 from prefuse._prefuse import Graph
 from prefuse.language import pair_objective
-from tests.codegen.graphs import SPACES, Batch, RandomGraph, view
+from tests.codegen.graphs import SPACES, Batch, RandomGraph
 from tests.codegen.harness import Library, Memory, Recorded, plan, recording, workspace_of
 from tests.emulator import emulator
 
@@ -123,12 +124,12 @@ def test_elements_are_taken_by_index():
         outputs = torch.zeros(12, dtype=torch.float64), sums.new_zeros(3), sums.new_zeros(())
         workspace = torch.full((200,), float("nan"), dtype=torch.float64)
         launches = program.cuda_plan(
-            [(view(padded.reshape(-1)), view(take))],
+            [(to_dlpack(padded.reshape(-1)), to_dlpack(take))],
             [],
-            [3, view(offsets)],
+            [3, to_dlpack(offsets)],
             {"token": 12},
-            [(view(outputs[0]), view(take)), view(outputs[1]), view(outputs[2])],
-            workspace.data_ptr(),
+            [(to_dlpack(outputs[0]), to_dlpack(take)), to_dlpack(outputs[1]), to_dlpack(outputs[2])],
+            to_dlpack(workspace),
             one_block,
         )
         tensors = [(padded, False), (take, False), (offsets, False), (workspace, True)]
@@ -157,9 +158,7 @@ def test_equal_segments_need_no_offsets():
 
 def test_offsets_out_of_bounds_touch_nothing():
     run = Batch([[3, 4], [5]]).run(_every_level(), _columns(7 + 5, 3, 2), {})
-    run.offsets = [
-        cut if isinstance(cut, int) else Memory(view(bad)) for cut, bad in zip(run.offsets, _BAD, strict=True)
-    ]
+    run.offsets = [cut if isinstance(cut, int) else Memory(bad) for cut, bad in zip(run.offsets, _BAD, strict=True)]
     library = Library([run])
     library.run(run, True)
     library.run(run, False)
@@ -188,7 +187,7 @@ def _scored(count, **settings):
 
 
 def _texts(run, one_block):
-    return [launch["sources"][-1][1] for launch in plan(run, [memory.view for memory in run.outputs], 8, one_block)]
+    return [launch["sources"][-1][1] for launch in plan(run, run.outputs, None, one_block)]
 
 
 def test_no_name_of_a_user_reaches_the_source():
@@ -204,9 +203,9 @@ def test_numbers_and_sizes_compile_nothing():
 
 def test_small_batches_take_one_launch():
     run = _scored(64)
-    outputs = [memory.view for memory in run.outputs]
-    assert [launch["kernel"] for launch in plan(run, outputs, 8, None)] == ["objective_one_block"]
-    assert len(plan(_scored(100_000), [memory.view for memory in _scored(100_000).outputs], 8, None)) > 1
+    outputs = run.outputs
+    assert [launch["kernel"] for launch in plan(run, outputs, None, None)] == ["objective_one_block"]
+    assert len(plan(_scored(100_000), _scored(100_000).outputs, None, None)) > 1
 
 
 def test_workspace_follows_from_sizes():
@@ -217,8 +216,8 @@ def _sorted_batch(count):
     graph = Graph("sorted", {"group": "batch"})
     x = graph.column("x", "group")
     program = graph.compile([graph.sort(x, x, "batch", False)])
-    address = (4096, "f64", (count,), (1,))
-    return program.cuda_plan([address], [], [count], {}, [address], 4096)
+    values = ("f64", (count,), (1,))
+    return program.cuda_plan([values], [], [count], {}, [values], None)
 
 
 def test_sorting_a_very_large_batch_is_refused():
@@ -229,11 +228,9 @@ def test_sorting_a_very_large_batch_is_refused():
 
 def test_what_does_not_fit_is_named():
     run = _scored(6)
-    outputs = [memory.view for memory in run.outputs]
-    short = Recorded(
-        run.program, [*run.columns[:-1], Memory(view(torch.zeros(5)))], run.parameters, run.offsets, [], {}
-    )
+    outputs = run.outputs
+    short = Recorded(run.program, [*run.columns[:-1], Memory(torch.zeros(5))], run.parameters, run.offsets, [], {})
     with pytest.raises(ValueError, match=r"expected 6 values.*5"):
-        plan(short, outputs, 8, True)
+        plan(short, outputs, None, True)
     with pytest.raises(ValueError, match="outputs: expected"):
-        plan(run, outputs[:-1], 8, True)
+        plan(run, outputs[:-1], None, True)

@@ -13,11 +13,9 @@ import torch
 from prefuse import _prefuse
 from prefuse.__main__ import main
 from prefuse._backends import cuda as backend
+from prefuse._backends.arrays import capsule
 from prefuse._backends.rows import Rows
 from prefuse.doctor import examination as doctor
-
-VIEW = (4096, "f32", (4,), (1,))
-OFFSETS = (4096, "i64", (5,), (1,))
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
@@ -34,8 +32,8 @@ def test_a_missing_driver_is_one_sentence() -> None:
     for call in (
         _prefuse.cuda_driver_version,
         _prefuse.cuda_devices,
-        lambda: _prefuse.cuda_segment_sum(VIEW, OFFSETS, VIEW, 0, 0),
-        lambda: _prefuse.cuda_rows_workspace((4096, "f32", (4, 8), (8, 1)), None, ["logp"], 0),
+        lambda: _prefuse.cuda_segment_sum(*map(capsule, (torch.ones(4), torch.arange(5), torch.ones(4))), 0, 0),
+        lambda: _prefuse.cuda_rows_workspace(("f32", (4, 8), (8, 1)), None, "logp", 0),
     ):
         with pytest.raises(RuntimeError, match=r"driver") as raised:
             call()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefuse import _prefuse, curate
-from prefuse.curate._numbers import view
+from prefuse._backends.arrays import capsule_of_numpy
 
 SMALL = st.lists(st.tuples(st.integers(-3, 4), st.integers(0, 5)), max_size=40)
 
@@ -129,7 +129,7 @@ def test_read_only_arrays_are_welcome():
     assert listed(curate.best_versus_worst_indices(scores, np.zeros(2, np.int64))) == [(1, 0)]
 
 
-ARRAYS = {  # which live while views of them are in use
+ARRAYS = {
     "floats": np.zeros(2),
     "zeros": np.zeros(2, np.int64),
     "out": np.zeros(2, np.int64),
@@ -166,6 +166,6 @@ ARRAYS = {  # which live while views of them are in use
     ],
 )
 def test_the_extension_trusts_nobody(function, arguments, error, message):
-    views = [view(ARRAYS[argument]) if isinstance(argument, str) else argument for argument in arguments]
+    given = [capsule_of_numpy(ARRAYS[argument]) if isinstance(argument, str) else argument for argument in arguments]
     with pytest.raises(error, match=message):
-        getattr(_prefuse, function)(*views)
+        getattr(_prefuse, function)(*given)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from prefuse import _prefuse
-from prefuse._backends.arrays import view
+from prefuse._backends.arrays import capsule
 from prefuse._backends.nvrtc import SHARED_MEMORY
 from prefuse._backends.rows import Rows
 from tests.emulator import emulator
@@ -30,16 +30,16 @@ class Emulated:
 
     def rows_forward(self, rows: Rows, out: torch.Tensor) -> None:
         """As `prefuse._backends.Backend.rows_forward`."""
-        arguments = (rows.arguments(), rows.statistics, rows.k, _table(out))
-        numbers, _ = _prefuse.cuda_plan_rows_forward(*arguments, 0, self.multiprocessors)
+        arguments = (rows.arguments(), rows.stats, rows.k, capsule(out))
+        numbers, _ = _prefuse.cuda_plan_rows_forward(*arguments, None, self.multiprocessors)
         self.workspace = out.new_full((numbers,), float("nan"))
-        _, launches = _prefuse.cuda_plan_rows_forward(*arguments, self.workspace.data_ptr(), self.multiprocessors)
+        _, launches = _prefuse.cuda_plan_rows_forward(*arguments, capsule(self.workspace), self.multiprocessors)
         self._run(launches, rows, out, self.workspace)
 
     def rows_backward(self, rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient: torch.Tensor) -> None:
         """As `prefuse._backends.Backend.rows_backward`."""
         launches = _prefuse.cuda_plan_rows_backward(
-            rows.arguments(), rows.statistics, _table(grads), _table(saved), view(gradient)
+            rows.arguments(), rows.stats, capsule(grads), capsule(saved), capsule(gradient)
         )
         buffers = [emulator.buffer(tensor, False) for tensor in (grads, saved)]
         self._run(launches, rows, gradient, extra=buffers)
@@ -47,7 +47,7 @@ class Emulated:
     def rows_both(self, rows: Rows, grads: torch.Tensor, out: torch.Tensor, gradient: torch.Tensor) -> None:
         """As `prefuse._backends.Backend.rows_both`."""
         numbers, _ = _prefuse.cuda_plan_rows_forward(
-            rows.arguments(), rows.statistics, rows.k, _table(out), 0, self._target[0]
+            rows.arguments(), rows.stats, rows.k, capsule(out), None, self._target[0]
         )
         self.workspace = out.new_full((numbers,), float("nan"))
         launches = self.both_launches(rows, grads, out, gradient)
@@ -57,9 +57,9 @@ class Emulated:
         self, rows: Rows, grads: torch.Tensor, out: torch.Tensor, gradient: torch.Tensor
     ) -> list[emulator.Launch]:
         """What `rows_both` runs."""
-        tables = (_table(grads), _table(out), view(gradient))
-        address = 0 if self.workspace is None else self.workspace.data_ptr()
-        return _prefuse.cuda_plan_rows_both(rows.arguments(), rows.statistics, rows.k, *tables, address, self._target)
+        tables = (capsule(grads), capsule(out), capsule(gradient))
+        workspace = None if self.workspace is None else capsule(self.workspace)
+        return _prefuse.cuda_plan_rows_both(rows.arguments(), rows.stats, rows.k, *tables, workspace, self._target)
 
     @property
     def _target(self) -> tuple[int, int, int]:
@@ -68,25 +68,33 @@ class Emulated:
 
     def segment_sum(self, values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
         """As `prefuse._backends.Backend.segment_sum`."""
-        self._segments(_prefuse.cuda_plan_segment_sum(view(values), view(offsets), view(out)), values, offsets, out)
+        self._segments(
+            _prefuse.cuda_plan_segment_sum(capsule(values), capsule(offsets), capsule(out)), values, offsets, out
+        )
 
     def segment_expand(self, values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
         """As `prefuse._backends.Backend.segment_expand`."""
-        self._segments(_prefuse.cuda_plan_segment_expand(view(values), view(offsets), view(out)), values, offsets, out)
+        self._segments(
+            _prefuse.cuda_plan_segment_expand(capsule(values), capsule(offsets), capsule(out)), values, offsets, out
+        )
 
     def distance_forward(self, first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
         """As `prefuse._backends.Backend.distance_forward`."""
         self.workspace = out.new_full(
-            (_prefuse.cuda_distance_workspace(view(first), view(second)),), float("nan"), dtype=torch.float64
+            (_prefuse.cuda_distance_workspace(capsule(first), capsule(second)),), float("nan"), dtype=torch.float64
         )
-        launches = _prefuse.cuda_plan_distance_forward(view(first), view(second), view(out), self.workspace.data_ptr())
+        launches = _prefuse.cuda_plan_distance_forward(
+            capsule(first), capsule(second), capsule(out), capsule(self.workspace)
+        )
         self._distances(launches, (first, second), (out, self.workspace))
 
     def distance_backward(
         self, first: torch.Tensor, second: torch.Tensor, grads: torch.Tensor, gradient: torch.Tensor
     ) -> None:
         """As `prefuse._backends.Backend.distance_backward`."""
-        launches = _prefuse.cuda_plan_distance_backward(view(first), view(second), view(grads), view(gradient))
+        launches = _prefuse.cuda_plan_distance_backward(
+            capsule(first), capsule(second), capsule(grads), capsule(gradient)
+        )
         self._distances(launches, (first, second, grads), (gradient,))
 
     def _distances(
@@ -113,9 +121,3 @@ class Emulated:
     ) -> None:
         buffers = [emulator.buffer(tensor, False) for tensor in (values, offsets) if tensor.numel()]
         emulator.run(launches, [*buffers, *([emulator.buffer(out, True)] if out.numel() else [])], self.order)
-
-
-def _table(stacked: torch.Tensor) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:
-    address, dtype, shape, _ = view(stacked)
-    count = stacked[0].numel() if shape[0] else 0
-    return address, dtype, (shape[0], count), (count, 1)

@@ -8,10 +8,10 @@ import torch
 import prefuse
 from prefuse import _prefuse
 from prefuse._backends import cpu
-from prefuse._backends.arrays import view
+from prefuse._backends.arrays import capsule
 from prefuse._backends.rows import Rows
 from prefuse.linear.plans import Job, choose
-from tests.emulator.backend import Emulated, _table
+from tests.emulator.backend import Emulated
 from tests.emulator.test_rows import BF16, peaked, rows, upstream
 from tests.reserved import reserve
 
@@ -80,7 +80,7 @@ def test_the_last_row_of_the_kernels(logits):
     for whole, own in zip(spread, (grads, saved), strict=True):
         whole[:, -1:] = own
     (launch,) = _prefuse.cuda_plan_rows_backward(
-        last.arguments(), last.statistics, _table(grads), _table(saved), view(expected)
+        last.arguments(), last.stats, capsule(grads), capsule(saved), capsule(expected)
     )
     blocks = launch["grid"]  # of one row
     Emulated(blocks=(blocks * (TOKENS - 1), blocks * TOKENS)).rows_backward(far, *spread, logits)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefuse import _prefuse
-from prefuse._backends.arrays import view
+from prefuse._backends.arrays import capsule
 from tests.emulator import emulator
 from tests.emulator.backend import Emulated
 
@@ -42,8 +42,8 @@ def backward(
 def on_cpu(first: torch.Tensor, second: torch.Tensor, grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums and gradient by the CPU backend."""
     out, gradient = torch.empty_like(grads), torch.empty_like(first, memory_format=torch.contiguous_format)
-    _prefuse.distance_forward(view(first), view(second), view(out), 1)
-    _prefuse.distance_backward(view(first), view(second), view(grads), view(gradient), 1)
+    _prefuse.distance_forward(capsule(first), capsule(second), capsule(out), 1)
+    _prefuse.distance_backward(capsule(first), capsule(second), capsule(grads), capsule(gradient), 1)
     return out, gradient
 
 

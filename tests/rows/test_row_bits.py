@@ -10,7 +10,7 @@ import torch
 from row_oracle import GRADIENTS, peaked, some_labels
 
 from prefuse import _prefuse
-from prefuse._backends.arrays import view
+from prefuse._backends.arrays import capsule
 from prefuse.functional import STATISTICS, token_stats
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -20,14 +20,14 @@ SAVED = ("lse", "entropy", "mean_logit", "ref_lse", "kl", "logp", "rkl")
 def run(x, labels, reference, threads):
     """All statistics and the gradient of all that have one, through the extension itself."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    rows = (view(x), view(labels), None, view(reference), 0.9, 1.0, 0.0, -100, 0, x.shape[-1])
+    rows = (capsule(x), capsule(labels), None, capsule(reference), 0.9, 1.0, 0.0, -100, 0, x.shape[-1])
     out = torch.empty(len(STATISTICS), labels.numel(), dtype=dtype)
-    _prefuse.rows_forward(rows, STATISTICS, 10, view(out), threads)
+    _prefuse.rows_forward(rows, ",".join(STATISTICS), 10, capsule(out), threads)
     saved = torch.stack([out[STATISTICS.index(name)] for name in SAVED])
     grads = torch.tensor([0.3 * (name in GRADIENTS) * (i + 1) for i, name in enumerate(SAVED)], dtype=dtype)
     grads = grads[:, None].expand(len(SAVED), labels.numel()).contiguous()
     gradient = torch.full(x.shape, 7.0, dtype=x.dtype)
-    _prefuse.rows_backward(rows, SAVED, view(grads), view(saved), view(gradient), threads)
+    _prefuse.rows_backward(rows, ",".join(SAVED), capsule(grads), capsule(saved), capsule(gradient), threads)
     return out, gradient
 
 
@@ -59,16 +59,11 @@ def test_neighbours_do_not_change_a_bit(dtype):
 def test_rows_with_any_stride(step):
     """The extension follows strides that torch cannot express."""
     x = peaked((7, 260), 5).numpy()
-    labels, out = np.arange(7), np.empty((2, 7), dtype=np.float32)
+    labels = np.arange(7)
     rows, strided = x[::step], labels[::step]
-    count = len(rows)
-    address = rows.__array_interface__["data"][0]
-    logits = (address, "f32", rows.shape, tuple(stride // 4 for stride in rows.strides))
-    label_view = (strided.__array_interface__["data"][0], "i64", strided.shape, (strided.strides[0] // 8,))
-    out = np.empty((2, count), dtype=np.float32)
-    out_view = (out.__array_interface__["data"][0], "f32", out.shape, (count, 1))
-    views = (logits, label_view, None, None, 1.0, 1.0, 0.0, -100, 0, 260)
-    _prefuse.rows_forward(views, ["logp", "entropy"], 1, out_view, 2)
+    out = np.empty((2, len(rows)), dtype=np.float32)
+    call = (rows.__dlpack__(), strided.__dlpack__(), None, None, 1.0, 1.0, 0.0, -100, 0, 260)
+    _prefuse.rows_forward(call, "logp,entropy", 1, out.__dlpack__(), 2)
     expected = token_stats(
         torch.from_numpy(np.ascontiguousarray(rows)),
         torch.from_numpy(np.ascontiguousarray(strided)),

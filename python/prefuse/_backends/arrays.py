@@ -1,37 +1,32 @@
-"""Arrays as the extension sees them: an address, a dtype, a shape and strides, with nothing copied."""
+"""Arrays as the extension takes them: DLPack capsules, which keep the memory alive, with nothing copied."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
-View: TypeAlias = tuple[int, str, tuple[int, ...], tuple[int, ...]]
-"""Address of element 0, dtype, shape, strides in elements."""
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
+"""What the extension reads."""
 
-DTYPES = {
-    torch.float16: "f16",
-    torch.bfloat16: "bf16",
-    torch.float32: "f32",
-    torch.float64: "f64",
-    torch.int64: "i64",
-    torch.bool: "bool",
-}
+capsule = to_dlpack
+"""The memory of a tensor, in one call of C. What is negated lazily has the other sign there: `resolve_neg` first."""
 
 
-def view(tensor: torch.Tensor) -> View:
-    """The memory of `tensor`. It borrows: the caller keeps the tensor alive while the view is in use."""
-    return tensor.data_ptr(), DTYPES[tensor.dtype], tuple(tensor.shape), tensor.stride()
+def optional_capsule(tensor: torch.Tensor | None) -> Any:
+    """`capsule`, or None for an absent tensor."""
+    return None if tensor is None else capsule(tensor)
 
 
-def optional_view(tensor: torch.Tensor | None) -> View | None:
-    """`view`, or None for an absent tensor."""
-    return None if tensor is None else view(tensor)
+def capsule_of_numpy(array: np.ndarray[Any, Any]) -> Any:
+    """The memory of a NumPy array, a read-only one too; its dtype is one of `DTYPES`."""
+    return (array if array.flags.writeable else np.asarray(_Writable(array))).__dlpack__()
 
 
 class _Writable:
-    """Presents a read-only NumPy array as a writable one, for `torch.from_numpy`, which warns about the former."""
+    """Presents a read-only NumPy array as writable: `torch.from_numpy` warns about the former, DLPack refuses it."""
 
     def __init__(self, array: np.ndarray[Any, Any]) -> None:
         address, _ = array.__array_interface__["data"]

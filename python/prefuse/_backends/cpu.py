@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import prefuse._prefuse as _prefuse
-from prefuse._backends.arrays import View, view
+from prefuse._backends.arrays import capsule
 from prefuse._backends.rows import Rows
 
 
@@ -15,9 +15,9 @@ def rows_forward(rows: Rows, out: torch.Tensor) -> None:
         return
     _prefuse.rows_forward(
         rows.arguments(),
-        rows.statistics,
+        rows.stats,
         rows.k,
-        _by_statistic(out),
+        capsule(out),
         torch.get_num_threads(),
     )
 
@@ -28,10 +28,10 @@ def rows_backward(rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient
         return
     _prefuse.rows_backward(
         rows.arguments(),
-        rows.statistics,
-        _by_statistic(grads),
-        _by_statistic(saved),
-        view(gradient),
+        rows.stats,
+        capsule(grads),
+        capsule(saved),
+        capsule(gradient),
         torch.get_num_threads(),
     )
 
@@ -42,11 +42,11 @@ def rows_both(rows: Rows, grads: torch.Tensor, out: torch.Tensor, gradient: torc
         return
     _prefuse.rows_both(
         rows.arguments(),
-        rows.statistics,
+        rows.stats,
         rows.k,
-        _by_statistic(grads),
-        _by_statistic(out),
-        view(gradient),
+        capsule(grads),
+        capsule(out),
+        capsule(gradient),
         torch.get_num_threads(),
     )
 
@@ -54,7 +54,7 @@ def rows_both(rows: Rows, grads: torch.Tensor, out: torch.Tensor, gradient: torc
 def segment_sum(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
     """Write Σ values[offsets[r]:offsets[r+1]] into `out[r]`."""
     try:
-        _prefuse.segment_sum(view(values), view(offsets), view(out))
+        _prefuse.segment_sum(capsule(values), capsule(offsets), capsule(out))
     except ValueError as error:
         raise ValueError(
             f"cu_seqlens: expected offsets that begin with 0, never decrease and end with {values.shape[0]}, "
@@ -64,22 +64,16 @@ def segment_sum(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) 
 
 def segment_expand(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
     """Write values[r] into `out[offsets[r]:offsets[r+1]]`."""
-    _prefuse.segment_expand(view(values), view(offsets), view(out))
+    _prefuse.segment_expand(capsule(values), capsule(offsets), capsule(out))
 
 
 def distance_forward(first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
     """Write ‖first[b] - second[b]‖² into `out[b]`."""
-    _prefuse.distance_forward(view(first), view(second), view(out), torch.get_num_threads())
+    _prefuse.distance_forward(capsule(first), capsule(second), capsule(out), torch.get_num_threads())
 
 
 def distance_backward(first: torch.Tensor, second: torch.Tensor, grads: torch.Tensor, gradient: torch.Tensor) -> None:
     """Write 2·grads·(first - second) into `gradient`."""
-    _prefuse.distance_backward(view(first), view(second), view(grads), view(gradient), torch.get_num_threads())
-
-
-def _by_statistic(stacked: torch.Tensor) -> View:
-    """`stacked` [S, *lead], contiguous, as [S, N]."""
-    statistics = stacked.shape[0]
-    count = stacked.numel() // statistics
-    address, dtype, _, _ = view(stacked)
-    return address, dtype, (statistics, count), (count, 1)
+    _prefuse.distance_backward(
+        capsule(first), capsule(second), capsule(grads), capsule(gradient), torch.get_num_threads()
+    )

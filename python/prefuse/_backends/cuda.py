@@ -13,7 +13,7 @@ import torch
 
 import prefuse._prefuse as _prefuse
 from prefuse._arguments.checks import check_values as refuse_values
-from prefuse._backends.arrays import View, optional_view, view
+from prefuse._backends.arrays import capsule, optional_capsule
 from prefuse._backends.nvrtc import prepare
 from prefuse._backends.rows import Rows
 
@@ -24,11 +24,9 @@ def rows_forward(rows: Rows, out: torch.Tensor) -> None:
     if os.environ.get("PREFUSE_DEBUG") == "1":
         check_values(rows)
     device, stream = _queue(rows.logits)
-    numbers = _prefuse.cuda_rows_workspace(view(rows.logits), optional_view(rows.reference), rows.statistics, device)
+    numbers = _prefuse.cuda_rows_workspace(capsule(rows.logits), optional_capsule(rows.reference), rows.stats, device)
     workspace = out.new_empty(numbers)
-    _prefuse.cuda_rows_forward(
-        rows.arguments(), rows.statistics, rows.k, _by_statistic(out), workspace.data_ptr(), device, stream
-    )
+    _prefuse.cuda_rows_forward(rows.arguments(), rows.stats, rows.k, capsule(out), capsule(workspace), device, stream)
 
 
 def rows_backward(rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient: torch.Tensor) -> None:
@@ -36,10 +34,10 @@ def rows_backward(rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient
     prepare()
     _prefuse.cuda_rows_backward(
         rows.arguments(),
-        rows.statistics,
-        _by_statistic(grads),
-        _by_statistic(saved),
-        view(gradient),
+        rows.stats,
+        capsule(grads),
+        capsule(saved),
+        capsule(gradient),
         *_queue(rows.logits),
     )
 
@@ -54,36 +52,36 @@ def rows_both(rows: Rows, grads: torch.Tensor, out: torch.Tensor, gradient: torc
     if os.environ.get("PREFUSE_DEBUG") == "1":
         check_values(rows)
     device, stream = _queue(rows.logits)
-    numbers = _prefuse.cuda_rows_workspace(view(rows.logits), optional_view(rows.reference), rows.statistics, device)
+    numbers = _prefuse.cuda_rows_workspace(capsule(rows.logits), optional_capsule(rows.reference), rows.stats, device)
     workspace = out.new_empty(numbers)
-    tables = (_by_statistic(grads), _by_statistic(out), view(gradient))
-    _prefuse.cuda_rows_both(rows.arguments(), rows.statistics, rows.k, *tables, workspace.data_ptr(), device, stream)
+    tables = (capsule(grads), capsule(out), capsule(gradient))
+    _prefuse.cuda_rows_both(rows.arguments(), rows.stats, rows.k, *tables, capsule(workspace), device, stream)
 
 
 def segment_sum(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
     """Write Σ values[offsets[r]:offsets[r+1]] into `out[r]`."""
     prepare()
-    _prefuse.cuda_segment_sum(view(values), view(offsets), view(out), *_queue(values))
+    _prefuse.cuda_segment_sum(capsule(values), capsule(offsets), capsule(out), *_queue(values))
 
 
 def segment_expand(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
     """Write values[r] into `out[offsets[r]:offsets[r+1]]`."""
     prepare()
-    _prefuse.cuda_segment_expand(view(values), view(offsets), view(out), *_queue(values))
+    _prefuse.cuda_segment_expand(capsule(values), capsule(offsets), capsule(out), *_queue(values))
 
 
 def distance_forward(first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
     """Write ‖first[b] - second[b]‖² into `out[b]`."""
     prepare()
-    views = view(first), view(second)
-    workspace = out.new_empty(_prefuse.cuda_distance_workspace(*views), dtype=torch.float64)
-    _prefuse.cuda_distance_forward(*views, view(out), workspace.data_ptr(), *_queue(first))
+    samples = capsule(first), capsule(second)
+    workspace = out.new_empty(_prefuse.cuda_distance_workspace(*samples), dtype=torch.float64)
+    _prefuse.cuda_distance_forward(*samples, capsule(out), capsule(workspace), *_queue(first))
 
 
 def distance_backward(first: torch.Tensor, second: torch.Tensor, grads: torch.Tensor, gradient: torch.Tensor) -> None:
     """Write 2·grads·(first - second) into `gradient`."""
     prepare()
-    _prefuse.cuda_distance_backward(view(first), view(second), view(grads), view(gradient), *_queue(first))
+    _prefuse.cuda_distance_backward(capsule(first), capsule(second), capsule(grads), capsule(gradient), *_queue(first))
 
 
 def check_values(rows: Rows) -> None:
@@ -96,11 +94,3 @@ def check_values(rows: Rows) -> None:
 def _queue(tensor: torch.Tensor) -> tuple[int, int]:
     """The device's number and the handle of its current stream, asked for at every call."""
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
-
-
-def _by_statistic(stacked: torch.Tensor) -> View:
-    """`stacked` [S, *lead], contiguous, as [S, N]."""
-    statistics = stacked.shape[0]
-    count = stacked.numel() // statistics
-    address, dtype, _, _ = view(stacked)
-    return address, dtype, (statistics, count), (count, 1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 
-from prefuse._backends.arrays import View, optional_view, view
+from prefuse._backends.arrays import capsule, optional_capsule
 
 STATISTICS = (
     "logp",
@@ -36,8 +36,6 @@ BACKWARD_NEEDS = {
 """Statistics with a gradient, and what of the forward pass that gradient reads; log-probabilities because the label's
 logit less its log-probability has more digits than a log-sum-exp far from 0. That of `mean_logit` is a constant, but 0
 in a row of nothing but −inf, which the log-sum-exp (whose own gradient reads both) tells."""
-
-RowsView: TypeAlias = tuple[View, View, View | None, View | None, float | View, float, float, int, int, int]
 
 
 class Rows(NamedTuple):
@@ -81,14 +79,14 @@ class Rows(NamedTuple):
         """The arguments of the operators: everything but the block."""
         return self[:-2]
 
-    def arguments(self) -> RowsView:
-        """What the extension takes. It borrows: the caller keeps the tensors alive while it is in use."""
+    def arguments(self) -> tuple[Any, ...]:
+        """What the extension takes, good for one call or several."""
         return (
-            view(self.logits),
-            view(self.labels),
-            optional_view(self.mask),
-            optional_view(self.reference),
-            self.temperature if self.temperatures is None else view(self.temperatures),
+            capsule(self.logits),
+            capsule(self.labels),
+            optional_capsule(self.mask),
+            optional_capsule(self.reference),
+            self.temperature if self.temperatures is None else capsule(self.temperatures),
             self.scale,
             self.softcap,
             self.ignore_index,

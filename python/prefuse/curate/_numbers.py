@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefuse._backends.arrays import View
-
 from ._rows import Floats, Indices, finite
 
 Array = TypeVar("Array", NDArray[Any], torch.Tensor)
@@ -85,10 +83,3 @@ def count(name: str, value: int, least: int = 1) -> None:
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name}: expected an int >= {least}, got {value}")
-
-
-def view(array: NDArray[Any]) -> View:
-    """The memory of a float64 or int64 array, read-only ones too, for the extension; the caller keeps it alive."""
-    address, _ = array.__array_interface__["data"]
-    dtype = {"f": "f64", "i": "i64"}[array.dtype.kind]
-    return address, dtype, array.shape, tuple(stride // array.itemsize for stride in array.strides)

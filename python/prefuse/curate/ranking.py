@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 import prefuse._prefuse as _prefuse
+from prefuse._backends.arrays import capsule_of_numpy as capsule
 
-from ._numbers import Array, at_least, floats, integers, like, view
+from ._numbers import Array, at_least, floats, integers, like
 from ._rows import Floats, Indices
 
 
@@ -55,7 +56,7 @@ def best_versus_worst_indices(scores: Array, groups: Array, *, min_gap: float = 
     """
     values, ids = checked(scores, groups)
     best, worst = np.empty((2, group_count(ids)), np.int64)
-    _prefuse.curate_ends(view(values), view(ids), view(best), view(worst))
+    _prefuse.curate_ends(capsule(values), capsule(ids), capsule(best), capsule(worst))
     filled = best >= 0
     return _kept(scores, values, best[filled], worst[filled], min_gap)
 
@@ -82,10 +83,10 @@ def all_pairs_indices(scores: Array, groups: Array, *, min_gap: float = 0.0) -> 
     at_least("min_gap", min_gap, 0.0)
     values, order, offsets = _ranked(scores, groups)
     first = np.empty_like(order)
-    count = _prefuse.curate_first_beaten(view(values), view(order), view(offsets), min_gap, view(first))
+    count = _prefuse.curate_first_beaten(capsule(values), capsule(order), capsule(offsets), min_gap, capsule(first))
     chosen, rejected = np.empty(count, np.int64), np.empty(count, np.int64)
     _prefuse.curate_pairs(
-        view(order), view(offsets), view(first), view(chosen), view(rejected), torch.get_num_threads()
+        capsule(order), capsule(offsets), capsule(first), capsule(chosen), capsule(rejected), torch.get_num_threads()
     )
     return Pairs(like(scores, chosen), like(scores, rejected))
 
@@ -107,7 +108,7 @@ def upper_versus_lower_indices(scores: Array, groups: Array, *, min_gap: float =
 def ranked(values: Floats, ids: Indices) -> Ranking[Any]:
     """`rank_within_groups` of checked arrays; ids count from 0, and there is a group for each up to the largest."""
     order, offsets = np.empty(len(ids), np.int64), np.empty(group_count(ids) + 1, np.int64)
-    _prefuse.curate_rank(view(values), view(ids), view(offsets), view(order), torch.get_num_threads())
+    _prefuse.curate_rank(capsule(values), capsule(ids), capsule(offsets), capsule(order), torch.get_num_threads())
     return Ranking(order, offsets)
 
 

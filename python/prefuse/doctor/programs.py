@@ -10,7 +10,7 @@ from prefuse._backends.nvrtc import SHARED_MEMORY
 Program = tuple[str, list[tuple[str, str]]]
 """A kernel's name and the constants it is compiled with."""
 
-_ADDRESS, _WIDE = 4096, 1 << 17
+_WIDE = 1 << 17
 
 STATISTICS = {
     "logp": "logp,lse",
@@ -31,10 +31,10 @@ def programs(
     for dtype in dtypes:
         for width in widths:
             for stats in STATISTICS.values():
-                found += _rows_programs(architecture, dtype, width, stats.split(","), softcap=0.0)
-            found += _rows_programs(architecture, dtype, width, STATISTICS["logp"].split(","), softcap=30.0)
+                found += _rows_programs(architecture, dtype, width, stats, softcap=0.0)
+            found += _rows_programs(architecture, dtype, width, STATISTICS["logp"], softcap=30.0)
     for dtype in ("f32", "f64"):
-        values, offsets = (_ADDRESS, dtype, (4,), (1,)), (_ADDRESS, "i64", (5,), (1,))
+        values, offsets = (dtype, (4,), (1,)), ("i64", (5,), (1,))
         found += _of(_prefuse.cuda_plan_segment_sum(values, offsets, values))
         found += _of(_prefuse.cuda_plan_segment_expand(values, offsets, values))
     for dtype in dtypes:
@@ -43,24 +43,24 @@ def programs(
     return [program for i, program in enumerate(found) if program not in found[:i]]
 
 
-def _rows_programs(architecture: int, dtype: str, width: int, stats: list[str], softcap: float) -> list[Program]:
+def _rows_programs(architecture: int, dtype: str, width: int, stats: str, softcap: float) -> list[Program]:
     rows, multiprocessors = 4, 1000  # so few rows that they are split where they can be
-    logits = (_ADDRESS, dtype, (rows, width), (width, 1))
-    labels = (_ADDRESS, "i64", (rows,), (1,))
-    table = (_ADDRESS, "f64" if dtype == "f64" else "f32", (len(stats), rows), (rows, 1))
-    reference = logits if "kl" in stats else None
+    logits = (dtype, (rows, width), (width, 1))
+    labels = ("i64", (rows,), (1,))
+    table = ("f64" if dtype == "f64" else "f32", (stats.count(",") + 1, rows), (rows, 1))
+    reference = logits if ",kl" in stats else None
     call = ((logits, labels, None, reference, 1.0, 1.0, softcap, -100, 0, width), stats)
-    _, forward = _prefuse.cuda_plan_rows_forward(*call, 10, table, _ADDRESS, multiprocessors)
+    _, forward = _prefuse.cuda_plan_rows_forward(*call, 10, table, None, multiprocessors)
     target = (multiprocessors, architecture, SHARED_MEMORY[architecture])
-    both = _prefuse.cuda_plan_rows_both(*call, 10, table, table, logits, _ADDRESS, target)
+    both = _prefuse.cuda_plan_rows_both(*call, 10, table, table, logits, None, target)
     return _of(forward) + _of(_prefuse.cuda_plan_rows_backward(*call, table, table, logits)) + _of(both)
 
 
 def _distance_programs(first: str, second: str) -> list[Program]:
     samples, size = 4, 1 << 16
-    one, other = ((_ADDRESS, dtype, (samples, size), (size, 1)) for dtype in (first, second))
-    sums = (_ADDRESS, "f64" if first == "f64" else "f32", (samples,), (1,))
-    forward = _prefuse.cuda_plan_distance_forward(one, other, sums, _ADDRESS)
+    one, other = ((dtype, (samples, size), (size, 1)) for dtype in (first, second))
+    sums = ("f64" if first == "f64" else "f32", (samples,), (1,))
+    forward = _prefuse.cuda_plan_distance_forward(one, other, sums, None)
     return _of(forward) + _of(_prefuse.cuda_plan_distance_backward(one, other, sums, one))
 
 

@@ -10,17 +10,14 @@ import torch
 
 from prefuse._arguments.dense import other_than_dense
 
-View = tuple[int, str, tuple[int, ...], tuple[int, ...]]
+from .._backends.arrays import capsule as capsule_of_torch
+from .._backends.arrays import capsule_of_numpy
+
 Array = Any  # a torch.Tensor or a numpy.ndarray, always the same of the two within one call
 
 ONE = (1,)
-TORCH_NAMES = {
-    torch.float32: "f32",
-    torch.float64: "f64",
-    torch.bfloat16: "bf16",
-    torch.float16: "f16",
-}
-NUMPY_NAMES = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64", np.dtype(np.float16): "f16"}
+TORCH_FLOATS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+NUMPY_FLOATS = frozenset(map(np.dtype, (np.float32, np.float64, np.float16)))
 PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 TORCH_EXACT = {torch.bool: torch.float32, torch.int64: torch.float64, torch.int32: torch.float64}
 
@@ -29,7 +26,6 @@ class Arrays(Protocol):
     """What scoring needs of an array library. Arrays are on the CPU."""
 
     name: str
-    names: Mapping[Any, str]  # dtype -> the extension's name for it
     single: Any  # the 32-bit float dtype
     wide: Any  # the 64-bit float dtype
 
@@ -39,11 +35,8 @@ class Arrays(Protocol):
     def readable(self, array: Array) -> Array:
         """Return the array in a dtype the extension reads: floats as they are, integers and booleans exactly."""
 
-    def view(self, array: Array) -> View:
-        """Return (address, dtype name, shape, strides in elements)."""
-
-    def address(self, array: Array) -> int:
-        """Return the address of element 0."""
+    def capsule(self, array: Array) -> Any:
+        """Return the memory for the extension."""
 
     def result_dtype(self, arrays: Sequence[Array]) -> Any:
         """Return the dtype of results: f64 where any array is (numbers aside), else f32."""
@@ -74,26 +67,19 @@ class TorchArrays:
     """`Arrays` for torch tensors."""
 
     name = "torch.Tensor"
-    names: Mapping[Any, str] = TORCH_NAMES
     single, wide = torch.float32, torch.float64
 
     def is_float(self, array: torch.Tensor) -> bool:
         """Return whether the tensor is floating point."""
-        return array.dtype in TORCH_NAMES
+        return array.dtype in TORCH_FLOATS
 
     def readable(self, array: torch.Tensor) -> torch.Tensor:
         """Return the tensor, integers and booleans converted without loss (integers beyond 2⁵³ are rounded)."""
-        if array.dtype in TORCH_NAMES:
+        if array.dtype in TORCH_FLOATS:
             return array.resolve_neg()  # what is negated lazily has the other sign in memory
         return array.to(TORCH_EXACT.get(array.dtype, torch.float64))
 
-    def view(self, array: torch.Tensor) -> View:
-        """Return the tensor's memory."""
-        return array.data_ptr(), TORCH_NAMES[array.dtype], array.shape, array.stride()
-
-    def address(self, array: torch.Tensor) -> int:
-        """Return the address of element 0."""
-        return array.data_ptr()
+    capsule = staticmethod(capsule_of_torch)
 
     def result_dtype(self, arrays: Sequence[torch.Tensor]) -> torch.dtype:
         """Return float64 if any tensor is, else float32."""
@@ -134,28 +120,20 @@ class NumpyArrays:
     """`Arrays` for NumPy arrays."""
 
     name = "numpy.ndarray"
-    names: Mapping[Any, str] = NUMPY_NAMES
     single, wide = np.dtype(np.float32), np.dtype(np.float64)
 
     def is_float(self, array: np.ndarray[Any, Any]) -> bool:
         """Return whether the array is floating point."""
-        return array.dtype in NUMPY_NAMES
+        return array.dtype in NUMPY_FLOATS
 
     def readable(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return the array, other dtypes as float64; strides that are no whole number of elements are copied away."""
-        if array.dtype not in NUMPY_NAMES:
+        if array.dtype not in NUMPY_FLOATS:
             return array.astype(np.float64)
         whole = all(stride % array.itemsize == 0 for stride in array.strides)
         return array if whole else np.ascontiguousarray(array)
 
-    def view(self, array: np.ndarray[Any, Any]) -> View:
-        """Return the array's memory."""
-        strides = tuple(stride // array.itemsize for stride in array.strides)
-        return array.__array_interface__["data"][0], NUMPY_NAMES[array.dtype], array.shape, strides
-
-    def address(self, array: np.ndarray[Any, Any]) -> int:
-        """Return the address of element 0."""
-        return int(array.__array_interface__["data"][0])
+    capsule = staticmethod(capsule_of_numpy)
 
     def result_dtype(self, arrays: Sequence[np.ndarray[Any, Any]]) -> np.dtype[Any]:
         """Return float64 if any array is, else float32."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..tracing.kinds import BATCH
-from .arrays import NUMPY, ONE, Array, Arrays, View
+from .arrays import NUMPY, Array, Arrays
 from .layout import Layout, arrange
 from .traced import UPSTREAM_LOSS, UPSTREAM_LOSSES, Step, Traced
 
@@ -180,22 +180,22 @@ class Call:
         gradients: list[Array],
     ) -> None:
         """Run a program whose outputs fill `results` in order, followed by the gradients of the columns `wrt`."""
-        view = self.arrays.view
+        capsule = self.arrays.capsule
         packed = [self._packed(name, columns[name]) for name in step.columns]
         work = max(self.layout.counts.values())
         step.program.run(
-            [view(array) for array in packed],
+            [capsule(array) for array in packed],
             [self.numbers[name] for name in step.parameters],
             [self._offsets(space) for space in step.spaces],
-            [view(array) for array in (*results, *gradients)],
+            [capsule(array) for array in (*results, *gradients)],
             1 if work < PARALLEL else torch.get_num_threads(),
         )
 
-    def _offsets(self, space: str) -> View | int:
+    def _offsets(self, space: str) -> Any:
         offsets = self.layout.offsets.get(space)
         if offsets is None:
             return self.layout.counts[space]
-        return NUMPY.address(offsets), "i64", offsets.shape, ONE
+        return NUMPY.capsule(offsets)
 
 
 def bind(

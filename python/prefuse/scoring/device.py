@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefuse._backends.arrays import DTYPES, View, view
+from prefuse._backends.arrays import DTYPES, capsule
 from prefuse._backends.nvrtc import prepare
 
 from ..tracing.kinds import BATCH, Kind, pair_space
@@ -28,7 +28,7 @@ from .layout import Arranger, Layout, one_to_one
 from .traced import Step, Traced
 
 # A column or output: its memory, or that and the indices of its elements.
-Taken = View | tuple[View, View]
+Taken = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 def runs_on(device: torch.device) -> bool:
@@ -45,7 +45,7 @@ class DeviceArrays(TorchArrays):
 
     def readable(self, array: torch.Tensor) -> torch.Tensor:
         """Return the tensor; kernels read integers of 64 bits and booleans, too."""
-        return array if array.dtype in DTYPES else super().readable(array)
+        return array.resolve_neg() if array.dtype in DTYPES else super().readable(array)
 
     def empty(self, size: int, dtype: torch.dtype) -> torch.Tensor:
         """Return a tensor of one dimension: zeros where a kernel may leave elements out."""
@@ -73,28 +73,36 @@ class Launch:
     program: Any
     columns: list[Taken]
     numbers: list[float]
-    offsets: list[View | int]
+    offsets: list[torch.Tensor | int]
     counts: dict[str, int]
     outputs: list[Taken]
     device: torch.device
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Return what a program takes: columns, numbers, offsets, counts, outputs."""
+        return (
+            list(map(_memory, self.columns)),
+            self.numbers,
+            list(map(_memory, self.offsets)),
+            self.counts,
+            list(map(_memory, self.outputs)),
+        )
+
+
+def _memory(given: Any) -> Any:
+    if isinstance(given, tuple):
+        return tuple(map(capsule, given))
+    return given if isinstance(given, int) else capsule(given)
 
 
 def run_program(launch: Launch) -> None:
     """Queue a program on PyTorch's current stream, with workspace from PyTorch's allocator."""
     prepare()
-    size = launch.program.cuda_workspace(launch.offsets, launch.counts)
-    workspace = torch.empty(size, dtype=torch.uint8, device=launch.device)
+    arguments = launch.arguments()
+    size = launch.program.cuda_workspace(*arguments[2:4])
+    workspace = torch.empty(size, dtype=torch.bool, device=launch.device)  # bytes of a dtype that the extension reads
     stream = torch.cuda.current_stream(launch.device).cuda_stream
-    launch.program.cuda_launch(
-        launch.columns,
-        launch.numbers,
-        launch.offsets,
-        launch.counts,
-        launch.outputs,
-        workspace.data_ptr(),
-        launch.device.index,
-        stream,
-    )
+    launch.program.cuda_launch(*arguments, capsule(workspace), launch.device.index, stream)
 
 
 class DeviceCall(Call):
@@ -123,13 +131,11 @@ class DeviceCall(Call):
         )
 
     def _taken(self, array: torch.Tensor, space: str) -> Taken:
-        memory = view(array.reshape(() if space == BATCH else -1))
-        take = self.layout.take.get(space)
+        array = array.reshape(() if space == BATCH else -1)
+        take: Any = self.layout.take.get(space)
         if take is not None:
-            return memory, view(take)  # type: ignore[arg-type]
-        count = self.layout.counts[space]
-        address, dtype, shape, strides = memory
-        return memory if space == BATCH or shape[0] <= count else (address, dtype, (count,), strides)
+            return array, take
+        return array if space == BATCH else array[: self.layout.counts[space]]
 
     def _one_by_one(self, arrays: Sequence[torch.Tensor], spaces: Sequence[str]) -> list[Taken]:
         """Return the memory of outputs that fill the arrays in order, one behind the other."""
@@ -139,16 +145,14 @@ class DeviceCall(Call):
             size = self.layout.counts[space]
             if rest and start == rest[0].numel() and size:
                 rest, start = rest[1:], 0
-            array = rest[0] if rest else arrays[0]
-            address, dtype, _, _ = view(array)
-            shape, strides = ((), ()) if space == BATCH else ((size,), (1,))
-            outputs.append((address + start * array.element_size(), dtype, shape, strides))
+            array = (rest[0] if rest else arrays[0]).reshape(-1)
+            outputs.append(array[start] if space == BATCH else array[start : start + size])
             start += size
         return outputs
 
     def _cut(self, space: str) -> Any:
         offsets = self.layout.offsets.get(space)
-        return self.layout.counts[space] if offsets is None else view(offsets)  # type: ignore[arg-type]
+        return self.layout.counts[space] if offsets is None else offsets
 
     def _gradient_buffers(self, wrt: tuple[str, ...]) -> list[Any]:
         """Return gradients in their columns' own order: elements that are not taken are zero."""

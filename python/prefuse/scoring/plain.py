@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
+from .._backends.arrays import capsule
 from .arrays import PLAIN_TENSORS, TORCH
 from .call import PARALLEL, Call, Scored
 from .layout import one_to_one
@@ -80,10 +80,10 @@ class PlainCall:
             loss, losses = torch.empty_like(prototype), count
             outputs = [loss, extras := prototype.new_empty(count + size), *gradients]
         step.program.run(
-            list(map(to_dlpack, map(column, step.columns))),
+            list(map(capsule, map(column, step.columns))),
             list(map(number, step.parameters)),
             [count] * len(step.spaces),
-            list(map(to_dlpack, outputs)),
+            list(map(capsule, outputs)),
             1 if count < PARALLEL else torch.get_num_threads(),
         )
         return Scored(loss, losses, extras, gradients)

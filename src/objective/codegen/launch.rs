@@ -2,11 +2,12 @@
 
 use super::schedule::{SlotSize, Walk};
 use super::{Generated, Signature};
+use crate::array::{Array, Dtype};
 use crate::cuda::{Launch, THREADS};
 use crate::objective::GraphError;
-use crate::objective::program::{Extent, Program, Task};
+use crate::objective::instruction::{Extent, Task};
+use crate::objective::program::Program;
 use crate::objective::space::{BATCH, SpaceId};
-use crate::view::{Dtype, View};
 
 const WARPS: usize = THREADS as usize / 32;
 /// Elements of a chunk; `CHUNK` in the source.
@@ -24,9 +25,9 @@ const ARGUMENT: usize = 4096;
 
 /// A column or an output in device memory, one-dimensional.
 pub struct Column {
-    pub view: View,
+    pub view: Array,
     /// If there are indices (i64), element `i` of the space is element `take[i]` of the view.
-    pub take: Option<View>,
+    pub take: Option<Array>,
 }
 
 /// How the elements of a space are cut by its parent.
@@ -34,7 +35,7 @@ pub enum DeviceCut {
     /// So many elements, equally many for each element of the parent.
     Count(usize),
     /// i64 offsets in device memory, and the number of elements that there are at most.
-    Offsets(View, usize),
+    Offsets(Array, usize),
 }
 
 /// The arrays and numbers of one run, in the order that the program names them.
@@ -251,7 +252,7 @@ fn push_columns(words: &mut Vec<u64>, columns: &[Column]) {
     pad(words, start, 3);
 }
 
-fn stride(view: &View) -> isize {
+fn stride(view: &Array) -> isize {
     view.strides.first().copied().unwrap_or(0)
 }
 
@@ -302,7 +303,7 @@ fn check_column(what: &str, column: &Column, expected: usize) -> Result<(), Grap
             take.strides
         )));
     }
-    let got = column.take.as_ref().map_or(column.view.len(), View::len);
+    let got = column.take.as_ref().map_or(column.view.len(), Array::len);
     if column.view.shape.len() > 1 || got != expected {
         return Err(GraphError(format!(
             "{what}: expected {expected} values in one dimension, got shape {:?} ({got} values)",

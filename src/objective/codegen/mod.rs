@@ -19,7 +19,8 @@ use std::sync::Mutex;
 
 use sha2::{Digest, Sha256};
 
-use super::program::{Extent, Program};
+use super::instruction::Extent;
+use super::program::Program;
 use crate::cuda;
 use emit::Plan;
 use schedule::{Schedule, Stage};

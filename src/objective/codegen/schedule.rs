@@ -6,8 +6,9 @@
 use std::collections::BTreeSet;
 
 use super::values::{Access, ValueId, Values};
+use crate::objective::instruction::{Extent, Task};
 use crate::objective::ops::{ReduceOp, Side};
-use crate::objective::program::{Extent, Program, Task};
+use crate::objective::program::Program;
 use crate::objective::space::{BATCH, SpaceId};
 
 /// Work (in additions) up to which a value is computed again rather than kept.

@@ -1,7 +1,8 @@
 //! A program's instructions as values, each with one definition, and what is known of them before they are scheduled.
 
+use crate::objective::instruction::{Operand, Task};
 use crate::objective::ops::{BinaryOp, UnaryOp};
-use crate::objective::program::{Operand, Program, Task};
+use crate::objective::program::Program;
 use crate::objective::space::{BATCH, SpaceId};
 
 /// Index of a value: that of the instruction that computes it.

@@ -2,8 +2,8 @@
 
 use super::{Emitter, Place, WHOLE};
 use crate::objective::codegen::values::{Source, ValueId};
+use crate::objective::instruction::{Segmentation, Task};
 use crate::objective::ops::{BinaryOp, End, UnaryOp};
-use crate::objective::program::{Segmentation, Task};
 use crate::objective::space::BATCH;
 
 impl Emitter<'_> {

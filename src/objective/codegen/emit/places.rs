@@ -1,8 +1,8 @@
 //! Places: how an element, and the segment or the pair it belongs to, is found from another one.
 
 use super::{Emitter, Level, Place, PlaceInfo, Step, WHOLE};
+use crate::objective::instruction::{Extent, Segmentation};
 use crate::objective::ops::Side;
-use crate::objective::program::{Extent, Segmentation};
 use crate::objective::space::{BATCH, SpaceId};
 
 impl Emitter<'_> {

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use super::{Emitter, Level, Place, Step, WHOLE, indented};
 use crate::objective::codegen::schedule::{Sink, Traversal, Walk};
 use crate::objective::codegen::values::ValueId;
+use crate::objective::instruction::Task;
 use crate::objective::ops::{ReduceOp, Side};
-use crate::objective::program::Task;
 use crate::objective::space::{BATCH, SpaceId};
 
 impl Emitter<'_> {

@@ -1,16 +1,13 @@
-//! Bindings of the `objective` room.
+//! Bindings of `objective::Graph`.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Mutex, MutexGuard};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyInt, PyList};
+use pyo3::types::PyDict;
 
-use super::arrays::{array_of, arrays_of};
-use super::codegen::{self, DeviceColumn, DeviceOffsets};
-use crate::objective::codegen::Generated;
-use crate::objective::eval::{Cut, Run};
+use super::program::Program;
 use crate::objective::ops::{BinaryOp, End, ReduceOp, Side, UnaryOp};
 use crate::objective::{self, GraphError, Id};
 
@@ -20,12 +17,9 @@ impl From<GraphError> for PyErr {
     }
 }
 
-/// Programs that read fewer elements than this keep the GIL: taking it back costs more than they do.
-const SHORT_RUN: usize = 1 << 13;
-
 /// The expressions of one objective; nodes are integers.
 #[pyclass(frozen, module = "prefuse._prefuse")]
-struct Graph {
+pub struct Graph {
     inner: Mutex<objective::Graph>,
 }
 
@@ -230,11 +224,7 @@ impl Graph {
     fn compile(&self, outputs: Vec<i64>) -> PyResult<Program> {
         let graph = self.lock();
         let outputs = check_all(&graph, &outputs)?;
-        let inner = graph.compile(&outputs)?;
-        Ok(Program {
-            inner,
-            generated: OnceLock::new(),
-        })
+        Ok(graph.compile(&outputs)?.into())
     }
 
     fn crosses_batch(&self, outputs: Vec<i64>, columns: Vec<i64>) -> PyResult<bool> {
@@ -253,191 +243,4 @@ impl Graph {
         let graph = self.lock();
         format!("<Graph '{}' with {} nodes>", graph.name(), graph.size())
     }
-}
-
-/// A compiled set of outputs.
-#[pyclass(frozen, module = "prefuse._prefuse")]
-pub(super) struct Program {
-    pub(super) inner: objective::Program,
-    /// The same as CUDA C++, once somebody has asked.
-    pub(super) generated: OnceLock<Generated>,
-}
-
-#[pymethods]
-impl Program {
-    #[getter]
-    fn columns(&self) -> Vec<&str> {
-        let columns = self.inner.columns.iter();
-        columns.map(|(name, _)| name.as_str()).collect()
-    }
-
-    #[getter]
-    fn column_spaces(&self) -> Vec<&str> {
-        let columns = self.inner.columns.iter();
-        columns
-            .map(|(_, space)| self.inner.space_name(*space))
-            .collect()
-    }
-
-    #[getter]
-    fn parameters(&self) -> Vec<&str> {
-        self.inner.parameters.iter().map(String::as_str).collect()
-    }
-
-    #[getter]
-    fn spaces(&self) -> Vec<&str> {
-        let spaces = self.inner.spaces.iter();
-        spaces.map(|space| self.inner.space_name(*space)).collect()
-    }
-
-    #[getter]
-    fn output_spaces(&self) -> Vec<&str> {
-        let outputs = self.inner.outputs.iter();
-        outputs
-            .map(|(_, space)| self.inner.space_name(*space))
-            .collect()
-    }
-
-    #[getter]
-    fn instructions(&self) -> Vec<String> {
-        self.inner.listing()
-    }
-
-    fn run(
-        &self,
-        py: Python<'_>,
-        columns: &Bound<'_, PyList>,
-        parameters: Vec<f64>,
-        offsets: &Bound<'_, PyList>,
-        outputs: &Bound<'_, PyList>,
-        threads: usize,
-    ) -> PyResult<()> {
-        let columns = arrays_of("columns", columns)?;
-        let outputs = arrays_of("outputs", outputs)?;
-        let cuts = offsets
-            .iter()
-            .enumerate()
-            .map(|(index, cut)| cut_of(index, &cut))
-            .collect::<PyResult<Vec<Cut>>>()?;
-        let run = Run {
-            columns: &columns,
-            parameters: &parameters,
-            cuts: &cuts,
-            outputs: &outputs,
-            threads,
-        };
-        if self.inner.work(&run) < SHORT_RUN {
-            self.inner.run(&run)?;
-        } else {
-            py.detach(|| self.inner.run(&run))?;
-        }
-        Ok(())
-    }
-
-    /// The CUDA C++ generated for columns and outputs of these types: (entry point, text).
-    fn cuda_sources(
-        &self,
-        columns: Vec<(String, bool)>,
-        outputs: Vec<(String, bool)>,
-        one_block: bool,
-    ) -> PyResult<Vec<(String, String)>> {
-        codegen::sources(self, &columns, &outputs, one_block)
-    }
-
-    /// (entry point, machine code, compiler log) of the same for sm_`architecture`.
-    fn cuda_compile<'py>(
-        &self,
-        py: Python<'py>,
-        columns: Vec<(String, bool)>,
-        outputs: Vec<(String, bool)>,
-        one_block: bool,
-        architecture: i32,
-    ) -> PyResult<Vec<(&'static str, Bound<'py, PyBytes>, String)>> {
-        codegen::compile(py, self, &columns, &outputs, one_block, architecture)
-    }
-
-    /// Bytes of workspace that a run on CUDA needs.
-    fn cuda_workspace(
-        &self,
-        offsets: Vec<DeviceOffsets>,
-        counts: HashMap<String, usize>,
-    ) -> PyResult<usize> {
-        codegen::workspace(self, offsets, &counts)
-    }
-
-    /// What a run on CUDA would launch.
-    #[allow(clippy::too_many_arguments)] // A call's arguments, grouped in `codegen` and nowhere else.
-    #[pyo3(signature = (columns, parameters, offsets, counts, outputs, workspace, one_block=None))]
-    fn cuda_plan<'py>(
-        &self,
-        py: Python<'py>,
-        columns: Vec<DeviceColumn>,
-        parameters: Vec<f64>,
-        offsets: Vec<DeviceOffsets>,
-        counts: HashMap<String, usize>,
-        outputs: Vec<DeviceColumn>,
-        workspace: usize,
-        one_block: Option<bool>,
-    ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-        let call = codegen::PyCall {
-            columns,
-            parameters,
-            offsets,
-            counts,
-            outputs,
-            workspace,
-            one_block,
-        };
-        codegen::plan(py, self, call)
-    }
-
-    /// Queues a run on a stream of `device`.
-    #[allow(clippy::too_many_arguments)]
-    fn cuda_launch(
-        &self,
-        py: Python<'_>,
-        columns: Vec<DeviceColumn>,
-        parameters: Vec<f64>,
-        offsets: Vec<DeviceOffsets>,
-        counts: HashMap<String, usize>,
-        outputs: Vec<DeviceColumn>,
-        workspace: usize,
-        device: i32,
-        stream: usize,
-    ) -> PyResult<()> {
-        let call = codegen::PyCall {
-            columns,
-            parameters,
-            offsets,
-            counts,
-            outputs,
-            workspace,
-            one_block: None,
-        };
-        codegen::launch(py, self, call, device, stream)
-    }
-
-    fn __repr__(&self) -> String {
-        self.inner.listing().join("\n")
-    }
-}
-
-fn cut_of(index: usize, cut: &Bound<'_, PyAny>) -> PyResult<Cut> {
-    if cut.is_instance_of::<PyInt>() {
-        return cut.extract().map(Cut::Count).map_err(|_| {
-            PyValueError::new_err(format!(
-                "offsets[{index}]: {cut} is not a number of elements"
-            ))
-        });
-    }
-    Ok(Cut::Offsets(array_of(
-        format_args!("offsets[{index}]"),
-        cut,
-    )?))
-}
-
-/// Registers the functions and classes of this room.
-pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<Graph>()?;
-    module.add_class::<Program>()
 }

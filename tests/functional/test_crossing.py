@@ -1,0 +1,95 @@
+"""What the extension takes for an array: an unused DLPack capsule of CPU memory, and never an address."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from prefuse import _prefuse
+from prefuse._backends.arrays import capsule, capsule_of_numpy
+
+VIEW = (4096, "f32", (4,), (1,))
+SHAPE = ("f32", (4,), (1,))
+
+
+def call_with(given):
+    """Every function that reads or writes memory, with `given` for all of its arrays."""
+    rows = (given, given, None, None, 1.0, 1.0, 0.0, -100, 0, 4)
+    program = _prefuse.Graph("empty", {"item": "batch"}).compile([])
+    return {
+        "rows_forward": lambda: _prefuse.rows_forward(rows, "logp", 1, given, 1),
+        "rows_backward": lambda: _prefuse.rows_backward(rows, "logp,lse", given, given, given, 1),
+        "rows_both": lambda: _prefuse.rows_both(rows, "logp,lse", 1, given, given, given, 1),
+        "segment_sum": lambda: _prefuse.segment_sum(given, given, given),
+        "segment_expand": lambda: _prefuse.segment_expand(given, given, given),
+        "distance_forward": lambda: _prefuse.distance_forward(given, given, given, 1),
+        "distance_backward": lambda: _prefuse.distance_backward(given, given, given, given, 1),
+        "curate_rank": lambda: _prefuse.curate_rank(given, given, given, given, 1),
+        "curate_first_beaten": lambda: _prefuse.curate_first_beaten(given, given, given, 0.0, given),
+        "curate_pairs": lambda: _prefuse.curate_pairs(given, given, given, given, given, 1),
+        "curate_ends": lambda: _prefuse.curate_ends(given, given, given, given),
+        "Program.run": lambda: program.run([given], [], [], [given], 1),
+        "cuda_segment_sum": lambda: _prefuse.cuda_segment_sum(given, given, given, 0, 0),
+        "cuda_distance_forward": lambda: _prefuse.cuda_distance_forward(given, given, given, given, 0, 0),
+        "cuda_rows_forward": lambda: _prefuse.cuda_rows_forward(rows, "logp", 1, given, given, 0, 0),
+    }
+
+
+@pytest.mark.parametrize("given", [VIEW, 4096, torch.ones(4), None], ids=["view", "address", "tensor", "none"])
+@pytest.mark.parametrize("function", call_with(None))
+def test_an_address_is_a_type_error(function, given):
+    with pytest.raises(TypeError):
+        call_with(given)[function]()
+
+
+@pytest.mark.parametrize("function", [name for name in call_with(None) if not name.startswith("cuda")])
+def test_a_shape_is_no_memory(function):
+    with pytest.raises(TypeError, match="expected an unused DLPack capsule, got"):
+        call_with(SHAPE)[function]()
+
+
+def segment_sum(values, offsets, out):
+    return _prefuse.segment_sum(capsule(values), capsule(offsets), capsule(out))
+
+
+def test_what_came_is_said():
+    values, offsets, out = torch.ones(4), torch.tensor([0, 3, 4]), torch.empty(2)
+    segment_sum(values, offsets, out)
+    assert out.tolist() == [3, 1]
+    with pytest.raises(ValueError, match=r"expected f16, bf16, f32, f64, i64 or bool, got DLPack type 0 of 32 bits"):
+        segment_sum(values, offsets.int(), out)
+    with pytest.raises(ValueError, match=r"^values: expected at most one dimension, got 2"):
+        segment_sum(values[None], offsets, out)
+    with pytest.raises(ValueError, match=r"expected at most 8 dimensions, got 9"):
+        segment_sum(values.reshape(4, *[1] * 8), offsets, out)
+    with pytest.raises(TypeError, match=r"^offsets: expected dtype i64, got f32"):
+        segment_sum(values, values, out)
+    used = capsule(values)
+    from_dlpack(used)
+    with pytest.raises(TypeError, match=r"got a capsule that is something else, or was consumed"):
+        _prefuse.segment_sum(used, capsule(offsets), capsule(out))
+
+
+def test_a_capsule_keeps_the_memory_and_serves_several_calls():
+    given, offsets, out = capsule(torch.arange(1000.0)), torch.tensor([0, 1000]), torch.empty(1)
+    gc.collect()
+    for _ in range(2):
+        torch.full((1000,), torch.nan)
+        _prefuse.segment_sum(given, capsule(offsets), capsule(out))
+        assert out.item() == 999 * 500
+
+
+def test_numpy_arrays_that_may_not_be_written():
+    values = np.broadcast_to(np.float64(2.0), (5,))
+    out = np.empty(1)
+    _prefuse.segment_sum(capsule_of_numpy(values), capsule_of_numpy(np.array([0, 5])), capsule_of_numpy(out))
+    assert out.tolist() == [10]
+
+
+def test_tables_must_be_contiguous():
+    logits, labels, out = torch.randn(3, 5), torch.tensor([0, 1, 2]), torch.empty(3, 2).T
+    rows = (capsule(logits), capsule(labels), None, None, 1.0, 1.0, 0.0, -100, 0, 5)
+    with pytest.raises(ValueError, match=r"^out: shape \[2, 3\] with strides \[1, 2\], expected a contiguous array"):
+        _prefuse.rows_forward(rows, "logp,lse", 1, capsule(out), 1)
