@@ -124,15 +124,15 @@ pub struct Borrowed<'py> {
 /// What a capsule describes, which lives as long as the capsule.
 #[inline]
 fn tensor_in<'a>(given: &'a Bound<'_, PyAny>) -> Result<&'a Tensor, ArgumentError> {
-    let expected = |got: &dyn Display| {
-        ArgumentError::Type(format!("expected an unused DLPack capsule, got {got}"))
-    };
     let Ok(capsule) = given.cast::<PyCapsule>() else {
-        return Err(expected(&given.get_type()));
+        return Err(ArgumentError::Type(format!(
+            "expected an unused DLPack capsule, got {}",
+            given.get_type()
+        )));
     };
-    let pointer = capsule
-        .pointer_checked(Some(NAME))
-        .map_err(|_| expected(&"a capsule that is something else, or was consumed"))?;
+    let pointer = capsule.pointer_checked(Some(NAME)).map_err(|_| {
+        ArgumentError::Value("expected a DLPack capsule that nobody has consumed".into())
+    })?;
     // SAFETY: a capsule of this name holds a `DLManagedTensor`.
     Ok(unsafe { pointer.cast::<Tensor>().as_ref() })
 }

@@ -28,16 +28,16 @@ def test_a_file_includes_what_it_uses(file: Path, tmp_path: Path) -> None:
 
 def launches() -> list[Launch]:
     """Launches of all kernels that are not generated."""
-    address, width, rows = 4096, 1 << 17, 4
-    logits, labels = (address, "f32", (rows, width), (width, 1)), (address, "i64", (rows,), (1,))
-    table = (address, "f32", (2, rows), (rows, 1))
-    call = ((logits, labels, None, None, 1.0, 1.0, 0.0, -100, 0, width), ["logp", "lse"])
-    _, found = _prefuse.cuda_plan_rows_forward(*call, 10, table, address, 1000)
+    width, rows = 1 << 17, 4
+    logits, labels = ("f32", (rows, width), (width, 1)), ("i64", (rows,), (1,))
+    table = ("f32", (2, rows), (rows, 1))
+    call = ((logits, labels, None, None, 1.0, 1.0, 0.0, -100, 0, width), "logp,lse")
+    _, found = _prefuse.cuda_plan_rows_forward(*call, 10, table, None, 1000)
     found += _prefuse.cuda_plan_rows_backward(*call, table, table, logits)
-    found += _prefuse.cuda_plan_rows_both(*call, 10, table, table, logits, address, (132, 90, SHARED_MEMORY[90]))
-    values, offsets = (address, "f32", (4,), (1,)), (address, "i64", (5,), (1,))
+    found += _prefuse.cuda_plan_rows_both(*call, 10, table, table, logits, None, (132, 90, SHARED_MEMORY[90]))
+    values, offsets = ("f32", (4,), (1,)), ("i64", (5,), (1,))
     found += _prefuse.cuda_plan_segment_sum(values, offsets, values)
-    found += _prefuse.cuda_plan_distance_forward(logits, logits, values, address)
+    found += _prefuse.cuda_plan_distance_forward(logits, logits, values, None)
     return found + _prefuse.cuda_plan_distance_backward(logits, logits, values, logits)
 
 
