@@ -161,7 +161,7 @@ def test_far_samples_stay_finite():
             "target: expected device cpu, like the other arguments, got meta",
         ),
         (lambda x: squared_errors(x.numpy(), x), TypeError, r"predicted: expected a torch\.Tensor, got ndarray"),
-        (lambda x: squared_errors(x.to_sparse(), x), ValueError, "predicted: expected a dense"),
+        (lambda x: squared_errors(x.to_sparse(), x), TypeError, "predicted: expected a dense"),
         (lambda x: gaussian_logps(x, x[:, :2], 1.0), ValueError, r"mean: expected shape \(2, 3\) like sample"),
         (lambda x: gaussian_logps(x, x, 0.0), ValueError, "std: expected a value above 0, got 0.0"),
         (lambda x: gaussian_logps(x, x, torch.ones(3)), ValueError, r"std: expected a number or one per sample, \[2\]"),
