@@ -26,6 +26,8 @@ HANDS = [gather.PREFUSE, gather.PREFUSE_INPLACE, gather.LOG_SOFTMAX, gather.CROS
 HEADS = (head.PREFUSE, head.PREFUSE_WIDE, head.EAGER, head.TRL, head.VERL)
 CPU = torch.device("cpu")
 SMALL = head_device.Size(pairs=2, tokens=4, features=8, classes=50)
+TINY = device.Size(((32, 50),), (torch.bfloat16, torch.float32), 2, 4096, ((3, 4, 5),), SMALL)
+PARTS = [part for part in device.PARTS if part != "checks"]  # which put more on the device than a CPU stands for
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -37,10 +39,19 @@ def test_without_a_device_it_is_one_sentence(capsys):
 
 
 def test_options(capsys):
-    for options in (["--rounds", "1"], ["--rounds", "many"], ["--size", "3"]):
+    wrong = {
+        "--rounds 1": "got 1, expected 2 or more",
+        "--rounds many": "many",
+        "--size 3": "--size",
+        "--only rows,heads": "got 'heads', expected names out of checks,bandwidth,rows,scoring,denoising,head",
+        "--shapes 8192": "got '8192', expected shapes such as 8192x128256",
+        "--dtypes bf16,f8": "got 'f8', expected names out of bf16,f16,f32",
+        "--budget-seconds soon": "soon",
+    }
+    for options, said in wrong.items():
         with pytest.raises(SystemExit):
-            main(["bench", "device", *options])
-    assert "got 1, expected 2 or more" in capsys.readouterr().err
+            main(["bench", "device", *options.split()])
+        assert said in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -63,9 +74,12 @@ def on_the_cpu(monkeypatch):
 
 
 def test_measuring(on_the_cpu, capsys, tmp_path):
-    report = device.measure(
-        device.Size(((32, 50),), (torch.bfloat16, torch.float32), 2, 4096, ((3, 4, 5),), SMALL), CPU
-    )
+    report = {}
+    kept = []
+    device.measure(report, TINY, CPU, PARTS, keep=lambda: kept.append(json.dumps(report)))
+    assert report["failed"] == {} and report["left_out"] == [] and report["bandwidth"].keys() == {"read", "copy"}
+    assert json.loads(kept[0]).keys().isdisjoint({"rows", "head"})
+    assert len(kept) == len(PARTS) + 2  # two dtypes of the rows are kept as they come
     said = capsys.readouterr().out
     assert "absent: QuACK cross_entropy (not installed)" in said
     assert "TRL Triton kernel not measured (" in said
@@ -74,13 +88,35 @@ def test_measuring(on_the_cpu, capsys, tmp_path):
     assert (gather.PREFUSE_INPLACE, "float32", device.FORWARD) not in measured
     for case in report["rows"]:
         assert case["gigabytes_per_second"] > 0
-        assert case["share_of_copy"] > 0
+        assert case["share"] > 0
+        assert case["share_of"] == ("read" if case["pass"] == device.FORWARD else "copy")
         if case["hand"] == gather.PREFUSE:
             assert case["times_prefuse"] == 1
     assert len(report["denoising"]) == 2 * 2 * 4
+    assert {case["share_of"] for case in report["denoising"]} == {"read", "copy"}
     path = results.write(tmp_path, "device", report, "NVIDIA Some 100")
     assert path.name == "device-nvidia-some-100.json"
     assert json.loads(path.read_text())["scoring"][0]["launches"] is None
+
+
+def test_a_part_that_fails_is_named_and_the_others_go_on(on_the_cpu, monkeypatch, capsys):
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory\nof much")
+
+    monkeypatch.setattr(device, "measure_scoring", fails)
+    report = {}
+    device.measure(report, TINY, CPU, ["denoising", "scoring"])
+    assert report["failed"] == {"scoring": "OutOfMemoryError: CUDA out of memory"}
+    assert "scoring" not in report and "rows" not in report
+    assert all(case["share"] is None for case in report["denoising"])  # no bandwidth was measured
+    assert "scoring: failed, OutOfMemoryError: CUDA out of memory" in capsys.readouterr().out
+
+
+def test_no_part_begins_after_the_budget(on_the_cpu, capsys):
+    report = {}
+    device.measure(report, TINY, CPU, PARTS, until=0.0)
+    assert report["left_out"] == PARTS and "rows" not in report
+    assert capsys.readouterr().out.count("left out, no time is left") == len(PARTS)
 
 
 @pytest.mark.parametrize("free", [1 << 40, 1000])
@@ -120,7 +156,8 @@ def test_a_hand_that_fails_at_full_size_is_named(on_the_cpu, monkeypatch):
 
 def test_a_shape_that_does_not_fit_is_named(on_the_cpu, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
-    assert device.measure_rows((32, 50), torch.float32, HANDS, 2, 1e9, CPU) == []
+    speeds = {"read": 1e9, "copy": 1e9}
+    assert device.measure_rows((32, 50), torch.float32, HANDS, 2, speeds, CPU) == []
     assert capsys.readouterr().out.startswith("[32 × 50] float32: skipped")
 
 

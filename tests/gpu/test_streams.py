@@ -67,6 +67,8 @@ def test_nothing_synchronises(given):
 def test_the_host_does_not_wait(given):
     """What PyTorch's debug mode cannot see: calls return while the device is still busy with what came before."""
     leaf = given[0].detach().requires_grad_()
+    torch.autograd.grad(token_logps(leaf, given[1]).sum(), leaf)  # PyTorch loads its kernels when they are first used
+    sequence_logps(leaf, given[1])
     done = torch.cuda.Event()
     torch.cuda.synchronize()
     torch.cuda._sleep(ABOUT_A_SECOND)

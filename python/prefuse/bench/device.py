@@ -2,7 +2,9 @@
 
 Rows and the LM head are timed between two events of the device, all hands in turns, with a cold second-level cache.
 GB/s counts the least traffic there can be: forward reads the logits once, backward reads them and writes the gradient,
-both together read twice and write once. The share is of what copying a tensor reaches on the same device.
+both together read twice and write once. The share is of what reading a tensor, or copying one where something is
+written, reaches on the same device. The file is written after every part, and a part that fails is named in it: what
+was measured is kept whenever it is cut off.
 """
 
 from __future__ import annotations
@@ -10,7 +12,10 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.metadata
-from collections.abc import Callable
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +30,8 @@ FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 TRAFFIC = {FORWARD: 1, BACKWARD: 2, BOTH: 3}
 NO_DEVICE = "bench device needs a CUDA device, and PyTorch sees none; `python -m prefuse doctor` shows what is missing"
 LIBRARIES = ("trl", "liger-kernel", "quack-kernels", "flash-attn", "cut-cross-entropy", "verl", "triton")
+PARTS = ("checks", "bandwidth", "rows", "scoring", "denoising", "head")
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 _PAIRS = 64
 _LOGITS_AT_ONCE = 8  # tensors of the logits' size that the greediest hand and the others' copies take together
 
@@ -51,50 +58,107 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("--quick", action="store_true", help="one small shape and few rounds, to see that all works")
     parser.add_argument("--rounds", type=_at_least_two, help="samples of each hand")
+    parser.add_argument("--only", type=_parts, default=PARTS, help=f"parts, out of {','.join(PARTS)} (all)")
+    parser.add_argument("--shapes", type=_shapes, help="of logits, such as 8192x128256,4096x151936")
+    parser.add_argument("--dtypes", type=_dtypes, help="of logits and latents, such as bf16,f32")
+    parser.add_argument("--budget-seconds", type=float, default=math.inf, help="begin no part after so long")
     parser.add_argument(
         "--results", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file (%(default)s)"
     )
 
 
 def main(options: argparse.Namespace) -> int:
-    """Checks, measures, prints, writes; 0 where all is well, 1 where a check fails, 2 without a device."""
+    """Checks, measures, prints, writes; 0 where all is well, 1 where a part or a check fails, 2 without a device."""
     if not torch.cuda.is_available():
         print(NO_DEVICE)
         return 2
     size = QUICK if options.quick else FULL
-    size = size._replace(rounds=options.rounds or size.rounds)
+    size = size._replace(
+        rounds=options.rounds or size.rounds,
+        shapes=options.shapes or size.shapes,
+        dtypes=options.dtypes or size.dtypes,
+    )
     device = torch.device("cuda", torch.cuda.current_device())
     about = machine.describe_device(device)
     print(f"{about['name']}, driver for CUDA {about['driver_supports_cuda']}, torch {torch.__version__}")
+    report: dict[str, Any] = {"comparison": "CUDA kernels", "machine": machine.describe(), "device": about}
+
+    def keep() -> Path:
+        return results.write(options.results, "device", report, str(about["name"]))
+
+    measure(report, size, device, options.only, time.monotonic() + options.budget_seconds, keep)
+    print(f"written to {keep()}")
+    return 1 if report["failed"] or report.get("checks") else 0
+
+
+def measure(
+    report: dict[str, Any],
+    size: Size,
+    device: torch.device,
+    parts: Sequence[str] = PARTS,
+    until: float = math.inf,
+    keep: Callable[[], object] = lambda: None,
+) -> None:
+    """Measures part after part into `report`, as JSON values, printing a table of each.
+
+    Args:
+        report: gets a key per part; ``failed``, what raised what; ``left_out``, for which no time was left.
+        size: how much.
+        device: a CUDA device.
+        parts: out of `PARTS`.
+        until: by `time.monotonic`; no part begins after it.
+        keep: called whenever there is more in the report.
+    """
+    report |= {"libraries": {name: _version(name) for name in LIBRARIES}, "failed": {}, "left_out": []}
+    ways: dict[str, Callable[[], Any]] = {
+        "checks": lambda: _checks(device),
+        "bandwidth": lambda: bandwidth(size, device),
+        "rows": lambda: _all_rows(report, size, device, until, keep),
+        "scoring": lambda: measure_scoring(device),
+        "denoising": lambda: measure_denoising(size, _speeds(report), device),
+        "head": lambda: head_device.measure(size.head, size.rounds, device),
+    }
+    for part in (part for part in PARTS if part in parts):
+        if time.monotonic() > until:
+            report["left_out"].append(part)
+            print(f"{part}: left out, no time is left")
+            continue
+        try:
+            report[part] = ways[part]()
+        except Exception as error:  # whatever a library or the device raises: the other parts go on
+            report["failed"][part] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            print(f"{part}: failed, {report['failed'][part]}")
+        keep()
+
+
+def _checks(device: torch.device) -> list[str]:
     wrong = device_checks.failures(device)
-    if wrong:
-        print("\n".join(["checks failed:", *wrong]))
-        return 1
-    print("checks passed: statistics, gradients, objective, head")
-    report = {"comparison": "CUDA kernels", "machine": machine.describe(), "device": about, **measure(size, device)}
-    print(f"written to {results.write(options.results, 'device', report, str(about['name']))}")
-    return 0
+    passed = "checks passed: statistics, gradients, objective, head"
+    print("\n".join(["checks failed:", *wrong] if wrong else [passed]))
+    return wrong
 
 
-def measure(size: Size, device: torch.device) -> dict[str, Any]:
-    """Measures everything, prints a table after each part, and returns the figures as JSON values."""
-    speeds = bandwidth(size, device)
+def _speeds(report: Mapping[str, Any]) -> dict[str, float]:
+    """Bytes per second of reading and copying, where they were measured."""
+    return dict(report.get("bandwidth") or {})
+
+
+def _all_rows(
+    report: dict[str, Any], size: Size, device: torch.device, until: float, keep: Callable[[], object]
+) -> list[dict[str, Any]]:
+    """All shapes and dtypes; what there is so far is in the report."""
     found, absent = gather.on_device()
     for name, reason in absent.items():
         print(f"absent: {name} ({reason})")
-    cases = []
+    report |= {"absent": absent, "rows": []}
     for shape in size.shapes:
         for dtype in size.dtypes:
-            cases += measure_rows(shape, dtype, found, size.rounds, speeds["copy"], device)
-    return {
-        "libraries": {name: _version(name) for name in LIBRARIES},
-        "absent": absent,
-        "bandwidth": speeds,
-        "rows": cases,
-        "scoring": measure_scoring(device),
-        "denoising": measure_denoising(size, speeds["copy"], device),
-        "head": head_device.measure(size.head, size.rounds, device),
-    }
+            if time.monotonic() > until:
+                report["left_out"].append(f"rows {shape[0]}x{shape[1]} {dtype}")
+                continue
+            report["rows"] += measure_rows(shape, dtype, found, size.rounds, _speeds(report), device)
+            keep()
+    return list(report["rows"])
 
 
 def bandwidth(size: Size, device: torch.device) -> dict[str, float]:
@@ -107,7 +171,12 @@ def bandwidth(size: Size, device: torch.device) -> dict[str, float]:
 
 
 def measure_rows(
-    shape: tuple[int, int], dtype: torch.dtype, names: list[str], rounds: int, copy: float, device: torch.device
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    names: list[str],
+    rounds: int,
+    speeds: Mapping[str, float],
+    device: torch.device,
 ) -> list[dict[str, Any]]:
     """All hands on one shape and dtype, forward, backward and both, printed and returned."""
     title = f"[{shape[0]} × {shape[1]}] {str(dtype).removeprefix('torch.')}"
@@ -128,16 +197,17 @@ def measure_rows(
         hands = {name: case(name, logits, labels, direction) for name in able if takes_part(name, direction)}
         timings = timing.interleaved_on_device(hands, rounds)
         moved = TRAFFIC[direction] * logits.numel() * logits.element_size()
-        part = compared(timings, logits, direction, moved, copy)
+        part = compared(timings, logits, direction, moved, speeds)
         show_rows(f"{title}, {direction}", part)
         cases += part
     return cases
 
 
 def compared(
-    timings: dict[str, timing.Timing], given: Tensor, direction: str, moved: int, copy: float
+    timings: dict[str, timing.Timing], given: Tensor, direction: str, moved: int, speeds: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """What is written of the hands of one comparison that move so many bytes at least."""
+    limit = "read" if direction == FORWARD else "copy"
     return [
         {
             "hand": name,
@@ -146,7 +216,8 @@ def compared(
             "pass": direction,
             "seconds": seconds.as_dict(),
             "gigabytes_per_second": moved / seconds.median / 1e9,
-            "share_of_copy": moved / seconds.median / copy,
+            "share": moved / seconds.median / speeds[limit] if limit in speeds else None,
+            "share_of": limit,
             "times_prefuse": seconds.median / timings[gather.PREFUSE].median,
         }
         for name, seconds in timings.items()
@@ -182,7 +253,7 @@ def measure_scoring(device: torch.device) -> list[dict[str, Any]]:
     return parts
 
 
-def measure_denoising(size: Size, copy: float, device: torch.device) -> list[dict[str, Any]]:
+def measure_denoising(size: Size, speeds: Mapping[str, float], device: torch.device) -> list[dict[str, Any]]:
     """Squared errors of latents by all hands, forward and with the gradient, printed and returned."""
     found = []
     for shape in size.latents:
@@ -193,7 +264,7 @@ def measure_denoising(size: Size, copy: float, device: torch.device) -> list[dic
                 hands = {name: _ready(run) for name, run in denoising.cases(predicted, target, task).items()}
                 timings = timing.interleaved_on_device(hands, size.rounds)
                 moved = denoising.least_bytes(predicted, task)
-                part = compared(timings, predicted, task, moved, copy)
+                part = compared(timings, predicted, task, moved, speeds)
                 show_rows(f"squared errors of {' × '.join(map(str, shape))} {part[0]['dtype']}, {task}", part)
                 found += part
     return found
@@ -206,12 +277,12 @@ def show_rows(title: str, cases: list[dict[str, Any]]) -> None:
             case["hand"],
             f"{case['seconds']['median'] * 1e3:.3f}",
             f"{case['gigabytes_per_second']:.0f}",
-            f"{case['share_of_copy']:.0%}",
+            "" if case["share"] is None else f"{case['share']:.0%} of {case['share_of']}",
             f"{case['times_prefuse']:.2f}",
         )
         for case in cases
     ]
-    tables.show(title, ("hand", "ms", "GB/s", "of copy", "time / prefuse"), rows)
+    tables.show(title, ("hand", "ms", "GB/s", "share", "time / prefuse"), rows)
 
 
 def release() -> None:
@@ -230,6 +301,28 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(text.split(","))
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected names out of {','.join(PARTS)}")
+    return parts
+
+
+def _shapes(text: str) -> tuple[tuple[int, int], ...]:
+    found = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", part) for part in text.split(",")]
+    if None in found:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected shapes such as 8192x128256,4096x151936")
+    return tuple((int(match[1]), int(match[2])) for match in found if match)
+
+
+def _dtypes(text: str) -> tuple[torch.dtype, ...]:
+    unknown = [part for part in text.split(",") if part not in DTYPES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected names out of {','.join(DTYPES)}")
+    return tuple(DTYPES[part] for part in text.split(","))
 
 
 def _at_least_two(text: str) -> int:

@@ -13,7 +13,9 @@ import torch
 
 from prefuse._display.progress import track
 
-_FLUSH_BYTES = 1 << 28  # more than the second-level cache of any GPU so far
+_FLUSH_NUMBERS = 1 << 26  # float32: more than the second-level cache of any GPU so far
+_CYCLES_PER_SECOND = 2e9  # of a GPU's clock, about
+_SHORTEST_WAIT = 1e-3  # seconds that the device waits at least while the host queues a run
 _SHORTEST_SAMPLE = 1e-2  # seconds; below it the call and single interrupts weigh in, so a sample repeats the case
 _SETTLING = 2e-2  # seconds, longer than PyTorch's threads look for more work before they sleep
 
@@ -53,15 +55,14 @@ def interleaved_on_device(
     """As `interleaved`, on the current CUDA device and stream, between two events; one run per sample.
 
     A case is called to get ready, which is not timed, and returns what is. Before each run a buffer larger than the
-    second-level cache is written, so that nothing is found there; meanwhile the host queues the run, so that the device
-    need not wait for it.
+    second-level cache is read, so that nothing of the case is found there and nothing is left to be written back. Then
+    the device waits for longer than the host took to queue the run before: no host time is within the sample.
     """
-    flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    for case in cases.values():
-        for _ in range(warm_up):
-            case()()
-    torch.cuda.synchronize()
-    samples = _in_turns({name: functools.partial(_device_sample, case, flush) for name, case in cases.items()}, rounds)
+    flush = torch.zeros(_FLUSH_NUMBERS, device="cuda")
+    waits = {name: _wait(case, warm_up) for name, case in cases.items()}
+    samples = _in_turns(
+        {name: functools.partial(_device_sample, case, flush, waits[name]) for name, case in cases.items()}, rounds
+    )
     return {name: _summary(samples[name], 1) for name in cases}
 
 
@@ -103,10 +104,24 @@ def _sample(run: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _device_sample(case: Callable[[], Callable[[], object]], flush: torch.Tensor) -> float:
+def _wait(case: Callable[[], Callable[[], object]], warm_up: int) -> int:
+    """Cycles of the device, twice as long as the host takes to queue a run; the case is warm after it."""
+    host = 0.0
+    for _ in range(max(1, warm_up)):
+        run = case()
+        torch.cuda.synchronize()
+        before = time.perf_counter()
+        run()
+        host = time.perf_counter() - before
+        torch.cuda.synchronize()
+    return int(max(_SHORTEST_WAIT, 2 * host) * _CYCLES_PER_SECOND)
+
+
+def _device_sample(case: Callable[[], Callable[[], object]], flush: torch.Tensor, wait: int) -> float:
     run = case()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    flush.zero_()
+    flush.sum()
+    torch.cuda._sleep(wait)  # type: ignore[no-untyped-call]
     start.record()
     result = run()
     end.record()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -79,6 +80,17 @@ def _blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
     return [(start, min(rows, start + step)) for start in range(0, rows, step)]
 
 
+@functools.cache
 def _writes_float32(device_type: str) -> bool:
-    """Whether PyTorch multiplies 16-bit matrices into a float32 one on such a device."""
-    return device_type == "cuda" and _HAS_OUT_DTYPE
+    """Whether PyTorch multiplies 16-bit matrices into a float32 one on such a device: tried once.
+
+    Versions that have the overload may refuse to add to a float32 matrix.
+    """
+    if device_type != "cuda" or not _HAS_OUT_DTYPE:
+        return False
+    half = torch.ones(8, 8, dtype=torch.bfloat16, device=device_type)
+    try:
+        torch.addmm(half.float(), half, half, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):
+        return False
+    return True
