@@ -10,6 +10,7 @@ from torch.utils.dlpack import to_dlpack
 
 from prefuse._prefuse import Graph
 from prefuse.language import pair_objective
+from tests.codegen import harness
 from tests.codegen.graphs import SPACES, Batch, RandomGraph
 from tests.codegen.harness import Library, Memory, Recorded, plan, recording, workspace_of
 from tests.emulator import emulator
@@ -157,11 +158,21 @@ def test_equal_segments_need_no_offsets():
 
 
 def test_offsets_out_of_bounds_touch_nothing():
+    """The emulator raises where a byte outside of the arrays is read or written (see below)."""
     run = Batch([[3, 4], [5]]).run(_every_level(), _columns(7 + 5, 3, 2), {})
     run.offsets = [cut if isinstance(cut, int) else Memory(bad) for cut, bad in zip(run.offsets, _BAD, strict=True)]
     library = Library([run])
     library.run(run, True)
     library.run(run, False)
+
+
+def test_a_byte_outside_of_an_array_is_found(monkeypatch):
+    run = Batch([[3, 4], [5]]).run(_every_level(), _columns(7 + 5, 3, 2), {})
+    library = Library([run])
+    whole = harness.reach
+    monkeypatch.setattr(harness, "reach", lambda tensor: (whole(tensor)[0], whole(tensor)[1] - 1))
+    with pytest.raises(emulator.EmulationError):
+        library.run(run, True)
 
 
 _BAD = [torch.tensor([]), torch.tensor([0, 9, 3]), torch.tensor([5, -4, 1 << 40, 7])]
