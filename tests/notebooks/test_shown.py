@@ -81,6 +81,7 @@ def test_the_doctors_report():
     assert text_of(found._repr_html_()).endswith(f"CPU | {HOSTILE} | GPU | none | buy one")
     assert str(found).splitlines()[-1] == "GPU: buy one"
     assert any(finding.part == "PyTorch" for finding in doctor.report().findings)
+    assert prefuse.__getattr__("doctor") is doctor  # as `import prefuse` alone finds it
 
 
 @pytest.mark.parametrize("prompt", [True, False])
