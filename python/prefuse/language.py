@@ -8,7 +8,7 @@ An objective is a function of a view and of hyper-parameters, decorated by its k
         margin = pair.chosen.avg_logp - pair.rejected.avg_logp
         return -log_sigmoid(beta * margin - gamma)
 
-    score = simpo(beta=2.5)(chosen_logps=…, rejected_logps=…, chosen_lengths=…, rejected_lengths=…)
+    score = simpo(beta=2.5)(chosen_logps=w, rejected_logps=l, chosen_lengths=n_w, rejected_lengths=n_l)
     score.loss.backward()
 
 It runs once, on symbols; value, gradient and formula come from what it did. Log-likelihoods are in nats; everything is

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.docs.test_code_blocks import PAGES
+from tests.docs.test_code_blocks import PAGES, blocks
 
 pytest.importorskip("trl")
 
-BLOCK = re.compile(r"^```py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TEMPLATE = "{% for m in messages %} {{ m['role'] }} {{ m['content'] }} </s>{% endfor %}"
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", *(f"w{number}" for number in range(40))]
-
-
-def blocks(page: Path) -> list[tuple[int, str]]:
-    """Blocks with the line they begin on."""
-    text = page.read_text()
-    return [(text[: match.start(1)].count("\n") + 1, match.group(1)) for match in BLOCK.finditer(text)]
 
 
 def model_in(folder: Path) -> None:
@@ -58,7 +50,7 @@ def pairs_in(folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "py")], ids=lambda page: page.name)
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -79,11 +71,11 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     accelerate = prefuse.trl.accelerate
     monkeypatch.setattr(prefuse.trl, "accelerate", lambda *a, **k: handles.append(accelerate(*a, **k)) or handles[-1])
     try:
-        for line, code in blocks(page):
+        for line, code in blocks(page, "py"):
             exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
     finally:
         for handle in handles:
             handle.remove()
     trained = names["trainer"].state.log_history
     assert os.path.isdir("out") or not trained
-    assert "trainer.train()" not in blocks(page)[-1][1] or trained
+    assert "trainer.train()" not in blocks(page, "py")[-1][1] or trained

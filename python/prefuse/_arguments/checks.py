@@ -76,6 +76,34 @@ def check_mask(mask: torch.Tensor, labels: torch.Tensor) -> None:
         raise ValueError(f"mask: expected the shape of labels, {_shape(labels)}, got {_shape(mask)}")
 
 
+def check_scored(labels: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor, name: str) -> torch.Tensor | None:
+    """Checks labels and mask of `rows` [*lead, …], an argument called `name`; returns the mask as bool."""
+    check_tensor("labels", labels, INTEGERS, "an integer", like=rows)
+    lead = rows.shape[:-1]
+    if labels.shape != lead:
+        raise ValueError(
+            f"labels: expected shape {tuple(lead)} for {name} of shape {tuple(rows.shape)}, got {tuple(labels.shape)}"
+        )
+    if mask is None:
+        return None
+    check_mask(mask, labels)
+    return mask if mask.dtype == torch.bool else mask != 0
+
+
+def check_transform(
+    temperature: float | torch.Tensor, softcap: float | None, scale: float, ignore_index: int, rows: torch.Tensor
+) -> tuple[torch.Tensor | None, float, float, float, int]:
+    """(temperatures per row or None, temperature, scale, soft cap or 0, ignore_index) as the operators take them."""
+    per_row = isinstance(temperature, torch.Tensor)
+    return (
+        check_temperatures(temperature, rows.shape[:-1], rows) if isinstance(temperature, torch.Tensor) else None,
+        1.0 if per_row else positive_number("temperature", temperature),  # type: ignore[arg-type]
+        positive_number("scale", scale),
+        0.0 if softcap is None else positive_number("softcap", softcap),
+        check_integer("ignore_index", ignore_index),
+    )
+
+
 def positive_number(name: str, value: float) -> float:
     """`value` as a float; it must be a finite number above zero."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):

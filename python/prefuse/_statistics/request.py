@@ -8,14 +8,11 @@ import torch
 
 from prefuse._arguments.checks import (
     FLOATS,
-    INTEGERS,
     check_device,
-    check_integer,
     check_k,
-    check_mask,
-    check_temperatures,
+    check_scored,
     check_tensor,
-    positive_number,
+    check_transform,
     rows_contiguous,
 )
 from prefuse._backends.rows import BACKWARD_NEEDS, REFERENCE_STATISTICS, STATISTICS, Rows
@@ -44,15 +41,7 @@ def check_rows(
     check_device("logits", logits, devices)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits: expected shape (..., V) with V >= 1, got {tuple(logits.shape)}")
-    check_tensor("labels", labels, INTEGERS, "an integer", like=logits)
-    lead = logits.shape[:-1]
-    if labels.shape != lead:
-        raise ValueError(
-            f"labels: expected shape {tuple(lead)} for logits of shape {tuple(logits.shape)}, got {tuple(labels.shape)}"
-        )
-    if mask is not None:
-        check_mask(mask, labels)
-        mask = mask if mask.dtype == torch.bool else mask != 0
+    mask = check_scored(labels, mask, logits, "logits")
     names = check_statistics(stats, reference_logits, "reference_logits")
     if reference_logits is not None:
         check_tensor("reference_logits", reference_logits, FLOATS, "a floating-point", like=logits)
@@ -60,19 +49,12 @@ def check_rows(
             shapes = tuple(logits.shape), tuple(reference_logits.shape)
             raise ValueError(f"reference_logits: expected the shape of logits, {shapes[0]}, got {shapes[1]}")
         reference_logits = rows_contiguous(reference_logits.detach())
-    temperatures = None
-    if isinstance(temperature, torch.Tensor):
-        temperatures = check_temperatures(temperature, lead, logits)
     return Rows(
         rows_contiguous(logits),
         labels.to(torch.int64),
         mask,
         reference_logits if REFERENCE_STATISTICS.intersection(names) else None,
-        temperatures,
-        1.0 if isinstance(temperature, torch.Tensor) else positive_number("temperature", temperature),
-        positive_number("scale", scale),
-        0.0 if softcap is None else positive_number("softcap", softcap),
-        check_integer("ignore_index", ignore_index),
+        *check_transform(temperature, softcap, scale, ignore_index, logits),
         ",".join(names),
         check_k(k),
     )

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from prefuse._arguments.checks import (
     FLOATS,
-    INTEGERS,
     check_device,
     check_integer,
-    check_mask,
-    check_temperatures,
+    check_scored,
     check_tensor,
+    check_transform,
     check_values,
-    positive_number,
 )
 from prefuse._arguments.layout import scored_tokens
 from prefuse._arguments.transforms import refuse_transforms
@@ -136,21 +134,12 @@ def check_operands(
     hidden, weight, bias = _in_one_dtype(hidden, whole(weight), whole(bias))
     _check_hidden("hidden", hidden)
     _check_weight("weight", weight, hidden)
-    check_tensor("labels", labels, INTEGERS, "an integer", like=hidden)
-    lead = hidden.shape[:-1]
-    if labels.shape != lead:
-        raise ValueError(
-            f"labels: expected shape {tuple(lead)} for hidden of shape {tuple(hidden.shape)}, got {tuple(labels.shape)}"
-        )
-    if mask is not None:
-        check_mask(mask, labels)
-        mask = mask if mask.dtype == torch.bool else mask != 0
+    mask = check_scored(labels, mask, hidden, "hidden")
     _check_bias("bias", bias, weight)
     inputs, weights = [hidden], [weight]
     if lora is not None:
         projected, second = _adapter(lora, hidden, weight)
         inputs, weights = [hidden, projected], [weight, second]
-    per_row = isinstance(temperature, Tensor)
     return Operands(
         inputs,
         weights,
@@ -158,11 +147,7 @@ def check_operands(
         [] if reference is None else _reference_operands(reference, hidden, weight),
         labels.to(torch.int64),
         mask,
-        check_temperatures(temperature, lead, hidden) if isinstance(temperature, Tensor) else None,
-        1.0 if per_row else positive_number("temperature", temperature),  # type: ignore[arg-type]
-        positive_number("scale", scale),
-        0.0 if softcap is None else positive_number("softcap", softcap),
-        check_integer("ignore_index", ignore_index),
+        *check_transform(temperature, softcap, scale, ignore_index, hidden),
         [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (*inputs, *weights, bias)],
     )
 

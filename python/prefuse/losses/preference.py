@@ -215,7 +215,7 @@ def batch_totals(
         totals = [prefuse.batch_totals("orpo", labels=labels, shift=True) for labels in micro_batches]
         mean = {name: sum(each[name] for each in totals) / len(totals) for name in totals[0]}
         for labels in micro_batches:
-            loss = prefuse.preference_loss("orpo", labels=labels, shift=True, logits=…, **mean).loss
+            loss = prefuse.preference_loss("orpo", labels=labels, shift=True, logits=model(labels), **mean).loss
             (loss / len(totals)).backward()
 
     With data-parallel processes, which average too, add up and divide by those as well. `prefuse.trl.PreferenceTrainer`

@@ -186,11 +186,17 @@ class Objective:
             f"got {len(unnamed)} without one"
         )
 
-    def _set_or_score(self, arguments: dict[str, Any]) -> Any:
-        """Take a call that names hyper-parameters or a reduction."""
+    def _split(
+        self, arguments: Mapping[str, Any], reductions: tuple[str, ...]
+    ) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """Return the hyper-parameters among a call's arguments, its columns, and the reduction."""
         own = {name: value for name, value in arguments.items() if name in self._settings or name == VARIANT}
         rest = {name: value for name, value in arguments.items() if name not in own}
-        reduction = check_reduction(rest.pop("reduction", "mean"), REDUCTIONS)
+        return own, rest, check_reduction(rest.pop("reduction", "mean"), reductions)
+
+    def _set_or_score(self, arguments: dict[str, Any]) -> Any:
+        """Take a call that names hyper-parameters or a reduction."""
+        own, rest, reduction = self._split(arguments, REDUCTIONS)
         objective = self._with(own) if own else self
         if not rest:
             return objective
@@ -198,9 +204,7 @@ class Objective:
 
     def _set_or_score_compiled(self, arguments: dict[str, Any]) -> Any:
         """Take a call while `torch.compile` traces it; with nothing but hyper-parameters, set them."""
-        own = {name: value for name, value in arguments.items() if name in self._settings or name == VARIANT}
-        columns = {name: value for name, value in arguments.items() if name not in own}
-        reduction = check_reduction(columns.pop("reduction", "mean"), REDUCTIONS)
+        own, columns, reduction = self._split(arguments, REDUCTIONS)
         if not columns:
             return self._with(own)
         objective = self
@@ -214,9 +218,7 @@ class Objective:
 
     def _set_and_differentiate(self, arguments: dict[str, Any]) -> Score:
         """Take a call of `value_and_grad` that names hyper-parameters or a reduction."""
-        own = {name: value for name, value in arguments.items() if name in self._settings or name == VARIANT}
-        rest = {name: value for name, value in arguments.items() if name not in own}
-        reduction = check_reduction(rest.pop("reduction", "mean"), ("mean", "sum"))
+        own, rest, reduction = self._split(arguments, ("mean", "sum"))
         objective = self._with(own) if own else self
         if not rest:
             raise TypeError(f"{self.name}: value_and_grad needs columns: {', '.join(self.columns)}")

@@ -49,7 +49,7 @@ def accelerate(trainer: Any = None, *, disable_dropout: bool = False, fallback: 
     Example::
 
         prefuse.trl.accelerate()
-        trainer = DPOTrainer(model, args=DPOConfig(...), train_dataset=pairs, processing_class=tokenizer)
+        trainer = DPOTrainer(model, args=DPOConfig("out"), train_dataset=pairs, processing_class=tokenizer)
         trainer.train()
     """
     check_fallback(fallback)

@@ -219,3 +219,9 @@ def roles_of(sources: Sources, responses: int) -> dict[str, slice]:
         return {}
     count = responses // len(sources.responses)
     return {role: slice(i * count, (i + 1) * count) for i, role in enumerate(sources.responses)}
+
+
+def responses_in(batch: Mapping[str, Any]) -> int:
+    """The number of responses of a batch, padded or packed."""
+    offsets = batch.get("cu_seqlens")
+    return len(batch["input_ids"]) if offsets is None else len(offsets) - 1

@@ -9,7 +9,7 @@ import torch
 
 from prefuse.language import Objective
 from prefuse.losses.preference import batch_totals
-from prefuse.trl.batches import labels_of
+from prefuse.trl.batches import labels_of, responses_in
 from prefuse.trl.requirements import MISMATCHED
 
 
@@ -38,13 +38,8 @@ def mean_totals(
 def _totals_of(objective: Objective, batch: Mapping[str, Any]) -> dict[str, float]:
     labels, columns = labels_of(batch), dict(batch.get("columns", {}))
     if "mismatched" in batch:  # of the models, so no total depends on them
-        columns |= dict.fromkeys(MISMATCHED, torch.zeros(_responses(batch), device=labels.device))
-    options = {name: batch[name] for name in ("groups", "cu_seqlens") if name in batch}
-    if "groups" not in objective.columns:
-        options.pop("groups", None)
-    return batch_totals(objective, labels=labels, shift=True, **options, **columns)
-
-
-def _responses(batch: Mapping[str, Any]) -> int:
-    offsets = batch.get("cu_seqlens")
-    return len(batch["input_ids"]) if offsets is None else len(offsets) - 1
+        columns |= dict.fromkeys(MISMATCHED, torch.zeros(responses_in(batch), device=labels.device))
+    groups = batch.get("groups") if "groups" in objective.columns else None
+    return batch_totals(
+        objective, labels=labels, shift=True, groups=groups, cu_seqlens=batch.get("cu_seqlens"), **columns
+    )

@@ -29,7 +29,7 @@ from prefuse.losses.preference import preference_loss
 from prefuse.metrics import ranking_accuracy
 from prefuse.models.head import HeadTensors, head
 from prefuse.trl.averages import Means
-from prefuse.trl.batches import PreferenceCollator, labels_of, roles_of, scored_of
+from prefuse.trl.batches import PreferenceCollator, labels_of, responses_in, roles_of, scored_of
 from prefuse.trl.config import PreferenceConfig
 from prefuse.trl.dropout import DropoutRates
 from prefuse.trl.images import ImageCollator
@@ -437,9 +437,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         """Whether a batch is one row that other rows are needed for, as the last of a streamed data set may be."""
         if not self._requires.compares_rows or self._requires.mismatched or self._sources.layout == LISTS:
             return False
-        offsets = inputs.get("cu_seqlens")
-        responses = len(inputs["input_ids"]) if offsets is None else len(offsets) - 1
-        rows = responses // len(self._sources.responses)
+        rows = responses_in(inputs) // len(self._sources.responses)
         return self._rows_scored_together(rows, self.accelerator.num_processes) < 2
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
