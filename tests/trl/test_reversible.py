@@ -73,13 +73,13 @@ def test_of_models_that_were_built_under_it():
         model = causal_lm("llama")
         held = dpo_trainer.add_fused_lm_head
         held(model)
-        assert fused.is_laid(model)
+        assert fused.is_patched(model)
         theirs = fused.settings_of(model)
-    assert not fused.is_laid(model) and fused.settings_of(model) == theirs
+    assert not fused.is_patched(model) and fused.settings_of(model) == theirs
     assert model.forward.__func__.__code__.co_name == "_fused_forward"
     other = causal_lm("llama")
     held(other)
-    assert fused.settings_of(other) is not None and not fused.is_laid(other)
+    assert fused.settings_of(other) is not None and not fused.is_patched(other)
 
 
 def test_of_trainers_that_are_there(tmp_path, monkeypatch):
@@ -100,8 +100,8 @@ def test_of_one_trainer(tmp_path):
     mine, other = make("DPO", tmp_path), make("DPO", tmp_path)
     forwards = [mine.model.forward, mine.ref_model.forward]
     handle = prefuse.trl.accelerate(mine)
-    assert fused.is_laid(mine.model) and fused.is_laid(mine.ref_model)
-    assert not fused.is_laid(other.model) and not fused.is_laid(other.ref_model)
+    assert fused.is_patched(mine.model) and fused.is_patched(mine.ref_model)
+    assert not fused.is_patched(other.model) and not fused.is_patched(other.ref_model)
     assert everything() == before
     assert repr(handle) == "Acceleration(DPOTrainer.model, DPOTrainer.ref_model)"
     handle.remove()
@@ -138,7 +138,7 @@ def test_after_training_has_begun(tmp_path):
     batch = next(iter(trainer.get_train_dataloader()))
     expected = trainer.compute_loss(trainer.model, dict(batch))
     with prefuse.trl.accelerate(trainer):
-        assert fused.is_laid(trainer.model)
+        assert fused.is_patched(trainer.model)
         found = trainer.compute_loss(trainer.model, dict(batch))
     torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-3)
     assert not torch.equal(found, expected)  # bf16 products that are rounded otherwise, so autocast was on

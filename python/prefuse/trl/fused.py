@@ -62,23 +62,23 @@ def unpatch(causal_lm: nn.Module) -> None:
     patching.unpatch(causal_lm, _KEY)
 
 
-def is_laid(causal_lm: nn.Module) -> bool:
+def is_patched(causal_lm: nn.Module) -> bool:
     """Whether prefuse runs the fused head of this model."""
     return patching.is_patched(causal_lm, _KEY)
 
 
 def _fused_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    layer = getattr(self, _KEY)
-    if not kwargs.get("fused_lm_head") or layer.count == 0:
+    patched = getattr(self, _KEY)
+    if not kwargs.get("fused_lm_head") or patched.count == 0:
         return patching.call_original(self, _KEY, *args, **kwargs)
-    settings, fallback = layer.settings
+    settings, fallback = patched.settings
     own = {name: kwargs.pop(name, None) for name in ("fused_lm_head", "shift_labels", "num_items_in_batch")}
 
     def inside(hidden: Tensor, tensors: HeadTensors) -> Any:
         return _output(hidden, tensors, settings, own["shift_labels"], own["num_items_in_batch"])
 
     original = functools.partial(patching.call_original, self, _KEY)
-    return layer.around(run_inside)(self, inside, args, kwargs, original, fallback)
+    return patched.around(run_inside)(self, inside, args, kwargs, original, fallback)
 
 
 def _output(hidden: Tensor, tensors: HeadTensors, settings: Settings, shift_labels: Tensor | None, items: Any) -> Any:

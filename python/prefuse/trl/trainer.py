@@ -140,8 +140,10 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             )
         self.padding_free = args.padding_free
         if args.fallback == "error":
-            for name in ("model",) if absent or getattr(self, "ref_model", None) is None else ("model", "ref_model"):
-                head(getattr(self, name), fallback="error")
+            models: list[Any] = [self.model, None if absent else getattr(self, "ref_model", None)]
+            for each in models:
+                if each is not None:
+                    head(each, fallback="error")
         if absent:
             self.ref_model = None
         self._data_group = self._batch_of_all()
