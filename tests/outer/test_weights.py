@@ -94,6 +94,19 @@ def test_what_a_refresh_refuses():
         refresh_reference(nn.Linear(2, 2), partitioned)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_extrapolating_16_bit_weights_rounds_once(dtype):
+    generator = torch.Generator().manual_seed(0)
+    previous = torch.randn(500, generator=generator).to(dtype)
+    current = (previous.double() + 0.01 * torch.randn(500, generator=generator, dtype=torch.float64)).to(dtype)
+    found = extrapolate_weights({"w": current}, {"w": previous}, alpha=0.3)["w"]
+    exact = current.double() + 0.3 * (current.double() - previous.double())
+    assert torch.equal(found, exact.float().to(dtype))
+    logps = extrapolate_logps(current, previous)
+    wide = extrapolate_logps(current.double(), previous.double())
+    torch.testing.assert_close(logps, wide.float(), rtol=1e-5, atol=1e-5)
+
+
 def test_extrapolation_goes_past_the_newer_weights():
     current, previous = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([0.0, 4.0])}
     assert extrapolate_weights(current, previous, alpha=0.5)["w"].tolist() == [1.5, 1.0]

@@ -26,16 +26,23 @@ def extrapolate_weights(
             this is ExPO's weight extrapolation (arXiv:2404.16792) with the initial model as `previous`.
 
     Returns:
-        New tensors by name. What is not floating point is taken from `current`.
+        New tensors by name, 16-bit ones computed in float32 and rounded once. What is not floating point is taken from
+        `current`.
 
     Raises:
         ValueError: names or shapes differ.
     """
     check_alike(current, previous, ("current", "previous"))
     return {
-        name: weight + alpha * (weight - previous[name].to(weight)) if weight.is_floating_point() else weight.clone()
+        name: _step(weight, previous[name], alpha) if weight.is_floating_point() else weight.clone()
         for name, weight in current.items()
     }
+
+
+def _step(current: Tensor, previous: Tensor, alpha: float) -> Tensor:
+    """``current + α (current - previous)``, rounded once."""
+    wide = current.to(torch.promote_types(current.dtype, torch.float32))
+    return (wide + alpha * (wide - previous.to(wide))).to(current.dtype)
 
 
 def extrapolate_logps(current: Tensor, previous: Tensor, *, alpha: float = 0.3) -> Tensor:
@@ -49,12 +56,13 @@ def extrapolate_logps(current: Tensor, previous: Tensor, *, alpha: float = 0.3) 
         alpha: α.
 
     Returns:
-        Log-probabilities [..., V].
+        Log-probabilities [..., V], of 16-bit ones in float32.
 
     Raises:
         ValueError: the shapes differ.
     """
     if current.shape != previous.shape:
         raise ValueError(f"previous: expected shape {tuple(current.shape)}, got {tuple(previous.shape)}")
-    newer, older = torch.log_softmax(current, -1), torch.log_softmax(previous, -1)
+    dtype = torch.promote_types(current.dtype, torch.float32)
+    newer, older = (torch.log_softmax(logits, -1, dtype=dtype) for logits in (current, previous))
     return torch.log_softmax(newer + alpha * (newer - older), -1)
