@@ -55,6 +55,10 @@ def arguments(plan, *, stats="logp", wants, live=True, lora=False, reference=Fal
         "",
         0,
         53,
+        0.0,
+        -1,
+        0,
+        0,
         ((labels.reshape(-1) != -100).nonzero().reshape(-1) if live and not mask else None),
     )
 
@@ -200,6 +204,8 @@ def test_backward_of_part_of_the_statistics():
         ("logp,ref_logp", "single-pass", True, True),
         ("logp", "keep", False, False),
         ("logp", "recompute", False, False),
+        ("logp", "lists", False, False),
+        ("logp,lse", "lists", True, False),
         ("logp,entropy,lse", "recompute", True, False),
     ],
 )
@@ -207,11 +213,14 @@ def test_backward_of_part_of_the_statistics():
 def test_as_many_products_as_the_plan_says(stats, plan, frozen, reference, workspace_bytes, monkeypatch):
     """Counted where PyTorch multiplies: the operators' own functions are run, which the counter looks into."""
     asked = []
-    monkeypatch.setattr(functions, "run", lambda *call: asked.append(call) or torch.zeros(len(call[1].names), 37))
+    monkeypatch.setattr(
+        functions, "run", lambda *call: (asked.append(call) or torch.zeros(len(call[1].names), 37), call[3])
+    )
     given = problem(dtype=torch.float32)
     given["hidden"].requires_grad_()
     given["weight"].requires_grad_(not frozen)
     options = {"reference_hidden": given["hidden"].detach()} if reference else {}
+    options |= {"sparse": 0.01} if plan == "lists" else {}
     fits = workspace_bytes if plan != "keep" else 1 << 20
     prefuse.linear_token_stats(**given, stats=stats.split(","), plan=plan, workspace_bytes=fits, **options)
     ((operands, statistics, index, chosen),) = asked
