@@ -6,13 +6,16 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import prefuse
 from prefuse._backends import lists as backend
 from prefuse._backends.rows import Rows
+from prefuse.linear import operators
 from prefuse.linear.sparse import Sparse
 from tests.devices import integers, normal, uniform
 from tests.linear.oracle import problem, statistics
+from tests.linear.test_operators import arguments
 
 EPS = 2.0**-5
 
@@ -322,6 +325,47 @@ def test_without_a_seed_it_is_drawn_as_dropout_draws():
         first, second = run(), run()
         torch.manual_seed(3)
         assert torch.equal(run(), first) and not torch.equal(second, first)
+
+
+# -- as an operator ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"wants": (True, True, True), "stats": "logp,lse"},
+        {"wants": (True, False, False), "live": False, "lora": True},
+        {"wants": (False, True, False), "temperatures": True},
+    ],
+    ids=["all", "hidden", "weight"],
+)
+def test_opcheck(options):
+    torch.library.opcheck(operators.linear_token_stats, arguments("lists", eps=0.1, **options))
+
+
+def test_compiles_whole():
+    def loss(hidden, weight, labels):
+        return prefuse.linear_token_logps(hidden * 2, weight, labels, sparse=Sparse(0.05, seed=2)).mean()
+
+    results = []
+    for function in (loss, torch.compile(loss, fullgraph=True)):
+        given = problem(dtype=torch.float32)
+        wrt = leaves(given, "hidden", "weight")
+        value = function(*wrt, given["labels"])
+        results.append((value.detach(), *torch.autograd.grad(value, wrt)))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(eager, compiled)
+
+
+@pytest.mark.parametrize("trained", [("hidden",), ("hidden", "weight")])
+def test_one_product_and_no_other(trained):
+    given = problem(dtype=torch.float32)
+    wrt = leaves(given, *trained)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        request = operators.Request(*arguments("lists", eps=0.1, wants=(True, len(wrt) > 1, False)))
+        values, table, *kept = operators.linear_token_stats._init_fn(*request)
+        operators.linear_token_stats_backward._init_fn(torch.ones_like(values), table, kept, *request)
+    assert counter.get_total_flops() == 2 * request.live.shape[0] * 8 * 53
 
 
 # -- around it --------------------------------------------------------------------------------------------------------

@@ -92,7 +92,9 @@ class Statistics(NamedTuple):
 def run(operands: Operands, statistics: Statistics, index: Tensor | None, plan: Plan) -> tuple[Tensor, Plan]:
     """The statistics of all tokens, [S, *lead], by a plan other than "grouped", and what the plan has become."""
     values, _, *kept = operators.linear_token_stats(*request(operands, statistics, index, plan))
-    return values, plan.after(kept[1].shape[0]) if plan.name == "lists" else plan
+    if plan.name == "lists" and not torch.compiler.is_compiling():
+        plan = plan.after(kept[1].shape[0])
+    return values, plan
 
 
 def request(operands: Operands, statistics: Statistics, index: Tensor | None, plan: Plan) -> operators.Request:

@@ -171,7 +171,13 @@ def _(*arguments: Any) -> list[Tensor]:
         room = tokens if request.live is None else request.live.shape[0]
         kept = [make((room, request.weights[0].shape[0]), dtype=logits_dtype)]
     elif request.plan == "lists":
-        kept = [make(0, dtype=torch.int64), make(0, dtype=torch.int64), make(0, dtype=dtype), make((2, 0), dtype=dtype)]
+        rows, entries = (0, 0) if request.labels.is_meta else _unknown_sizes(request.live)
+        kept = [
+            make((rows + 1,), dtype=torch.int64),
+            make((entries,), dtype=torch.int64),
+            make((entries,), dtype=dtype),
+            make((2, rows), dtype=dtype),
+        ]
     return [make((len(request.names), *request.shape), dtype=dtype), table, *kept]
 
 
@@ -202,6 +208,13 @@ def _(grads: Tensor, table: Tensor, kept: list[Tensor], *arguments: Any) -> list
         for tensor, wanted in zip(like, request.wants, strict=True)
         if wanted and tensor is not None
     ]
+
+
+def _unknown_sizes(live: Tensor | None) -> tuple[int, int]:
+    """Of scored rows and entries of their lists, which are known when it has run."""
+    context = torch.library.get_ctx()
+    rows = context.new_dynamic_size() if live is None else live.shape[0]
+    return rows, context.new_dynamic_size()  # type: ignore[return-value]
 
 
 def _pull_back(

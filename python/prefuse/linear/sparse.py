@@ -25,7 +25,7 @@ from prefuse.linear.call import Call
 from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.passes import Gradients, Wants
 
-__all__ = ["Sparse", "check_sparse"]
+__all__ = ["Sparse", "as_sparse", "check_sparse"]
 
 LEAST_EPS = 2.0**-40
 """Below it thresholds are no normal numbers of float32."""
@@ -67,6 +67,15 @@ class Sparse:
                 raise ValueError(f"sparse: expected 0 <= {name} < 2^62, got {value}")
 
 
+def as_sparse(sparse: float | Sparse | None) -> Sparse | None:
+    """`sparse` as a `Sparse`, a number as that with this eps.
+
+    Raises:
+        TypeError, ValueError: another type or range.
+    """
+    return sparse if sparse is None or isinstance(sparse, Sparse) else Sparse(sparse)
+
+
 def check_sparse(
     sparse: float | Sparse | None, differentiated: Sequence[str], hidden: Tensor, smoothing: float, shared: bool
 ) -> Sparse | None:
@@ -82,9 +91,9 @@ def check_sparse(
     Raises:
         TypeError, ValueError: another type or range, or a gradient that lists do not carry; the message says which.
     """
-    if sparse is None:
+    made = as_sparse(sparse)
+    if made is None:
         return None
-    made = sparse if isinstance(sparse, Sparse) else Sparse(sparse)
     if smoothing and "logp" in differentiated:
         raise ValueError(
             f"label_smoothing: expected 0 beside sparse, got {smoothing}: it gives every class a gradient of its own, "
@@ -100,8 +109,6 @@ def check_sparse(
         raise ValueError(f"sparse: expected hidden states on the CPU, where lists are made, got {hidden.device}")
     if shared and made.seed is None:
         raise ValueError("sparse: expected Sparse(eps, seed=...) beside group, the same on all of its processes")
-    if torch.compiler.is_compiling():
-        raise ValueError("sparse: the length of lists is not known to torch.compile; call it outside, or leave it out")
     return made
 
 
