@@ -27,7 +27,7 @@ def accelerate(
     *,
     disable_dropout: bool = False,
     fallback: str = "logits",
-    sparse: float | Sparse | None = None,
+    sparse: float | str | Sparse | None = None,
 ) -> Acceleration:
     """Have the LM heads of TRL's trainers run by prefuse.
 
@@ -110,7 +110,7 @@ class _Ways(NamedTuple):
     """How heads run."""
 
     fallback: str
-    sparse: Sparse | None
+    sparse: Sparse | str | None
 
 
 def _accelerate_all(ways: _Ways) -> Acceleration:

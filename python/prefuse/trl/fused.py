@@ -31,7 +31,7 @@ class _Patched(NamedTuple):
 
     settings: Settings
     fallback: str
-    sparse: Sparse | None
+    sparse: Sparse | str | None
 
 
 def settings_of(causal_lm: nn.Module) -> Settings | None:
@@ -44,7 +44,7 @@ def settings_of(causal_lm: nn.Module) -> Settings | None:
     return None
 
 
-def patch(model: nn.Module, fallback: str = "logits", sparse: Sparse | None = None) -> nn.Module | None:
+def patch(model: nn.Module, fallback: str = "logits", sparse: Sparse | str | None = None) -> nn.Module | None:
     """Have prefuse run the fused head that TRL gave to `model`; returns its causal LM, or None without such a head.
 
     `fallback`: as in `prefuse.head`, and `sparse`: as in `prefuse.linear_token_stats`, which the last patch of a model
@@ -88,7 +88,7 @@ def _output(
     hidden: Tensor,
     tensors: HeadTensors,
     settings: Settings,
-    sparse: Sparse | None,
+    sparse: Sparse | str | None,
     shift_labels: Tensor | None,
     items: Any,
 ) -> Any:
