@@ -82,11 +82,13 @@ class Head:
     Attributes:
         model: the model as it was given, wrapped or not.
         causal_lm: the transformers model inside.
+        share_prompts: whether what rows begin with alike is computed once.
         fresh: whether it was patched for this head, and not before.
     """
 
     model: nn.Module
     causal_lm: nn.Module
+    share_prompts: bool = False
     fresh: bool = field(default=False, compare=False, repr=False)
 
     def preference_loss(
@@ -224,7 +226,7 @@ class Head:
         if method.name in _RUNS_TWICE:
             refuse_or_warn(self.causal_lm, f"PEFT's {method.name} calls its forward more than once", fallback)
             return self._outside(function, labels, inputs)
-        called = _Called(function, labels, method)
+        called = _Called(function, labels, method, self.share_prompts)
         given = {} if method.name in _OWN_LOSS else {"labels": labels}
         found = self.model(**{**inputs, **given}, fused=called)
         if called.times:
@@ -259,7 +261,7 @@ class Head:
         return self.run(carried, labels=labels, inputs=inputs), carried.rest
 
 
-def head(model: nn.Module, *, fallback: str | None = None) -> Head:
+def head(model: nn.Module, *, fallback: str | None = None, share_prompts: bool = False) -> Head:
     """The fused head of a causal LM; patches the ``forward`` of the innermost transformers model in place.
 
     A second call, with the model or anything it is wrapped in, patches nothing. `generate`, saving and copying the
@@ -274,6 +276,9 @@ def head(model: nn.Module, *, fallback: str | None = None) -> Head:
             accelerate or ``torch.compile``. The head belongs to the same FSDP unit as the root, or (FSDP2) to its own.
         fallback: for heads that cannot be fused: "logits" has the model make its logits, "error" refuses. None: as an
             earlier head of this model, or "logits".
+        share_prompts: run what rows of a batch begin with alike (a prompt and its responses, a conversation and its
+            continuations) through the model once. Values and gradients are the same but for rounding; a warning names
+            a model or a batch that cannot. See ``docs/prompts.md``.
 
     Returns:
         A `Head`.
@@ -300,7 +305,7 @@ def head(model: nn.Module, *, fallback: str | None = None) -> Head:
         patching.patch_forward(causal_lm, _KEY, _patched, fallback or "logits")
     elif fallback is not None:
         getattr(causal_lm, _KEY).settings = fallback
-    return Head(model, causal_lm, fresh)
+    return Head(model, causal_lm, share_prompts, fresh)
 
 
 _RUNS_TWICE = ("XLORA",)
@@ -318,7 +323,8 @@ def _named(model: nn.Module, method: PeftMethod) -> str:
 class _Called:
     """Runs a function and counts: a wrapper may never come to it, or not hand it the labels."""
 
-    def __init__(self, function: Inside, labels: Tensor, method: PeftMethod) -> None:
+    def __init__(self, function: Inside, labels: Tensor, method: PeftMethod, share_prompts: bool) -> None:
+        self.share_prompts = share_prompts
         self._function = function
         self._labels = labels
         self._method = method
@@ -352,4 +358,5 @@ def _patched(self: Any, *args: Any, fused: Inside | None = None, **kwargs: Any) 
     if layer.count == 0:
         raise RuntimeError("fused: the head was removed from this model; call prefuse.head(model) again")
     own = functools.partial(patching.call_original, self, _KEY)
-    return layer.around(run_inside)(self, fused, args, kwargs, own, layer.settings)
+    share = getattr(fused, "share_prompts", False)
+    return layer.around(run_inside)(self, fused, args, kwargs, own, layer.settings, share)

@@ -131,17 +131,22 @@ def verdict(
 
 def _trials(causal_lm: Any, inputs: Mapping[str, Any], device: Any) -> list[dict[str, Any]]:
     """Tokens that every process takes, then the inputs at hand, unless a trial would write into their cache."""
-    config = causal_lm.config.get_text_config()
-    special = {value for name, value in {**vars(causal_lm.config), **vars(config)}.items() if isinstance(value, int)}
-    classes = min(config.vocab_size, _rows(causal_lm.get_input_embeddings(), config.vocab_size))
-    ordinary = [token for token in range(classes // 3, classes) if token not in special] or [0]
-    step = max(1, len(ordinary) // (2 * _TOKENS))
-    tokens = torch.tensor([[ordinary[(step * i) % len(ordinary)] for i in range(_TOKENS)]], device=device)
+    tokens = torch.tensor([ordinary_tokens(causal_lm, _TOKENS)], device=device)
     shared: dict[str, Any] = {"use_cache": False, "return_dict": True}
     text = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     at_hand = {name: value for name, value in inputs.items() if name not in ("labels", "output_router_logits")}
     cached = any(at_hand.get(name) is not None for name in ("past_key_values", "cache", "cache_params"))
     return [{**text, **shared}] if cached else [{**text, **shared}, {**at_hand, **shared}]
+
+
+def ordinary_tokens(causal_lm: Any, count: int) -> list[int]:
+    """Token ids spread over the vocabulary, none of which the configuration names as special."""
+    config = causal_lm.config.get_text_config()
+    special = {value for name, value in {**vars(causal_lm.config), **vars(config)}.items() if isinstance(value, int)}
+    classes = min(config.vocab_size, _rows(causal_lm.get_input_embeddings(), config.vocab_size))
+    ordinary = [token for token in range(classes // 3, classes) if token not in special] or [0]
+    step = max(1, len(ordinary) // (2 * count))
+    return [ordinary[(step * i) % len(ordinary)] for i in range(count)]
 
 
 def _rows(embeddings: Any, default: int) -> int:
@@ -164,11 +169,11 @@ def _tried(claim: Claim, own: Callable[..., Any], trials: list[dict[str, Any]], 
 @torch.no_grad()
 def _compared(claim: Claim, own: Callable[..., Any], inputs: Mapping[str, Any], device: Any) -> str:
     watch = _Watch()
-    with _same_random_numbers(device), watch.over(claim.backbone, claim.head):
+    with same_random_numbers(device), watch.over(claim.backbone, claim.head):
         theirs = own(**inputs).logits
     if (reason := watch.reason(claim)) != "":
         return reason
-    with _same_random_numbers(device):
+    with same_random_numbers(device):
         hidden = claim.hidden(inputs)
     ours = claim.logits(hidden)
     if ours.shape != theirs.shape:
@@ -180,7 +185,7 @@ def _compared(claim: Claim, own: Callable[..., Any], inputs: Mapping[str, Any], 
 
 
 @contextlib.contextmanager
-def _same_random_numbers(device: Any) -> Iterator[None]:
+def same_random_numbers(device: Any) -> Iterator[None]:
     """Leaves the random state as it is, so that dropout is the same twice and a training goes on as without."""
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)  # weights that are cast without gradient must not be met by the call itself
