@@ -37,6 +37,7 @@ from prefuse.models.causal_lm import (
     refuse_or_warn,
     run_inside,
 )
+from prefuse.models.sharing import Counts, counts
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -92,7 +93,13 @@ class Head:
     fresh: bool = field(default=False, compare=False, repr=False)
 
     def preference_loss(
-        self, objective: str | Objective, *, labels: Tensor, inputs: Mapping[str, Any], **options: Any
+        self,
+        objective: str | Objective,
+        *,
+        labels: Tensor,
+        inputs: Mapping[str, Any],
+        share_prompts: bool | None = None,
+        **options: Any,
     ) -> Score:
         """`prefuse.preference_loss` of the model's responses.
 
@@ -103,6 +110,7 @@ class Head:
             objective: an `Objective` or the name of one.
             labels: [R, T], or [1, N] beside ``cu_seqlens``.
             inputs: of the model.
+            share_prompts: as in `head`, for this call; None: as the head.
             options: further arguments of `prefuse.preference_loss`: ``reference=``, hyper-parameters, columns, …
 
         Returns:
@@ -119,7 +127,8 @@ class Head:
             loss = score.loss if tensors.router_loss is None else score.loss + tensors.router_loss
             return {"loss": loss, "losses": score.losses}, score
 
-        tensors, score = self._carry(inside, labels, inputs)
+        own = self if share_prompts is None else replace(self, share_prompts=share_prompts)
+        tensors, score = own._carry(inside, labels, inputs)
         moved: Score = score.with_tensors(**tensors)
         return moved
 
@@ -239,6 +248,11 @@ class Head:
         outputs = self.model(**{**inputs, "use_cache": False, "return_dict": True})
         labels = peft_method(self.model).aligned(labels, outputs.logits.shape[1])
         return function(outputs.logits, of_outputs(self.causal_lm, outputs, labels))
+
+    @property
+    def tokens(self) -> Counts:
+        """How many tokens this model was given where prompts are shared, and how many of them it has computed."""
+        return counts(self.causal_lm)
 
     def remove(self) -> None:
         """Puts the original forward back. Other heads of the same model are removed with it."""

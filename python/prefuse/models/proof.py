@@ -162,8 +162,13 @@ def _tried(claim: Claim, own: Callable[..., Any], trials: list[dict[str, Any]], 
         try:
             return _compared(claim, own, inputs, device)
         except Exception as error:  # not every model takes tokens alone
-            failure = f"its forward could not be tried: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            failure = f"its forward could not be tried: {type(error).__name__}: {first_line(error)}"
     return failure
+
+
+def first_line(error: Exception) -> str:
+    """Of its message, not too much; some have none."""
+    return str(error).partition("\n")[0][:120]
 
 
 @torch.no_grad()

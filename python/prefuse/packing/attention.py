@@ -47,7 +47,7 @@ class TreeMask(Tensor):
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """A moved or sliced mask holds the same tree."""
-        made = super().__torch_function__(function, types, args, kwargs or {})
+        made = super().__torch_function__(function, types, args, kwargs or {})  # type: ignore[no-untyped-call]
         source = next((value for value in args if isinstance(value, TreeMask)), None)
         if isinstance(made, TreeMask) and source is not None and hasattr(source, "tree"):
             made.tree, made.windows = source.tree, source.windows
@@ -65,7 +65,9 @@ def dense_mask(
         allowed[start : start + length, keys] = _lower_right(length, len(keys), window, device)
     if dtype == torch.bool:
         return allowed[None, None]
-    return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
+    return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, torch.finfo(dtype).min)[
+        None, None
+    ]
 
 
 @contextlib.contextmanager
@@ -142,7 +144,14 @@ class _Attention:
         self._original = original
 
     def __call__(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         if not isinstance(attention_mask, TreeMask):
             return self._original(module, query, key, value, attention_mask, *args, **kwargs)
@@ -188,6 +197,8 @@ def attend(
             f"attention: expected queries and keys of {tree.tokens} packed tokens, got {tuple(query.shape)} and "
             f"{tuple(key.shape)}"
         )
+    if mask.dtype != torch.bool or any(mask.stride()):
+        raise ValueError("attention: the model changes its mask, and the mask of packed rows is none to compute with")
     if others.get("position_bias") is not None:
         raise ValueError("attention: a bias of positions (position_bias) is not known along the paths of packed rows")
     mask.windows.append(sliding_window)
@@ -369,7 +380,13 @@ class _Blocks(torch.autograd.Function):
         for block in _blocks(tree, window, query.dtype):
             rows, keys = block.queries, block.keys
             made, made_lse = _forward(
-                query[:, :, rows], key[:, :, keys], value[:, :, keys], 0.0, block.causal, attn_mask=block.mask, scale=scale
+                query[:, :, rows],
+                key[:, :, keys],
+                value[:, :, keys],
+                0.0,
+                block.causal,
+                attn_mask=block.mask,
+                scale=scale,
             )
             if rows.start == keys.start:  # the segment itself, which comes first
                 out[:, :, rows], lse[:, :, rows] = made, made_lse

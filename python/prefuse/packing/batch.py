@@ -1,4 +1,4 @@
-"""Packed batches: one row of tokens in which every shared prefix stands once, and the way back to the rows it came from."""
+"""Packed batches: a row of tokens in which every shared prefix stands once, and the way back to the rows it is of."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class PackedBatch:
         The gradient of a shared token is the sum over its rows. Padding gets the first token's values.
         """
         index = self.index.to(values.device)
-        return values[0].index_select(0, index.reshape(-1)).unflatten(0, index.shape)
+        return values[0].index_select(0, index.reshape(-1)).reshape(*index.shape, *values.shape[2:])
 
     def response_hidden(self, hidden: Tensor) -> Tensor:
         """Of hidden states [1, N, H] those that predict the labels, [1, M, H]: the last of a prompt for each response.
@@ -171,7 +171,9 @@ def share(
         raise ValueError(f"input_ids: expected [R, T], got {tuple(input_ids.shape)}")
     for name, given in (("attention_mask", attention_mask), ("position_ids", position_ids)):
         if given is not None and given.shape != input_ids.shape:
-            raise ValueError(f"{name}: expected the shape of input_ids, {tuple(input_ids.shape)}, got {tuple(given.shape)}")
+            raise ValueError(
+                f"{name}: expected the shape of input_ids, {tuple(input_ids.shape)}, got {tuple(given.shape)}"
+            )
     bounds = _bounds(input_ids, attention_mask, position_ids)
     if bounds is None or len(bounds) < 2:
         return None
@@ -181,8 +183,8 @@ def share(
     if position_ids is not None or absolute:
         rows = [np.stack([row, place], 1) for row, place in zip(rows, positions, strict=True)]
     tree, paths = prefix_tree(rows, minimum)
-    given = sum(last - first for first, last in bounds)
-    if tree.tokens >= given or not tree.tokens:
+    count = sum(last - first for first, last in bounds)
+    if tree.tokens >= count or not tree.tokens:
         return None
     offsets = np.cumsum([0, *(last - first for first, last in bounds)])
     packed, source, _ = _places(tree, paths, offsets)
@@ -197,7 +199,7 @@ def share(
         torch.from_numpy(index).view(input_ids.shape).to(device),
         torch.from_numpy(np.concatenate(positions)[source])[None].to(device),
         input_ids.reshape(-1).index_select(0, places)[None],
-        given,
+        count,
     )
 
 
@@ -225,7 +227,8 @@ def plan_batches(prompts: Sequence[Tokens], responses: Sequence[Tokens], *, toke
     for size, rows in sorted(sized, key=lambda each: -each[0]):  # first fit, the longest first
         if size > tokens:
             raise ValueError(
-                f"tokens: expected at least {size}, which the prompt of row {rows[0]} has with its responses, got {tokens}"
+                f"tokens: expected at least {size}, the length of the prompt of row {rows[0]} and its responses, "
+                f"got {tokens}"
             )
         place = next((place for place, (used, _) in enumerate(found) if used + size <= tokens), len(found))
         if place == len(found):
@@ -271,7 +274,7 @@ def _bounds(ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> list[
     valid = mask.detach().cpu().numpy() != 0
     counts = valid.sum(1)
     firsts = valid.argmax(1)
-    if not all(valid[row, first : first + count].all() for row, (first, count) in enumerate(zip(firsts, counts, strict=True))):
+    if not all(row[first : first + count].all() for row, first, count in zip(valid, firsts, counts, strict=True)):
         return None
     starts = np.arange(rows) * columns + firsts
     return [(int(start), int(start + count)) for start, count in zip(starts, counts, strict=True)]

@@ -125,7 +125,8 @@ def _common(table: NDArray[np.int64]) -> NDArray[np.int64]:
     equal = table[1:] == table[:-1]
     if not equal.size:
         return np.zeros(len(equal), np.int64)
-    return np.where(equal.all(1), table.shape[1], np.argmin(equal, axis=1))
+    common: NDArray[np.int64] = np.where(equal.all(1), table.shape[1], np.argmin(equal, axis=1))
+    return common
 
 
 class _Builder:
