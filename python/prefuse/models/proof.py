@@ -221,21 +221,31 @@ class _Watch:
     def over(self, backbone: nn.Module | None, head: nn.Module) -> Iterator[None]:
         """Watches while the model's forward runs."""
         recorder = self._recorder
+        watching = contextlib.ExitStack()
+
+        def watch() -> None:
+            """From here on: inside of the backbone, torch.compile would give up on what a mode watches."""
+            if not recorder.on:
+                watching.enter_context(recorder)
+                recorder.on = True
 
         def after_backbone(_module: Any, _args: Any, output: Any) -> None:
             hidden = getattr(output, "last_hidden_state", output[0] if isinstance(output, tuple) else output)
             self.left = True
             self.arithmetic.clear()  # of a part of the backbone, if this is the whole of it
             recorder.follow(hidden)
-            recorder.on = True
+            watch()
 
         def before_head(_module: Any, args: tuple[Any, ...]) -> None:
             self.calls += backbone is None or recorder.follows(args[0])
+            watching.close()
             recorder.on = False
 
         def after_head(_module: Any, _args: Any, output: Any) -> None:
             recorder.follow(output)
-            recorder.on = self.left = self.left or backbone is None
+            self.left = self.left or backbone is None
+            if self.left:
+                watch()
 
         # OPT and decoders of the BART kind call the decoder in their backbone, past the backbone itself.
         decoder = getattr(backbone, "decoder", None)
@@ -246,9 +256,10 @@ class _Watch:
             head.register_forward_hook(after_head),
         ]
         try:
-            with recorder:
+            with watching:
                 yield
         finally:
+            recorder.on = False
             for handle in handles:
                 handle.remove()
 

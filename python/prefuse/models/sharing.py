@@ -313,7 +313,9 @@ def _compared(causal_lm: Any, states: States, config: Any, way: Way, device: tor
     try:
         with _evaluated(causal_lm), proof.same_random_numbers(device):
             whole, _ = states(input_ids=ids, attention_mask=mask, **given)
-            alone, _ = states(input_ids=ids[:1, mask[0].bool()], **given)  # some models mask padded rows otherwise
+            unpadded = ids[:2, mask[0].bool()]  # some models mask rows otherwise where none is padded
+            alone, _ = states(input_ids=unpadded, **given)
+            made_alone, _ = _through(causal_lm, states, unpadded, None, way, given)
             made, windows = _through(causal_lm, states, ids, mask, way, given)
             changed, _ = _through(causal_lm, states, other, mask, way, given)
     except Exception as error:  # a model may take no mask of four dimensions, among others
@@ -326,7 +328,7 @@ def _compared(causal_lm: Any, states: States, config: Any, way: Way, device: tor
     exact = causal_lm.dtype.itemsize > 2 and made.dtype.itemsize > 2 and not torch.is_autocast_enabled(device.type)
     if _difference(changed, made, same) > (1e-6 if exact else 1e-2 * _has_experts(causal_lm)):
         return None, "what it makes of a row depends on the other rows that are packed with it"
-    off = max(_difference(made, whole, valid), _difference(made[:1, mask[0].bool().to(made.device)], alone))
+    off = max(_difference(made, whole, valid), _difference(made_alone, alone))
     if not off <= (1e-5 if exact else 5e-2):
         return None, f"packed rows come out otherwise than whole ones, by {off:.2g} of their norm"
     return Way("", way.dense, way.absolute, _limit(config, way, windows)), ""
@@ -344,7 +346,7 @@ def _has_experts(model: nn.Module) -> bool:
 
 
 def _through(
-    causal_lm: Any, states: States, ids: Tensor, mask: Tensor, way: Way, given: Mapping[str, Any]
+    causal_lm: Any, states: States, ids: Tensor, mask: Tensor | None, way: Way, given: Mapping[str, Any]
 ) -> tuple[Tensor, list[int | None]]:
     batch = share(ids, mask, minimum=2, absolute=way.absolute)
     if batch is None:
