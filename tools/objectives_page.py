@@ -58,7 +58,8 @@ def _contents() -> Iterator[str]:
     yield "| objective | kind | what it is | paper |"
     yield "| --- | --- | --- | --- |"
     for found in catalogue():
-        paper = f"[{_cell(found.title)}](https://arxiv.org/abs/{found.paper})" if found.title else "none"
+        title = _cell(found.title or "")
+        paper = f"[{title}](https://arxiv.org/abs/{found.paper})" if found.paper else title or "none"
         yield f"| [{found.name}](#{found.name}) | {found.kind} | {_cell(found.summary)} | {paper} |"
     yield ""
 
