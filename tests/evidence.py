@@ -1,10 +1,10 @@
-"""docs/evidence.md: which objective has which evidence, read from the tests themselves.
+"""The table of docs/evidence.md: which objective has which evidence, read from the tests themselves.
 
 A test says what it shows by the marker ``evidence(kind, detail)``. Of which objectives it shows it follows from its
 parameters (`name`, `variant`, `identity`), from the objectives that a test without such parameters calls by name, or
 from ``objectives=(…)`` in the marker. In `tests/objectives` a test fails that did not compute what it is listed for
-(`tests/objectives/conftest.py`), so the table lists nothing that was not done. ``python -m tests.evidence docs``
-writes the page.
+(`tests/objectives/conftest.py`), so the table lists nothing that was not done. The site has it on the page
+docs/evidence.md (`docs/_site/generated.py`); ``python -m tests.evidence`` prints it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import importlib
 import inspect
 import itertools
 import re
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -135,8 +133,8 @@ def _code(text: Any) -> str:
 
 
 def markdown() -> str:
-    """The whole page."""
-    return "\n".join([_HEAD, *_legend(), "", *_table(list(collected()))]) + "\n"
+    """The columns, and the table."""
+    return "\n".join([*_legend(), "", *_table(list(collected()))])
 
 
 def _legend() -> Iterator[str]:
@@ -160,15 +158,5 @@ def _cell(details: Iterable[str]) -> str:
     return ", ".join(named_ones) if named_ones else str(len(details) or "")
 
 
-_HEAD = """# The evidence
-
-Made from the tests by `python -m tests.evidence docs`; not edited by hand.
-
-What has been checked of every objective of [the catalogue](objectives.md): the number of cases, or what it was
-compared with. A case is listed because the test suite contains it, and a test fails that does not compute the
-objectives it is listed for. Empty means not done: TRL and Liger do not have it.
-"""
-
-
 if __name__ == "__main__":
-    (Path(sys.argv[1]) / "evidence.md").write_text(markdown(), encoding="utf-8")
+    print(markdown())

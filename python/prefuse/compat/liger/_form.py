@@ -46,7 +46,7 @@ def apply_of(loss: type[Loss], score: Callable[..., Result], order: str, **defau
         return score(SimpleNamespace(**options), **tensors)
 
     apply.__signature__ = signature  # type: ignore[attr-defined]
-    apply.__doc__ = f"The loss and what Liger returns with it; `{loss.__name__}.forward` has the arguments."
+    apply.__doc__ = f"The loss and what Liger returns with it; `{loss.__name__}` says what each argument is."
     return apply
 
 
