@@ -13,6 +13,7 @@ import ast
 import importlib
 import inspect
 import itertools
+import pkgutil
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,20 +23,19 @@ import pytest
 
 from prefuse import objectives
 from prefuse.catalogue import catalogue
+from tests.objectives import identities
 
 MODULES = (
-    "tests.objectives.test_values",
+    "tests.objectives.test_pairs_and_points",
     "tests.objectives.test_extremes",
     "tests.objectives.test_lists_and_tokens",
     "tests.objectives.test_variants",
     "tests.objectives.test_declared_identities",
-    "tests.objectives.test_identities",
-    "tests.objectives.test_family_identities",
-    "tests.objectives.test_identities_lists",
     "tests.objectives.test_libraries",
-    "tests.objectives.test_libraries_rl",
+    "tests.objectives.test_libraries_policy_gradient",
     "tests.codegen.test_catalogue",
     "tests.codegen.test_compile",
+    *(f"tests.objectives.identities.{found.name}" for found in pkgutil.iter_modules(identities.__path__)),
 )
 
 KINDS = {
@@ -56,7 +56,10 @@ KINDS = {
     "compiled": ("kernel, compiled", "the same kernel compiled by NVRTC for every architecture, without spilling"),
 }
 
-COMPUTING = ("evaluate", "losses", "gradients", "pair_losses", "preference_loss", "checking.evaluate")
+COMPUTING = (
+    *("evaluate", "losses", "gradients", "pair_losses", "preference_loss", "pairs_and_points.evaluate"),
+    *("evaluate_lists", "list_losses", "list_gradients"),
+)
 """What tests without parameters compute objectives with: the name of one stands first."""
 
 _NAMES = frozenset(objectives.names())
