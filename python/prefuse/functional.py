@@ -45,8 +45,9 @@ from prefuse._arguments.layout import check_layout, shift_left
 from prefuse._arguments.transforms import refuse_transforms
 from prefuse._backends import DEVICES
 from prefuse._backends.arrays import from_numpy
-from prefuse._backends.rows import BACKWARD_NEEDS, STATISTICS
+from prefuse._backends.rows import BACKWARD_NEEDS, STATISTICS, Rows
 from prefuse._statistics import operators
+from prefuse._statistics.eager import is_observed, statistics
 from prefuse._statistics.request import check_rows, with_backward_needs
 from prefuse._statistics.responses import count_scored, sum_responses
 
@@ -159,7 +160,7 @@ def token_stats(
             expected.
     """
     if isinstance(logits, np.ndarray):
-        statistics: TokenStats[Any] = _through_torch(
+        result: TokenStats[Any] = _through_torch(
             token_stats,
             {
                 "logits": logits,
@@ -177,7 +178,7 @@ def token_stats(
                 "inplace": inplace,
             },
         )
-        return statistics
+        return result
     rows = check_rows(
         logits,
         labels,
@@ -199,15 +200,18 @@ def token_stats(
         rows = rows._replace(stats=",".join(with_backward_needs(asked)))
         if inplace:
             _check_overwritable(logits)
-    stacked = operators.token_stats(*rows.operands, inplace and differentiates)
+    inplace = inplace and differentiates
+    compute = _through_the_dispatcher if is_observed(rows) else statistics
+    values = compute(rows, asked, inplace)
+    return TokenStats(dict(zip(asked, values, strict=True)))
+
+
+def _through_the_dispatcher(rows: Rows, asked: Sequence[str], inplace: bool) -> tuple[Tensor, ...]:
+    """`statistics` by the operator."""
+    stacked = operators.token_stats(*rows.operands, inplace)
     # The stack is saved for backward; what is handed out may be changed in place.
-    values = [value.clone() if stacked.requires_grad else value for value in stacked.unbind(0)]
-    return TokenStats(
-        {
-            name: value if name in BACKWARD_NEEDS else value.detach()
-            for name, value in zip(asked, values[: len(asked)], strict=True)
-        }
-    )
+    values = [value.clone() if stacked.requires_grad else value for value in stacked.unbind(0)[: len(asked)]]
+    return tuple(v if name in BACKWARD_NEEDS else v.detach() for name, v in zip(asked, values, strict=True))
 
 
 @overload

@@ -31,9 +31,14 @@ _BACKWARD = f"(Tensor grads, Tensor saved, {_ROWS})"
 def token_stats(*arguments: Any) -> Tensor:
     """The statistics `stats` (comma-separated) of every row, stacked: [S, *lead], float32 or (from float64) float64."""
     rows, inplace = Rows(*arguments[:-1]), arguments[-1]
-    out = _stacked(rows)
     if inplace:
-        _check_owner(rows.logits)
+        check_owner(rows.logits)
+    return forward(rows)
+
+
+def forward(rows: Rows) -> Tensor:
+    """What `prefuse::token_stats` returns."""
+    out = _stacked(rows)
     backend(rows.logits.device).rows_forward(rows, out)
     return out
 
@@ -46,7 +51,11 @@ def _(*arguments: Any) -> Tensor:
 @torch.library.custom_op("prefuse::token_stats_backward", mutates_args=(), schema=f"{_BACKWARD} -> Tensor")
 def token_stats_backward(grads: Tensor, saved: Tensor, *arguments: Any) -> Tensor:
     """d(Σ grads·statistics)/dlogits as a new contiguous tensor; `saved` is what `token_stats` returned for `stats`."""
-    rows = Rows(*arguments)
+    return backward(grads, saved, Rows(*arguments))
+
+
+def backward(grads: Tensor, saved: Tensor, rows: Rows) -> Tensor:
+    """What `prefuse::token_stats_backward` returns."""
     gradient = torch.empty_like(rows.logits, memory_format=torch.contiguous_format)
     backend(rows.logits.device).rows_backward(rows, grads.contiguous(), saved, gradient)
     return gradient
@@ -104,7 +113,7 @@ def _stacked(rows: Rows) -> Tensor:
     return rows.logits.new_empty((len(rows.statistics), *rows.labels.shape), dtype=dtype)
 
 
-def _check_owner(logits: Tensor) -> None:
+def check_owner(logits: Tensor) -> None:
     """Refuses to overwrite what the user still sees. Checked as the operator runs, since compiled code does not
     distinguish leaves."""
     base = logits if logits._base is None else logits._base
@@ -132,12 +141,19 @@ def _token_stats_gradient(ctx: Any, grads: Tensor | None) -> tuple[Tensor | None
     if grads is None:
         return None, *nothing
     logits, *others, saved = ctx.saved_tensors
-    if not ctx.inplace:
-        return token_stats_backward(grads, saved, logits, *others, *ctx.options), *nothing
+    return logits_gradient(grads, saved, (logits, *others, *ctx.options), ctx.inplace), *nothing
+
+
+def logits_gradient(grads: Tensor, saved: Tensor, arguments: tuple[Any, ...], inplace: bool) -> Tensor:
+    """d(Σ grads·statistics)/dlogits, for `inplace` in the memory of the logits; `arguments` are those of `Rows`."""
+    if not inplace:
+        gradient: Tensor = token_stats_backward(grads, saved, *arguments)
+        return gradient
     # An alias outside the graph that shares the version counter: whoever else saved these logits will be told.
-    gradient = logits.detach()
-    token_stats_backward_(grads, saved, gradient, *others, *ctx.options)
-    return gradient, *nothing
+    logits, *others = arguments
+    over: Tensor = logits.detach()
+    token_stats_backward_(grads, saved, over, *others)
+    return over
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor | None) -> NoReturn:
