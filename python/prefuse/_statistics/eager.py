@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefuse._backends.rows import BACKWARD_NEEDS, Rows
+from prefuse._backends.rows import BACKWARD_NEEDS, Rows, position
 from prefuse._statistics import operators
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -29,15 +29,16 @@ def is_observed(rows: Rows) -> bool:
 
 
 def statistics(rows: Rows, asked: Sequence[str], inplace: bool) -> tuple[Tensor, ...]:
-    """The statistics `asked`, the first of `rows.statistics`, each [*lead] and nobody else's memory.
+    """The statistics `asked`, each [*lead] and nobody else's memory.
 
     Args:
         rows: with what the gradient needs, where `rows.logits` require one.
-        asked: names.
+        asked: names, all in `rows.stats`.
         inplace: let the backward pass write the gradient over the logits.
     """
     if not (rows.logits.requires_grad and torch.is_grad_enabled()):
-        return operators.forward(rows).unbind(0)
+        found = operators.forward(rows).unbind(0)
+        return tuple([found[position(name, rows.stats)] for name in asked])
     if inplace:
         operators.check_owner(rows.logits)
     values: tuple[Tensor, ...] = _Statistics.apply(rows.logits, rows, asked, inplace)
@@ -50,11 +51,12 @@ class _Statistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, rows: Rows, asked: Sequence[str], inplace: bool) -> tuple[Tensor, ...]:
         saved = operators.forward(rows)
-        values = tuple(saved[i].clone() for i in range(len(asked)))
+        places = [position(name, rows.stats) for name in asked]
+        values = tuple([saved[place].clone() for place in places])
         ctx.mark_non_differentiable(*(v for v, name in zip(values, asked, strict=True) if name not in BACKWARD_NEEDS))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*rows[:5], saved)
-        ctx.options, ctx.inplace = rows.operands[5:], inplace
+        ctx.options, ctx.inplace, ctx.places = rows.operands[5:], inplace, places
         return values
 
     @staticmethod
@@ -64,9 +66,9 @@ class _Statistics(torch.autograd.Function):
             return None, *nothing
         logits, *others, saved = ctx.saved_tensors
         table = torch.zeros_like(saved)
-        for i, grad in enumerate(grads):
+        for place, grad in zip(ctx.places, grads, strict=True):
             if grad is not None:
-                table[i] = grad
+                table[place] = grad
         rows = Rows(logits, *others, *ctx.options)
         if ctx.inplace or torch.is_grad_enabled() or is_observed(rows):
             return operators.logits_gradient(table, saved, rows.operands, ctx.inplace), *nothing

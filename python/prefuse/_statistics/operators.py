@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prefuse._arguments.transforms import refuse_vmap
 from prefuse._backends import backend
-from prefuse._backends.rows import BACKWARD_NEEDS, Rows
+from prefuse._backends.rows import Rows, names_of, with_backward_needs
 from prefuse._statistics.schema import arguments_of
 
 ONCE_DIFFERENTIABLE = (
@@ -29,7 +29,7 @@ _BACKWARD = f"(Tensor grads, Tensor saved, {_ROWS})"
 
 @torch.library.custom_op("prefuse::token_stats", mutates_args=(), schema=f"({_ROWS}, bool inplace) -> Tensor")
 def token_stats(*arguments: Any) -> Tensor:
-    """The statistics `stats` (comma-separated) of every row, stacked: [S, *lead], float32 or (from float64) float64."""
+    """The set `stats` of statistics of every row, stacked: [S, *lead], float32 or (from float64) float64."""
     rows, inplace = Rows(*arguments[:-1]), arguments[-1]
     if inplace:
         check_owner(rows.logits)
@@ -110,7 +110,7 @@ def _(values: Tensor, offsets: Tensor, length: int) -> Tensor:
 
 def _stacked(rows: Rows) -> Tensor:
     dtype = torch.float64 if rows.logits.dtype == torch.float64 else torch.float32
-    return rows.logits.new_empty((len(rows.statistics), *rows.labels.shape), dtype=dtype)
+    return rows.logits.new_empty((rows.stats.bit_count(), *rows.labels.shape), dtype=dtype)
 
 
 def check_owner(logits: Tensor) -> None:
@@ -126,10 +126,10 @@ def check_owner(logits: Tensor) -> None:
 
 def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     rows, inplace = Rows(*inputs[:-1]), inputs[-1]
-    missing = {need for name in rows.statistics for need in BACKWARD_NEEDS.get(name, ())} - set(rows.statistics)
+    missing = with_backward_needs(rows.stats) & ~rows.stats
     if missing:
         raise ValueError(
-            f"stats: the gradient also needs {', '.join(sorted(missing))}; use prefuse.functional.token_stats"
+            f"stats: the gradient also needs {', '.join(names_of(missing))}; use prefuse.functional.token_stats"
         )
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*rows[:5], output)
