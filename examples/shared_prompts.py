@@ -3,8 +3,8 @@
     python examples/shared_prompts.py
 
 Each step packs three prompts with four responses each into one row, in which every prompt stands once. Where rows are
-padded tensors already, ``prefuse.head(model, share_prompts=True)`` does the same without changing the loop. The model is
-a random Llama of a few thousand weights and the data are random tokens, so that it runs anywhere in seconds.
+padded tensors already, ``prefuse.head(model, share_prompts=True)`` does the same and the loop stays as it is. The model
+is a random Llama of a few thousand weights and the data are random tokens, so that it runs anywhere in seconds.
 """
 
 import torch

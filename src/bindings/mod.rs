@@ -27,7 +27,7 @@ mod _prefuse {
     #[pymodule_export]
     use super::distances::{distance_backward, distance_forward};
     #[pymodule_export]
-    use super::rows::{rows_backward, rows_both, rows_forward, simd_level};
+    use super::rows::{rows_backward, rows_both, rows_forward, simd_level, statistic_names};
     #[pymodule_export]
     use super::segments::{segment_expand, segment_sum};
     #[pymodule_export]

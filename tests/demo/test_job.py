@@ -17,7 +17,7 @@ from prefuse.demo.evaluate import wilson
 from prefuse.demo.job import Settings, run
 from prefuse.demo.progress import Display
 from prefuse.demo.scored import rehearse
-from tests.objectives.checking import VARIANTS
+from tests.objectives.pairs_and_points import VARIANTS
 
 CATALOGUE = sorted({name for name, _ in VARIANTS})
 NEEDS_MORE = {

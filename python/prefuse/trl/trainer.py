@@ -25,6 +25,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
 from prefuse._statistics.responses import sum_responses
+from prefuse.catalogue.entries import entry
 from prefuse.language import Objective, Score
 from prefuse.losses.preference import preference_loss
 from prefuse.metrics import ranking_accuracy
@@ -691,7 +692,8 @@ def _paper_of(objective: Objective) -> dict[str, str]:
     """What the model card says of an objective."""
     if objective.paper is None:
         return {}
-    return {"id": objective.paper, "title": (objective.__doc__ or objective.name).partition(" (")[0]}
+    page = entry(objective)
+    return {"id": objective.paper, "title": page.title or page.summary}
 
 
 def _id_of(model: Any) -> str:
