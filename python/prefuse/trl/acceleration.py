@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from prefuse.compat.trl import ChunkedLogProbFunction
+from prefuse.linear.sparse import Sparse, as_sparse
 from prefuse.models.causal_lm import check_fallback
 from prefuse.trl import compatibility, fused, gathered
 from prefuse.trl.dropout import DropoutRates
@@ -22,7 +23,12 @@ __all__ = ["Acceleration", "accelerate"]
 
 
 def accelerate(
-    trainer: Any = None, *, disable_dropout: bool = False, fallback: str = "logits", share_prompts: bool = False
+    trainer: Any = None,
+    *,
+    disable_dropout: bool = False,
+    fallback: str = "logits",
+    share_prompts: bool = False,
+    sparse: float | Sparse | None = None,
 ) -> Acceleration:
     """Have the LM heads of TRL's trainers run by prefuse.
 
@@ -42,6 +48,9 @@ def accelerate(
         share_prompts: run what rows of a batch begin with alike through the models once, as in `prefuse.head`: the two
             responses of a pair, the completions of a group that come in one micro-batch. Mean logits, which CPO, ORPO
             and TPO log of padding, too, take it for the first token of the batch then.
+        sparse: as in `prefuse.linear_token_stats`: the gradients of log-probabilities from short lists, without bias;
+            a number, as 2**-12, has its roundings drawn anew at every step. A gradient through the entropy, and models
+            whose head is not fused, stay dense. None: dense.
 
     Returns:
         An `Acceleration`, to be used as context manager or until `remove`.
@@ -58,7 +67,7 @@ def accelerate(
         trainer.train()
     """
     check_fallback(fallback)
-    running = fused.Running(fallback, share_prompts)
+    running = fused.Running(fallback, share_prompts, as_sparse(sparse))
     if trainer is None:
         if disable_dropout:
             raise ValueError("disable_dropout: expected a trainer, whose models' rates are set to 0, got none")

@@ -10,6 +10,7 @@ from trl import DPOConfig
 
 from prefuse.language import Objective
 from prefuse.linear.plans import WORKSPACE_BYTES
+from prefuse.linear.sparse import as_sparse
 from prefuse.losses.preference import _objective
 from prefuse.models.causal_lm import check_fallback
 from prefuse.scoring.variants import VARIANT
@@ -56,6 +57,9 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
             ``average="tokens"``) are taken over: ``"step"``, all micro-batches of an optimiser step in all processes,
             so that 8 rows as 8 x 1 and as 2 x 4 are the same update; or each ``"micro_batch"``, as TRL's DPO trainer.
         workspace_bytes: of the fused head, see `prefuse.preference_loss`.
+        head_sparse: its `sparse`, as 2**-12: gradients of the head from short lists, without bias, rounded anew at
+            every step. On the CPU; objectives whose gradient goes through other statistics than log-probabilities are
+            refused at the first step. None: dense.
 
     Raises:
         TypeError: an objective that is none, or a hyper-parameter that it does not have.
@@ -102,6 +106,9 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
     workspace_bytes: int = field(
         default=WORKSPACE_BYTES, metadata={"help": "Memory for the logits that are there at a time, in bytes."}
     )
+    head_sparse: float | None = field(
+        default=None, metadata={"help": "Sparse gradients of the head: probabilities below are rounded at random."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +123,10 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
         if self.on_nonfinite_loss not in ("error", "log"):
             raise ValueError(f'on_nonfinite_loss: expected "error" or "log", got {self.on_nonfinite_loss!r}')
         check_fallback(self.fallback)
+        try:
+            as_sparse(self.head_sparse)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"head_{error}") from None
         if self.token_mean not in ("step", "micro_batch"):
             raise ValueError(f'token_mean: expected "step" or "micro_batch", got {self.token_mean!r}')
         if self.logging_nan_inf_filter:

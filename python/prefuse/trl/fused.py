@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prefuse._arguments.layout import shift_left
 from prefuse.compat.trl import token_outputs
+from prefuse.linear.sparse import Sparse
 from prefuse.models import patching
 from prefuse.models.causal_lm import HeadTensors, find_causal_lm, run_inside
 
@@ -26,10 +27,11 @@ class Settings(NamedTuple):
 
 
 class Running(NamedTuple):
-    """How a model is to be run, as in `prefuse.head`."""
+    """How a model is to be run, as in `prefuse.head` and `prefuse.linear_token_stats`."""
 
     fallback: str = "logits"
     share_prompts: bool = False
+    sparse: Sparse | None = None
 
 
 AS_ALWAYS = Running()
@@ -85,13 +87,20 @@ def _fused_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     own = {name: kwargs.pop(name, None) for name in ("fused_lm_head", "shift_labels", "num_items_in_batch")}
 
     def inside(hidden: Tensor, tensors: HeadTensors) -> Any:
-        return _output(hidden, tensors, settings, own["shift_labels"], own["num_items_in_batch"])
+        return _output(hidden, tensors, settings, running.sparse, own["shift_labels"], own["num_items_in_batch"])
 
     original = functools.partial(patching.call_original, self, _KEY)
-    return patched.around(run_inside)(self, inside, args, kwargs, original, *running)
+    return patched.around(run_inside)(self, inside, args, kwargs, original, running.fallback, running.share_prompts)
 
 
-def _output(hidden: Tensor, tensors: HeadTensors, settings: Settings, shift_labels: Tensor | None, items: Any) -> Any:
+def _output(
+    hidden: Tensor,
+    tensors: HeadTensors,
+    settings: Settings,
+    sparse: Sparse | None,
+    shift_labels: Tensor | None,
+    items: Any,
+) -> Any:
     """TRL's output of the labels, which are moved here unless they have been (context parallelism)."""
     from trl.trainer.utils import FusedCausalLMOutput
 
@@ -103,7 +112,8 @@ def _output(hidden: Tensor, tensors: HeadTensors, settings: Settings, shift_labe
     with _without_autocast(hidden) if settings.cast_lm_head_to_fp32 else contextlib.nullcontext():
         if settings.cast_lm_head_to_fp32:
             hidden, tensors = hidden.float(), tensors.in_float32()
-        found = token_outputs(hidden, targets, settings.outputs, tensors, temperature=settings.temperature)
+        options = {"temperature": settings.temperature, "sparse": sparse}
+        found = token_outputs(hidden, targets, settings.outputs, tensors, **options)
     log_probs = found[0][:, keep]
     others = [None if values is None else values[:, keep] for values in found[1:]]
     mask = targets[:, keep] != -100

@@ -488,7 +488,10 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
 
         def inside(hidden: Tensor, tensors: HeadTensors) -> dict[str, Tensor]:
             hidden = hidden[:, -labels.shape[-1] :]  # prompt tuning puts tokens of its own in front
-            score = preference_loss(self.objective, labels=labels, **tensors.source(hidden), **options)
+            source = tensors.source(hidden)
+            if "hidden" in source:  # logits that the model has made have a dense gradient
+                source["sparse"] = self.args.head_sparse
+            score = preference_loss(self.objective, labels=labels, **source, **options)
             scores.append(score)
             found = {"loss": score.loss}
             return found if tensors.aux_loss is None else {**found, "aux_loss": tensors.aux_loss}
