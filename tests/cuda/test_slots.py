@@ -1,4 +1,4 @@
-"""The machine code of the kernels' main loops: instructions per 16 bytes, loads in flight, spills, with upper bounds."""
+"""The machine code of the kernels' main loops: instructions per 16 bytes, loads in flight and spills are bounded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefuse.doctor import slots
 from prefuse.doctor.machine_code import Loop, disassembler, loops
 from prefuse.doctor.slots import Counted, count, main_loops
 
-# Slots per 16 bytes by architecture (the best seen with NVRTC 13.2, and some more for other compilers), 16-byte loads in
+# Slots per 16 bytes by architecture (the best seen with NVRTC 13.2, some more for other compilers), 16-byte loads in
 # flight, and the blocks that the registers of a multiprocessor have to hold.
 LIMITS: dict[str, tuple[dict[int, float], int, int]] = {
     "rows_forward bf16 logp,lse": ({80: 62, 90: 62, 100: 58, 120: 59}, 4, 3),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 
 def disassembler() -> str | None:
-    """The path of nvdisasm, from NVIDIA's wheel, `CUDA_HOME`, `CUDA_PATH`, `PATH` or Triton's wheel; None without one."""
+    """The path of nvdisasm: NVIDIA's wheel, `CUDA_HOME`, `CUDA_PATH`, `PATH`, Triton's wheel; None without one."""
     folders = [
         *(root / "cu13" / "bin" for root in _package("nvidia")),
         *(Path(os.environ[name]) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)),

@@ -44,6 +44,7 @@ def programs(
 
 
 def rows_programs(architecture: int, dtype: str, width: int, stats: str, softcap: float) -> list[Program]:
+    """Those of calls on rows of `width` logits with these statistics."""
     rows, multiprocessors = 4, 1000  # so few rows that they are split where they can be
     logits = (dtype, (rows, width), (width, 1))
     labels = ("i64", (rows,), (1,))
@@ -57,6 +58,7 @@ def rows_programs(architecture: int, dtype: str, width: int, stats: str, softcap
 
 
 def distance_programs(first: str, second: str) -> list[Program]:
+    """Those of squared distances between samples of these dtypes."""
     samples, size = 4, 1 << 16
     one, other = ((dtype, (samples, size), (size, 1)) for dtype in (first, second))
     sums = ("f64" if first == "f64" else "f32", (samples,), (1,))
