@@ -34,6 +34,7 @@ mod combine;
 pub mod cpu;
 pub mod cuda;
 mod exp;
+pub mod lists;
 #[cfg(test)]
 mod tests;
 mod topk;

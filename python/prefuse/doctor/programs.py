@@ -33,19 +33,20 @@ def programs(
     for dtype in dtypes:
         for width in widths:
             for names in STATISTICS.values():
-                found += _rows_programs(architecture, dtype, width, names, softcap=0.0)
-            found += _rows_programs(architecture, dtype, width, STATISTICS["logp"], softcap=30.0)
+                found += rows_programs(architecture, dtype, width, names, softcap=0.0)
+            found += rows_programs(architecture, dtype, width, STATISTICS["logp"], softcap=30.0)
     for dtype in ("f32", "f64"):
         values, offsets = (dtype, (4,), (1,)), ("i64", (5,), (1,))
         found += _of(_prefuse.cuda_plan_segment_sum(values, offsets, values))
         found += _of(_prefuse.cuda_plan_segment_expand(values, offsets, values))
     for dtype in dtypes:
         for other in dict.fromkeys((dtype, "f64" if dtype == "f64" else "f32")):
-            found += _distance_programs(dtype, other)
+            found += distance_programs(dtype, other)
     return [program for i, program in enumerate(found) if program not in found[:i]]
 
 
-def _rows_programs(architecture: int, dtype: str, width: int, names: Sequence[str], softcap: float) -> list[Program]:
+def rows_programs(architecture: int, dtype: str, width: int, names: Sequence[str], softcap: float) -> list[Program]:
+    """Those of calls on rows of `width` logits with these statistics."""
     rows, multiprocessors = 4, 1000  # so few rows that they are split where they can be
     logits = (dtype, (rows, width), (width, 1))
     labels = ("i64", (rows,), (1,))
@@ -58,7 +59,8 @@ def _rows_programs(architecture: int, dtype: str, width: int, names: Sequence[st
     return _of(forward) + _of(_prefuse.cuda_plan_rows_backward(*call, table, table, logits)) + _of(both)
 
 
-def _distance_programs(first: str, second: str) -> list[Program]:
+def distance_programs(first: str, second: str) -> list[Program]:
+    """Those of squared distances between samples of these dtypes."""
     samples, size = 4, 1 << 16
     one, other = ((dtype, (samples, size), (size, 1)) for dtype in (first, second))
     sums = ("f64" if first == "f64" else "f32", (samples,), (1,))
