@@ -15,6 +15,7 @@ import pytest
 
 from prefuse import _prefuse
 from prefuse._backends.nvrtc import prepare
+from prefuse.doctor.machine_code import disassembler
 from tests.emulator import emulator
 
 
@@ -32,11 +33,20 @@ def _nvrtc() -> str:
     return ""
 
 
+def _nvdisasm() -> str:
+    return "" if disassembler() else "nothing to read machine code with: pip install nvidia-cuda-nvdisasm"
+
+
 def _sparse_memory() -> str:
     return "" if sys.platform == "linux" else "no memory that is reserved without being there: it takes Linux"
 
 
-MISSING: dict[str, Callable[[], str]] = {"compiler": _compiler, "nvrtc": _nvrtc, "sparse_memory": _sparse_memory}
+MISSING: dict[str, Callable[[], str]] = {
+    "compiler": _compiler,
+    "nvrtc": _nvrtc,
+    "nvdisasm": _nvdisasm,
+    "sparse_memory": _sparse_memory,
+}
 """By name: what is missing here, or nothing."""
 
 

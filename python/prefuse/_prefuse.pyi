@@ -30,18 +30,21 @@ _Described: TypeAlias = _Capsule | _Shape
 _Rows: TypeAlias = tuple[Any, ...]
 """A call's rows: logits, labels, mask, reference, temperature, scale, softcap, ignore_index, first_class, classes."""
 
+def statistic_names() -> list[str]:
+    """The names of the statistics, by their bits."""
+
 def rows_forward(
     rows: _Rows,
-    stats: str,
+    stats: int,
     k: int,
     out: _Capsule,
     threads: int,
 ) -> None:
-    """Writes the statistics of every row, whose names `stats` separates by commas, into `out` [S, *lead]."""
+    """Writes the statistics of every row, those of lower bits of `stats` first, into `out` [S, *lead]."""
 
 def rows_backward(
     rows: _Rows,
-    stats: str,
+    stats: int,
     grads: _Capsule,
     saved: _Capsule,
     gradient: _Capsule,
@@ -51,7 +54,7 @@ def rows_backward(
 
 def rows_both(
     rows: _Rows,
-    stats: str,
+    stats: int,
     k: int,
     grads: _Capsule,
     out: _Capsule,
@@ -70,7 +73,7 @@ class Lists:
 
 def rows_lists(
     rows: _Rows,
-    stats: str,
+    stats: int,
     k: int,
     table: _Capsule,
     fresh: bool,
@@ -358,12 +361,12 @@ _Launch: TypeAlias = dict[str, Any]
 """One kernel launch as queued: kernel, sources (its own last, behind the headers), definitions, grid, block, cluster,
 shared bytes, argument."""
 
-def cuda_rows_workspace(logits: _Described, reference: _Described | None, stats: str, device: int) -> int:
+def cuda_rows_workspace(logits: _Described, reference: _Described | None, stats: int, device: int) -> int:
     """Bytes of scratch memory that `cuda_rows_forward` needs."""
 
 def cuda_rows_forward(
     rows: _Rows,
-    stats: str,
+    stats: int,
     k: int,
     out: _Capsule,
     workspace: _Capsule,
@@ -374,7 +377,7 @@ def cuda_rows_forward(
 
 def cuda_rows_backward(
     rows: _Rows,
-    stats: str,
+    stats: int,
     grads: _Capsule,
     saved: _Capsule,
     gradient: _Capsule,
@@ -385,7 +388,7 @@ def cuda_rows_backward(
 
 def cuda_rows_both(
     rows: _Rows,
-    stats: str,
+    stats: int,
     k: int,
     grads: _Capsule,
     out: _Capsule,
@@ -435,7 +438,7 @@ def cuda_compile(kernel: str, defines: list[tuple[str, str]], architecture: int,
 
 def cuda_plan_rows_forward(
     rows: _Rows,
-    stats: str,
+    stats: int,
     k: int,
     out: _Described,
     workspace: _Described | None,
@@ -445,7 +448,7 @@ def cuda_plan_rows_forward(
 
 def cuda_plan_rows_backward(
     rows: _Rows,
-    stats: str,
+    stats: int,
     grads: _Described,
     saved: _Described,
     gradient: _Described,
@@ -454,7 +457,7 @@ def cuda_plan_rows_backward(
 
 def cuda_plan_rows_both(
     rows: _Rows,
-    stats: str,
+    stats: int,
     k: int,
     grads: _Described,
     out: _Described,

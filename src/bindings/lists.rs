@@ -63,7 +63,7 @@ impl Lists {
 pub fn rows_lists(
     py: Python<'_>,
     rows: PyRows<'_>,
-    stats: &str,
+    stats: u32,
     k: usize,
     table: Borrowed<'_>,
     fresh: bool,

@@ -98,7 +98,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 fn all() -> Vec<Stat> {
-    Stat::NAMES.iter().map(|(_, stat)| *stat).collect()
+    Stat::ALL.to_vec()
 }
 
 const WIDTH: usize = 3 * chunk::CHUNK + 77;
@@ -218,4 +218,14 @@ fn a_label_out_of_range_is_reported_before_any_work() {
             .starts_with("labels: 10 at [2], expected 0 <= label < 10"),
         "{error}"
     );
+}
+
+/// The kernels number statistics as a set's bits do.
+#[test]
+fn kernels_number_statistics_alike() {
+    let header = include_str!("../../kernels/rows.cuh");
+    let listed = header.split("enum Stat { ").nth(1).unwrap();
+    let listed = listed.split(" };").next().unwrap().to_lowercase();
+    let names: Vec<&str> = Stat::ALL.iter().map(|stat| stat.name()).collect();
+    assert_eq!(listed, format!("{}, stat_count", names.join(", ")));
 }

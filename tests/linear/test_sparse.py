@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import prefuse
 from prefuse._backends import lists as backend
-from prefuse._backends.rows import Rows
+from prefuse._backends.rows import Rows, bits_of
 from prefuse.linear import operators
 from prefuse.linear.sparse import Sparse
 from tests.devices import integers, normal, uniform
@@ -23,7 +23,17 @@ EPS = 2.0**-5
 def rows_of(logits, labels, **changes):
     given = {"temperature": 1.0, "scale": 1.0, "softcap": 0.0, **changes}
     return Rows(
-        logits, labels, None, None, None, given["temperature"], given["scale"], given["softcap"], -100, "logp,lse", 10
+        logits,
+        labels,
+        None,
+        None,
+        None,
+        given["temperature"],
+        given["scale"],
+        given["softcap"],
+        -100,
+        bits_of(("logp", "lse")),
+        10,
     )
 
 

@@ -1,7 +1,8 @@
 """`python -m prefuse doctor`: what prefuse finds on this machine, and what to do where something is missing.
 
 Works without a GPU, a driver or NVRTC. `--compile` compiles every kernel for every supported architecture (for which
-NVRTC is enough) and prints registers, spilled bytes and shared memory: see `prefuse.doctor.compile_all`.
+NVRTC is enough) and prints registers, spilled bytes and shared memory: see `prefuse.doctor.compile_all`. `--slots`
+counts the instructions of their main loops: see `prefuse.doctor.slots`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import prefuse._prefuse as _prefuse
 from prefuse._backends.nvrtc import ARCHITECTURES, nvrtc_candidates, prepare
 from prefuse._display.html import bold, table
 from prefuse.doctor.compile_all import compile_all
+from prefuse.doctor.slots import count_all
 
 
 class Finding(NamedTuple):
@@ -103,12 +105,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the doctor's options."""
     parser.add_argument("--compile", action="store_true", help="compile every kernel for every supported architecture")
     parser.add_argument("--detail", action="store_true", help="with --compile: a line per kernel and architecture")
+    parser.add_argument(
+        "--slots", action="store_true", help="count the instructions of the kernels' main loops (takes nvdisasm)"
+    )
 
 
 def main(options: argparse.Namespace) -> int:
-    """Prints the table; returns the exit status: 1 if a kernel does not compile, else 0."""
+    """Prints the table; returns the exit status: 1 if a kernel does not compile or cannot be counted, else 0."""
     print(report())
-    return compile_all(options.detail) if options.compile else 0
+    status = compile_all(options.detail) if options.compile else 0
+    return max(status, count_all()) if options.slots else status
 
 
 def _processor() -> Finding:

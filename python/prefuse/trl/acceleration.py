@@ -8,7 +8,7 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -27,6 +27,7 @@ def accelerate(
     *,
     disable_dropout: bool = False,
     fallback: str = "logits",
+    share_prompts: bool = False,
     sparse: float | str | Sparse | None = None,
 ) -> Acceleration:
     """Have the LM heads of TRL's trainers run by prefuse.
@@ -44,6 +45,9 @@ def accelerate(
             before have 0 in their configuration.
         fallback: for models whose head cannot be fused, as in `prefuse.head`: "logits" has them make their logits, with
             a warning; "error" refuses when they are called.
+        share_prompts: run what rows of a batch begin with alike through the models once, as in `prefuse.head`: the two
+            responses of a pair, the completions of a group that come in one micro-batch. Mean logits, which CPO, ORPO
+            and TPO log of padding, too, take it for the first token of the batch then.
         sparse: as in `prefuse.linear_token_stats`: the gradients of log-probabilities from short lists, without bias;
             a number, as 2**-12, has its roundings drawn anew at every step. A gradient through the entropy, and models
             whose head is not fused, stay dense. None: dense.
@@ -63,12 +67,12 @@ def accelerate(
         trainer.train()
     """
     check_fallback(fallback)
-    ways = _Ways(fallback, as_sparse(sparse))
+    running = fused.Running(fallback, share_prompts, as_sparse(sparse))
     if trainer is None:
         if disable_dropout:
             raise ValueError("disable_dropout: expected a trainer, whose models' rates are set to 0, got none")
-        return _accelerate_all(ways)
-    made = _accelerate_one(trainer, ways)
+        return _accelerate_all(running)
+    made = _accelerate_one(trainer, running)
     if disable_dropout:
         _disable_dropout(made, trainer)
     return made
@@ -106,14 +110,7 @@ class Acceleration:
         self._undo.append(undo)
 
 
-class _Ways(NamedTuple):
-    """How heads run."""
-
-    fallback: str
-    sparse: Sparse | str | None
-
-
-def _accelerate_all(ways: _Ways) -> Acceleration:
+def _accelerate_all(running: fused.Running) -> Acceleration:
     compatibility.check_fused()
     trainers = [trainer for trainer in compatibility.LOGIT_TRAINERS if compatibility.module(trainer.module) is not None]
     for trainer in trainers:
@@ -123,27 +120,27 @@ def _accelerate_all(ways: _Ways) -> Acceleration:
     made._add("trl.add_fused_lm_head", functools.partial(_unpatch, patched))
     for name in (compatibility.UTILITIES, *compatibility.FUSED_TRAINERS):
         if (module := compatibility.module(name)) is not None:
-            made._undo.append(patch(module, "add_fused_lm_head", functools.partial(_adding, patched, ways)).remove)
+            made._undo.append(patch(module, "add_fused_lm_head", functools.partial(_adding, patched, running)).remove)
     for name, attribute in _KERNELS:
         made._add(f"trl.{attribute.lstrip('_')}", patch(compatibility.module(name), attribute, _kernel).remove)
     for trainer in trainers:
-        _gather(made, trainer, getattr(compatibility.module(trainer.module), trainer.name), ways)
+        _gather(made, trainer, getattr(compatibility.module(trainer.module), trainer.name), running)
     return made
 
 
-def _accelerate_one(trainer: Any, ways: _Ways) -> Acceleration:
+def _accelerate_one(trainer: Any, running: fused.Running) -> Acceleration:
     version = compatibility.installed()
     kinds = [(kind.__module__, f"{kind.__module__}.{kind.__name__}") for kind in type(trainer).__mro__]
     made = Acceleration()
     for each in compatibility.LOGIT_TRAINERS:
         if each.path in [path for _, path in kinds]:
             compatibility.check_logit_trainer(each)
-            _gather(made, each, trainer, ways)
+            _gather(made, each, trainer, running)
             return made
     compatibility.check_fused()
     try:
         for name in ("model", "ref_model"):
-            causal_lm = _patched(getattr(trainer, name, None), ways)
+            causal_lm = _patched(getattr(trainer, name, None), running)
             if causal_lm is not None:
                 made._add(f"{type(trainer).__name__}.{name}", functools.partial(fused.unpatch, causal_lm))
     except ValueError:
@@ -168,10 +165,10 @@ def _disable_dropout(made: Acceleration, trainer: Any) -> None:
         made._add(f"dropout rates of 0 ({', '.join(rates.names())})", zero.close)
 
 
-def _patched(model: Any, ways: _Ways) -> nn.Module | None:
+def _patched(model: Any, running: fused.Running) -> nn.Module | None:
     """The causal LM that was patched; None where there is none, or none with a fused head."""
     try:
-        return fused.patch(model, *ways)
+        return fused.patch(model, running)
     except TypeError:
         return None
 
@@ -191,14 +188,14 @@ def _kernel(_: Patch) -> Any:
     return ChunkedLogProbFunction
 
 
-def _adding(patched: weakref.WeakSet[nn.Module], ways: _Ways, here: Patch) -> Callable[..., None]:
+def _adding(patched: weakref.WeakSet[nn.Module], running: fused.Running, here: Patch) -> Callable[..., None]:
     """TRL's `add_fused_lm_head`, and prefuse's head over it."""
 
     @functools.wraps(here.original)
     def add_fused_lm_head(model: nn.Module, *arguments: Any, **options: Any) -> None:
         here.original(model, *arguments, **options)
         if here.active:
-            causal_lm = fused.patch(model, *ways)
+            causal_lm = fused.patch(model, running)
             if causal_lm is None:
                 raise compatibility.no_settings(type(model).__name__)
             patched.add(causal_lm)
@@ -206,12 +203,12 @@ def _adding(patched: weakref.WeakSet[nn.Module], ways: _Ways, here: Patch) -> Ca
     return add_fused_lm_head
 
 
-def _gather(made: Acceleration, kind: compatibility.LogitTrainer, owner: Any, ways: _Ways) -> None:
+def _gather(made: Acceleration, kind: compatibility.LogitTrainer, owner: Any, running: fused.Running) -> None:
     """Patches the method that builds logits, of a class or of one trainer, and the functions that it gives them to."""
     module = compatibility.module(kind.module)
     for name in kind.functions:
         made._undo.append(patch(module, name, gathered.FUNCTIONS[name]).remove)
-    heads = gathered.Heads(*ways)
+    heads = gathered.Heads(running)
     made._undo.append(heads.remove)
     method = gathered.METHODS[kind.name](original(getattr(module, kind.name), kind.method), heads)
     place = method if inspect.isclass(owner) else types.MethodType(method, owner)

@@ -50,6 +50,9 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
             `FloatingPointError` that names step and cause; ``"log"`` goes on, and the log says nan or inf.
         fallback: for a model whose head cannot be fused, as in `prefuse.head`: ``"logits"`` has it make its logits,
             with a warning; ``"error"`` refuses.
+        share_prompts: run what rows of a batch begin with alike, as the responses of one prompt do, through policy and
+            reference once, as in `prefuse.head`. The log says as ``prompts/spared`` which share of the policy's tokens
+            was not computed.
         token_mean: what means over the tokens of a batch (``sft``, ``orpo``, ``nll="token_mean"``,
             ``average="tokens"``) are taken over: ``"step"``, all micro-batches of an optimiser step in all processes,
             so that 8 rows as 8 x 1 and as 2 x 4 are the same update; or each ``"micro_batch"``, as TRL's DPO trainer.
@@ -92,6 +95,9 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
     fallback: str = field(
         default="logits",
         metadata={"help": 'What a model whose head cannot be fused does: "logits" makes them, "error" refuses.'},
+    )
+    share_prompts: bool = field(
+        default=False, metadata={"help": "Run what rows of a batch begin with alike through the models once."}
     )
     token_mean: str = field(
         default="step",

@@ -26,12 +26,22 @@ class Settings(NamedTuple):
     outputs: tuple[str, ...]
 
 
+class Running(NamedTuple):
+    """How a model is to be run, as in `prefuse.head` and `prefuse.linear_token_stats`."""
+
+    fallback: str = "logits"
+    share_prompts: bool = False
+    sparse: Sparse | str | None = None
+
+
+AS_ALWAYS = Running()
+
+
 class _Patched(NamedTuple):
     """What our forward of a model wants to know."""
 
     settings: Settings
-    fallback: str
-    sparse: Sparse | str | None
+    running: Running
 
 
 def settings_of(causal_lm: nn.Module) -> Settings | None:
@@ -44,17 +54,16 @@ def settings_of(causal_lm: nn.Module) -> Settings | None:
     return None
 
 
-def patch(model: nn.Module, fallback: str = "logits", sparse: Sparse | str | None = None) -> nn.Module | None:
+def patch(model: nn.Module, running: Running = AS_ALWAYS) -> nn.Module | None:
     """Have prefuse run the fused head that TRL gave to `model`; returns its causal LM, or None without such a head.
 
-    `fallback`: as in `prefuse.head`, and `sparse`: as in `prefuse.linear_token_stats`, which the last patch of a model
-    says.
+    `running`: what the last patch of a model says counts.
     """
     causal_lm: nn.Module = find_causal_lm(model)
     settings = settings_of(causal_lm)
     if settings is None:
         return None
-    known = _Patched(settings, fallback, sparse)
+    known = _Patched(settings, running)
     patching.patch_forward(causal_lm, _KEY, _fused_forward, known)
     getattr(causal_lm, _KEY).settings = known
     return causal_lm
@@ -74,14 +83,14 @@ def _fused_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     patched = getattr(self, _KEY)
     if not kwargs.get("fused_lm_head") or patched.count == 0:
         return patching.call_original(self, _KEY, *args, **kwargs)
-    settings, fallback, sparse = patched.settings
+    settings, running = patched.settings
     own = {name: kwargs.pop(name, None) for name in ("fused_lm_head", "shift_labels", "num_items_in_batch")}
 
     def inside(hidden: Tensor, tensors: HeadTensors) -> Any:
-        return _output(hidden, tensors, settings, sparse, own["shift_labels"], own["num_items_in_batch"])
+        return _output(hidden, tensors, settings, running.sparse, own["shift_labels"], own["num_items_in_batch"])
 
     original = functools.partial(patching.call_original, self, _KEY)
-    return patched.around(run_inside)(self, inside, args, kwargs, original, fallback)
+    return patched.around(run_inside)(self, inside, args, kwargs, original, running.fallback, running.share_prompts)
 
 
 def _output(

@@ -22,6 +22,7 @@ from prefuse.linear.functions import linear_token_stats
 from prefuse.linear.sparse import Sparse
 from prefuse.models.causal_lm import HeadTensors
 from prefuse.models.head import Head, head
+from prefuse.trl.fused import Running
 from prefuse.trl.patching import Patch
 
 LabelsOf = Callable[[Tensor], Tensor]
@@ -165,14 +166,15 @@ class Gathered:
 class Heads:
     """The heads of the models that were called: made when one is, and removed together."""
 
-    def __init__(self, fallback: str, sparse: Sparse | str | None = None) -> None:
+    def __init__(self, running: Running) -> None:
         self._made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._sparse = sparse
-        self._fallback = None if fallback == "logits" else fallback
+        self._fallback = None if running.fallback == "logits" else running.fallback
+        self._share_prompts = running.share_prompts
+        self._sparse = running.sparse
 
     def of(self, model: nn.Module) -> Head:
         """The head of a model."""
-        found = head(model, fallback=self._fallback)
+        found = head(model, fallback=self._fallback, share_prompts=self._share_prompts)
         if found.fresh:
             self._made.add(found.causal_lm)
         return found
