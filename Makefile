@@ -7,7 +7,7 @@ WORKERS ?= 2
 RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 2>/dev/null)
 
 # `make bench` runs all of these, `make bench head` (or `make head`) those that are named.
-BENCHES := rows objectives head curate denoising
+BENCHES := rows objectives head curate denoising prompts
 BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 
 # DeepSpeed in an environment of its own: transformers and others behave differently where it is installed.
@@ -21,11 +21,10 @@ help:
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make test-deepspeed  beside the real DeepSpeed, on the CPU (takes g++; the first time compiles for minutes)"
 	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest"
-	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising)"
-	@echo "make docs    write the catalogue's pages from the objectives and their tests"
+	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising, prompts)"
 	@echo "make models  write the table of model families: the fused head beside the models' own logits (long)"
 	@echo "make gallery run the papers' toy experiments (examples/papers), draw their figures"
-	@echo "make site    build the documentation as a site into site/, without network"
+	@echo "make site    build the documentation as a site into site/, with the pages of all objectives, without network"
 	@echo "make wheel   build the abi3 wheel into dist/"
 	@echo "make smoke   try that wheel, or WHEEL=, in an environment that has torch and nothing else"
 
@@ -63,10 +62,6 @@ bench: $(VENV)/.bench
 $(BENCHES): bench
 	@:
 
-docs: $(VENV)/.test
-	$(BIN)/python tools/objectives_page.py docs
-	$(BIN)/python -m tests.evidence docs
-
 models: $(VENV)/.test $(VENV)/.models
 	$(BIN)/python -m tests.models docs/models.md
 
@@ -77,7 +72,7 @@ gallery: $(VENV)/.test
 smoke: $(VENV)/.test $(if $(WHEEL),,wheel)
 	$(BIN)/python -m tests.wheel.environment $(or $(WHEEL),dist/prefuse-*.whl)
 
-site: $(VENV)/.docs
+site docs: $(VENV)/.docs $(VENV)/.test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 wheel: $(VENV)/.created

@@ -6,6 +6,7 @@ mod bindings;
 pub mod cuda;
 pub mod curate;
 pub mod distances;
+pub mod lists;
 pub mod objective;
 mod outputs;
 pub mod rows;

@@ -18,7 +18,7 @@ LONG = ("wheel", "notebooks", "docs", "trl")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu: concerns the CPU alone (NumPy, threads, SIMD) in a module for all devices")
-    config.addinivalue_line("markers", "evidence(kind, detail): what docs/evidence.md says of it")
+    config.addinivalue_line("markers", "evidence(kind, detail): what the table of evidence says of it")
     config.addinivalue_line("markers", "needs(what): skipped, or with CI=true failed, where it is missing")
     config.addinivalue_line("markers", "needs_cuda: skipped where PyTorch sees no CUDA device")
 

@@ -1,10 +1,10 @@
-"""docs/evidence.md: which objective has which evidence, read from the tests themselves.
+"""The table of docs/evidence.md: which objective has which evidence, read from the tests themselves.
 
 A test says what it shows by the marker ``evidence(kind, detail)``. Of which objectives it shows it follows from its
 parameters (`name`, `variant`, `identity`), from the objectives that a test without such parameters calls by name, or
 from ``objectives=(…)`` in the marker. In `tests/objectives` a test fails that did not compute what it is listed for
-(`tests/objectives/conftest.py`), so the table lists nothing that was not done. ``python -m tests.evidence docs``
-writes the page.
+(`tests/objectives/conftest.py`), so the table lists nothing that was not done. The site has it on the page
+docs/evidence.md (`docs/_site/generated.py`); ``python -m tests.evidence`` prints it.
 """
 
 from __future__ import annotations
@@ -13,31 +13,29 @@ import ast
 import importlib
 import inspect
 import itertools
+import pkgutil
 import re
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from prefuse import objectives
 from prefuse.catalogue import catalogue
+from tests.objectives import identities
 
 MODULES = (
-    "tests.objectives.test_values",
+    "tests.objectives.test_pairs_and_points",
     "tests.objectives.test_extremes",
     "tests.objectives.test_lists_and_tokens",
     "tests.objectives.test_variants",
     "tests.objectives.test_declared_identities",
-    "tests.objectives.test_identities",
-    "tests.objectives.test_family_identities",
-    "tests.objectives.test_identities_lists",
     "tests.objectives.test_libraries",
-    "tests.objectives.test_libraries_rl",
+    "tests.objectives.test_libraries_policy_gradient",
     "tests.codegen.test_catalogue",
     "tests.codegen.test_compile",
+    *(f"tests.objectives.identities.{found.name}" for found in pkgutil.iter_modules(identities.__path__)),
 )
 
 KINDS = {
@@ -58,7 +56,10 @@ KINDS = {
     "compiled": ("kernel, compiled", "the same kernel compiled by NVRTC for every architecture, without spilling"),
 }
 
-COMPUTING = ("evaluate", "losses", "gradients", "pair_losses", "preference_loss", "checking.evaluate")
+COMPUTING = (
+    *("evaluate", "losses", "gradients", "pair_losses", "preference_loss", "pairs_and_points.evaluate"),
+    *("evaluate_lists", "list_losses", "list_gradients"),
+)
 """What tests without parameters compute objectives with: the name of one stands first."""
 
 _NAMES = frozenset(objectives.names())
@@ -135,8 +136,8 @@ def _code(text: Any) -> str:
 
 
 def markdown() -> str:
-    """The whole page."""
-    return "\n".join([_HEAD, *_legend(), "", *_table(list(collected()))]) + "\n"
+    """The columns, and the table."""
+    return "\n".join([*_legend(), "", *_table(list(collected()))])
 
 
 def _legend() -> Iterator[str]:
@@ -160,15 +161,5 @@ def _cell(details: Iterable[str]) -> str:
     return ", ".join(named_ones) if named_ones else str(len(details) or "")
 
 
-_HEAD = """# The evidence
-
-Made from the tests by `python -m tests.evidence docs`; not edited by hand.
-
-What has been checked of every objective of [the catalogue](objectives.md): the number of cases, or what it was
-compared with. A case is listed because the test suite contains it, and a test fails that does not compute the
-objectives it is listed for. Empty means not done: TRL and Liger do not have it.
-"""
-
-
 if __name__ == "__main__":
-    (Path(sys.argv[1]) / "evidence.md").write_text(markdown(), encoding="utf-8")
+    print(markdown())

@@ -1,13 +1,18 @@
-"""The catalogue as documentation: ``python tools/objectives_page.py docs`` writes objectives.md; the site has pictures.
+"""The catalogue as documentation: a page for each family, and the tables of docs/objectives.md, as Markdown.
 
-The page is made of what the objectives declare, so it is never edited by hand; a test fails where it is stale.
+Made of what the objectives declare, when the site is built (`docs/_site/generated.py`); nothing of it is kept in git.
+``python -m tools.objectives_page DIRECTORY`` writes the pages.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import io
+import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -16,56 +21,79 @@ from prefuse import viz
 from prefuse.catalogue.entries import Entry, catalogue
 from prefuse.scoring.settings import show
 
-_KINDS = {
-    "pair": ("Pairs", "a chosen and a rejected response to one prompt"),
-    "point": ("Single responses", "each with a label, a score or a target"),
-    "group": ("Lists", "several responses to one prompt"),
-    "token": ("Tokens", "a loss for every token of a response"),
-}
-
 LONGEST_GRADIENT = 3000
 """Characters of LaTeX up to which a gradient is for reading."""
 
-_HEAD = """# The catalogue
-
-Made from the objectives themselves by `python tools/objectives_page.py docs`; not edited by hand.
-
-`prefuse.objectives.show("simpo")` or `python -m prefuse show simpo` shows one, `prefuse.objectives.list("length")` or
-`python -m prefuse objectives length` those that mention a word. Log-probabilities are sums over a response, in nats.
-What has been checked of each stands in [the table of evidence](evidence.md), which one to take in
-[choosing](choosing.md), what the papers propose in [papers](papers.md). "Equal losses" hold for every batch; `where`
-sets every column in whose name the word occurs.
-"""
-
+FOLDER = "objectives"
+"""Where the pages are, below docs."""
 
 _LIBRARIES = {"original": "the authors' code", "trl-1.16": "TRL 1.16", "trl-0.24": "TRL 0.24", "liger": "Liger 0.8"}
 
-_WHO_MEANS_WHAT = """## Who means what
 
-The same name stands for different formulas in different libraries and versions. The default here is the paper's;
-`variant=` takes another, as in `ipo(variant="trl-1.16")`, and is nothing but the hyper-parameters listed: its numbers
-are defaults, its words, flags and `None` are fixed. An empty cell: that library does not have the objective, or no
-variant is declared for it.
-"""
+@cache
+def families() -> dict[str, tuple[Entry, ...]]:
+    """The catalogue's objectives by the module of `prefuse.objectives` they are written in."""
+    found: dict[str, list[Entry]] = {}
+    for entry in catalogue():
+        package, _, family = getattr(entry.objective.__wrapped__, "__module__", "").rpartition(".")
+        if package == "prefuse.objectives":
+            found.setdefault(family, []).append(entry)
+    return {family: tuple(found[family]) for family in sorted(found)}
 
 
-def markdown() -> str:
-    """The whole page."""
-    return "\n".join([_HEAD, *_contents(), *_meanings(), *_sections()]) + "\n"
+def path_of(family: str) -> str:
+    """The path of a family's page below docs."""
+    return f"{FOLDER}/{family}.md"
+
+
+def picture_of(found: Entry) -> str:
+    """The path of an objective's picture below docs."""
+    return f"{FOLDER}/{found.name}.svg"
+
+
+def page(family: str) -> str:
+    """The page of one family: what its module says, then its objectives."""
+    title, _, notation = (inspect.getdoc(importlib.import_module(f"prefuse.objectives.{family}")) or "").partition("\n")
+    lines = [
+        f"# {title.rstrip('.')}",
+        f"Of `prefuse.objectives.{family}`. [All objectives](../objectives.md).",
+        _code_of(notation),
+    ]
+    sections = (line for found in families()[family] for line in _section(found))
+    return "\n\n".join(filter(None, map(str.strip, lines))) + "\n\n" + "\n".join(sections) + "\n"
+
+
+def linked(markdown: str) -> str:
+    """Markdown whose links to ``objectives.md#name`` lead to the page of the objective's family."""
+    known = {found.name: family for family, entries in families().items() for found in entries}
+
+    def lead(match: re.Match[str]) -> str:
+        folder, name = match.groups()
+        return f"]({folder}{path_of(known[name])}#{name})" if name in known else match[0]
+
+    return re.sub(r"\]\(((?:\.\./)*)objectives\.md#(\w+)\)", lead, markdown)
+
+
+def contents() -> str:
+    """A table of all objectives."""
+    return "\n".join(_contents())
+
+
+def meanings() -> str:
+    """A table of what libraries mean by the objectives that declare variants."""
+    return "\n".join(_meanings())
 
 
 def _contents() -> Iterator[str]:
     yield "| objective | kind | what it is | paper |"
     yield "| --- | --- | --- | --- |"
     for found in catalogue():
-        paper = f"[{_cell(found.title)}](https://arxiv.org/abs/{found.paper})" if found.title else "none"
-        yield f"| [{found.name}](#{found.name}) | {found.kind} | {_cell(found.summary)} | {paper} |"
-    yield ""
+        title = _cell(found.title or "")
+        paper = f"[{title}](https://arxiv.org/abs/{found.paper})" if found.paper else title or "none"
+        yield f"| [{found.name}](objectives.md#{found.name}) | {found.kind} | {_cell(found.summary)} | {paper} |"
 
 
 def _meanings() -> Iterator[str]:
-    """What libraries mean by the objectives that declare variants."""
-    yield _WHO_MEANS_WHAT
     yield f"| objective | paper | {' | '.join(_LIBRARIES.values())} | others |"
     yield f"| --- | --- |{' --- |' * len(_LIBRARIES)} --- |"
     for found in (entry for entry in catalogue() if entry.variants):
@@ -76,8 +104,7 @@ def _meanings() -> Iterator[str]:
         known = [_code(found.variants.get(variant)) for variant in _LIBRARIES]
         others = [f"{name}: {_code(value)}" for name, value in found.variants.items() if name not in _LIBRARIES]
         cells = [_code(paper or "as the paper"), *known, "; ".join(others)]
-        yield f"| [{found.name}](#{found.name}) | {' | '.join(cells)} |"
-    yield ""
+        yield f"| [{found.name}](objectives.md#{found.name}) | {' | '.join(cells)} |"
 
 
 def _code(settings: str | None) -> str:
@@ -87,23 +114,16 @@ def _code(settings: str | None) -> str:
     return "as the paper" if settings == "as the paper" else f"`{settings}`"
 
 
-def _sections() -> Iterator[str]:
-    for kind, (title, what) in _KINDS.items():
-        entries = [found for found in catalogue() if found.kind == kind]
-        if entries:
-            yield f"## {title}: {what}\n"
-        for found in entries:
-            yield from _section(found)
-
-
 def _section(found: Entry) -> Iterator[str]:
-    yield f"### {found.name}\n"
+    yield f"## {found.name}\n"
     aliases = f" Also found as {', '.join(f'`{alias}`' for alias in found.aliases)}." if found.aliases else ""
     citation = found.citation.replace(f"arXiv:{found.paper}", _link(found))
     citation = f" {citation}." if citation else ""
     title = f" *{found.title}*:" if found.title else ""
     yield f"**{found.summary}.**{title}{citation}{aliases}\n"
     yield f"$$\n{found.objective.latex()}\n$$\n"
+    if has_picture(found):
+        yield f"![loss and gradient weight against the margin]({found.name}.svg)\n"
     yield f"Takes {', '.join(f'`{name}` ({what})' for name, what in found.inputs.items())}.\n"
     if found.parameters:
         yield f"Hyper-parameters: {', '.join(f'`{name}` = {value}' for name, value in found.parameters.items())}.\n"
@@ -112,7 +132,7 @@ def _section(found: Entry) -> Iterator[str]:
     if found.identities:
         yield f"Equal losses: {'; '.join(f'`{identity}`' for identity in found.identities)}.\n"
     if found.notes:
-        yield f"{found.notes.replace('``', '`')}\n"
+        yield f"{_code_of(found.notes)}\n"
     derivatives = found.derivatives()
     if derivatives and sum(map(len, derivatives.values())) <= LONGEST_GRADIENT:
         yield "<details><summary>gradient</summary>\n"
@@ -144,6 +164,12 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def _code_of(text: str) -> str:
+    """Docstrings' marks for code as Markdown's."""
+    return text.replace("``", "`")
+
+
 if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    (target / "objectives.md").write_text(markdown(), encoding="utf-8")
+    (Path(sys.argv[1]) / FOLDER).mkdir(parents=True, exist_ok=True)
+    for family in families():
+        (Path(sys.argv[1]) / path_of(family)).write_text(page(family), encoding="utf-8")

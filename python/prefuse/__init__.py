@@ -29,6 +29,7 @@ from prefuse.language import (
     token_objective,
 )
 from prefuse.linear.functions import linear_sequence_logps, linear_token_logps, linear_token_stats
+from prefuse.linear.sparse import Sparse
 from prefuse.losses.preference import batch_totals, dpo_loss, explain, pair_loss, preference_loss
 from prefuse.models.head import Head, head
 
@@ -37,6 +38,7 @@ __all__ = [
     "LanguageError",
     "Objective",
     "Score",
+    "Sparse",
     "TokenStats",
     "__version__",
     "batch_totals",
@@ -64,7 +66,7 @@ __all__ = [
     "token_stats",
 ]
 
-_LAZY = frozenset({"compat", "curate", "doctor", "metrics", "outer", "trl", "viz"})
+_LAZY = frozenset({"compat", "curate", "doctor", "metrics", "outer", "packing", "trl", "viz"})
 
 
 def __getattr__(name: str) -> Any:

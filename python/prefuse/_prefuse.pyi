@@ -10,13 +10,14 @@ from typing import Any, TypeAlias, final
 
 # fmt: off
 __all__ = [
-    "Graph", "Program", "__version__", "cuda_cache_directory", "cuda_compile", "cuda_devices",
+    "Graph", "Lists", "Program", "__version__", "cuda_cache_directory", "cuda_compile", "cuda_devices",
     "cuda_distance_backward", "cuda_distance_forward", "cuda_distance_workspace", "cuda_driver_version",
     "cuda_nvrtc", "cuda_plan_distance_backward", "cuda_plan_distance_forward", "cuda_plan_rows_backward",
     "cuda_plan_rows_both", "cuda_plan_rows_forward", "cuda_plan_segment_expand", "cuda_plan_segment_sum",
     "cuda_rows_backward", "cuda_rows_both", "cuda_rows_forward", "cuda_rows_workspace", "cuda_search_nvrtc",
     "cuda_segment_expand", "cuda_segment_sum", "curate_ends", "curate_first_beaten", "curate_pairs",
-    "curate_rank", "distance_backward", "distance_forward", "rows_backward", "rows_both", "rows_forward",
+    "curate_rank", "distance_backward", "distance_forward", "lists_by_class", "lists_by_row",
+    "rows_backward", "rows_both", "rows_forward", "rows_lists",
     "segment_expand", "segment_sum", "simd_level"
 ]
 # fmt: on
@@ -29,18 +30,21 @@ _Described: TypeAlias = _Capsule | _Shape
 _Rows: TypeAlias = tuple[Any, ...]
 """A call's rows: logits, labels, mask, reference, temperature, scale, softcap, ignore_index, first_class, classes."""
 
+def statistic_names() -> list[str]:
+    """The names of the statistics, by their bits."""
+
 def rows_forward(
     rows: _Rows,
-    stats: str,
+    stats: int,
     k: int,
     out: _Capsule,
     threads: int,
 ) -> None:
-    """Writes the statistics of every row, whose names `stats` separates by commas, into `out` [S, *lead]."""
+    """Writes the statistics of every row, those of lower bits of `stats` first, into `out` [S, *lead]."""
 
 def rows_backward(
     rows: _Rows,
-    stats: str,
+    stats: int,
     grads: _Capsule,
     saved: _Capsule,
     gradient: _Capsule,
@@ -50,7 +54,7 @@ def rows_backward(
 
 def rows_both(
     rows: _Rows,
-    stats: str,
+    stats: int,
     k: int,
     grads: _Capsule,
     out: _Capsule,
@@ -58,6 +62,40 @@ def rows_both(
     threads: int,
 ) -> None:
     """`rows_forward` into `out`, then `rows_backward` with these values into `gradient`, in one visit to the logits."""
+
+@final
+class Lists:
+    """What `rows_lists` has found, until it is written into tensors of its length, that of all lists together."""
+
+    def __len__(self) -> int: ...
+    def write(self, lengths: _Capsule, classes: _Capsule, values: _Capsule) -> None:
+        """Writes the length of each row's list (i64), the listed classes (i64) and their values (floats)."""
+
+def rows_lists(
+    rows: _Rows,
+    stats: int,
+    k: int,
+    table: _Capsule,
+    fresh: bool,
+    numbers: _Capsule,
+    at_label: _Capsule,
+    sampling: tuple[float, int, int],
+    threads: int,
+) -> Lists:
+    """Lists the probabilities of every row, and writes what belongs to its label into `at_label` [2, rows].
+
+    With `fresh` the statistics come first, into `table` [S, rows], which has them otherwise. `numbers` are those of the
+    rows for the hash, `sampling` is eps, seed and step.
+    """
+
+_Matrix: TypeAlias = tuple[Any, ...]
+"""A matrix as lists: offsets, classes, values, rest, at_label, labels, number of columns."""
+
+def lists_by_row(matrix: _Matrix, weight: _Capsule, out: _Capsule, threads: int) -> None:
+    """Writes the product of a matrix of lists [M, V] and `weight` [V, H] into `out` [M, H]."""
+
+def lists_by_class(matrix: _Matrix, inputs: _Capsule, out: _Capsule, sums: _Capsule | None, threads: int) -> None:
+    """Writes the product of its transpose and `inputs` [M, H] into `out` [V, H], the sums of columns into `sums`."""
 
 def simd_level() -> str:
     """The instruction set in use: "avx512", "avx2", "neon" or "portable"."""
@@ -320,12 +358,12 @@ _Launch: TypeAlias = dict[str, Any]
 """One kernel launch as queued: kernel, sources (its own last, behind the headers), definitions, grid, block, cluster,
 shared bytes, argument."""
 
-def cuda_rows_workspace(logits: _Described, reference: _Described | None, stats: str, device: int) -> int:
+def cuda_rows_workspace(logits: _Described, reference: _Described | None, stats: int, device: int) -> int:
     """Bytes of scratch memory that `cuda_rows_forward` needs."""
 
 def cuda_rows_forward(
     rows: _Rows,
-    stats: str,
+    stats: int,
     k: int,
     out: _Capsule,
     workspace: _Capsule,
@@ -336,7 +374,7 @@ def cuda_rows_forward(
 
 def cuda_rows_backward(
     rows: _Rows,
-    stats: str,
+    stats: int,
     grads: _Capsule,
     saved: _Capsule,
     gradient: _Capsule,
@@ -347,7 +385,7 @@ def cuda_rows_backward(
 
 def cuda_rows_both(
     rows: _Rows,
-    stats: str,
+    stats: int,
     k: int,
     grads: _Capsule,
     out: _Capsule,
@@ -397,7 +435,7 @@ def cuda_compile(kernel: str, defines: list[tuple[str, str]], architecture: int,
 
 def cuda_plan_rows_forward(
     rows: _Rows,
-    stats: str,
+    stats: int,
     k: int,
     out: _Described,
     workspace: _Described | None,
@@ -407,7 +445,7 @@ def cuda_plan_rows_forward(
 
 def cuda_plan_rows_backward(
     rows: _Rows,
-    stats: str,
+    stats: int,
     grads: _Described,
     saved: _Described,
     gradient: _Described,
@@ -416,7 +454,7 @@ def cuda_plan_rows_backward(
 
 def cuda_plan_rows_both(
     rows: _Rows,
-    stats: str,
+    stats: int,
     k: int,
     grads: _Described,
     out: _Described,

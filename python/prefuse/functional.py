@@ -45,9 +45,10 @@ from prefuse._arguments.layout import check_layout, shift_left
 from prefuse._arguments.transforms import refuse_transforms
 from prefuse._backends import DEVICES
 from prefuse._backends.arrays import from_numpy
-from prefuse._backends.rows import BACKWARD_NEEDS, STATISTICS
+from prefuse._backends.rows import BACKWARD_NEEDS, STATISTICS, Rows, position, with_backward_needs
 from prefuse._statistics import operators
-from prefuse._statistics.request import check_rows, with_backward_needs
+from prefuse._statistics.eager import is_observed, statistics
+from prefuse._statistics.request import check_rows
 from prefuse._statistics.responses import count_scored, sum_responses
 
 __all__ = ["STATISTICS", "TokenStats", "response_lengths", "sequence_logps", "token_logps", "token_stats"]
@@ -159,7 +160,7 @@ def token_stats(
             expected.
     """
     if isinstance(logits, np.ndarray):
-        statistics: TokenStats[Any] = _through_torch(
+        result: TokenStats[Any] = _through_torch(
             token_stats,
             {
                 "logits": logits,
@@ -177,8 +178,8 @@ def token_stats(
                 "inplace": inplace,
             },
         )
-        return statistics
-    rows = check_rows(
+        return result
+    rows, asked = check_rows(
         logits,
         labels,
         stats,
@@ -193,21 +194,25 @@ def token_stats(
     )
     check_flag("inplace", inplace)
     refuse_transforms((logits,))
-    asked = rows.statistics
     differentiates = torch.is_grad_enabled() and logits.requires_grad
     if differentiates:
-        rows = rows._replace(stats=",".join(with_backward_needs(asked)))
+        rows = rows._replace(stats=with_backward_needs(rows.stats))
         if inplace:
             _check_overwritable(logits)
-    stacked = operators.token_stats(*rows.operands, inplace and differentiates)
+    inplace = inplace and differentiates
+    compute = _through_the_dispatcher if is_observed(rows) else statistics
+    values = compute(rows, asked, inplace)
+    return TokenStats(dict(zip(asked, values, strict=True)))
+
+
+def _through_the_dispatcher(rows: Rows, asked: Sequence[str], inplace: bool) -> tuple[Tensor, ...]:
+    """`statistics` by the operator."""
+    stacked = operators.token_stats(*rows.operands, inplace)
     # The stack is saved for backward; what is handed out may be changed in place.
-    values = [value.clone() if stacked.requires_grad else value for value in stacked.unbind(0)]
-    return TokenStats(
-        {
-            name: value if name in BACKWARD_NEEDS else value.detach()
-            for name, value in zip(asked, values[: len(asked)], strict=True)
-        }
-    )
+    found = stacked.unbind(0)
+    values = [found[position(name, rows.stats)] for name in asked]
+    values = [value.clone() for value in values] if stacked.requires_grad else values
+    return tuple(v if name in BACKWARD_NEEDS else v.detach() for name, v in zip(asked, values, strict=True))
 
 
 @overload

@@ -2,9 +2,9 @@
 
 An objective is a function of a view and of hyper-parameters, decorated by its kind:
 
-    @pair_objective
+    @pair_objective(paper="2405.14734", equation="eq. 6")
     def simpo(pair, *, beta=2.0, gamma=1.0):
-        '''SimPO (Meng et al. 2024, arXiv:2405.14734, eq. 6).'''
+        '''SimPO.'''
         margin = pair.chosen.avg_logp - pair.rejected.avg_logp
         return -log_sigmoid(beta * margin - gamma)
 
@@ -65,6 +65,7 @@ an array with one value per item may take a number's place. A bool, str or None 
 from .errors import LanguageError
 from .scoring.decorators import group_objective, pair_objective, point_objective, token_objective
 from .scoring.objective import Objective
+from .scoring.papers import Paper
 from .scoring.registry import find, names, register
 from .scoring.score import Score
 from .scoring.traced import ColumnInfo
@@ -103,6 +104,7 @@ __all__ = [
     "Objective",
     "PairView",
     "Pairs",
+    "Paper",
     "ResponseView",
     "Score",
     "TokenView",

@@ -208,11 +208,13 @@ impl<'py> FromPyObject<'_, 'py> for Described<'py> {
     type Error = PyErr;
 
     fn extract(given: pyo3::Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let memory = || Ok(Described::Memory(Borrowed::new(&given)?));
+        if given.is_instance_of::<PyCapsule>() {
+            return memory(); // the common case, without the exception that the other attempt would make
+        }
         let parts = given.extract::<(String, Vec<usize>, Vec<isize>)>();
         let Ok((dtype, shape, strides)) = parts else {
-            return Borrowed::new(&given)
-                .map(Described::Memory)
-                .map_err(PyErr::from);
+            return memory();
         };
         let dtype = Dtype::named(&dtype)?;
         // SAFETY: there is no memory; what runs takes no `Shape`, and a plan reads nothing.

@@ -50,7 +50,7 @@ fn there(device: i32) -> PyResult<Place> {
 pub fn cuda_rows_workspace(
     logits: Described<'_>,
     reference: Option<Described<'_>>,
-    stats: &str,
+    stats: u32,
     device: i32,
 ) -> PyResult<usize> {
     let reference = reference.as_ref().map(Described::shape);
@@ -68,7 +68,7 @@ pub fn cuda_rows_workspace(
 pub fn cuda_rows_forward(
     py: Python<'_>,
     rows: PyRows<'_>,
-    stats: &str,
+    stats: u32,
     k: usize,
     out: Borrowed<'_>,
     workspace: Borrowed<'_>,
@@ -95,7 +95,7 @@ pub fn cuda_rows_forward(
 pub fn cuda_rows_backward(
     py: Python<'_>,
     rows: PyRows<'_>,
-    stats: &str,
+    stats: u32,
     grads: Borrowed<'_>,
     saved: Borrowed<'_>,
     gradient: Borrowed<'_>,
@@ -123,7 +123,7 @@ pub fn cuda_rows_backward(
 pub fn cuda_rows_both(
     py: Python<'_>,
     rows: PyRows<'_>,
-    stats: &str,
+    stats: u32,
     k: usize,
     grads: Borrowed<'_>,
     out: Borrowed<'_>,
@@ -377,7 +377,7 @@ pub(super) fn described<'py>(
 pub fn cuda_plan_rows_forward<'py>(
     py: Python<'py>,
     rows: PyRows<'_>,
-    stats: &str,
+    stats: u32,
     k: usize,
     out: Described<'_>,
     workspace: Option<Described<'_>>,
@@ -408,7 +408,7 @@ pub fn cuda_plan_rows_forward<'py>(
 pub fn cuda_plan_rows_backward<'py>(
     py: Python<'py>,
     rows: PyRows<'_>,
-    stats: &str,
+    stats: u32,
     grads: Described<'_>,
     saved: Described<'_>,
     gradient: Described<'_>,
@@ -433,7 +433,7 @@ pub fn cuda_plan_rows_backward<'py>(
 pub fn cuda_plan_rows_both<'py>(
     py: Python<'py>,
     rows: PyRows<'_>,
-    stats: &str,
+    stats: u32,
     k: usize,
     grads: Described<'_>,
     out: Described<'_>,

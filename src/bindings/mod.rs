@@ -6,6 +6,7 @@ mod cuda;
 mod curate;
 mod distances;
 mod graph;
+mod lists;
 mod program;
 mod rows;
 mod segments;
@@ -27,7 +28,9 @@ mod _prefuse {
     #[pymodule_export]
     use super::distances::{distance_backward, distance_forward};
     #[pymodule_export]
-    use super::rows::{rows_backward, rows_both, rows_forward, simd_level};
+    use super::lists::{Lists, lists_by_class, lists_by_row, rows_lists};
+    #[pymodule_export]
+    use super::rows::{rows_backward, rows_both, rows_forward, simd_level, statistic_names};
     #[pymodule_export]
     use super::segments::{segment_expand, segment_sum};
     #[pymodule_export]

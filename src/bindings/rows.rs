@@ -15,9 +15,15 @@ pub(super) enum PyTemperature<'py> {
     PerRow(Described<'py>),
 }
 
-/// Statistics by their names, separated by commas.
-pub(super) fn statistics(names: &str) -> Result<Vec<Stat>, ArgumentError> {
-    names.split(',').map(Stat::from_name).collect()
+/// A set of statistics: bit i is statistic i.
+pub(super) fn statistics(bits: u32) -> Result<Vec<Stat>, ArgumentError> {
+    Stat::of_bits(bits)
+}
+
+/// The names of the statistics, by their bits.
+#[pyfunction]
+pub fn statistic_names() -> Vec<&'static str> {
+    Stat::ALL.map(Stat::name).to_vec()
 }
 
 pub(super) fn check_threads(threads: usize) -> Result<(), ArgumentError> {
@@ -74,12 +80,12 @@ impl PyRows<'_> {
     }
 }
 
-/// Writes the statistics `stats` of every row into `out`, shape `[len(stats), rows]`.
+/// Writes the statistics of every row into `out`, shape `[S, rows]`, those of lower bits of `stats` first.
 #[pyfunction]
 pub fn rows_forward(
     py: Python<'_>,
     rows: PyRows<'_>,
-    stats: &str,
+    stats: u32,
     k: usize,
     out: Borrowed<'_>,
     threads: usize,
@@ -99,7 +105,7 @@ pub fn rows_forward(
 pub fn rows_backward(
     py: Python<'_>,
     rows: PyRows<'_>,
-    stats: &str,
+    stats: u32,
     grads: Borrowed<'_>,
     saved: Borrowed<'_>,
     gradient: Borrowed<'_>,
@@ -124,7 +130,7 @@ pub fn rows_backward(
 pub fn rows_both(
     py: Python<'_>,
     rows: PyRows<'_>,
-    stats: &str,
+    stats: u32,
     k: usize,
     grads: Borrowed<'_>,
     out: Borrowed<'_>,

@@ -19,7 +19,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::chunk::backward::{self as pass, Divergence, Pull, PullInScratch};
-use super::chunk::{CHUNK, Scratch, Shift};
+use super::chunk::{CHUNK, Scratch};
 use super::cpu::{
     Transform, chunk_part, load_part, read_element, row_pointer, rows_at_a_time, shares_rows,
 };
@@ -451,21 +451,9 @@ impl<'a> Backward<'a> {
 }
 
 impl RowGradient {
-    /// From z or a raw logit to z − lse. The origin is a logit of that z or nearly so, what is left of lse is the remainder.
-    fn log_probability<R: Real>(&self, lse: f64) -> Shift<R> {
-        let factor = R::from_f64(self.transform.factor);
-        let origin = R::from_f64(lse / factor.to_f64());
-        let remainder = R::from_f64(lse - origin.to_f64() * factor.to_f64());
-        Shift {
-            origin,
-            factor,
-            remainder,
-        }
-    }
-
     fn pull<R: Real>(&self) -> Pull<R> {
         Pull {
-            log_p: self.log_probability(self.lse),
+            log_p: self.transform.log_probability(self.lse),
             constant: R::from_f64(self.constant),
             slope: R::from_f64(self.slope),
             each: R::from_f64(self.each),
@@ -474,7 +462,7 @@ impl RowGradient {
 
     fn divergence<R: Real>(&self) -> Divergence<R> {
         Divergence {
-            log_q: self.log_probability(self.ref_lse),
+            log_q: self.transform.log_probability(self.ref_lse),
             kl: R::from_f64(self.kl),
             rkl: R::from_f64(self.rkl),
         }

@@ -121,6 +121,18 @@ impl Transform {
         })
     }
 
+    /// From z or a raw logit to z − lse. The origin is a logit of that z or nearly so, what is left of lse is the remainder.
+    pub fn log_probability<R: Real>(&self, lse: f64) -> Shift<R> {
+        let factor = R::from_f64(self.factor);
+        let origin = R::from_f64(lse / factor.to_f64());
+        let remainder = R::from_f64(lse - origin.to_f64() * factor.to_f64());
+        Shift {
+            origin,
+            factor,
+            remainder,
+        }
+    }
+
     /// z of one logit, and what the soft cap multiplies the derivative dz/dx = scale/T by there; rounded as the vectors round.
     pub fn apply<R: Real>(&self, level: Level, x: f64) -> (f64, f64) {
         match self.cap_in::<R>() {

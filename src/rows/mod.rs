@@ -34,6 +34,7 @@ mod combine;
 pub mod cpu;
 pub mod cuda;
 mod exp;
+pub mod lists;
 #[cfg(test)]
 mod tests;
 mod topk;
@@ -61,38 +62,49 @@ pub enum Stat {
 }
 
 impl Stat {
-    const NAMES: [(&'static str, Stat); 12] = [
-        ("logp", Stat::Logp),
-        ("lse", Stat::Lse),
-        ("entropy", Stat::Entropy),
-        ("log_sum_sq", Stat::LogSumSq),
-        ("mean_logit", Stat::MeanLogit),
-        ("top1", Stat::Top1),
-        ("topk_mass", Stat::TopkMass),
-        ("topk_entropy", Stat::TopkEntropy),
-        ("ref_logp", Stat::RefLogp),
-        ("ref_lse", Stat::RefLse),
-        ("kl", Stat::Kl),
-        ("rkl", Stat::Rkl),
+    /// By their bits in a set.
+    pub const ALL: [Stat; 12] = [
+        Stat::Logp,
+        Stat::Lse,
+        Stat::Entropy,
+        Stat::LogSumSq,
+        Stat::MeanLogit,
+        Stat::Top1,
+        Stat::TopkMass,
+        Stat::TopkEntropy,
+        Stat::RefLogp,
+        Stat::RefLse,
+        Stat::Kl,
+        Stat::Rkl,
     ];
 
-    /// The statistic of that name, or an error that lists the names.
-    pub fn from_name(name: &str) -> Result<Stat, ArgumentError> {
-        Stat::NAMES
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, stat)| *stat)
-            .ok_or_else(|| {
-                let names: Vec<&str> = Stat::NAMES.iter().map(|(known, _)| *known).collect();
-                ArgumentError::Value(format!(
-                    "stats: unknown statistic {name:?}, expected some of {}",
-                    names.join(", ")
-                ))
-            })
+    /// The statistics of a set, bit i being `ALL[i]`, lower bits first.
+    pub fn of_bits(bits: u32) -> Result<Vec<Stat>, ArgumentError> {
+        if bits == 0 || bits >> Stat::ALL.len() != 0 {
+            return Err(ArgumentError::Value(format!(
+                "stats: {bits:#b} is no set of statistics, expected some of {} bits",
+                Stat::ALL.len()
+            )));
+        }
+        let within = |stat: &Stat| bits >> *stat as u32 & 1 == 1;
+        Ok(Stat::ALL.into_iter().filter(within).collect())
     }
 
     pub fn name(self) -> &'static str {
-        Stat::NAMES[self as usize].0
+        match self {
+            Stat::Logp => "logp",
+            Stat::Lse => "lse",
+            Stat::Entropy => "entropy",
+            Stat::LogSumSq => "log_sum_sq",
+            Stat::MeanLogit => "mean_logit",
+            Stat::Top1 => "top1",
+            Stat::TopkMass => "topk_mass",
+            Stat::TopkEntropy => "topk_entropy",
+            Stat::RefLogp => "ref_logp",
+            Stat::RefLse => "ref_lse",
+            Stat::Kl => "kl",
+            Stat::Rkl => "rkl",
+        }
     }
 
     pub fn needs_reference(self) -> bool {

@@ -98,7 +98,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 fn all() -> Vec<Stat> {
-    Stat::NAMES.iter().map(|(_, stat)| *stat).collect()
+    Stat::ALL.to_vec()
 }
 
 const WIDTH: usize = 3 * chunk::CHUNK + 77;

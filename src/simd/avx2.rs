@@ -140,6 +140,11 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
+    fn bits(mask: __m256) -> u32 {
+        x86!(_mm256_movemask_ps(mask)) as u32
+    }
+
+    #[inline(always)]
     fn or_zero(self, mask: __m256) -> Self {
         Self(x86!(_mm256_and_ps(mask, self.0)))
     }
@@ -323,6 +328,11 @@ impl Vector for F64x4 {
     #[inline(always)]
     fn any(mask: __m256d) -> bool {
         x86!(_mm256_movemask_pd(mask) != 0)
+    }
+
+    #[inline(always)]
+    fn bits(mask: __m256d) -> u32 {
+        x86!(_mm256_movemask_pd(mask)) as u32
     }
 
     #[inline(always)]

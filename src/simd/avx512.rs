@@ -165,6 +165,11 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
+    fn bits(mask: __mmask16) -> u32 {
+        u32::from(mask)
+    }
+
+    #[inline(always)]
     fn or_zero(self, mask: __mmask16) -> Self {
         Self(x86!(_mm512_maskz_mov_ps(mask, self.0)))
     }
@@ -347,6 +352,11 @@ impl Vector for F64x8 {
     #[inline(always)]
     fn any(mask: __mmask8) -> bool {
         mask != 0
+    }
+
+    #[inline(always)]
+    fn bits(mask: __mmask8) -> u32 {
+        u32::from(mask)
     }
 
     #[inline(always)]

@@ -63,6 +63,8 @@ pub trait Vector: Memory<<Self as Vector>::Scalar> {
     /// True where either is NaN.
     fn not_equal(self, other: Self) -> Self::Mask;
     fn any(mask: Self::Mask) -> bool;
+    /// A bit per lane, the first lowest.
+    fn bits(mask: Self::Mask) -> u32;
     /// `self` where the mask is set, +0 elsewhere, even where `self` is NaN.
     fn or_zero(self, mask: Self::Mask) -> Self;
     /// `self + one·other` where the mask is set, `self` elsewhere, even where a factor is NaN.
@@ -117,6 +119,9 @@ pub trait Real:
     const OCTAVE_POLYNOMIAL: &'static [Self];
     /// From here on tanh is 1 and its derivative 0 to any precision, while e^(−2x) is still a normal number.
     const TANH_SATURATES: Self;
+
+    /// An integer below 2^31, which vectors convert as a signed one.
+    fn from_31_bits(value: u32) -> Self;
 }
 
 macro_rules! element {
@@ -164,6 +169,11 @@ impl Real for f32 {
         0.001_381_459_9,
     ];
     const TANH_SATURATES: f32 = 40.0;
+
+    #[inline(always)]
+    fn from_31_bits(value: u32) -> f32 {
+        value as i32 as f32
+    }
 }
 
 impl Real for f64 {
@@ -188,6 +198,11 @@ impl Real for f64 {
         2.500_006_160_283_566_6e-8,
     ];
     const TANH_SATURATES: f64 = 300.0;
+
+    #[inline(always)]
+    fn from_31_bits(value: u32) -> f64 {
+        value as i32 as f64
+    }
 }
 
 /// 2^(j/N) for j = 0, 1, …, given 2^(1/N); as bits, less what the j in a step's number n adds to the mantissa where

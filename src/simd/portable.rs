@@ -155,6 +155,15 @@ macro_rules! vector {
             }
 
             #[inline(always)]
+            fn bits(mask: [$word; $lanes]) -> u32 {
+                let mut bits = 0;
+                for (lane, word) in mask.into_iter().enumerate() {
+                    bits |= u32::from(word != 0) << lane;
+                }
+                bits
+            }
+
+            #[inline(always)]
             fn any(mask: [$word; $lanes]) -> bool {
                 let mut all = 0;
                 for word in mask {

@@ -12,7 +12,7 @@ import torch
 from prefuse import objectives
 from tests.codegen.harness import Recorded, recording
 from tests.objectives import lists_and_tokens
-from tests.objectives.checking import VARIANTS, column_names, random_columns, variant_id
+from tests.objectives.pairs_and_points import VARIANTS, column_names, random_columns, variant_id
 
 SIZE = 37
 NAMES = [variant_id(variant) for variant in [*VARIANTS, *lists_and_tokens.VARIANTS]]

@@ -10,7 +10,7 @@ import torch
 from prefuse import objectives, preference_loss
 from prefuse.losses.columns import reading
 from tests.codegen.emulated import planned
-from tests.objectives.checking import VARIANTS, column_names, random_columns, variant_id
+from tests.objectives.pairs_and_points import VARIANTS, column_names, random_columns, variant_id
 
 PAIRS, TOKENS = 64, 512
 READS = {name: objectives.get(name).columns for name in sorted({name for name, _ in VARIANTS})}

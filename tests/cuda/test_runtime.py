@@ -14,7 +14,7 @@ from prefuse import _prefuse
 from prefuse.__main__ import main
 from prefuse._backends import cuda as backend
 from prefuse._backends.arrays import capsule
-from prefuse._backends.rows import Rows
+from prefuse._backends.rows import Rows, bits_of
 from prefuse.doctor import examination as doctor
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -33,7 +33,7 @@ def test_a_missing_driver_is_one_sentence() -> None:
         _prefuse.cuda_driver_version,
         _prefuse.cuda_devices,
         lambda: _prefuse.cuda_segment_sum(*map(capsule, (torch.ones(4), torch.arange(5), torch.ones(4))), 0, 0),
-        lambda: _prefuse.cuda_rows_workspace(("f32", (4, 8), (8, 1)), None, "logp", 0),
+        lambda: _prefuse.cuda_rows_workspace(("f32", (4, 8), (8, 1)), None, bits_of(["logp"]), 0),
     ):
         with pytest.raises(RuntimeError, match=r"driver") as raised:
             call()
@@ -123,7 +123,7 @@ def _rows(**fields: object) -> Rows:
             "labels": labels,
             **defaults,
             "ignore_index": 9,
-            "stats": "logp",
+            "stats": bits_of(["logp"]),
             "k": 10,
             **fields,
         }

@@ -24,6 +24,13 @@ def test_hand_written_loop():
     assert losses[-1] < 0.6
 
 
+def test_shared_prompts():
+    pytest.importorskip("transformers")
+    losses, spared = runpy.run_path(str(EXAMPLES / "shared_prompts.py"))["main"](steps=12)
+    assert losses[-1] < 0.95 * losses[0]
+    assert spared == pytest.approx(9 * 48 / (12 * 56))
+
+
 def test_transformers_trainer():
     pytest.importorskip("accelerate")
     losses = runpy.run_path(str(EXAMPLES / "transformers_trainer.py"))["main"](steps=24)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from prefuse import objectives
+
 ROOT = Path(__file__).parents[2]
 MODULES = (
     "prefuse",
@@ -59,9 +61,16 @@ def test_pages_load_nothing_from_elsewhere(site):
 
 
 def test_formulas_are_drawn(site):
-    page = (site / "objectives.html").read_text(encoding="utf-8")
-    assert page.count("<math") > 100
-    assert "$$" not in page
+    pages = [page.read_text(encoding="utf-8") for page in (site / "objectives").glob("*.html")]
+    assert sum(page.count("<math") for page in pages) > len(objectives.names())
+    assert not any("$$" in page for page in pages)
+
+
+def test_tables_are_filled_in_and_links_lead_to_families(site):
+    for name in ("objectives", "evidence", "choosing", "papers"):
+        page = (site / f"{name}.html").read_text(encoding="utf-8")
+        assert 'href="objectives/pointwise.html#kto"' in page and "<!-- table" not in page
+    assert (site / "objectives" / "dpo.svg").is_file()
 
 
 @pytest.fixture(scope="module")

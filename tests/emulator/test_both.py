@@ -13,7 +13,7 @@ from tests.emulator import emulator
 from tests.emulator.backend import Emulated
 from tests.emulator.test_agreement import hostile
 from tests.emulator.test_blocks import needs_compiler
-from tests.emulator.test_rows import BF16, F16, F32, F64, ONE, TWO, misaligned, peaked, rows, upstream
+from tests.emulator.test_rows import BF16, F16, F32, F64, ONE, TWO, bits, misaligned, peaked, rows, upstream
 
 BACKENDS = [
     pytest.param(cpu, id="cpu"),
@@ -58,7 +58,9 @@ def assert_same_bits(backend: Any, case: Rows) -> None:
 @pytest.mark.parametrize("stats", [ONE, TWO, None])
 def test_hostile_rows(backend: Any, dtype: torch.dtype, stats: str | None) -> None:
     case = hostile(dtype)
-    case = case if stats is None else case._replace(stats=stats, reference=case.reference if stats == TWO else None)
+    case = (
+        case if stats is None else case._replace(stats=bits(stats), reference=case.reference if stats == TWO else None)
+    )
     assert_same_bits(backend, case)
     assert_same_bits(backend, case._replace(softcap=5.0))
 
@@ -69,7 +71,7 @@ def test_hostile_rows(backend: Any, dtype: torch.dtype, stats: str | None) -> No
 def test_widths(backend: Any, dtype: torch.dtype, width: int) -> None:
     case = rows(peaked(3, width, dtype=dtype), labels=torch.tensor([width - 1, -100, width // 2]))
     assert_same_bits(backend, case)
-    assert_same_bits(backend, case._replace(stats="logp,lse"))
+    assert_same_bits(backend, case._replace(stats=bits("logp,lse")))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from prefuse._backends.rows import Rows
+from prefuse._backends.rows import Rows, bits_of
 from tests.emulator import emulator, reference
 from tests.emulator.backend import MANY, Emulated
 from tests.reserved import reserve
@@ -23,13 +23,18 @@ WARP_ROW = {F16: 4096, BF16: 4096, F32: 2048, F64: 1024}
 """The longest row that a warp takes; its chunk. A block's is eight times as long."""
 
 
+def bits(names: str) -> int:
+    """The set of the statistics whose names stand between commas."""
+    return bits_of(names.split(","))
+
+
 def rows(logits: torch.Tensor, stats: str = ONE, *, labels: torch.Tensor | None = None, **options: object) -> Rows:
     """Checked rows; random labels unless given."""
     if labels is None:
         labels = torch.randint(logits.shape[-1], logits.shape[:-1], generator=torch.Generator().manual_seed(3))
     fields = {"mask": None, "reference": None, "temperatures": None, "temperature": 1.0, "scale": 1.0, "softcap": 0.0}
     fields |= {"ignore_index": -100, "k": 10, **options}
-    return Rows(logits=logits, labels=labels, stats=stats, **fields)
+    return Rows(logits=logits, labels=labels, stats=bits(stats), **fields)
 
 
 def peaked(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
@@ -87,7 +92,7 @@ def assert_gradient(case: Rows, gradient: torch.Tensor | None = None) -> None:
     grads = upstream(case)
     expected = reference.gradient(case, grads)
     got = backward(case, grads, gradient).double()
-    lse = reference.statistics(case._replace(stats="lse")).squeeze(0).abs().clamp(min=8.0).unsqueeze(-1)
+    lse = reference.statistics(case._replace(stats=bits("lse"))).squeeze(0).abs().clamp(min=8.0).unsqueeze(-1)
     lse_error = (
         torch.finfo(F64 if case.logits.dtype == F64 else F32).eps * 8 * lse
     )  # every p inherits the rounding of the saved lse

@@ -9,6 +9,7 @@ import pytest
 
 from prefuse import _prefuse
 from prefuse._backends.nvrtc import SHARED_MEMORY
+from prefuse._backends.rows import bits_of
 from tests.emulator.emulator import COMPILER, KERNELS, Launch
 
 FILES = sorted(path for path in KERNELS.iterdir() if path.suffix in (".cu", ".cuh"))
@@ -31,7 +32,7 @@ def launches() -> list[Launch]:
     width, rows = 1 << 17, 4
     logits, labels = ("f32", (rows, width), (width, 1)), ("i64", (rows,), (1,))
     table = ("f32", (2, rows), (rows, 1))
-    call = ((logits, labels, None, None, 1.0, 1.0, 0.0, -100, 0, width), "logp,lse")
+    call = ((logits, labels, None, None, 1.0, 1.0, 0.0, -100, 0, width), bits_of(["logp", "lse"]))
     _, found = _prefuse.cuda_plan_rows_forward(*call, 10, table, None, 1000)
     found += _prefuse.cuda_plan_rows_backward(*call, table, table, logits)
     found += _prefuse.cuda_plan_rows_both(*call, 10, table, table, logits, None, (132, 90, SHARED_MEMORY[90]))

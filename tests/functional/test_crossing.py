@@ -9,6 +9,7 @@ from torch.utils.dlpack import from_dlpack
 
 from prefuse import _prefuse
 from prefuse._backends.arrays import capsule, capsule_of_numpy
+from prefuse._backends.rows import STATISTICS, bits_of, names_of, position
 
 VIEW = (4096, "f32", (4,), (1,))
 SHAPE = ("f32", (4,), (1,))
@@ -19,9 +20,9 @@ def call_with(given):
     rows = (given, given, None, None, 1.0, 1.0, 0.0, -100, 0, 4)
     program = _prefuse.Graph("empty", {"item": "batch"}).compile([])
     return {
-        "rows_forward": lambda: _prefuse.rows_forward(rows, "logp", 1, given, 1),
-        "rows_backward": lambda: _prefuse.rows_backward(rows, "logp,lse", given, given, given, 1),
-        "rows_both": lambda: _prefuse.rows_both(rows, "logp,lse", 1, given, given, given, 1),
+        "rows_forward": lambda: _prefuse.rows_forward(rows, bits_of(["logp"]), 1, given, 1),
+        "rows_backward": lambda: _prefuse.rows_backward(rows, bits_of(["logp", "lse"]), given, given, given, 1),
+        "rows_both": lambda: _prefuse.rows_both(rows, bits_of(["logp", "lse"]), 1, given, given, given, 1),
         "segment_sum": lambda: _prefuse.segment_sum(given, given, given),
         "segment_expand": lambda: _prefuse.segment_expand(given, given, given),
         "distance_forward": lambda: _prefuse.distance_forward(given, given, given, 1),
@@ -33,7 +34,7 @@ def call_with(given):
         "Program.run": lambda: program.run([given], [], [], [given], 1),
         "cuda_segment_sum": lambda: _prefuse.cuda_segment_sum(given, given, given, 0, 0),
         "cuda_distance_forward": lambda: _prefuse.cuda_distance_forward(given, given, given, given, 0, 0),
-        "cuda_rows_forward": lambda: _prefuse.cuda_rows_forward(rows, "logp", 1, given, given, 0, 0),
+        "cuda_rows_forward": lambda: _prefuse.cuda_rows_forward(rows, bits_of(["logp"]), 1, given, given, 0, 0),
     }
 
 
@@ -92,4 +93,20 @@ def test_tables_must_be_contiguous():
     logits, labels, out = torch.randn(3, 5), torch.tensor([0, 1, 2]), torch.empty(3, 2).T
     rows = (capsule(logits), capsule(labels), None, None, 1.0, 1.0, 0.0, -100, 0, 5)
     with pytest.raises(ValueError, match=r"^out: shape \[2, 3\] with strides \[1, 2\], expected a contiguous array"):
-        _prefuse.rows_forward(rows, "logp,lse", 1, capsule(out), 1)
+        _prefuse.rows_forward(rows, bits_of(["logp", "lse"]), 1, capsule(out), 1)
+
+
+def test_sets_of_statistics():
+    """One bit for each, the same on both sides; the order of a table is that of the bits."""
+    assert tuple(_prefuse.statistic_names()) == STATISTICS
+    bits = bits_of(["kl", "logp", "entropy"])
+    assert names_of(bits) == ("logp", "entropy", "kl")
+    assert [position(name, bits) for name in ("logp", "entropy", "kl")] == [0, 1, 2]
+    assert names_of(bits_of(STATISTICS)) == STATISTICS
+
+
+@pytest.mark.parametrize("stats", [0, 1 << len(STATISTICS), -1, "logp"])
+def test_what_is_no_set_of_statistics_is_refused(stats):
+    rows = (capsule(torch.randn(3, 5)), capsule(torch.tensor([0, 1, 2])), None, None, 1.0, 1.0, 0.0, -100, 0, 5)
+    with pytest.raises((ValueError, OverflowError, TypeError), match=r"stats|unsigned|int"):
+        _prefuse.rows_forward(rows, stats, 1, capsule(torch.empty(1, 3)), 1)

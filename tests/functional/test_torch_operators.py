@@ -1,5 +1,6 @@
 """The operators as PyTorch sees them: schemas, fake kernels, autograd, compile, autocast, in-place gradients."""
 
+import contextlib
 import gc
 import threading
 import weakref
@@ -7,6 +8,7 @@ import weakref
 import pytest
 import torch
 
+from prefuse._backends.rows import bits_of, names_of
 from prefuse._statistics import operators
 from prefuse.functional import response_lengths, sequence_logps, token_logps, token_stats
 from tests.devices import integers, normal
@@ -39,7 +41,7 @@ def operator_arguments(requires_grad, temperatures=False, reference=False, mask=
         1.0,
         0.0,
         -100,
-        "logp,lse,entropy" + (",ref_lse,ref_logp,kl" if reference else ""),
+        bits_of(["logp", "lse", "entropy", *(("ref_lse", "ref_logp", "kl") if reference else ())]),
         5,
         False,
     )
@@ -118,6 +120,53 @@ def test_compile_with_dynamic_shapes():
         got.sum().backward()
         assert torch.equal(got, token_logps(x, y))
         torch.testing.assert_close(x.grad, torch.autograd.grad(plain(x, y).sum(), x)[0])
+
+
+class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+    """The names of the operators that are called."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+ASKED = ("top1", "entropy", "logp", "mean_logit")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_eager_calls_have_the_bits_of_the_operators(dtype, inplace):
+    """Where nothing watches, the dispatcher is left out."""
+    results = []
+    for watch in (contextlib.nullcontext(), Seen()):
+        x = logits(2, 3, dtype=dtype).requires_grad_()
+        with watch:
+            stats = token_stats(x * 1.0, labels(2, 3), ASKED, inplace=inplace)
+            assert [value.requires_grad for value in stats.values()] == [False, True, True, True]
+            (stats.entropy.square().sum() + stats.mean_logit.sum()).backward()
+        results.append([*(value.detach() for value in stats.values()), x.grad])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    backward = "prefuse.token_stats_backward_.default" if inplace else "prefuse.token_stats_backward.default"
+    assert {"prefuse.token_stats.default", backward} <= set(watch.names)
+
+
+def test_values_may_be_changed_in_place():
+    x = logits(2, 3).requires_grad_()
+    stats = token_stats(x, labels(2, 3), ("logp", "lse"))
+    stats.logp.mul_(2.0)
+    stats.lse.zero_()
+    stats.logp.sum().backward()
+    torch.testing.assert_close(x.grad, 2 * torch.autograd.grad(plain(x, labels(2, 3)).sum(), x)[0])
+
+
+def test_the_profiler_sees_the_operators():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        token_logps(logits(2, 3), labels(2, 3))
+    assert "prefuse::token_stats" in {event.key for event in profile.key_averages()}
 
 
 def test_fake_and_meta_tensors():
@@ -271,8 +320,8 @@ def test_no_gradient_means_nothing_saved_and_nothing_more_computed():
     with Spy():
         token_logps(x, y)
         token_logps(x.clone().requires_grad_(), y)
-    asked = [args[9] for name, args in calls if name.startswith("prefuse.token_stats")]
-    assert asked == ["logp", "logp,lse"]
+    asked = [names_of(args[9]) for name, args in calls if name.startswith("prefuse.token_stats")]
+    assert asked == [("logp",), ("logp", "lse")]
 
 
 def test_saved_for_backward_is_the_logits_and_numbers_per_row():

@@ -8,7 +8,7 @@ from prefuse.functional import STATISTICS, response_lengths, sequence_logps
 from prefuse.losses.preference import preference_loss
 from tests.gpu.making import DTYPES, batch, gradient, statistics
 from tests.objectives import lists_and_tokens
-from tests.objectives.checking import VARIANTS, column_names, random_columns, variant_id
+from tests.objectives.pairs_and_points import VARIANTS, column_names, random_columns, variant_id
 
 pytestmark = pytest.mark.needs_cuda
 

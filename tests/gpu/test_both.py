@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefuse._backends import backend
-from prefuse._backends.rows import Rows
+from prefuse._backends.rows import Rows, bits_of
 from tests.gpu.making import DTYPES, batch
 
 pytestmark = pytest.mark.needs_cuda
@@ -33,7 +33,9 @@ def called(case, grads, both, in_place):
 def test_bits_of_the_two_calls(width, dtype, stats, in_place):
     rows = batch(97, vocabulary=width, dtype=dtype).to("cuda")
     for softcap in (0.0, 30.0):
-        case = Rows(rows.logits, rows.labels, rows.mask, None, None, 0.9, 1.0, softcap, -100, stats, 10)
+        case = Rows(
+            rows.logits, rows.labels, rows.mask, None, None, 0.9, 1.0, softcap, -100, bits_of(stats.split(",")), 10
+        )
         table = torch.float64 if dtype == torch.float64 else torch.float32
         grads = torch.linspace(-1, 1, len(case.statistics) * 97, device="cuda", dtype=table).view(-1, 97)
         expected = called(case, grads, both=False, in_place=in_place)

@@ -2,12 +2,17 @@
 
 import torch
 
-from prefuse.language import group_objective, log_sigmoid, pair_objective, point_objective, token_objective
+from prefuse.language import Paper, group_objective, log_sigmoid, pair_objective, point_objective, token_objective
 
 
-@pair_objective(bounds={"beta": "(0, inf)", "label_smoothing": "[0, 0.5)"})
+@pair_objective(
+    paper=Paper("2305.18290", "Direct Preference Optimization", "Rafailov et al. 2023"),
+    equation="eq. 7",
+    identities=("dpo(label_smoothing=0.0) = plain_dpo",),
+    bounds={"beta": "(0, inf)", "label_smoothing": "[0, 0.5)"},
+)
 def dpo(pair, *, beta=0.1, label_smoothing=0.0):
-    """DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7)."""
+    """DPO."""
     z = beta * (pair.chosen.logratio - pair.rejected.logratio)
     return -(1 - label_smoothing) * log_sigmoid(z) - label_smoothing * log_sigmoid(-z)
 
@@ -17,9 +22,9 @@ def plain_dpo(pair, *, beta=0.1):
     return -log_sigmoid(beta * (pair.chosen.logratio - pair.rejected.logratio))
 
 
-@pair_objective
+@pair_objective(paper="2405.14734", equation="eq. 6")
 def simpo(pair, *, beta=2.0, gamma=1.0):
-    """SimPO (Meng et al. 2024, arXiv:2405.14734, eq. 6)."""
+    """SimPO."""
     return -log_sigmoid(beta * (pair.chosen.avg_logp - pair.rejected.avg_logp) - gamma)
 
 

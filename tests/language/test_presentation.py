@@ -64,7 +64,7 @@ def test_attributes():
     assert (dpo.name, dpo.kind, dpo.paper) == ("dpo", "pair", "2305.18290")
     assert dpo.parameters == {"beta": 0.1, "label_smoothing": 0.0}
     assert dpo.roles == ("chosen", "rejected")
-    assert plain_dpo.paper is None
+    assert (plain_dpo.paper, simpo.paper) == (None, "2405.14734")
     assert regression.roles == ()
 
 
@@ -81,7 +81,7 @@ def test_columns_tell_level_and_dtype():
 
 
 def test_help_shows_the_authors_docstring():
-    assert "DPO (Rafailov et al. 2023" in pydoc.render_doc(dpo)
+    assert "Rafailov et al. 2023, arXiv:2305.18290, eq. 7" in pydoc.render_doc(dpo)
     assert inspect.getdoc(dpo(beta=0.2)) == inspect.getdoc(dpo)
     assert "beta=0.1" in str(inspect.signature(dpo))
 

@@ -19,7 +19,9 @@ from .oracle import problem, statistics
 pytestmark = pytest.mark.usefixtures("device")
 
 
-def arguments(plan, *, stats="logp", wants, live=True, lora=False, reference=False, mask=False, temperatures=False):
+def arguments(
+    plan, *, stats="logp", wants, live=True, lora=False, reference=False, mask=False, temperatures=False, eps=0.0
+):
     given = problem(tokens=6, dtype=torch.float32)
     inputs, weights = [given["hidden"].reshape(2, 3, 8)], [given["weight"]]
     if lora:
@@ -55,6 +57,10 @@ def arguments(plan, *, stats="logp", wants, live=True, lora=False, reference=Fal
         "",
         0,
         53,
+        eps,
+        3,
+        0,
+        0,
         ((labels.reshape(-1) != -100).nonzero().reshape(-1) if live and not mask else None),
     )
 
@@ -207,7 +213,9 @@ def test_backward_of_part_of_the_statistics():
 def test_as_many_products_as_the_plan_says(stats, plan, frozen, reference, workspace_bytes, monkeypatch):
     """Counted where PyTorch multiplies: the operators' own functions are run, which the counter looks into."""
     asked = []
-    monkeypatch.setattr(functions, "run", lambda *call: asked.append(call) or torch.zeros(len(call[1].names), 37))
+    monkeypatch.setattr(
+        functions, "run", lambda *call: (asked.append(call) or torch.zeros(len(call[1].names), 37), call[3])
+    )
     given = problem(dtype=torch.float32)
     given["hidden"].requires_grad_()
     given["weight"].requires_grad_(not frozen)

@@ -18,7 +18,7 @@ from prefuse.language import (
 )
 from prefuse.losses.columns import reading
 from tests.devices import integers, normal, uniform
-from tests.objectives.checking import VARIANTS, random_columns, variant_id
+from tests.objectives.pairs_and_points import VARIANTS, random_columns, variant_id
 
 from .oracle import room
 

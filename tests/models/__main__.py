@@ -8,23 +8,24 @@ import resource
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import peft
 import torch
 import transformers
 
-from tests.models import adapters
+from tests.models import adapters, sharing, sweep
 from tests.models.families import families
-from tests.models.sweep import Verdict, verdict
+from tests.models.sweep import Verdict
 
 SECONDS, BYTES = 120, 14 << 30
 """What one family may take."""
 
 
-def page(verdicts: list[Verdict]) -> str:
+def page(verdicts: list[Verdict], shares: list[Verdict]) -> str:
     """The table as Markdown."""
-    counts = Counter(found.what for found in verdicts)
+    counts, ways = (Counter(found.what for found in column) for column in (verdicts, shares))
     return "\n".join(
         [
             "# Models",
@@ -38,16 +39,25 @@ def page(verdicts: list[Verdict]) -> str:
             + ", ".join(f"{what} {count}" for what, count in counts.most_common())
             + ".",
             "",
-            "| family | class | verdict | image |",
-            "| --- | --- | --- | --- |",
+            "The last column is [`share_prompts=True`](prompts.md) beside the same head without, with sliding windows "
+            "longer than the rows and shorter: "
+            + ", ".join(f"{what} {count}" for what, count in ways.most_common())
+            + ".",
+            "",
+            "| family | class | verdict | image | prompts |",
+            "| --- | --- | --- | --- | --- |",
             *(
-                f"| {v.family} | {v.model} | {v.what}{': ' + v.why if v.why else ''} | {'yes' if v.image else ''} |"
-                for v in verdicts
+                f"| {v.family} | {v.model} | {told(v)} | {'yes' if v.image else ''} | {told(share)} |"
+                for v, share in zip(verdicts, shares, strict=True)
             ),
             "",
             *peft_part(),
         ]
     )
+
+
+def told(found: Verdict) -> str:
+    return found.what + (f": {found.why}" if found.why else "")
 
 
 def peft_part() -> list[str]:
@@ -64,8 +74,8 @@ def peft_part() -> list[str]:
     ]
 
 
-def in_time(pair: tuple[str, str]) -> Verdict:
-    """The verdict of a process of its own: models that take too long or too much memory are not built."""
+def in_time(verdict: Callable[[str, str], Verdict], pair: tuple[str, str]) -> Verdict:
+    """A verdict of a process of its own: models that take too long or too much memory are not built."""
     readable, writable = os.pipe()
     if (child := os.fork()) == 0:
         signal.alarm(SECONDS)
@@ -84,11 +94,12 @@ def in_time(pair: tuple[str, str]) -> Verdict:
 def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    verdicts = []
+    verdicts, shares = [], []
     for pair in families():
-        verdicts.append(in_time(pair))
-        print(verdicts[-1], flush=True)
-    Path(sys.argv[1]).write_text(page(verdicts))
+        verdicts.append(in_time(sweep.verdict, pair))
+        shares.append(in_time(sharing.verdict, pair))
+        print(verdicts[-1], shares[-1], flush=True)
+    Path(sys.argv[1]).write_text(page(verdicts, shares))
 
 
 if __name__ == "__main__":

@@ -189,17 +189,18 @@ def families() -> list[tuple[str, str]]:
     return list(found)
 
 
-def build(family: str, name: str, tied: bool | None = None) -> nn.Module:
+def build(family: str, name: str, tied: bool | None = None, **instead: Any) -> nn.Module:
     """The model in float32 on the CPU, in eval mode. Raises whatever transformers raises where it does not fit.
 
     Args:
         tied: whether embedding and head are; None: as the family's default.
+        instead: numbers of the configuration, and of its parts, where it has them and they are not None.
     """
     import transformers
 
     cls = getattr(transformers, name)
     torch.manual_seed(0)
-    config = cls.config_class.from_dict(_small(cls.config_class().to_dict()))
+    config = cls.config_class.from_dict(_replaced(_small(cls.config_class().to_dict()), instead))
     if tied is not None:
         for part in (config, config.get_text_config()):
             part.tie_word_embeddings = tied
@@ -215,6 +216,11 @@ def _on_meta(cls: Any, config: Any) -> nn.Module:
     with torch.device("meta"):
         model: nn.Module = cls(copy.deepcopy(config))
     return model
+
+
+def _replaced(whole: dict[str, Any], instead: dict[str, Any]) -> dict[str, Any]:
+    parts = {name: _replaced(value, instead) for name, value in whole.items() if isinstance(value, dict)}
+    return whole | parts | {name: value for name, value in instead.items() if whole.get(name) is not None}
 
 
 def _small(whole: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import torch
 
 from prefuse import objectives
 
-from . import reference_lists, reference_tokens
-from .fixtures import Columns
+from . import references
+from .numbers.batches import Columns
 
 Parameters = dict[str, Any]
 
@@ -69,7 +69,7 @@ def draw(column: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nd
 
 
 def reference_of(name: str) -> Any:
-    return getattr(reference_lists, name, None) or getattr(reference_tokens, name)
+    return references.formula(name)
 
 
 def evaluate(name: str, parameters: Parameters, columns: Columns) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from prefuse import objectives
 
 from . import lists_and_tokens
-from .checking import VARIANTS, column_names, random_columns
+from .pairs_and_points import VARIANTS, column_names, random_columns
 
 TRL_LOSS_TYPES = {
     "sigmoid": "dpo",

@@ -12,8 +12,8 @@ from prefuse import objectives
 from prefuse.catalogue import catalogue
 from prefuse.language import Objective
 
-from . import checking, lists_and_tokens
-from .fixtures import Columns
+from . import lists_and_tokens, pairs_and_points
+from .numbers.batches import Columns
 
 DECLARED = [(page.name, identity) for page in catalogue() for identity in page.identities]
 SIZE = 4  # pairs: as many as `lists_and_tokens` draws
@@ -36,7 +36,7 @@ def columns_of(*sides: Objective) -> Columns:
         columns[name] = lists_and_tokens.draw(name, lists_and_tokens.SHAPES.get(levels[name], ()), rng)
     if sides[0].kind != "pair":
         return columns
-    drawn = checking.random_columns(SIZE, seed=11)
+    drawn = pairs_and_points.random_columns(SIZE, seed=11)
     return {name: np.array(drawn.get(name, column)) for name, column in columns.items()}
 
 

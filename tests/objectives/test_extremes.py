@@ -7,8 +7,8 @@ import pytest
 
 from prefuse import objectives
 
-from . import family_columns, lists_and_tokens
-from .checking import VARIANTS, column_names, evaluate, random_columns, variant_id
+from . import lists_and_tokens, pairs_and_points
+from .pairs_and_points import VARIANTS, column_names, evaluate, random_columns, variant_id
 
 LOG_RATIOS = np.array([1e4, -1e4, 0.0])
 
@@ -28,9 +28,9 @@ def extreme_columns():
 def extreme_family_columns(columns):
     """Further responses likewise: as far from the reference as the chosen one, in sums and in tokens."""
     chosen, ref_chosen = columns["chosen_logps"], columns["ref_chosen_logps"]
-    found = {f"{role}_logps": chosen for role in family_columns.ROLES}
-    found |= {f"ref_{role}_logps": ref_chosen for role in family_columns.ROLES}
-    for role in family_columns.TOKEN_ROLES:
+    found = {f"{role}_logps": chosen for role in pairs_and_points.ROLES}
+    found |= {f"ref_{role}_logps": ref_chosen for role in pairs_and_points.ROLES}
+    for role in pairs_and_points.TOKEN_ROLES:
         mask = columns[f"{role}_mask"]
         for ref in ("", "ref_"):
             total = columns[f"{ref}{role}_logps"] if role in ("chosen", "rejected") else found[f"{ref}{role}_logps"]

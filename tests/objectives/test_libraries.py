@@ -18,7 +18,7 @@ from numpy.testing import assert_allclose
 
 from prefuse import objectives
 
-from .checking import column_names, evaluate, random_columns
+from .pairs_and_points import column_names, evaluate, random_columns
 
 SIZE = 6
 COLUMNS = random_columns(SIZE, seed=77)

@@ -10,8 +10,8 @@ from numpy.testing import assert_allclose
 from prefuse import objectives
 from prefuse.language import LanguageError, pair_objective
 
-from .fixtures import F1
-from .survey_numbers import VARIANTS
+from .numbers import VARIANTS
+from .numbers.batches import F1
 
 DECLARED = [(name, variant) for name in objectives.names() for variant in objectives.get(name).variants]
 

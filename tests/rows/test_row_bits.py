@@ -11,10 +11,11 @@ from row_oracle import GRADIENTS, peaked, some_labels
 
 from prefuse import _prefuse
 from prefuse._backends.arrays import capsule
+from prefuse._backends.rows import bits_of, names_of
 from prefuse.functional import STATISTICS, token_stats
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-SAVED = ("lse", "entropy", "mean_logit", "ref_lse", "kl", "logp", "rkl")
+SAVED = names_of(bits_of(("lse", "entropy", "mean_logit", "ref_lse", "kl", "logp", "rkl")))
 
 
 def run(x, labels, reference, threads):
@@ -22,12 +23,12 @@ def run(x, labels, reference, threads):
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     rows = (capsule(x), capsule(labels), None, capsule(reference), 0.9, 1.0, 0.0, -100, 0, x.shape[-1])
     out = torch.empty(len(STATISTICS), labels.numel(), dtype=dtype)
-    _prefuse.rows_forward(rows, ",".join(STATISTICS), 10, capsule(out), threads)
+    _prefuse.rows_forward(rows, bits_of(STATISTICS), 10, capsule(out), threads)
     saved = torch.stack([out[STATISTICS.index(name)] for name in SAVED])
     grads = torch.tensor([0.3 * (name in GRADIENTS) * (i + 1) for i, name in enumerate(SAVED)], dtype=dtype)
     grads = grads[:, None].expand(len(SAVED), labels.numel()).contiguous()
     gradient = torch.full(x.shape, 7.0, dtype=x.dtype)
-    _prefuse.rows_backward(rows, ",".join(SAVED), capsule(grads), capsule(saved), capsule(gradient), threads)
+    _prefuse.rows_backward(rows, bits_of(SAVED), capsule(grads), capsule(saved), capsule(gradient), threads)
     return out, gradient
 
 
@@ -63,7 +64,7 @@ def test_rows_with_any_stride(step):
     rows, strided = x[::step], labels[::step]
     out = np.empty((2, len(rows)), dtype=np.float32)
     call = (rows.__dlpack__(), strided.__dlpack__(), None, None, 1.0, 1.0, 0.0, -100, 0, 260)
-    _prefuse.rows_forward(call, "logp,entropy", 1, out.__dlpack__(), 2)
+    _prefuse.rows_forward(call, bits_of(["logp", "entropy"]), 1, out.__dlpack__(), 2)
     expected = token_stats(
         torch.from_numpy(np.ascontiguousarray(rows)),
         torch.from_numpy(np.ascontiguousarray(strided)),

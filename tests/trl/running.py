@@ -62,11 +62,11 @@ def text(length: int, seed: int) -> str:
     return "".join(f" {WORDS[number]}" for number in words)  # each twice: a tied head gets some of them right
 
 
-def pairs(count: int = 8) -> Dataset:
-    """Prompts with two or three responses, of different lengths."""
+def pairs(count: int = 8, words: int = 2) -> Dataset:
+    """Prompts of at least so many words with two or three responses, of different lengths."""
     return Dataset.from_dict(
         {
-            "prompt": [text(2 + row % 3, seed=row) for row in range(count)],
+            "prompt": [text(words + row % 3, seed=row) for row in range(count)],
             "chosen": [text(3 + row % 4, seed=100 + row) for row in range(count)],
             "rejected": [text(2 + row % 5, seed=200 + row) for row in range(count)],
             "reference": [text(4 + row % 2, seed=300 + row) for row in range(count)],
@@ -127,14 +127,15 @@ def train(
     made: Callable[[], Any],
     how: str,
     during: Callable[[Any], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    **options: Any,
 ) -> Run:
-    """Trains what `made` makes: "plain", or with prefuse put in "before" or "after" it is made."""
+    """Trains what `made` makes: "plain", or with prefuse put in "before" or "after" it is made, with `options`."""
     torch.manual_seed(0)
-    handle = prefuse.trl.accelerate() if how == "before" else None
+    handle = prefuse.trl.accelerate(**options) if how == "before" else None
     try:
         trainer = made()
         if how == "after":
-            handle = prefuse.trl.accelerate(trainer)
+            handle = prefuse.trl.accelerate(trainer, **options)
         first = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
         with during(trainer):
             trainer.train()

@@ -8,6 +8,7 @@ compiler of the kernels.
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from typing import Protocol, cast
 
 import torch
@@ -50,4 +51,9 @@ class Backend(Protocol):
 
 def backend(device: torch.device) -> Backend:
     """The module that computes on `device`."""
-    return cast(Backend, importlib.import_module(f"{__name__}.{device.type}"))
+    return _module(device.type)
+
+
+@cache
+def _module(name: str) -> Backend:
+    return cast(Backend, importlib.import_module(f"{__name__}.{name}"))

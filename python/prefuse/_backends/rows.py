@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,9 @@ STATISTICS = (
     "kl",
     "rkl",
 )
-"""Every statistic of a row. `ref_lse` is the reference's log-sum-exp, which the gradients of `kl` and `rkl` need."""
+"""Every statistic of a row, in the order of their bits in a set, which is that of the extension.
+
+`ref_lse` is the reference's log-sum-exp, which the gradients of `kl` and `rkl` need."""
 
 REFERENCE_STATISTICS = frozenset({"ref_logp", "ref_lse", "kl", "rkl"})
 BACKWARD_NEEDS = {
@@ -37,12 +40,43 @@ BACKWARD_NEEDS = {
 logit less its log-probability has more digits than a log-sum-exp far from 0. That of `mean_logit` is a constant, but 0
 in a row of nothing but −inf, which the log-sum-exp (whose own gradient reads both) tells."""
 
+_BITS = {name: 1 << i for i, name in enumerate(STATISTICS)}
+
+
+def bits_of(names: Iterable[str]) -> int:
+    """The set of these statistics: bit i stands for `STATISTICS[i]`."""
+    bits = 0
+    for name in names:
+        bits |= _BITS[name]
+    return bits
+
+
+def names_of(bits: int) -> tuple[str, ...]:
+    """The statistics of a set, in the order of `STATISTICS`."""
+    return tuple([name for name, bit in _BITS.items() if bits & bit])
+
+
+def position(name: str, bits: int) -> int:
+    """Where a statistic stands in the tables of a set that has it."""
+    return (bits & (_BITS[name] - 1)).bit_count()
+
+
+_READ_BY_GRADIENTS = tuple((_BITS[name], bits_of(needs)) for name, needs in BACKWARD_NEEDS.items())
+
+
+def with_backward_needs(bits: int) -> int:
+    """The set with whatever the gradients of its statistics read."""
+    found = bits
+    for bit, needs in _READ_BY_GRADIENTS:
+        if bits & bit:
+            found |= needs
+    return found
+
 
 class Rows(NamedTuple):
-    """Checked rows: the tensors, then the transform and the names. `softcap` 0 is off; `stats` is comma-separated.
+    """Checked rows: the tensors, then the transform and the statistics, a set of bits. `softcap` 0 is off.
 
-    Torch's operator schemas know no lists of strings and no tuples of mixed kinds, so the fields are the operators'
-    arguments: `operands`, since operators take whole vocabularies.
+    The fields are the operators' arguments: `operands`, since operators take whole vocabularies.
 
     The V logits of a row are those of the classes ``[first_class, first_class + V)`` out of `classes` (None: V, all of
     them). Labels are numbers of classes, of whichever block; a label of another block has log-probability −inf in this
@@ -59,15 +93,15 @@ class Rows(NamedTuple):
     scale: float
     softcap: float
     ignore_index: int
-    stats: str
+    stats: int
     k: int
     first_class: int = 0
     classes: int | None = None
 
     @property
-    def statistics(self) -> list[str]:
+    def statistics(self) -> tuple[str, ...]:
         """The names in `stats`, in the order of the output's first dimension."""
-        return self.stats.split(",")
+        return names_of(self.stats)
 
     @property
     def vocabulary(self) -> int:

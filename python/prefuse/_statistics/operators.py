@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prefuse._arguments.transforms import refuse_vmap
 from prefuse._backends import backend
-from prefuse._backends.rows import BACKWARD_NEEDS, Rows
+from prefuse._backends.rows import Rows, names_of, with_backward_needs
 from prefuse._statistics.schema import arguments_of
 
 ONCE_DIFFERENTIABLE = (
@@ -29,11 +29,16 @@ _BACKWARD = f"(Tensor grads, Tensor saved, {_ROWS})"
 
 @torch.library.custom_op("prefuse::token_stats", mutates_args=(), schema=f"({_ROWS}, bool inplace) -> Tensor")
 def token_stats(*arguments: Any) -> Tensor:
-    """The statistics `stats` (comma-separated) of every row, stacked: [S, *lead], float32 or (from float64) float64."""
+    """The set `stats` of statistics of every row, stacked: [S, *lead], float32 or (from float64) float64."""
     rows, inplace = Rows(*arguments[:-1]), arguments[-1]
-    out = _stacked(rows)
     if inplace:
-        _check_owner(rows.logits)
+        check_owner(rows.logits)
+    return forward(rows)
+
+
+def forward(rows: Rows) -> Tensor:
+    """What `prefuse::token_stats` returns."""
+    out = _stacked(rows)
     backend(rows.logits.device).rows_forward(rows, out)
     return out
 
@@ -46,7 +51,11 @@ def _(*arguments: Any) -> Tensor:
 @torch.library.custom_op("prefuse::token_stats_backward", mutates_args=(), schema=f"{_BACKWARD} -> Tensor")
 def token_stats_backward(grads: Tensor, saved: Tensor, *arguments: Any) -> Tensor:
     """d(Σ grads·statistics)/dlogits as a new contiguous tensor; `saved` is what `token_stats` returned for `stats`."""
-    rows = Rows(*arguments)
+    return backward(grads, saved, Rows(*arguments))
+
+
+def backward(grads: Tensor, saved: Tensor, rows: Rows) -> Tensor:
+    """What `prefuse::token_stats_backward` returns."""
     gradient = torch.empty_like(rows.logits, memory_format=torch.contiguous_format)
     backend(rows.logits.device).rows_backward(rows, grads.contiguous(), saved, gradient)
     return gradient
@@ -101,10 +110,10 @@ def _(values: Tensor, offsets: Tensor, length: int) -> Tensor:
 
 def _stacked(rows: Rows) -> Tensor:
     dtype = torch.float64 if rows.logits.dtype == torch.float64 else torch.float32
-    return rows.logits.new_empty((len(rows.statistics), *rows.labels.shape), dtype=dtype)
+    return rows.logits.new_empty((rows.stats.bit_count(), *rows.labels.shape), dtype=dtype)
 
 
-def _check_owner(logits: Tensor) -> None:
+def check_owner(logits: Tensor) -> None:
     """Refuses to overwrite what the user still sees. Checked as the operator runs, since compiled code does not
     distinguish leaves."""
     base = logits if logits._base is None else logits._base
@@ -117,10 +126,10 @@ def _check_owner(logits: Tensor) -> None:
 
 def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     rows, inplace = Rows(*inputs[:-1]), inputs[-1]
-    missing = {need for name in rows.statistics for need in BACKWARD_NEEDS.get(name, ())} - set(rows.statistics)
+    missing = with_backward_needs(rows.stats) & ~rows.stats
     if missing:
         raise ValueError(
-            f"stats: the gradient also needs {', '.join(sorted(missing))}; use prefuse.functional.token_stats"
+            f"stats: the gradient also needs {', '.join(names_of(missing))}; use prefuse.functional.token_stats"
         )
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*rows[:5], output)
@@ -132,12 +141,19 @@ def _token_stats_gradient(ctx: Any, grads: Tensor | None) -> tuple[Tensor | None
     if grads is None:
         return None, *nothing
     logits, *others, saved = ctx.saved_tensors
-    if not ctx.inplace:
-        return token_stats_backward(grads, saved, logits, *others, *ctx.options), *nothing
+    return logits_gradient(grads, saved, (logits, *others, *ctx.options), ctx.inplace), *nothing
+
+
+def logits_gradient(grads: Tensor, saved: Tensor, arguments: tuple[Any, ...], inplace: bool) -> Tensor:
+    """d(Σ grads·statistics)/dlogits, for `inplace` in the memory of the logits; `arguments` are those of `Rows`."""
+    if not inplace:
+        gradient: Tensor = token_stats_backward(grads, saved, *arguments)
+        return gradient
     # An alias outside the graph that shares the version counter: whoever else saved these logits will be told.
-    gradient = logits.detach()
-    token_stats_backward_(grads, saved, gradient, *others, *ctx.options)
-    return gradient, *nothing
+    logits, *others = arguments
+    over: Tensor = logits.detach()
+    token_stats_backward_(grads, saved, over, *others)
+    return over
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor | None) -> NoReturn:

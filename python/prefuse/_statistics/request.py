@@ -15,7 +15,7 @@ from prefuse._arguments.checks import (
     check_transform,
     rows_contiguous,
 )
-from prefuse._backends.rows import BACKWARD_NEEDS, REFERENCE_STATISTICS, STATISTICS, Rows
+from prefuse._backends.rows import REFERENCE_STATISTICS, STATISTICS, Rows, bits_of
 
 
 def check_rows(
@@ -31,8 +31,8 @@ def check_rows(
     scale: float,
     k: int,
     devices: Sequence[str],
-) -> Rows:
-    """Checks everything that can be seen without reading the tensors, and brings the arguments into one form.
+) -> tuple[Rows, tuple[str, ...]]:
+    """Checks everything that can be seen without reading the tensors: the rows, and the names of what was asked for.
 
     Raises `TypeError` for a wrong type or dtype and `ValueError` for a wrong shape, device, layout or range. Values
     inside the tensors (labels, per-token temperatures) are checked where they are read, by the backend.
@@ -49,21 +49,16 @@ def check_rows(
             shapes = tuple(logits.shape), tuple(reference_logits.shape)
             raise ValueError(f"reference_logits: expected the shape of logits, {shapes[0]}, got {shapes[1]}")
         reference_logits = rows_contiguous(reference_logits.detach())
-    return Rows(
+    rows = Rows(
         rows_contiguous(logits),
         labels.to(torch.int64),
         mask,
         reference_logits if REFERENCE_STATISTICS.intersection(names) else None,
         *check_transform(temperature, softcap, scale, ignore_index, logits),
-        ",".join(names),
+        bits_of(names),
         check_k(k),
     )
-
-
-def with_backward_needs(names: Sequence[str]) -> tuple[str, ...]:
-    """`names` first, then whatever their gradients will read."""
-    needed = (need for name in names for need in BACKWARD_NEEDS.get(name, ()))
-    return tuple(dict.fromkeys((*names, *needed)))
+    return rows, names
 
 
 def check_statistics(stats: str | Sequence[str], reference: object, argument: str) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -11,19 +10,9 @@ from typing import overload
 from prefuse._display.html import bold, code, markup, paper, table
 from prefuse._display.tables import plain
 from prefuse.scoring.objective import Objective
+from prefuse.scoring.papers import Origin
 from prefuse.scoring.registry import ALIASES, get, names
 from prefuse.scoring.settings import show
-
-_LABELLED = re.compile(
-    r"^(Paper|Identities): (?!none\b)(.*?)(?=^(?:Paper|Identities|Libraries): |^$|\Z)", re.MULTILINE | re.DOTALL
-)
-"""What a docstring says in a paragraph of its own: the paper's title, losses it equals."""
-
-_PLACE = re.compile(
-    r"\b(eqs?\. (?:[A-Z]\.)?\d[\d.]*(?: (?:and|to) (?:[A-Z]\.)?\d[\d.]*)?|appendix [A-Z](?:\.\d+)*"
-    r"|(?:table|algorithm|section|theorem|definition|proposition) \d+(?:\.\d+)*)"
-)
-"""Where a citation says that a formula stands."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,13 +39,13 @@ class Entry:
 
     @property
     def summary(self) -> str:
-        """The first line of its docstring, without the citation."""
-        return self._first_line[0]
+        """The first line of its docstring."""
+        return self._doc.splitlines()[0].rstrip(".")
 
     @property
     def citation(self) -> str:
-        """Authors, year, arXiv id, equation and what else its docstring's first line says of where it is from."""
-        return self._first_line[1]
+        """Authors, year, arXiv id and equation, as far as they are declared."""
+        return self._origin.citation
 
     @property
     def paper(self) -> str | None:
@@ -65,14 +54,14 @@ class Entry:
 
     @property
     def title(self) -> str | None:
-        """The paper's title; None where there is no paper, which the docstring then says."""
-        return self._labelled("Paper")
+        """The paper's title; None where there is no paper."""
+        paper = self._origin.paper
+        return None if paper is None else paper.title
 
     @property
     def equation(self) -> str | None:
         """Where in the paper its formula stands."""
-        found = _PLACE.search(self.citation)
-        return found.group(1) if found else None
+        return self._origin.equation
 
     @property
     def identities(self) -> tuple[str, ...]:
@@ -81,7 +70,7 @@ class Entry:
         `where` sets every column in whose name the word occurs: to a number, or to the column that has the other word
         in its place.
         """
-        return tuple(re.findall(r"`([^`]+)`", self._labelled("Identities") or ""))
+        return self._origin.identities
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -121,29 +110,21 @@ class Entry:
 
     @property
     def notes(self) -> str:
-        """The docstring below its first line, without title and identities."""
-        return _LABELLED.sub("", "\n".join(self._doc.splitlines()[1:])).strip()
+        """The docstring below its first line."""
+        return "\n".join(self._doc.splitlines()[1:]).strip()
 
-    def _labelled(self, label: str) -> str | None:
-        """What the docstring says behind a label, on one line without its full stop."""
-        for found in _LABELLED.finditer(self._doc):
-            if found.group(1) == label:
-                return " ".join(found.group(2).split()).rstrip(".")
-        return None
+    @property
+    def _origin(self) -> Origin:
+        return self.objective._definition.origin
 
     @property
     def _doc(self) -> str:
-        return inspect.cleandoc(self.objective.__doc__ or self.name)
-
-    @property
-    def _first_line(self) -> tuple[str, str]:
-        line = self._doc.splitlines()[0].rstrip(".")
-        found = re.fullmatch(r"(.*?) \(([^()]*\b(?:arXiv:|\d{4}\b)[^()]*)\)(.*)", line)
-        return (found.group(1), found.group(2) + found.group(3)) if found else (line, "")
+        return inspect.cleandoc(self.objective._definition.doc or self.name)
 
     def matches(self, word: str) -> bool:
-        """Whether a word occurs in its name, aliases, docstring or arguments, in whatever case."""
-        haystack = " ".join([self.name, *self.aliases, self.kind, self._doc, *self.objective.columns])
+        """Whether a word occurs in its name, aliases, docstring, paper, equal losses or arguments, in whatever case."""
+        said = (self._doc, self.title or "", self.citation, *self.identities)
+        haystack = " ".join([self.name, *self.aliases, self.kind, *said, *self.objective.columns])
         return word.lower() in haystack.lower()
 
     def __repr__(self) -> str:

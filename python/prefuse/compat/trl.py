@@ -131,6 +131,7 @@ def token_outputs(
     del options["differentiable"]
     found = {name: made[statistic].float() for name, statistic in names.items()}
     if on_demand:
+        options.pop("sparse", None)  # the entropy's gradient is dense
         found["entropy"] = _EntropyOnDemand.of(found["entropy"], targets, hidden, **options)
     if "is_top1" in found:
         found["is_top1"] = found["is_top1"].bool()

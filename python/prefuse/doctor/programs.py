@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import prefuse._prefuse as _prefuse
 from prefuse._backends.nvrtc import SHARED_MEMORY
+from prefuse._backends.rows import bits_of
 
 Program = tuple[str, list[tuple[str, str]]]
 """A kernel's name and the constants it is compiled with."""
@@ -13,10 +15,10 @@ Program = tuple[str, list[tuple[str, str]]]
 _WIDE = 1 << 17
 
 STATISTICS = {
-    "logp": "logp,lse",
-    "moments": "logp,lse,entropy,log_sum_sq,mean_logit,top1",
-    "top-k": "logp,lse,topk_mass,topk_entropy",
-    "reference": "logp,lse,entropy,ref_logp,ref_lse,kl,rkl",
+    "logp": ("logp", "lse"),
+    "moments": ("logp", "lse", "entropy", "log_sum_sq", "mean_logit", "top1"),
+    "top-k": ("logp", "lse", "topk_mass", "topk_entropy"),
+    "reference": ("logp", "lse", "entropy", "ref_logp", "ref_lse", "kl", "rkl"),
 }
 """Sets of statistics that stand for all: each kind of work alone, with all the work of its kind."""
 
@@ -30,8 +32,8 @@ def programs(
     found: list[Program] = []
     for dtype in dtypes:
         for width in widths:
-            for stats in STATISTICS.values():
-                found += rows_programs(architecture, dtype, width, stats, softcap=0.0)
+            for names in STATISTICS.values():
+                found += rows_programs(architecture, dtype, width, names, softcap=0.0)
             found += rows_programs(architecture, dtype, width, STATISTICS["logp"], softcap=30.0)
     for dtype in ("f32", "f64"):
         values, offsets = (dtype, (4,), (1,)), ("i64", (5,), (1,))
@@ -43,14 +45,14 @@ def programs(
     return [program for i, program in enumerate(found) if program not in found[:i]]
 
 
-def rows_programs(architecture: int, dtype: str, width: int, stats: str, softcap: float) -> list[Program]:
+def rows_programs(architecture: int, dtype: str, width: int, names: Sequence[str], softcap: float) -> list[Program]:
     """Those of calls on rows of `width` logits with these statistics."""
     rows, multiprocessors = 4, 1000  # so few rows that they are split where they can be
     logits = (dtype, (rows, width), (width, 1))
     labels = ("i64", (rows,), (1,))
-    table = ("f64" if dtype == "f64" else "f32", (stats.count(",") + 1, rows), (rows, 1))
-    reference = logits if ",kl" in stats else None
-    call = ((logits, labels, None, reference, 1.0, 1.0, softcap, -100, 0, width), stats)
+    table = ("f64" if dtype == "f64" else "f32", (len(names), rows), (rows, 1))
+    reference = logits if "kl" in names else None
+    call = ((logits, labels, None, reference, 1.0, 1.0, softcap, -100, 0, width), bits_of(names))
     _, forward = _prefuse.cuda_plan_rows_forward(*call, 10, table, None, multiprocessors)
     target = (multiprocessors, architecture, SHARED_MEMORY[architecture])
     both = _prefuse.cuda_plan_rows_both(*call, 10, table, table, logits, None, target)

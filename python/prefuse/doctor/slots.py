@@ -113,10 +113,10 @@ def _resident(registers: int) -> int:
 
 
 _ROWS = (
-    ("bf16", "logp,lse", "logp,lse"),
-    ("f16", "logp,lse", "logp,lse"),
-    ("f32", "logp,lse", "logp,lse"),
-    ("bf16", "logp,lse,entropy", "logp,lse,entropy"),
+    ("bf16", "logp,lse", ("logp", "lse")),
+    ("f16", "logp,lse", ("logp", "lse")),
+    ("f32", "logp,lse", ("logp", "lse")),
+    ("bf16", "logp,lse,entropy", ("logp", "lse", "entropy")),
     ("bf16", "moments", STATISTICS["moments"]),
     ("bf16", "kl", STATISTICS["reference"]),
     ("f32", "kl", STATISTICS["reference"]),

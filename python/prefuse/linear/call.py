@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prefuse._backends import backend
-from prefuse._backends.rows import BACKWARD_NEEDS, REFERENCE_STATISTICS, Rows
+from prefuse._backends.rows import REFERENCE_STATISTICS, Rows, bits_of, names_of, with_backward_needs
 from prefuse._parallel.vocabulary import Shard, needs
 from prefuse.linear.gemm import add_factors, project, sum_dtype
 
@@ -165,7 +165,7 @@ class Call:
             self.transform.scale,
             self.transform.softcap,
             self.ignore_index,
-            ",".join(self.kernel_names),
+            bits_of(self.kernel_names),
             self.k,
             self.shard.first_class + start,
             self.shard.classes or self.head.classes,
@@ -245,8 +245,7 @@ def expansion(name: str, smoothing: float) -> dict[str, float]:
 def kernel_names(names: Sequence[str], sharded: bool) -> tuple[str, ...]:
     """The rows' statistics behind `names`, and what their gradients, and parts of a vocabulary (`sharded`), read."""
     own = [kernel for name in names for kernel in expansion(name, 0.5)]
-    read = [need for kernel in own for need in BACKWARD_NEEDS.get(kernel, ())]
-    return tuple(dict.fromkeys((*own, *read, *(needs(own) if sharded else ()))))
+    return names_of(with_backward_needs(bits_of(own)) | (bits_of(needs(own)) if sharded else 0))
 
 
 def compares(names: Sequence[str]) -> bool:

@@ -32,6 +32,7 @@ from prefuse.linear.operands import (
     run,
 )
 from prefuse.linear.plans import WORKSPACE_BYTES, Plan, choose
+from prefuse.linear.sparse import Sparse, check_sparse
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -71,6 +72,7 @@ def linear_token_stats(
     plan: str | None = None,
     workspace_bytes: int = WORKSPACE_BYTES,
     group: ProcessGroup | None = None,
+    sparse: float | Sparse | None = None,
 ) -> LinearTokenStats:
     """What `token_stats` gives for the logits ``hidden @ weight.T + bias``, which are never whole in memory.
 
@@ -111,6 +113,10 @@ def linear_token_stats(
             B, `reference_weight` and `reference_bias` are this rank's, everything else, the labels too, is the same on
             all ranks, and so are the statistics and the gradient of `hidden`. ``top1`` and the top-k statistics are not
             given then. The ranks tell each other their number of classes, for which a GPU's host waits.
+        sparse: eps in [2^-40, 1], or a `Sparse` with seed and step: gradients from short lists of probabilities, those
+            from eps on as they are, smaller ones rounded at random to 0 or eps, so that their expectation is the dense
+            gradient. On the CPU, through ``logp`` and ``lse``; statistics are the same. See docs/sparse-head.md for the
+            error. None: dense.
 
     Returns:
         A `LinearTokenStats`: one [*lead] tensor per statistic, float32 (float64 for float64 hidden states).
@@ -145,10 +151,11 @@ def linear_token_stats(
             smoothing,
             keeps_wide(gradient_dtype, operands.inputs[0]),
             shard_of(group, operands.weights[0]),
+            check_sparse(sparse, wanted, hidden, smoothing, group is not None) if any(operands.wants) else None,
         )
         index = operands.scored_index()
         chosen = choose(operands.job(index, statistics), check_workspace(workspace_bytes), plan)
-        stacked = run(operands, statistics, index, chosen)
+        stacked, chosen = run(operands, statistics, index, chosen)
         # The stack is saved for backward; what is handed out may be changed in place.
         values = [value.clone() if stacked.requires_grad else value for value in stacked.unbind(0)]
         found = dict(zip(names, values, strict=True))
@@ -168,6 +175,7 @@ class HeadOptions(TypedDict, total=False):
     plan: str | None
     workspace_bytes: int
     group: ProcessGroup | None
+    sparse: float | Sparse | None
 
 
 class LogpOptions(HeadOptions, total=False):

@@ -28,6 +28,7 @@ from prefuse._parallel.vocabulary import UNSUPPORTED, Shard
 from prefuse.linear import operators
 from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.plans import Job, Plan
+from prefuse.linear.sparse import Sparse
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -72,6 +73,7 @@ class Operands(NamedTuple):
             weight=any(wants[inputs:]) and bool(statistics.differentiated),
             reference=bool(self.reference),
             kept_itemsize=(sum_dtype(dtype) if statistics.wide else dtype).itemsize,
+            eps=0.0 if statistics.sparse is None else float(statistics.sparse.eps),
         )
 
 
@@ -84,18 +86,22 @@ class Statistics(NamedTuple):
     smoothing: float
     wide: bool
     shard: Shard
+    sparse: Sparse | None = None
 
 
-def run(operands: Operands, statistics: Statistics, index: Tensor | None, plan: Plan) -> Tensor:
-    """The statistics of all tokens, [S, *lead], by a plan other than "grouped"."""
-    values: Tensor = operators.linear_token_stats(*request(operands, statistics, index, plan))[0]
-    return values
+def run(operands: Operands, statistics: Statistics, index: Tensor | None, plan: Plan) -> tuple[Tensor, Plan]:
+    """The statistics of all tokens, [S, *lead], by a plan other than "grouped", and what the plan has become."""
+    values, _, *kept = operators.linear_token_stats(*request(operands, statistics, index, plan))
+    if plan.name == "lists" and not torch.compiler.is_compiling():
+        plan = plan.after(kept[1].shape[0])
+    return values, plan
 
 
 def request(operands: Operands, statistics: Statistics, index: Tensor | None, plan: Plan) -> operators.Request:
     """The call in the form that operators take; labels are looked at here."""
     classes, shard = operands.weights[0].shape[0], statistics.shard
     _check_labels(operands, shard.classes or classes)
+    sparse = statistics.sparse if plan.name == "lists" else None
     return operators.Request(
         *operands[:-1],
         stats=",".join(statistics.names),
@@ -111,6 +117,10 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
         group=shard.name,
         first_class=shard.first_class,
         classes=shard.classes or classes,
+        eps=0.0 if sparse is None else sparse.eps,
+        seed=-1 if sparse is None or sparse.seed is None else sparse.seed,
+        step=0 if sparse is None else sparse.step,
+        first_row=0 if sparse is None else sparse.first_row,
         live=index,
     )
 

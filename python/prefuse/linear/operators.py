@@ -14,10 +14,11 @@ from torch import Tensor
 
 from prefuse._arguments.layout import scored_tokens
 from prefuse._arguments.transforms import refuse_vmap
+from prefuse._backends.lists import Sampling
 from prefuse._parallel.sharded_weights import gathered
 from prefuse._parallel.vocabulary import Shard
 from prefuse._statistics.schema import arguments_of
-from prefuse.linear import passes
+from prefuse.linear import passes, sparse
 from prefuse.linear.call import Call, Projection, Transform, kernel_names
 from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.passes import Gradients, Wants, directions
@@ -32,7 +33,8 @@ class Request(NamedTuple):
     """The arguments of the operators, which take no objects: tensors, the transform, what is asked, the plan.
 
     `stats` and `differentiated` are comma-separated; `wants` has an entry per input, per weight, and for the bias;
-    `live` has the flat positions of the scored rows, None where they are found when it runs.
+    `eps` (0: dense), `seed` (-1: drawn), `step` and `first_row` are those of `prefuse.linear.sparse.Sparse`; `live` has
+    the flat positions of the scored rows, None where they are found when it runs.
     """
 
     inputs: list[Tensor]
@@ -59,6 +61,10 @@ class Request(NamedTuple):
     group: str
     first_class: int
     classes: int
+    eps: float
+    seed: int
+    step: int
+    first_row: int
     live: Tensor | None
 
     @property
@@ -136,6 +142,10 @@ def linear_token_stats(*arguments: Any) -> list[Tensor]:
         room = call.tokens if request.live is None else request.live.shape[0]
         table, one = passes.keep(call, request.with_gradient[0], room)
         kept = [one]
+    elif request.plan == "lists":
+        sampling = Sampling(request.eps, sparse.draw_seed() if request.seed < 0 else request.seed, request.step)
+        table, lists = sparse.forward(call, request.tile_rows, sampling, request.first_row)
+        kept = [*lists]
     else:
         table = passes.forward(call, request.tile_rows)
     return [call.values(table).reshape(len(request.names), *request.shape), table, *kept]
@@ -160,6 +170,14 @@ def _(*arguments: Any) -> list[Tensor]:
     elif request.plan == "keep":
         room = tokens if request.live is None else request.live.shape[0]
         kept = [make((room, request.weights[0].shape[0]), dtype=logits_dtype)]
+    elif request.plan == "lists":
+        rows, entries = (0, 0) if request.labels.is_meta else _unknown_sizes(request.live)
+        kept = [
+            make((rows + 1,), dtype=torch.int64),
+            make((entries,), dtype=torch.int64),
+            make((entries,), dtype=dtype),
+            make((2, rows), dtype=dtype),
+        ]
     return [make((len(request.names), *request.shape), dtype=dtype), table, *kept]
 
 
@@ -192,6 +210,13 @@ def _(grads: Tensor, table: Tensor, kept: list[Tensor], *arguments: Any) -> list
     ]
 
 
+def _unknown_sizes(live: Tensor | None) -> tuple[int, int]:
+    """Of scored rows and entries of their lists, which are known when it has run."""
+    context = torch.library.get_ctx()
+    rows = context.new_dynamic_size() if live is None else live.shape[0]
+    return rows, context.new_dynamic_size()  # type: ignore[return-value]
+
+
 def _pull_back(
     request: Request, call: Call, table: Tensor, kept: Sequence[Tensor], grads: dict[str, Tensor]
 ) -> Gradients:
@@ -201,6 +226,8 @@ def _pull_back(
     if request.plan == "keep":
         (factors,) = grads.values()
         return passes.backward_from_logits(call, kept[0], factors, wants)
+    if request.plan == "lists":
+        return sparse.backward(call, sparse.Kept(*kept), grads, wants)
     return passes.recompute(call, (request.backward_rows, request.backward_classes), table, grads, wants)
 
 
@@ -210,12 +237,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.set_materialize_grads(False)
     # What the backward pass will not read is let go: with the weight frozen, the hidden states and (but for the
     # gradient of `lse`) the weight, which may have been gathered for this call; the bias unless logits are made again.
+    wants, from_lists = request.wanted(), request.plan == "lists"
+    unread_inputs = request.plan == "single-pass" or (from_lists and not (any(wants.weights) or wants.bias))
+    unread_weights = (request.plan == "single-pass" and "lse" not in request.with_gradient) or (
+        from_lists and not any(wants.inputs)
+    )
     ctx.lists = (
-        [_unread(tensor, request.plan == "single-pass") for tensor in request.inputs],
-        [
-            _unread(tensor, request.plan == "single-pass" and "lse" not in request.with_gradient)
-            for tensor in request.weights
-        ],
+        [_unread(tensor, unread_inputs) for tensor in request.inputs],
+        [_unread(tensor, unread_weights) for tensor in request.weights],
         [_unread(tensor, request.plan != "recompute") for tensor in _present(request.bias)],
         [_unread(tensor, request.plan != "recompute") for tensor in request.reference],
     )

@@ -12,6 +12,8 @@ single-pass  while a tile is there, d(statistic)/d(hidden) is made of it, withou
 grouped      whole groups to a tile: score them, pull the gradient back at once    1 + hidden + weight
 keep         d(statistic)/d(logits) of all rows is kept for the backward pass      1 + hidden + weight
 recompute    the backward pass makes the logits again                              2 + hidden + weight
+lists        with `sparse`: short lists of each row's probabilities are kept, and  1
+             gradients are sums over them (`prefuse.linear.sparse`)
 ============ ===================================================================== ============================
 
 `choose` takes sizes and wishes and looks at no tensor, so a plan can be had before there is anything to run.
@@ -20,13 +22,13 @@ recompute    the backward pass makes the logits again                           
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prefuse._display.html import table
 
 __all__ = ["PLANS", "WORKSPACE_BYTES", "Job", "Plan", "choose"]
 
-PLANS = ("forward", "single-pass", "grouped", "keep", "recompute")
+PLANS = ("forward", "single-pass", "grouped", "keep", "recompute", "lists")
 """The names of the plans, as `plan=` takes them."""
 
 Tile = tuple[int, int]
@@ -39,6 +41,9 @@ MAX_DIRECTIONS = 2
 
 WHOLE_ROWS = 64
 """Tiles have a multiple of so many rows where there is room for them, as GEMMs like it."""
+
+LISTED_ROWS = 256
+"""Tiles of which lists are made have no more rows: nothing but the next tile is written over them."""
 
 NARROWEST_BLOCK = 4096
 """Classes of a block below which its GEMMs are slow: then rows are cut too."""
@@ -60,6 +65,7 @@ class Job:
         groups: rows of each group that an objective scores as one; None where the loss is not known here.
         apart: whether groups may be scored one by one: False where the objective looks at the whole batch.
         kept_itemsize: bytes of a number of the hidden states' gradient while it waits.
+        eps: from which probability on lists have them as they are; 0: gradients are dense.
     """
 
     rows: int
@@ -73,6 +79,7 @@ class Job:
     groups: tuple[int, ...] | None = None
     apart: bool = True
     kept_itemsize: int = 4
+    eps: float = 0.0
 
     @property
     def row_bytes(self) -> int:
@@ -106,6 +113,7 @@ class Plan:
         sums_bytes: float32 sums of 16-bit gradients of the weight, while it is added up over tiles.
         backward_tile: rows and classes of a tile of the backward pass, where that makes logits anew.
         chunks: for `grouped`, the groups of each tile: tile i takes groups chunks[i] up to chunks[i + 1].
+        listed: for `lists`, after it has run: how many entries all lists have.
         job: what it is for.
     """
 
@@ -120,6 +128,11 @@ class Plan:
     sums_bytes: int = 0
     backward_tile: tuple[int, int] = (0, 0)
     chunks: tuple[int, ...] = ()
+    listed: int | None = None
+
+    def after(self, listed: int) -> Plan:
+        """The plan "lists" after it has run, with so many entries in all lists."""
+        return replace(self, listed=listed, kept_bytes=listed * _entry_bytes(self.job))
 
     def __repr__(self) -> str:
         return "\n".join(f"{name:<11}{value}" for name, value in self._lines())
@@ -140,10 +153,21 @@ class Plan:
             lines.append(("backward", f"tiles of {rows} rows x {classes} classes, logits made again"))
         if self.sums_bytes:
             lines.append(("sums", f"{_bytes(self.sums_bytes)} of float32 for the weight's gradient"))
+        if self.name == "lists":
+            lines.append(("lists", self._of_lists()))
         lines.append(("kept", f"{_bytes(self.kept_bytes)} from forward to backward"))
         if self.name != "keep" and self.tile[0] < job.rows:
             lines.append(("not made", f"{_bytes(job.rows * job.classes * job.itemsize)} of logits"))
         return lines
+
+    def _of_lists(self) -> str:
+        job, saved = self.job, int(self.job.hidden) + int(self.job.weight)
+        text = f"probabilities from {job.eps:.3g} on, smaller ones at random: "
+        if self.listed is None:
+            text += f"at most {_most_listed(job):.0f} entries a row in the mean"
+        else:
+            text += f"{self.listed / max(1, job.rows):.0f} entries a row"
+        return f"{text}, in place of {saved} GEMM{'s' if saved > 1 else ''}"
 
 
 def choose(job: Job, workspace_bytes: int = WORKSPACE_BYTES, plan: str | None = None) -> Plan:
@@ -167,6 +191,7 @@ def choose(job: Job, workspace_bytes: int = WORKSPACE_BYTES, plan: str | None = 
             raise ValueError(f"plan: {plan!r} is not possible here: {obstacles[plan]}")
         return _plan(plan, "asked for", job, workspace_bytes)
     for name, reason in (
+        ("lists", "sparse: gradients are sums over short lists"),
         ("single-pass", "no gradient to the weight, so the upstream gradient can wait"),
         ("grouped", "the objective is known, and no group needs another"),
         ("keep", "the loss is not known here, and the logits fit into workspace_bytes"),
@@ -179,6 +204,8 @@ def choose(job: Job, workspace_bytes: int = WORKSPACE_BYTES, plan: str | None = 
 
 def may_be_grouped(job: Job, plan: str | None) -> bool:
     """Whether it matters which rows make a group: where nothing wants a gradient, or one can wait, it does not."""
+    if job.eps:
+        return False
     waits = not job.weight and job.directions <= MAX_DIRECTIONS
     return (job.hidden or job.weight) and (plan == "grouped" or (plan is None and not waits))
 
@@ -187,6 +214,10 @@ def _obstacle(name: str, job: Job, workspace_bytes: int) -> str:
     """Why a job that wants a gradient cannot be done by the plan; empty where it can."""
     if name == "forward":
         return "hidden states or weight require grad, and it makes no gradient; detach them or use torch.no_grad()"
+    if name == "lists" and not job.eps:
+        return "it makes sparse gradients; ask for them by sparse="
+    if name != "lists" and job.eps:
+        return 'its gradients are dense, and sparse= asks for others; leave out one of the two, or name "lists"'
     if name == "single-pass":
         if job.weight:
             return "the weight (or bias, or adapter) requires grad, which takes the upstream gradient of each token"
@@ -228,7 +259,10 @@ def _plan(name: str, reason: str, job: Job, workspace_bytes: int) -> Plan:
         "grouped": 1 + gradients,
         "keep": 1 + gradients,
         "recompute": 2 + gradients,
+        "lists": 1,
     }[name]
+    if name == "lists":
+        workspace_bytes = min(workspace_bytes, LISTED_ROWS * job.row_bytes)
     rows, tiles = _rows_of_tiles(job, workspace_bytes)
     chunks: tuple[int, ...] = ()
     if name == "grouped":
@@ -305,7 +339,18 @@ def _kept_bytes(name: str, job: Job) -> int:
         "grouped": (hidden if job.hidden else 0) + (weight if job.weight else 0),
         "keep": job.rows * job.classes * job.itemsize,
         "recompute": 0,
+        "lists": round(job.rows * _most_listed(job) * _entry_bytes(job)),
     }[name]
+
+
+def _entry_bytes(job: Job) -> int:
+    """Of a class and a value."""
+    return 8 + max(4, job.itemsize)
+
+
+def _most_listed(job: Job) -> float:
+    """The largest mean of the entries of a row."""
+    return min(job.classes, 1 / job.eps) if job.eps else 0.0
 
 
 def _sums_bytes(name: str, job: Job, tiles: int, backward_tile: Tile) -> int:

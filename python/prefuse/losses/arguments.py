@@ -16,6 +16,7 @@ from prefuse._arguments.layout import check_layout, scored_tokens, shift_left
 from prefuse._parallel.sharded_weights import gathered_head
 from prefuse.linear.operands import Lora
 from prefuse.linear.plans import WORKSPACE_BYTES
+from prefuse.linear.sparse import Sparse
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -94,6 +95,7 @@ class HeadInputs:
     plan: str | None
     workspace_bytes: int
     group: ProcessGroup | None
+    sparse: float | Sparse | None
 
     def gathered(self) -> contextlib.AbstractContextManager[None]:
         """Weights that DeepSpeed ZeRO-3 has partitioned are whole in the block."""

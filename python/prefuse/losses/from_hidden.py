@@ -21,6 +21,7 @@ from prefuse.linear.operands import (
     run,
 )
 from prefuse.linear.plans import Plan, choose, may_be_grouped
+from prefuse.linear.sparse import check_sparse
 from prefuse.losses.arguments import HeadInputs, Transform
 from prefuse.losses.grouped import FLOAT16_SCALE, Attached, scored
 from prefuse.losses.scoring import Scoring
@@ -78,6 +79,11 @@ class FromHidden:
             keeps_wide(source.gradient_dtype, self.operands.inputs[0]),
             shard_of(source.group, self.operands.weights[0]),
         )
+        if any(self.operands.wants):
+            sparse = check_sparse(
+                source.sparse, self.statistics.differentiated, source.hidden, 0.0, source.group is not None
+            )
+            self.statistics = self.statistics._replace(sparse=sparse)
         index = self.operands.scored_index()
         job = self.operands.job(index, self.statistics)
         if known and may_be_grouped(job, source.plan):
@@ -91,7 +97,7 @@ class FromHidden:
         if self.plan.name == "grouped":
             score, values = self._grouped()
         else:
-            table = run(self.operands, self.statistics, self.index, self.plan)
+            table, self.plan = run(self.operands, self.statistics, self.index, self.plan)
             values = dict(zip(self.statistics.names, table.unbind(0), strict=True))
             score = self.scoring.score(values)
         score.plan = self.plan

@@ -23,6 +23,7 @@ from prefuse._parallel.data import check_process_group
 from prefuse.functional import token_stats
 from prefuse.language import ColumnInfo, Objective, Score, TorchObjective, find, names
 from prefuse.linear.plans import WORKSPACE_BYTES, Plan
+from prefuse.linear.sparse import Sparse
 from prefuse.losses.arguments import HeadInputs, Layout, Responses, Transform
 from prefuse.losses.columns import check_beside, check_reference, reading, reference_form, row_statistics
 from prefuse.losses.from_hidden import FromHidden
@@ -65,6 +66,7 @@ def preference_loss(
     plan: str | None = None,
     workspace_bytes: int = WORKSPACE_BYTES,
     group: ProcessGroup | None = None,
+    sparse: float | Sparse | None = None,
     data_group: ProcessGroup | None = None,
     **columns: Any,
 ) -> Score:
@@ -88,8 +90,8 @@ def preference_loss(
             role by role, chosen first: with B pairs, rows 0 to B − 1 are chosen and B to 2B − 1 rejected (further
             roles follow in the order in which the objective names them).
         hidden: instead of `logits`, the hidden states that the head makes them of: [R, T, H], [N, H] or [1, N, H].
-        weight: beside `hidden`, [V, H]; and so are `bias`, `lora`, `gradient_dtype`, `plan`, `workspace_bytes` and
-            `group`: as in `linear_token_stats`. `plan` may be "grouped" here.
+        weight: beside `hidden`, [V, H]; and so are `bias`, `lora`, `gradient_dtype`, `plan`, `workspace_bytes`,
+            `group` and `sparse`: as in `linear_token_stats`. `plan` may be "grouped" here.
         bias: see `weight`.
         lora: see `weight`.
         reference: of the reference model, constants for the gradient: its logits, in the shape of `logits` (or its
@@ -117,6 +119,7 @@ def preference_loss(
         plan: see `weight`.
         workspace_bytes: see `weight`.
         group: see `weight`.
+        sparse: see `weight`.
         data_group: the processes of data-parallel training whose batches are scored as one, for objectives that look at
             the whole batch (``kto``, ``bco``, ``aot``, ``orpo``, …): responses, the columns that belong to them and
             `groups`, whose ids then mean the same everywhere, follow each other in order of rank, as many as each
@@ -150,6 +153,7 @@ def preference_loss(
             plan,
             workspace_bytes,
             group,
+            sparse,
         ),
         reference,
         Transform(temperature, softcap, scale, k),

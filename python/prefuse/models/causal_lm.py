@@ -22,6 +22,7 @@ from prefuse.functional import token_stats
 from prefuse.linear.functions import linear_token_stats
 from prefuse.linear.operands import Lora
 from prefuse.models import proof
+from prefuse.models.sharing import shared_states
 
 Inside = Callable[[Tensor, "HeadTensors"], Any]
 """What runs inside of the model: hidden states [B, T, H] and the head in, anything out."""
@@ -128,6 +129,7 @@ def run_inside(
     kwargs: dict[str, Any],
     own: Callable[..., Any],
     fallback: str = "logits",
+    share_prompts: bool = False,
 ) -> Any:
     """The backbone, then `inside` in the place of the LM head, once that is proven to be right.
 
@@ -135,6 +137,7 @@ def run_inside(
         own: the model's own forward.
         fallback: "logits": where it is not right, the model makes its logits, which come as hidden states without a
             weight; "error": it is refused.
+        share_prompts: compute what rows begin with alike once, where that is proven to be right.
     """
     keep = kwargs.pop("logits_to_keep", None)
     if isinstance(keep, Tensor) or keep:
@@ -151,7 +154,10 @@ def run_inside(
         return inside(outputs.logits, of_outputs(causal_lm, outputs, labels))
     # The parts are looked up at each call: FSDP and PEFT replace them after patching.
     states = functools.partial(_caught_states, causal_lm, own) if caught else functools.partial(_states, causal_lm)
-    found, outputs = states(*args, **kwargs)
+    if share_prompts:
+        found, outputs = shared_states(causal_lm, states, args, kwargs, labels)
+    else:
+        found, outputs = states(*args, **kwargs)
     hidden, weight, bias, lora = _in_one_dtype(found, causal_lm.get_output_embeddings())
     if labels is not None and labels.ndim == 2 and hidden.shape[:2] != labels.shape:
         raise ValueError(
@@ -345,7 +351,7 @@ def _router_coefficient(causal_lm: Any) -> float:
 
 def of_logits(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those options of the head that logits have, too; advice on how to run it is dropped."""
-    advice = {"plan", "workspace_bytes", "differentiable", "gradient_dtype"}
+    advice = {"plan", "workspace_bytes", "differentiable", "gradient_dtype", "sparse"}
     kept = {name: value for name, value in options.items() if name not in advice and value is not None}
     if kept.pop("label_smoothing", 0.0):
         raise TypeError("label_smoothing: this model makes its logits itself, and they are not smoothed; leave it out")

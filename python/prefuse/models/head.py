@@ -37,6 +37,7 @@ from prefuse.models.causal_lm import (
     refuse_or_warn,
     run_inside,
 )
+from prefuse.models.sharing import Counts, counts
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -82,15 +83,23 @@ class Head:
     Attributes:
         model: the model as it was given, wrapped or not.
         causal_lm: the transformers model inside.
+        share_prompts: whether what rows begin with alike is computed once.
         fresh: whether it was patched for this head, and not before.
     """
 
     model: nn.Module
     causal_lm: nn.Module
+    share_prompts: bool = False
     fresh: bool = field(default=False, compare=False, repr=False)
 
     def preference_loss(
-        self, objective: str | Objective, *, labels: Tensor, inputs: Mapping[str, Any], **options: Any
+        self,
+        objective: str | Objective,
+        *,
+        labels: Tensor,
+        inputs: Mapping[str, Any],
+        share_prompts: bool | None = None,
+        **options: Any,
     ) -> Score:
         """`prefuse.preference_loss` of the model's responses.
 
@@ -101,6 +110,7 @@ class Head:
             objective: an `Objective` or the name of one.
             labels: [R, T], or [1, N] beside ``cu_seqlens``.
             inputs: of the model.
+            share_prompts: as in `head`, for this call; None: as the head.
             options: further arguments of `prefuse.preference_loss`: ``reference=``, hyper-parameters, columns, …
 
         Returns:
@@ -117,7 +127,8 @@ class Head:
             loss = score.loss if tensors.router_loss is None else score.loss + tensors.router_loss
             return {"loss": loss, "losses": score.losses}, score
 
-        tensors, score = self._carry(inside, labels, inputs)
+        own = self if share_prompts is None else replace(self, share_prompts=share_prompts)
+        tensors, score = own._carry(inside, labels, inputs)
         moved: Score = score.with_tensors(**tensors)
         return moved
 
@@ -224,7 +235,7 @@ class Head:
         if method.name in _RUNS_TWICE:
             refuse_or_warn(self.causal_lm, f"PEFT's {method.name} calls its forward more than once", fallback)
             return self._outside(function, labels, inputs)
-        called = _Called(function, labels, method)
+        called = _Called(function, labels, method, self.share_prompts)
         given = {} if method.name in _OWN_LOSS else {"labels": labels}
         found = self.model(**{**inputs, **given}, fused=called)
         if called.times:
@@ -237,6 +248,11 @@ class Head:
         outputs = self.model(**{**inputs, "use_cache": False, "return_dict": True})
         labels = peft_method(self.model).aligned(labels, outputs.logits.shape[1])
         return function(outputs.logits, of_outputs(self.causal_lm, outputs, labels))
+
+    @property
+    def tokens(self) -> Counts:
+        """How many tokens this model was given where prompts are shared, and how many of them it has computed."""
+        return counts(self.causal_lm)
 
     def remove(self) -> None:
         """Puts the original forward back. Other heads of the same model are removed with it."""
@@ -259,7 +275,7 @@ class Head:
         return self.run(carried, labels=labels, inputs=inputs), carried.rest
 
 
-def head(model: nn.Module, *, fallback: str | None = None) -> Head:
+def head(model: nn.Module, *, fallback: str | None = None, share_prompts: bool = False) -> Head:
     """The fused head of a causal LM; patches the ``forward`` of the innermost transformers model in place.
 
     A second call, with the model or anything it is wrapped in, patches nothing. `generate`, saving and copying the
@@ -274,6 +290,9 @@ def head(model: nn.Module, *, fallback: str | None = None) -> Head:
             accelerate or ``torch.compile``. The head belongs to the same FSDP unit as the root, or (FSDP2) to its own.
         fallback: for heads that cannot be fused: "logits" has the model make its logits, "error" refuses. None: as an
             earlier head of this model, or "logits".
+        share_prompts: run what rows of a batch begin with alike (a prompt and its responses, a conversation and its
+            continuations) through the model once. Values and gradients are the same but for rounding; a warning names
+            a model or a batch that cannot. See ``docs/prompts.md``.
 
     Returns:
         A `Head`.
@@ -300,7 +319,7 @@ def head(model: nn.Module, *, fallback: str | None = None) -> Head:
         patching.patch_forward(causal_lm, _KEY, _patched, fallback or "logits")
     elif fallback is not None:
         getattr(causal_lm, _KEY).settings = fallback
-    return Head(model, causal_lm, fresh)
+    return Head(model, causal_lm, share_prompts, fresh)
 
 
 _RUNS_TWICE = ("XLORA",)
@@ -318,7 +337,8 @@ def _named(model: nn.Module, method: PeftMethod) -> str:
 class _Called:
     """Runs a function and counts: a wrapper may never come to it, or not hand it the labels."""
 
-    def __init__(self, function: Inside, labels: Tensor, method: PeftMethod) -> None:
+    def __init__(self, function: Inside, labels: Tensor, method: PeftMethod, share_prompts: bool) -> None:
+        self.share_prompts = share_prompts
         self._function = function
         self._labels = labels
         self._method = method
@@ -352,4 +372,5 @@ def _patched(self: Any, *args: Any, fused: Inside | None = None, **kwargs: Any) 
     if layer.count == 0:
         raise RuntimeError("fused: the head was removed from this model; call prefuse.head(model) again")
     own = functools.partial(patching.call_original, self, _KEY)
-    return layer.around(run_inside)(self, fused, args, kwargs, own, layer.settings)
+    share = getattr(fused, "share_prompts", False)
+    return layer.around(run_inside)(self, fused, args, kwargs, own, layer.settings, share)

@@ -131,17 +131,22 @@ def verdict(
 
 def _trials(causal_lm: Any, inputs: Mapping[str, Any], device: Any) -> list[dict[str, Any]]:
     """Tokens that every process takes, then the inputs at hand, unless a trial would write into their cache."""
-    config = causal_lm.config.get_text_config()
-    special = {value for name, value in {**vars(causal_lm.config), **vars(config)}.items() if isinstance(value, int)}
-    classes = min(config.vocab_size, _rows(causal_lm.get_input_embeddings(), config.vocab_size))
-    ordinary = [token for token in range(classes // 3, classes) if token not in special] or [0]
-    step = max(1, len(ordinary) // (2 * _TOKENS))
-    tokens = torch.tensor([[ordinary[(step * i) % len(ordinary)] for i in range(_TOKENS)]], device=device)
+    tokens = torch.tensor([ordinary_tokens(causal_lm, _TOKENS)], device=device)
     shared: dict[str, Any] = {"use_cache": False, "return_dict": True}
     text = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     at_hand = {name: value for name, value in inputs.items() if name not in ("labels", "output_router_logits")}
     cached = any(at_hand.get(name) is not None for name in ("past_key_values", "cache", "cache_params"))
     return [{**text, **shared}] if cached else [{**text, **shared}, {**at_hand, **shared}]
+
+
+def ordinary_tokens(causal_lm: Any, count: int) -> list[int]:
+    """Token ids spread over the vocabulary, none of which the configuration names as special."""
+    config = causal_lm.config.get_text_config()
+    special = {value for name, value in {**vars(causal_lm.config), **vars(config)}.items() if isinstance(value, int)}
+    classes = min(config.vocab_size, _rows(causal_lm.get_input_embeddings(), config.vocab_size))
+    ordinary = [token for token in range(classes // 3, classes) if token not in special] or [0]
+    step = max(1, len(ordinary) // (2 * count))
+    return [ordinary[(step * i) % len(ordinary)] for i in range(count)]
 
 
 def _rows(embeddings: Any, default: int) -> int:
@@ -157,18 +162,23 @@ def _tried(claim: Claim, own: Callable[..., Any], trials: list[dict[str, Any]], 
         try:
             return _compared(claim, own, inputs, device)
         except Exception as error:  # not every model takes tokens alone
-            failure = f"its forward could not be tried: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            failure = f"its forward could not be tried: {type(error).__name__}: {first_line(error)}"
     return failure
+
+
+def first_line(error: Exception) -> str:
+    """Of its message, not too much; some have none."""
+    return str(error).partition("\n")[0][:120]
 
 
 @torch.no_grad()
 def _compared(claim: Claim, own: Callable[..., Any], inputs: Mapping[str, Any], device: Any) -> str:
     watch = _Watch()
-    with _same_random_numbers(device), watch.over(claim.backbone, claim.head):
+    with same_random_numbers(device), watch.over(claim.backbone, claim.head):
         theirs = own(**inputs).logits
     if (reason := watch.reason(claim)) != "":
         return reason
-    with _same_random_numbers(device):
+    with same_random_numbers(device):
         hidden = claim.hidden(inputs)
     ours = claim.logits(hidden)
     if ours.shape != theirs.shape:
@@ -180,7 +190,7 @@ def _compared(claim: Claim, own: Callable[..., Any], inputs: Mapping[str, Any], 
 
 
 @contextlib.contextmanager
-def _same_random_numbers(device: Any) -> Iterator[None]:
+def same_random_numbers(device: Any) -> Iterator[None]:
     """Leaves the random state as it is, so that dropout is the same twice and a training goes on as without."""
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)  # weights that are cast without gradient must not be met by the call itself
@@ -211,21 +221,31 @@ class _Watch:
     def over(self, backbone: nn.Module | None, head: nn.Module) -> Iterator[None]:
         """Watches while the model's forward runs."""
         recorder = self._recorder
+        watching = contextlib.ExitStack()
+
+        def watch() -> None:
+            """From here on: inside of the backbone, torch.compile would give up on what a mode watches."""
+            if not recorder.on:
+                watching.enter_context(recorder)
+                recorder.on = True
 
         def after_backbone(_module: Any, _args: Any, output: Any) -> None:
             hidden = getattr(output, "last_hidden_state", output[0] if isinstance(output, tuple) else output)
             self.left = True
             self.arithmetic.clear()  # of a part of the backbone, if this is the whole of it
             recorder.follow(hidden)
-            recorder.on = True
+            watch()
 
         def before_head(_module: Any, args: tuple[Any, ...]) -> None:
             self.calls += backbone is None or recorder.follows(args[0])
+            watching.close()
             recorder.on = False
 
         def after_head(_module: Any, _args: Any, output: Any) -> None:
             recorder.follow(output)
-            recorder.on = self.left = self.left or backbone is None
+            self.left = self.left or backbone is None
+            if self.left:
+                watch()
 
         # OPT and decoders of the BART kind call the decoder in their backbone, past the backbone itself.
         decoder = getattr(backbone, "decoder", None)
@@ -236,9 +256,10 @@ class _Watch:
             head.register_forward_hook(after_head),
         ]
         try:
-            with recorder:
+            with watching:
                 yield
         finally:
+            recorder.on = False
             for handle in handles:
                 handle.remove()
 

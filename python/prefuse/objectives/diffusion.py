@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..language import (
     Expression,
     PairView,
+    Paper,
     ResponseView,
     clamp,
     log1p,
@@ -22,9 +23,13 @@ from ._terms import POSITIVE, choice
 Rewards = dict[str, Expression]
 
 
-@pair_objective(bounds={"beta": POSITIVE})
+@pair_objective(
+    paper=Paper("2311.12908", "Diffusion Model Alignment Using Direct Preference Optimization", "Wallace et al. 2023"),
+    equation="eq. 14",
+    bounds={"beta": POSITIVE},
+)
 def diffusion_dpo(pair: PairView, *, beta: float = 2500.0) -> tuple[Expression, Rewards]:
-    """Diffusion-DPO (Wallace et al. 2023, arXiv:2311.12908, eq. 14).
+    """Diffusion-DPO.
 
     ``-log σ( -b [ d(w) - d(l) ] )``, ``d(y) = ‖ε - ε_θ(y_t, t)‖² - ‖ε - ε_ref(y_t, t)‖²``, both samples noised to the
     same step t.
@@ -34,7 +39,6 @@ def diffusion_dpo(pair: PairView, *, beta: float = 2500.0) -> tuple[Expression, 
 
     beta: b, the product β T ω(λ_t), one number or one per pair.
     Libraries: the authors' code takes means over dimensions and b = β/2 with β = 5000; this default.
-    Paper: Diffusion Model Alignment Using Direct Preference Optimization.
     """
     chosen, rejected = regression(pair.chosen), regression(pair.rejected)
     return -log_sigmoid(beta * (rejected - chosen)), {"chosen": -beta * chosen, "rejected": -beta * rejected}
@@ -45,9 +49,15 @@ def regression(response: ResponseView) -> Expression:
     return response["error"] - stop_gradient(response["ref_error"])
 
 
-@pair_objective(bounds={"beta": POSITIVE})
+@pair_objective(
+    paper=Paper(
+        "2410.05255", "SePPO: Semi-Policy Preference Optimization for Diffusion Alignment", "Zhang et al. 2024"
+    ),
+    equation="eqs. 7 and 8",
+    bounds={"beta": POSITIVE},
+)
 def seppo(pair: PairView, *, beta: float = 2500.0, anchor: str = "model") -> Expression:
-    """Semi-policy preference optimization, SePPO (Zhang et al. 2024, arXiv:2410.05255, eqs. 7 and 8), as reconstructed.
+    """Semi-policy preference optimization, SePPO, as reconstructed.
 
     ``-log σ( -b [ d(w) - s d(l) ] )`` with d as in `diffusion_dpo`: the rejected sample is drawn from an earlier
     checkpoint, which is the reference as well. ``s = 1`` where the model's error on the chosen sample is below the
@@ -55,7 +65,6 @@ def seppo(pair: PairView, *, beta: float = 2500.0, anchor: str = "model") -> Exp
 
     Columns and beta: those of `diffusion_dpo`. anchor: ``"model"``, or ``"given"`` for a column ``sign`` of the pair
     that holds s, 1 or -1.
-    Paper: SePPO: Semi-Policy Preference Optimization for Diffusion Alignment.
     """
     chosen, rejected = regression(pair.chosen), regression(pair.rejected)
     signs = {
@@ -66,17 +75,23 @@ def seppo(pair: PairView, *, beta: float = 2500.0, anchor: str = "model") -> Exp
     return -log_sigmoid(beta * (sign * rejected - chosen))
 
 
-@pair_objective(bounds={"beta": POSITIVE, "clip": "(0, 1)"}, variants={"original": {"clip": 0.1}})
+@pair_objective(
+    paper=Paper(
+        "2311.13231", "Using Human Feedback to Fine-tune Diffusion Models without Any Reward Model", "Yang et al. 2023"
+    ),
+    equation="eq. 14",
+    identities=("d3po = dpo",),
+    bounds={"beta": POSITIVE, "clip": "(0, 1)"},
+    variants={"original": {"clip": 0.1}},
+)
 def d3po(pair: PairView, *, beta: float = 0.1, clip: float | None = None) -> Expression:
-    """Denoising diffusion policy optimization from preferences, D3PO (Yang et al. 2023, arXiv:2311.13231, eq. 14).
+    """Denoising diffusion policy optimization from preferences, D3PO.
 
     ``-log σ(β h(w) - β h(l))`` for one denoising step of two trajectories: each pair of steps is a pair here, with the
     step's log-probabilities (`prefuse.gaussian_logps`) as ``chosen_logps`` and so on.
 
     beta: 0.1. clip: limits the ratios π/π_ref to 1 ± this first, with gradient 0 outside; 0.1 in the authors' code,
     whose log-probabilities are means over dimensions; the paper has no limit.
-    Paper: Using Human Feedback to Fine-tune Diffusion Models without Any Reward Model.
-    Identities: `d3po = dpo`.
     """
     h = [pair.response(role).logratio for role in ("chosen", "rejected")]
     if clip is not None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ..language import (
     Expression,
     PairView,
+    Paper,
     exp,
     log,
     log1p,
@@ -36,6 +37,12 @@ from ._terms import (
 
 
 @pair_objective(
+    paper=Paper(
+        "2305.18290",
+        "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
+        "Rafailov et al. 2023",
+    ),
+    equation="eq. 7",
     bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY},
     variants={
         "original": {},
@@ -46,7 +53,7 @@ from ._terms import (
     },
 )
 def dpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None) -> Expression:
-    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290, eq. 7).
+    """Direct preference optimization.
 
     ``-(1-ε) log σ(βΔ) - ε log σ(-βΔ)``; ε > 0 is conservative DPO (Mitchell 2023), whose optimum is the finite
     margin ``βΔ = log((1-ε)/ε)``.
@@ -54,30 +61,34 @@ def dpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = No
     beta: strength of the pull towards the reference, 0.01-0.5. label_smoothing: ε, the believed share of flipped
     labels, below 0.5; as a soft label given per pair it may be anything in [0, 1]. None is 0.
     Libraries: TRL 1.x and Liger ignore label smoothing here; TRL 0.x, the original code and OpenRLHF apply it.
-    Paper: Direct Preference Optimization: Your Language Model is Secretly a Reward Model.
     """
     return logistic(beta * log_ratio_margin(pair), label_smoothing)
 
 
 @pair_objective(
+    paper=Paper(None, "A note on DPO with noisy preferences and relationship to IPO", "Mitchell 2023"),
+    equation="eq. 3",
+    identities=("cdpo = dpo(label_smoothing=0.1)",),
     bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY},
     variants={"original": {}, "trl-0.24": {}, "openrlhf": {}, "halos": {"label_smoothing": 0.2}},
 )
 def cdpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Expression:
-    """Conservative DPO, cDPO (Mitchell 2023, a note on DPO with noisy preferences, eq. 3).
+    """Conservative DPO, cDPO.
 
     ``-(1-ε) log σ(βΔ) - ε log σ(-βΔ)``: `dpo` with smoothed labels under its own name.
 
     beta: 0.01-0.5. label_smoothing: ε, the believed share of flipped labels, below 0.5.
     Libraries: the original DPO code, TRL 0.x and OpenRLHF reach it through DPO's ``label_smoothing``; TRL 1.x and Liger
     have it no longer.
-    Paper: none; a note of the author's.
-    Identities: `cdpo = dpo(label_smoothing=0.1)`.
     """
     return logistic(beta * log_ratio_margin(pair), label_smoothing)
 
 
 @pair_objective(
+    paper=Paper(
+        "2403.00409", "Provably Robust DPO: Aligning Language Models with Noisy Feedback", "Ray Chowdhury et al. 2024"
+    ),
+    identities=("robust(label_smoothing=0) = dpo",),
     bounds={"beta": POSITIVE, "label_smoothing": "[0, 0.5)"},
     variants={
         "trl-1.16": {"label_smoothing": 0.0},
@@ -86,7 +97,7 @@ def cdpo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -> 
     },
 )
 def robust(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Expression:
-    """Provably robust DPO, rDPO (Ray Chowdhury et al. 2024, arXiv:2403.00409).
+    """Provably robust DPO, rDPO.
 
     ``[-(1-ε) log σ(βΔ) + ε log σ(-βΔ)] / (1-2ε) = -log σ(βΔ) - ε/(1-2ε) βΔ``: averaged over labels flipped with
     probability ε it equals the DPO loss of the clean label.
@@ -94,8 +105,6 @@ def robust(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 0.1) -
     beta: 0.01-0.5. label_smoothing: the flip rate ε, in [0, 0.5); the loss diverges towards 0.5 and is unbounded
     below in the margin, so watch for over-optimisation.
     Libraries agree on the formula; TRL's and Liger's default ε is 0, which is plain DPO.
-    Paper: Provably Robust DPO: Aligning Language Models with Noisy Feedback.
-    Identities: `robust(label_smoothing=0) = dpo`.
     """
     return _unbiased(beta * log_ratio_margin(pair), label_smoothing)
 
@@ -105,6 +114,11 @@ def _unbiased(margin: Expression, label_smoothing: float) -> Expression:
 
 
 @pair_objective(
+    paper=Paper(
+        "2411.15124", "Tülu 3: Pushing Frontiers in Open Language Model Post-Training", "Lambert et al. 2024, Tülu 3"
+    ),
+    equation="eq. 6",
+    identities=("dpo_norm(beta=0.5) = dpo(beta=0.1) where lengths=5",),
     bounds={"beta": POSITIVE, "label_smoothing": PROBABILITY},
     variants={
         "trl-1.16": {"label_smoothing": None},
@@ -113,33 +127,43 @@ def _unbiased(margin: Expression, label_smoothing: float) -> Expression:
     },
 )
 def dpo_norm(pair: PairView, *, beta: float = 0.1, label_smoothing: float | None = None) -> Expression:
-    """Length-normalised DPO (Lambert et al. 2024, Tülu 3, arXiv:2411.15124, eq. 6).
+    """Length-normalised DPO.
 
     ``-log σ(β [h(w)/n(w) - h(l)/n(l)])``, smoothed by ε as in `dpo`.
 
     beta: 2-10, since a per-token log-ratio is small; the default is TRL's. label_smoothing: ε as in `dpo`.
     Libraries: TRL calls it ``sigmoid_norm`` and keeps its default β of 0.1, open-instruct ``dpo_norm`` with β 5.
-    Paper: Tülu 3: Pushing Frontiers in Open Language Model Post-Training.
-    Identities: `dpo_norm(beta=0.5) = dpo(beta=0.1) where lengths=5`.
     """
     return logistic(beta * length_normalised_margin(pair), label_smoothing)
 
 
-@pair_objective(bounds={"beta": POSITIVE}, variants={"trl-1.16": {}, "trl-0.24": {}, "liger": {}})
+@pair_objective(
+    paper=Paper("2309.06657", "Statistical Rejection Sampling Improves Preference Optimization", "Liu et al. 2023"),
+    equation="eq. 10",
+    identities=('hinge = daa(link="slic")',),
+    bounds={"beta": POSITIVE},
+    variants={"trl-1.16": {}, "trl-0.24": {}, "liger": {}},
+)
 def hinge(pair: PairView, *, beta: float = 0.1) -> Expression:
-    """Hinge-norm of RSO: SLiC's link on the log-ratio margin (Liu et al. 2023, arXiv:2309.06657, eq. 10).
+    """Hinge-norm of RSO: SLiC's link on the log-ratio margin.
 
     ``max(0, 1 - βΔ)``; zero gradient once the margin exceeds 1/β (and at the kink itself).
 
     beta: the inverse margin (γ in the paper), 0.005-0.5.
     Libraries: TRL, Liger and torchtune agree; SLiC-HF itself (arXiv:2305.10425) has no reference model.
-    Paper: Statistical Rejection Sampling Improves Preference Optimization.
-    Identities: `hinge = daa(link="slic")`.
     """
     return relu(1.0 - beta * log_ratio_margin(pair))
 
 
 @pair_objective(
+    paper=Paper(
+        "2310.12036", "A General Theoretical Paradigm to Understand Learning from Human Preferences", "Azar et al. 2023"
+    ),
+    equation="eq. 17",
+    identities=(
+        "ipo(average=True) = ipo where lengths=1",
+        "ipo = psi_po where chosen_win_prob=0.75, rejected_win_prob=0.25",
+    ),
     bounds={"beta": POSITIVE},
     variants={
         "trl-1.16": {"average": True},
@@ -151,32 +175,31 @@ def hinge(pair: PairView, *, beta: float = 0.1) -> Expression:
     },
 )
 def ipo(pair: PairView, *, beta: float = 0.1, average: bool = False) -> Expression:
-    """Identity preference optimization (Azar et al. 2023, arXiv:2310.12036, eq. 17).
+    """Identity preference optimization.
 
     ``(Δ - 1/(2β))²``: the margin is regressed on a finite target instead of being pushed for ever.
 
     beta: τ of the paper, 0.01-1. average: divide each log-ratio by its response's length.
     Libraries: TRL, HALOs and LLaMA-Factory average (the paper's authors told TRL that they do): ``average=True``; the
     original DPO code, OpenRLHF and TRL's online DPO sum, as the paper's formula does.
-    Paper: A General Theoretical Paradigm to Understand Learning from Human Preferences.
-    Identities: `ipo(average=True) = ipo where lengths=1`; `ipo = psi_po where chosen_win_prob=0.75,
-    rejected_win_prob=0.25`.
     """
     margin = length_normalised_margin(pair) if average else log_ratio_margin(pair)
     return square(margin - 0.5 / beta)
 
 
 @pair_objective(
-    bounds={"beta": POSITIVE, "label_smoothing": "(0, 1)"}, variants={"trl-1.16": {}, "trl-0.24": {}, "liger": {}}
+    paper=Paper("2402.00856", "Towards Efficient Exact Optimization of Language Model Alignment", "Ji et al. 2024"),
+    equation="eq. 16",
+    bounds={"beta": POSITIVE, "label_smoothing": "(0, 1)"},
+    variants={"trl-1.16": {}, "trl-0.24": {}, "liger": {}},
 )
 def exo(pair: PairView, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> Expression:
-    """EXO-pref, exact optimisation for a pair (Ji et al. 2024, arXiv:2402.00856, eq. 16).
+    """EXO-pref, exact optimisation for a pair.
 
     ``KL([q, 1-q] ‖ [1-ε, ε])`` with ``q = σ(βΔ)``: reverse KL to the smoothed label where DPO has forward KL.
 
     beta: 0.05-0.5. label_smoothing: ε in (0, 1); the loss needs it above zero, the paper suggests 1e-3.
     Libraries: TRL and Liger (``exo_pair``) agree, but their default ε of 0 is refused at construction.
-    Paper: Towards Efficient Exact Optimization of Language Model Alignment.
     """
     return _reverse_kl(beta * log_ratio_margin(pair), label_smoothing)
 
@@ -187,9 +210,18 @@ def _reverse_kl(margin: Expression, label_smoothing: float) -> Expression:
     return chosen_term + rejected_term
 
 
-@pair_objective(bounds={"beta": POSITIVE, "tau": POSITIVE}, variants={"trl-1.16": {}, "trl-0.24": {}, "liger": {}})
+@pair_objective(
+    paper=Paper(
+        "2406.08414",
+        "Discovering Preference Optimization Algorithms with and for Large Language Models",
+        "Lu et al. 2024",
+    ),
+    equation="eq. 5",
+    bounds={"beta": POSITIVE, "tau": POSITIVE},
+    variants={"trl-1.16": {}, "trl-0.24": {}, "liger": {}},
+)
 def discopop(pair: PairView, *, beta: float = 0.1, tau: float = 0.05) -> Expression:
-    """DiscoPOP, the log-ratio modulated loss found by search (Lu et al. 2024, arXiv:2406.08414, eq. 5).
+    """DiscoPOP, the log-ratio modulated loss found by search.
 
     ``(1-m) (-log σ(z)) + m e^{-z}`` with ``z = βΔ``, ``m = σ(z/τ)``.
 
@@ -197,7 +229,6 @@ def discopop(pair: PairView, *, beta: float = 0.1, tau: float = 0.05) -> Express
     exponentially for wrongly ordered pairs.
     Libraries: TRL and Liger multiply m by e^{-z} and give 0·∞ = NaN for z below about -88; here the product is one
     exponential, ``exp(log σ(z/τ) - z)``, which vanishes there as it should.
-    Paper: Discovering Preference Optimization Algorithms with and for Large Language Models.
     """
     return _modulated(beta * log_ratio_margin(pair), tau)
 
@@ -209,6 +240,17 @@ def _modulated(margin: Expression, tau: float) -> Expression:
 
 
 @pair_objective(
+    paper=Paper(
+        "2309.16240",
+        "Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence Constraints",
+        "Wang et al. 2023",
+    ),
+    equation="theorem 1 at ICLR",
+    identities=(
+        "f_dpo = dpo",
+        'f_dpo(divergence="alpha", coefficient=1) = dpo',
+        'f_dpo(divergence="alpha", alpha=1) = f_dpo(divergence="forward_kl")',
+    ),
     bounds={"beta": POSITIVE, "alpha": POSITIVE, "label_smoothing": PROBABILITY, "tau": POSITIVE},
     variants={
         "original": {},
@@ -230,7 +272,7 @@ def f_dpo(
     average: bool = False,
     shifted: bool = True,
 ) -> Expression:
-    """f-DPO: DPO under another divergence to the reference (Wang et al. 2023, arXiv:2309.16240, theorem 1 at ICLR).
+    """f-DPO: DPO under another divergence to the reference.
 
     ``-log σ(β [φ(h(w)) - φ(h(l))])``, where φ is f' of the divergence as a function of the log-ratio, shifted so
     that φ(0) = 0: ``"reverse_kl"`` h (DPO), ``"forward_kl"`` 1 - e^{-h}, ``"alpha"`` (1 - e^{-αh})/α, ``"js"``
@@ -246,9 +288,6 @@ def f_dpo(
     Libraries: TRL 0.x's coefficient is the paper's α with a default of 1; TRL 1.x caps only the α exponent, and up to
     1.10 did not shift. Its ``sigmoid_norm`` and ``ipo`` have ``average=True``.
     Coefficients above 1, total variation and χ² break the derivation: f' must be infinite at 0.
-    Paper: Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence Constraints.
-    Identities: `f_dpo = dpo`; `f_dpo(divergence="alpha", coefficient=1) = dpo`; `f_dpo(divergence="alpha", alpha=1) =
-    f_dpo(divergence="forward_kl")`.
     """
     score, at_zero = _divergence_score(divergence, alpha, coefficient)
     chosen, rejected = (score(response.logratio) for response in (pair.chosen, pair.rejected))

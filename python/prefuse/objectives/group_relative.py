@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from ..language import (
     Expression,
+    Paper,
     TokenView,
     clamp,
     exp,
@@ -40,8 +41,16 @@ CLIP = "[0, 1]"
 SAMPLER = {"sampler_low": NON_NEGATIVE, "sampler_high": POSITIVE}
 BOUNDS = {"clip": CLIP, "clip_high": NON_NEGATIVE} | SAMPLER
 
+_GSPO = Paper("2507.18071", "Group Sequence Policy Optimization", "Zheng et al. 2025")
+
 
 @token_objective(
+    paper=Paper(
+        "2402.03300",
+        "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
+        "Shao et al. 2024",
+    ),
+    equation="eqs. 3 and 4",
     bounds=BOUNDS | {"beta": NON_NEGATIVE, "delta": POSITIVE, "max_tokens": POSITIVE, "num_tokens": POSITIVE},
     variants={
         "trl-1.16": {"divergence": "none"},
@@ -66,7 +75,7 @@ def grpo(
     sampler_high: float = 3.0,
     off_policy: float | None = None,
 ) -> Expression:
-    """Group relative policy optimization, GRPO (Shao et al. 2024, arXiv:2402.03300, eqs. 3 and 4).
+    """Group relative policy optimization, GRPO.
 
     ``-min(ρ_t A, clip(ρ_t, 1-ε, 1+ε) A) + β k3_t``, mean over each response and then over responses;
     ``A = (r - mean r)/std r`` within the group, ``k3 = e^{-h_t} + h_t - 1``.
@@ -80,7 +89,6 @@ def grpo(
     advantage that left the policy by more than so many nats per token (DeepSeek-V3.2), 0.1-1.
     Libraries: TRL's ``grpo`` is ``estimator="given", divergence="none"`` by default, ``bnpo`` has
     ``average="tokens"``; Liger keeps β at 0.04.
-    Paper: DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models.
     """
     amount = advantage_of(token.response, estimator)
     ratio, high = ratio_of(token), clip if clip_high is None else clip_high
@@ -98,7 +106,11 @@ def grpo(
 
 
 @token_objective(
-    bounds=BOUNDS | {"num_tokens": POSITIVE}, variants={"trl-1.16": {"clip_high": 0.2}, "liger": {"clip_high": 0.2}}
+    paper=Paper("2503.14476", "DAPO: An Open-Source LLM Reinforcement Learning System at Scale", "Yu et al. 2025"),
+    equation="eq. 8",
+    identities=('dapo = grpo(clip=0.2, clip_high=0.28, divergence="none", average="tokens")',),
+    bounds=BOUNDS | {"num_tokens": POSITIVE},
+    variants={"trl-1.16": {"clip_high": 0.2}, "liger": {"clip_high": 0.2}},
 )
 def dapo(
     token: TokenView,
@@ -111,15 +123,13 @@ def dapo(
     sampler_low: float | None = None,
     sampler_high: float = 3.0,
 ) -> Expression:
-    """Decoupled clip and dynamic sampling policy optimization, DAPO (Yu et al. 2025, arXiv:2503.14476, eq. 8).
+    """Decoupled clip and dynamic sampling policy optimization, DAPO.
 
     ``-min(ρ_t A, clip(ρ_t, 1-ε_low, 1+ε_high) A)``, one mean over all tokens of the batch, no KL term. Prompts whose
     rewards are all equal are left out of the batch by the caller.
 
     clip, clip_high: ε_low 0.2 and ε_high 0.28. estimator, num_tokens, sampler, sampler_low, sampler_high: as in `grpo`.
     Libraries: TRL's and Liger's ``dapo`` clip at ε_high = ε unless told otherwise and may add `grpo`'s KL term.
-    Paper: DAPO: An Open-Source LLM Reinforcement Learning System at Scale.
-    Identities: `dapo = grpo(clip=0.2, clip_high=0.28, divergence="none", average="tokens")`.
     """
     loss = clipped_surrogate(ratio_of(token), advantage_of(token.response, estimator), clip, clip_high)
     loss = loss * sampler_weight(token, sampler, sampler_low, sampler_high)
@@ -127,6 +137,9 @@ def dapo(
 
 
 @token_objective(
+    paper=Paper("2503.20783", "Understanding R1-Zero-Like Training: A Critical Perspective", "Liu et al. 2025"),
+    equation="section 3.2",
+    identities=('dr_grpo(max_tokens=9) = grpo(estimator="mean", divergence="none", average="constant", max_tokens=9)',),
     bounds={"clip": CLIP, "max_tokens": POSITIVE} | SAMPLER,
     variants={"trl-1.16": {"estimator": "std"}, "liger": {"estimator": "given"}},
 )
@@ -140,7 +153,7 @@ def dr_grpo(
     sampler_low: float | None = None,
     sampler_high: float = 3.0,
 ) -> Expression:
-    """GRPO done right, Dr. GRPO (Liu et al. 2025, arXiv:2503.20783, section 3.2): without its two biases.
+    """GRPO done right, Dr. GRPO: without its two biases.
 
     ``-min(ρ_t A, clip(ρ_t, 1-ε, 1+ε) A)`` summed over the response and divided by a constant, ``A = r - mean r``:
     neither the response's length nor the spread of rewards scales the gradient.
@@ -148,8 +161,6 @@ def dr_grpo(
     clip: ε. max_tokens: the constant, usually the longest completion allowed. estimator, sampler, sampler_low,
     sampler_high: as in `grpo`.
     Libraries: TRL's and Liger's ``dr_grpo`` changes the average only; the advantage is another of their options.
-    Paper: Understanding R1-Zero-Like Training: A Critical Perspective.
-    Identities: `dr_grpo(max_tokens=9) = grpo(estimator="mean", divergence="none", average="constant", max_tokens=9)`.
     """
     loss = clipped_surrogate(ratio_of(token), advantage_of(token.response, estimator), clip, clip)
     loss = loss * sampler_weight(token, sampler, sampler_low, sampler_high)
@@ -157,24 +168,26 @@ def dr_grpo(
 
 
 @token_objective(
-    bounds={"clip": CLIP, "clip_high": NON_NEGATIVE}, variants={"trl-1.16": {"clip": 0.2, "clip_high": 0.2}}
+    paper=_GSPO,
+    equation="eqs. 5 to 7",
+    bounds={"clip": CLIP, "clip_high": NON_NEGATIVE},
+    variants={"trl-1.16": {"clip": 0.2, "clip_high": 0.2}},
 )
 def gspo(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4, estimator: str = "std") -> Expression:
-    """Group sequence policy optimization, GSPO (Zheng et al. 2025, arXiv:2507.18071, eqs. 5 to 7).
+    """Group sequence policy optimization, GSPO.
 
     ``-min(s A, clip(s, 1-ε_low, 1+ε_high) A)`` with one ratio per response, ``s = (π(y)/π_old(y))^{1/n(y)}``.
 
     clip, clip_high: 3e-4 and 4e-4, since s is a geometric mean. estimator: as in `grpo`.
     Libraries: TRL's and Liger's ``importance_sampling_level="sequence"``.
-    Paper: Group Sequence Policy Optimization.
     """
     ratio = exp(log_ratio_to_old(token).mean())
     return clipped_surrogate(ratio, advantage_of(token.response, estimator), clip, clip_high)
 
 
-@token_objective(bounds={"clip": CLIP, "clip_high": NON_NEGATIVE})
+@token_objective(paper=_GSPO, equation="eqs. 13 to 17", bounds={"clip": CLIP, "clip_high": NON_NEGATIVE})
 def gspo_token(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4) -> Expression:
-    """GSPO with advantages by token, GSPO-token (Zheng et al. 2025, arXiv:2507.18071, eqs. 13 to 17).
+    """GSPO with advantages by token, GSPO-token.
 
     ``-min(s_t A_t, clip(s_t, 1-ε_low, 1+ε_high) A_t)``, mean over the response, ``s_t = sg[s] π_t / sg[π_t]``: the
     value of `gspo`'s ratio s, with the gradient of the token's own log-probability.
@@ -182,29 +195,38 @@ def gspo_token(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4)
     Column by token: ``advantage``. With one advantage for the whole response it has `gspo`'s value and gradient.
 
     clip, clip_high: as in `gspo`.
-    Paper: Group Sequence Policy Optimization.
     """
     ratio = exp(stop_gradient(log_ratio_to_old(token).mean()) + token.logp - stop_gradient(token.logp))
     return clipped_surrogate(ratio, stop_gradient(token["advantage"]), clip, clip_high).mean()
 
 
 @token_objective(
-    bounds={"clip": CLIP, "clip_high": NON_NEGATIVE}, variants={"trl-1.16": {"clip": 0.2, "clip_high": 0.2}}
+    paper=Paper(
+        "2602.05261",
+        "Length-Unbiased Sequence Policy Optimization: Revealing and Controlling Response Length Variation in RLVR",
+        "Liu et al. 2026",
+    ),
+    equation="eq. 7",
+    bounds={"clip": CLIP, "clip_high": NON_NEGATIVE},
+    variants={"trl-1.16": {"clip": 0.2, "clip_high": 0.2}},
 )
 def luspo(token: TokenView, *, clip: float = 3e-4, clip_high: float = 4e-4, estimator: str = "std") -> Expression:
-    """Length-unbiased sequence policy optimization, LUSPO (Liu et al. 2026, arXiv:2602.05261, eq. 7), as in TRL.
+    """Length-unbiased sequence policy optimization, LUSPO, as in TRL.
 
     `gspo` times the response's length, so that every token of every response counts alike.
 
     clip, clip_high, estimator: as in `gspo`.
     Libraries: TRL's sum over tokens of one value; Liger agrees when its ratios are those of sequences.
-    Paper: Length-Unbiased Sequence Policy Optimization: Revealing and Controlling Response Length Variation in RLVR.
     """
     ratio = exp(log_ratio_to_old(token).mean())
     return token.response.length * clipped_surrogate(ratio, advantage_of(token.response, estimator), clip, clip_high)
 
 
 @token_objective(
+    paper=Paper(
+        "2506.13585", "MiniMax-M1: Scaling Test-Time Compute Efficiently with Lightning Attention", "MiniMax 2025"
+    ),
+    equation="eqs. 4 and 5",
     bounds={"cap": POSITIVE, "num_tokens": POSITIVE} | SAMPLER,
     variants={"trl-1.16": {"cap": 0.2}, "liger": {"cap": 0.2}},
 )
@@ -218,14 +240,13 @@ def cispo(
     sampler_low: float | None = None,
     sampler_high: float = 3.0,
 ) -> Expression:
-    """Clipped importance sampling policy optimization, CISPO (MiniMax 2025, arXiv:2506.13585, eqs. 4 and 5).
+    """Clipped importance sampling policy optimization, CISPO.
 
     ``-sg[min(ρ_t, c)] A log π_t``, one mean over all tokens: the weight is clipped, no token loses its gradient.
 
     cap: c, the largest weight, ``1 + ε_high`` of the paper; 5 in ScaleRL (arXiv:2510.13786). estimator, num_tokens,
     sampler, sampler_low, sampler_high: as in `grpo`.
     Libraries: TRL's and Liger's ``epsilon_high`` is the cap itself.
-    Paper: MiniMax-M1: Scaling Test-Time Compute Efficiently with Lightning Attention.
     """
     weight = stop_gradient(minimum(ratio_of(token), cap))
     loss = -weight * advantage_of(token.response, estimator) * token.logp
@@ -233,7 +254,12 @@ def cispo(
     return averaged(loss, "tokens", None, num_tokens)
 
 
-@token_objective(bounds={"tau_pos": POSITIVE, "tau_neg": POSITIVE} | SAMPLER, variants={"trl-1.16": {}, "liger": {}})
+@token_objective(
+    paper=Paper("2511.20347", "Soft Adaptive Policy Optimization", "Gao et al. 2025"),
+    equation="eq. 5",
+    bounds={"tau_pos": POSITIVE, "tau_neg": POSITIVE} | SAMPLER,
+    variants={"trl-1.16": {}, "liger": {}},
+)
 def sapo(
     token: TokenView,
     *,
@@ -244,7 +270,7 @@ def sapo(
     sampler_low: float | None = None,
     sampler_high: float = 3.0,
 ) -> Expression:
-    """Soft adaptive policy optimization, SAPO (Gao et al. 2025, arXiv:2511.20347, eq. 5).
+    """Soft adaptive policy optimization, SAPO.
 
     ``-4/τ σ(τ (ρ_t - 1)) A``, mean over each response; τ depends on the sign of A. At ρ = 1 the gradient is PPO's, away
     from it a smooth gate closes where PPO clips.
@@ -252,7 +278,6 @@ def sapo(
     tau_pos, tau_neg: τ for A > 0 and for the rest, near 1; the larger one closes sooner. estimator,
     sampler, sampler_low, sampler_high: as in `grpo`.
     Libraries: TRL and Liger agree.
-    Paper: Soft Adaptive Policy Optimization.
     """
     amount = advantage_of(token.response, estimator)
     tau = where(amount > 0.0, tau_pos, tau_neg)
@@ -261,6 +286,12 @@ def sapo(
 
 
 @token_objective(
+    paper=Paper(
+        "2602.10693",
+        "VESPO: Variational Sequence-Level Soft Policy Optimization for Stable Off-Policy LLM Training",
+        "Shen et al. 2026",
+    ),
+    equation="eq. 20",
     bounds={"k_pos": POSITIVE, "k_neg": POSITIVE, "rate_pos": POSITIVE, "rate_neg": POSITIVE, "num_tokens": POSITIVE}
     | SAMPLER,
     variants={"trl-1.16": {}, "liger": {}},
@@ -278,7 +309,7 @@ def vespo(
     sampler_low: float | None = None,
     sampler_high: float = 3.0,
 ) -> Expression:
-    """Variational sequence-level policy optimization, VESPO (Shen et al. 2026, arXiv:2602.10693, eq. 20), as in TRL.
+    """Variational sequence-level policy optimization, VESPO, as in TRL.
 
     ``-sg[φ(w)] A log π_t``, one mean over all tokens; ``φ(w) = w^k e^{λ(1-w)}`` of the response's whole ratio
     ``w = π(y)/π_old(y)``, with k and λ by the sign of A.
@@ -287,7 +318,6 @@ def vespo(
     sampler, sampler_low, sampler_high: as in `grpo`, on tokens only; the ratio's logarithms enter log w.
     log w is kept within [log 1e-8, 20], as in TRL and Liger.
     The equation's number is that of the paper's version of May 2026.
-    Paper: VESPO: Variational Sequence-Level Soft Policy Optimization for Stable Off-Policy LLM Training.
     """
     amount = advantage_of(token.response, estimator)
     per_token = clamp(token.logp - token["old_logps"], -20.0, 20.0)

@@ -14,6 +14,7 @@ from operator import and_, or_
 from ..language import (
     Expression,
     GroupView,
+    Paper,
     absolute,
     clamp,
     exp,
@@ -35,12 +36,23 @@ DIFFERENCE_CAP = 700.0
 
 LOSSES = ("mse", "sigmoid", "logistic", "hinge", "list_mle", "softmax", "lambda")
 
+_INFO_NCA = Paper(
+    "2402.05369", "Noise Contrastive Alignment of Language Models with Explicit Rewards", "Chen et al. 2024"
+)
+_OP_GFN = Paper("2310.00386", "Order-Preserving GFlowNets", "Chen and Mauch 2023")
 
-@group_objective(bounds={"beta": POSITIVE, "base": "(1, inf)"}, variants={"rax": {"rax": True}})
+
+@group_objective(
+    paper=Paper("2402.01878", "LiPO: Listwise Preference Optimization through Learning-to-Rank", "Liu et al. 2024"),
+    equation="eq. 8",
+    identities=('lipo(loss="list_mle", beta=0.3) = plackett_luce(beta=0.3)',),
+    bounds={"beta": POSITIVE, "base": "(1, inf)"},
+    variants={"rax": {"rax": True}},
+)
 def lipo(
     group: GroupView, *, loss: str = "lambda", beta: float = 0.05, base: float = math.e, rax: bool = False
 ) -> Expression:
-    """Listwise preference optimization, LiPO (Liu et al. 2024, arXiv:2402.01878, eq. 8).
+    """Listwise preference optimization, LiPO.
 
     With s = β h: ``"mse"`` Σ (ψ - s)²; ``"sigmoid"`` -Σ [ψ log σ(s) + (1-ψ) log σ(-s)]; over pairs with ψ_i > ψ_j
     ``"hinge"`` Σ max(0, 1 - (s_i - s_j)), ``"logistic"`` Σ log(1 + e^{s_j - s_i}) and ``"lambda"`` Σ Δ_ij log(1 +
@@ -52,8 +64,6 @@ def lipo(
     loss: which of the seven. beta: 0.05; 0.01-0.5. base: of λ's logarithm, e as printed (2 changes a factor only).
     rax: what the calls to RAX printed in the paper compute: a binary logarithm, Δ times K, a mean over the batch's
     valid pairs, and no normalisation of ψ in the softmax.
-    Paper: LiPO: Listwise Preference Optimization through Learning-to-Rank.
-    Identities: `lipo(loss="list_mle", beta=0.3) = plackett_luce(beta=0.3)`.
     """
     if loss not in LOSSES:
         raise ValueError(f"lipo: loss must be one of {', '.join(LOSSES)}, got {loss!r}")
@@ -104,25 +114,41 @@ def negative_log_order(group: GroupView, s: Expression, label: Expression) -> Ex
     return log(weight.sum("i")).sum()
 
 
-@group_objective(bounds={"beta": POSITIVE})
+@group_objective(
+    paper=Paper(
+        "2305.18290",
+        "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
+        "Rafailov et al. 2023",
+    ),
+    equation="eq. 20",
+    bounds={"beta": POSITIVE},
+)
 def plackett_luce(group: GroupView, *, beta: float = 0.1) -> Expression:
-    """DPO of a full ranking under the Plackett-Luce model (Rafailov et al. 2023, arXiv:2305.18290, eq. 20).
+    """DPO of a full ranking under the Plackett-Luce model.
 
     ``-Σ_k log( e^{s_k} / Σ_{j≥k} e^{s_j} )``, responses sorted by falling label; two responses give DPO.
 
     Column: ``label``; equal labels keep their input order.
 
     beta: as in `dpo`, 0.01-0.5.
-    Paper: Direct Preference Optimization: Your Language Model is Secretly a Reward Model.
     """
     return negative_log_order(group, beta * group.response.logratio, stop_gradient(group.response["label"]))
 
 
-@group_objective(bounds={"alpha": NON_NEGATIVE}, variants={"original": {"by_size": True}})
+@group_objective(
+    paper=Paper("2306.17492", "Preference Ranking Optimization for Human Alignment", "Song et al. 2023"),
+    equation="eqs. 5 to 9",
+    identities=(
+        "pro(alpha=0, temperature=False) = plackett_luce(beta=1) where ref=0, lengths=1, score=label",
+        'pro = pro(nll="response_mean") where lengths=1',
+    ),
+    bounds={"alpha": NON_NEGATIVE},
+    variants={"original": {"by_size": True}},
+)
 def pro(
     group: GroupView, *, alpha: float = 0.05, temperature: bool = True, nll: str = "sum", by_size: bool = False
 ) -> Expression:
-    """Preference ranking optimization, PRO (Song et al. 2023, arXiv:2306.17492, eqs. 5 to 9).
+    """Preference ranking optimization, PRO.
 
     ``-Σ_{k<K} log( e^{a_k/T_kk} / Σ_{j≥k} e^{a_j/T_kj} ) - α log π(y_1)`` over responses sorted by falling score, a
     being the average log-probability; ``1/T_kj = r_k - r_j``, ``1/T_kk`` the largest of them. Without temperatures T
@@ -133,9 +159,6 @@ def pro(
     alpha: weight of the likelihood of the best response, 0.05-1. temperature: whether gaps of scores scale the terms.
     nll: the likelihood is a ``"sum"`` over tokens, or ``"response_mean"``. by_size: the weight is α (K-1)², which the
     paper's experiments and the authors' code have with α = 0.05.
-    Paper: Preference Ranking Optimization for Human Alignment.
-    Identities: `pro(alpha=0, temperature=False) = plackett_luce(beta=1) where ref=0, lengths=1, score=label`;
-    `pro = pro(nll="response_mean") where lengths=1`.
     """
     i, j = group.pairs()
     response, score = group.response, stop_gradient(group.response["score"])
@@ -151,16 +174,23 @@ def pro(
     return log(weight.sum("i")).sum() - (alpha * square(group.size - 1.0) if by_size else alpha) * best
 
 
-@group_objective(bounds={"alpha": NON_NEGATIVE})
+@group_objective(
+    paper=Paper(
+        "2304.05302",
+        "RRHF: Rank Responses to Align Language Models with Human Feedback without Tears",
+        "Yuan et al. 2023",
+    ),
+    equation="eq. 5",
+    bounds={"alpha": NON_NEGATIVE},
+)
 def rrhf(group: GroupView, *, alpha: float = 1.0) -> Expression:
-    """Rank responses to align with human feedback, RRHF (Yuan et al. 2023, arXiv:2304.05302, eq. 5).
+    """Rank responses to align with human feedback, RRHF.
 
     ``Σ max(0, avg(y_j) - avg(y_i))`` over pairs with r_i > r_j, ``- α log π(y_1)`` of the response of the largest r.
 
     Column: ``score`` (r).
 
     alpha: weight of the best response's likelihood, which the paper sums over tokens; 1.
-    Paper: RRHF: Rank Responses to Align Language Models with Human Feedback without Tears.
     """
     i, j = group.pairs()
     response, score = group.response, stop_gradient(group.response["score"])
@@ -168,26 +198,34 @@ def rrhf(group: GroupView, *, alpha: float = 1.0) -> Expression:
     return wrong.sum("group") - alpha * where(score.rank() == 1.0, response.logp, 0.0).sum()
 
 
-@group_objective(bounds={"temperature": POSITIVE}, variants={"original": {"temperature": 2.0, "normalised": True}})
+@group_objective(
+    paper=Paper("2405.13516", "LIRE: listwise reward enhancement for preference alignment", "Zhu et al. 2024"),
+    equation="eq. 5 at ICLR",
+    identities=("lire = lire(temperature=2) where logps=3",),
+    bounds={"temperature": POSITIVE},
+    variants={"original": {"temperature": 2.0, "normalised": True}},
+)
 def lire(group: GroupView, *, temperature: float = 1.0, normalised: bool = False) -> Expression:
-    """Listwise reward enhancement, LIRE (Zhu et al. 2024, arXiv:2405.13516, eq. 5 at ICLR), as reconstructed.
+    """Listwise reward enhancement, LIRE, as reconstructed.
 
     ``-Σ r_i softmax(log π / T)_i``: the expected reward of a choice among the responses, to be raised.
 
     Column: ``score`` (r).
 
     temperature: T, 1-10. normalised: r is the softmax of the scores of the prompt's responses, as in the authors' code.
-    Paper: LIRE: listwise reward enhancement for preference alignment.
-    Identities: `lire = lire(temperature=2) where logps=3`.
     """
     score = stop_gradient(group.response["score"])
     choices = (group.response.logp / temperature).softmax()
     return -((score.softmax() if normalised else score) * choices).sum()
 
 
-@group_objective(bounds={"beta": POSITIVE})
+@group_objective(
+    paper=Paper("2410.12138", "Preference Optimization with Multi-Sample Comparisons", "Wang et al. 2024"),
+    identities=("multi_dpo = d2o",),
+    bounds={"beta": POSITIVE},
+)
 def multi_dpo(group: GroupView, *, beta: float = 0.1, link: str = "sigmoid") -> Expression:
-    """DPO of multi-sample comparisons, mDPO and mIPO (Wang et al. 2024, arXiv:2410.12138), as reconstructed.
+    """DPO of multi-sample comparisons, mDPO and mIPO, as reconstructed.
 
     ``-log σ(β [mean h(chosen) - mean h(rejected)])``: one group of responses is preferred to the other as a whole, for
     its diversity, say. ``"ipo"``: ``(mean h(chosen) - mean h(rejected) - 1/(2β))²``.
@@ -195,8 +233,6 @@ def multi_dpo(group: GroupView, *, beta: float = 0.1, link: str = "sigmoid") -> 
     Column: ``label``, 1 for the chosen responses and 0 for the others.
 
     beta: 0.05-0.5. link: ``"sigmoid"`` or ``"ipo"``.
-    Paper: Preference Optimization with Multi-Sample Comparisons.
-    Identities: `multi_dpo = d2o`.
     """
     chosen, rejected = sides(group)
     links = {
@@ -206,9 +242,21 @@ def multi_dpo(group: GroupView, *, beta: float = 0.1, link: str = "sigmoid") -> 
     return choice("multi_dpo: link", link, links)()
 
 
-@group_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE})
+@group_objective(
+    paper=Paper(
+        "2403.03419",
+        "Negating Negatives: Alignment with Human Negative Samples via Distributional Dispreference Optimization",
+        "Duan et al. 2024",
+    ),
+    equation="eq. 3",
+    identities=(
+        "d2o = multi_dpo",
+        "d2o(beta=0.3, alpha=0.3) = multi_dpo(beta=0.3)",
+    ),
+    bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE},
+)
 def d2o(group: GroupView, *, beta: float = 0.1, alpha: float = 0.1) -> Expression:
-    """Distributional dispreference optimization, D²O (Duan et al. 2024, arXiv:2403.03419, eq. 3), as reconstructed.
+    """Distributional dispreference optimization, D²O, as reconstructed.
 
     ``-log σ(β mean h(y) - α h(l))``: the mean is over the policy's own samples y, which stand in for a chosen
     response; l was labelled as bad. The two references may differ.
@@ -216,8 +264,6 @@ def d2o(group: GroupView, *, beta: float = 0.1, alpha: float = 0.1) -> Expressio
     Column: ``label``, 1 for the samples and 0 for the bad response (several are averaged).
 
     beta: strength of the samples, 0.05-0.5. alpha: strength of the bad response, which β does not multiply: 0.1.
-    Paper: Negating Negatives: Alignment with Human Negative Samples via Distributional Dispreference Optimization.
-    Identities: `d2o = multi_dpo`; `d2o(beta=0.3, alpha=0.3) = multi_dpo(beta=0.3)`.
     """
     samples, bad = sides(group)
     return -log_sigmoid(beta * samples - alpha * bad)
@@ -230,9 +276,17 @@ def sides(group: GroupView) -> tuple[Expression, Expression]:
     return kept, where(chosen, 0.0, h).sum() / maximum((1.0 - chosen).sum(), 1.0)
 
 
-@group_objective(bounds={"gamma": POSITIVE})
+@group_objective(
+    paper=Paper(
+        "2402.02479",
+        "BRAIn: Bayesian Reward-conditioned Amortized Inference for natural language generation from feedback",
+        "Pandey et al. 2024",
+    ),
+    equation="theorem 4.2",
+    bounds={"gamma": POSITIVE},
+)
 def brain(group: GroupView, *, gamma: float = 0.5) -> Expression:
-    """Bayesian reward-conditioned amortized inference, BRAIn (Pandey et al. 2024, arXiv:2402.02479, theorem 4.2).
+    """Bayesian reward-conditioned amortized inference, BRAIn.
 
     ``-Σ α̂_i log β̂_i`` with ``α̂ = softmax(r/γ + log π_ref - log q)`` and ``β̂ = softmax(log π - log q)``: the
     posterior given a good reward, and the policy, both by self-normalised importance sampling from the proposal q.
@@ -241,7 +295,6 @@ def brain(group: GroupView, *, gamma: float = 0.5) -> Expression:
     Columns: ``score`` (r), ``proposal_logps`` (log q). Only the policy takes a gradient.
 
     gamma: temperature of the reward, 0.1-1.
-    Paper: BRAIn: Bayesian Reward-conditioned Amortized Inference for natural language generation from feedback.
     """
     response = group.response
     proposal = stop_gradient(response["proposal_logps"])
@@ -249,24 +302,23 @@ def brain(group: GroupView, *, gamma: float = 0.5) -> Expression:
     return -(posterior * (response.logp - proposal).log_softmax()).sum()
 
 
-@group_objective(bounds={"beta": POSITIVE, "temperature": POSITIVE})
+@group_objective(paper=_INFO_NCA, equation="section 3.2", bounds={"beta": POSITIVE, "temperature": POSITIVE})
 def info_nca(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -> Expression:
-    """InfoNCA, noise contrastive alignment by classification (Chen et al. 2024, arXiv:2402.05369, section 3.2).
+    """InfoNCA, noise contrastive alignment by classification.
 
     ``-Σ_i softmax(r/α)_i log softmax(s)_i``; two responses with a certain winner give DPO.
 
     Column: ``score`` (r).
 
     beta: 0.01-0.5. temperature: α, in the units of the score.
-    Paper: Noise Contrastive Alignment of Language Models with Explicit Rewards.
     """
     target = stop_gradient((group.response["score"] / temperature).softmax())
     return -(target * (beta * group.response.logratio).log_softmax()).sum()
 
 
-@group_objective(bounds={"beta": POSITIVE, "temperature": POSITIVE})
+@group_objective(paper=_INFO_NCA, equation="pairs: table 1", bounds={"beta": POSITIVE, "temperature": POSITIVE})
 def nca_list(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -> Expression:
-    """Noise contrastive alignment over K responses, NCA (Chen et al. 2024, arXiv:2402.05369; pairs: table 1).
+    """Noise contrastive alignment over K responses, NCA.
 
     ``-Σ_i [ softmax(r/α)_i log σ(s_i) + 1/K log σ(-s_i) ]``: every reward has an optimum of its own, not only their
     differences. Two responses with a certain winner give `nca`.
@@ -274,16 +326,19 @@ def nca_list(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -
     Column: ``score`` (r).
 
     beta: 0.01-0.5. temperature: α, in the units of the score.
-    Paper: Noise Contrastive Alignment of Language Models with Explicit Rewards.
     """
     s = beta * group.response.logratio
     target = stop_gradient((group.response["score"] / temperature).softmax())
     return -(target * log_sigmoid(s) + log_sigmoid(-s) / group.size).sum()
 
 
-@group_objective(bounds={"beta": POSITIVE, "temperature": POSITIVE})
+@group_objective(
+    paper=Paper("2402.00856", "Towards Efficient Exact Optimization of Language Model Alignment", "Ji et al. 2024"),
+    equation="eq. 13",
+    bounds={"beta": POSITIVE, "temperature": POSITIVE},
+)
 def exo_list(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -> Expression:
-    """EXO over K responses (Ji et al. 2024, arXiv:2402.00856, eq. 13): reverse KL from policy to reward.
+    """EXO over K responses: reverse KL from policy to reward.
 
     ``Σ q_i (log q_i - log p_i)``, ``q = softmax(s)``, ``p = softmax(r/β_r)``: where `info_nca` covers the target,
     this seeks its modes.
@@ -291,16 +346,19 @@ def exo_list(group: GroupView, *, beta: float = 0.1, temperature: float = 1.0) -
     Column: ``score`` (r).
 
     beta: β_π, 0.05-0.5. temperature: β_r, in the units of the score.
-    Paper: Towards Efficient Exact Optimization of Language Model Alignment.
     """
     log_q = (beta * group.response.logratio).log_softmax()
     log_p = stop_gradient((group.response["score"] / temperature).log_softmax())
     return (exp(log_q) * (log_q - log_p)).sum()
 
 
-@group_objective(bounds={"beta": POSITIVE})
+@group_objective(
+    paper=Paper("2406.09215", "On Softmax Direct Preference Optimization for Recommendation", "Chen et al. 2024"),
+    equation="eq. 11",
+    bounds={"beta": POSITIVE},
+)
 def softmax_dpo(group: GroupView, *, beta: float = 0.1) -> Expression:
-    """Softmax-DPO, S-DPO, one winner among many losers (Chen et al. 2024, arXiv:2406.09215, eq. 11).
+    """Softmax-DPO, S-DPO, one winner among many losers.
 
     ``-log σ( -log Σ_l e^{s_l - s_w} )``; one loser gives DPO. With several winners, the mean over them, each against
     the losers alone.
@@ -308,16 +366,15 @@ def softmax_dpo(group: GroupView, *, beta: float = 0.1) -> Expression:
     Column: ``label``, 1 for a winner and 0 for a loser.
 
     beta: 0.1-1.
-    Paper: On Softmax Direct Preference Optimization for Recommendation.
     """
     s, winner = beta * group.response.logratio, group.response["label"] > 0.5
     losers = where(winner, -math.inf, s).logsumexp()
     return where(winner, softplus(losers - s), 0.0).sum() / maximum(winner.sum(), 1.0)
 
 
-@group_objective
+@group_objective(paper=_OP_GFN, equation="section 3.2 at ICLR")
 def op_gfn(group: GroupView) -> Expression:
-    """Order-preserving GFlowNets, total order (Chen and Mauch 2023, arXiv:2310.00386, section 3.2 at ICLR), for text.
+    """Order-preserving GFlowNets, total order, for text.
 
     Mean over unordered pairs of ``-t log σ(log π_i - log π_j) - (1-t) log σ(log π_j - log π_i)``, t being 1, ½ or 0 as
     ψ_i is above, equal to or below ψ_j. For left-to-right text the learned log-reward is log π plus a constant; there
@@ -325,7 +382,6 @@ def op_gfn(group: GroupView) -> Expression:
 
     Column: ``label``.
     Libraries: the authors' code pairs each object with a random one of the batch, itself included.
-    Paper: Order-Preserving GFlowNets.
     """
     i, j = group.pairs()
     logp, label = group.response.logp, stop_gradient(group.response["label"])
@@ -336,15 +392,14 @@ def op_gfn(group: GroupView) -> Expression:
     return loss.sum("group") / maximum(others.sum("group"), 1.0)
 
 
-@group_objective
+@group_objective(paper=_OP_GFN)
 def op_gfn_pareto(group: GroupView, *, scores: str = "score") -> Expression:
-    """Order-preserving GFlowNets, Pareto front (Chen and Mauch 2023, arXiv:2310.00386), for text.
+    """Order-preserving GFlowNets, Pareto front, for text.
 
     ``-Σ_i 1[i on the front]/|front| log softmax(log π)_i``: the target is uniform over the responses of the prompt
     that no other one beats in some score without losing in another.
 
     scores: names of the columns of scores, separated by blanks, e.g. ``"helpful harmless"``.
-    Paper: Order-Preserving GFlowNets.
     """
     columns = [stop_gradient(group.response[name]) for name in scores.split()]
     i, j = group.pairs()
@@ -356,9 +411,17 @@ def op_gfn_pareto(group: GroupView, *, scores: str = "score") -> Expression:
     return -(front / front.sum() * group.response.logp.log_softmax()).sum()
 
 
-@group_objective(bounds={"beta": POSITIVE, "base": "(1, inf)"})
+@group_objective(
+    paper=Paper(
+        "2410.12854",
+        "TPO: Aligning Large Language Models with Multi-branch & Multi-step Preference Trees",
+        "Liao et al. 2024",
+    ),
+    equation="eqs. 7 to 10 at ICLR",
+    bounds={"beta": POSITIVE, "base": "(1, inf)"},
+)
 def tpo_tree(group: GroupView, *, beta: float = 0.5, base: float = math.e, average: bool = False) -> Expression:
-    """Tree preference optimization, TPO (Liao et al. 2024, arXiv:2410.12854, eqs. 7 to 10 at ICLR).
+    """Tree preference optimization, TPO.
 
     LiPO-λ on the scores ``s_i = β Σ_k w_ik Σ_{t in k} h_t`` over the steps k of response i: its adaptive step reward.
     The weights are the caller's; the paper takes ``1 + cos`` between the semantic vectors of the two responses' steps,
@@ -373,7 +436,6 @@ def tpo_tree(group: GroupView, *, beta: float = 0.5, base: float = math.e, avera
     As printed, w multiplies one response's reward only and λ stands before the sum over pairs; that a shared step has
     margin 0, as the paper says, needs w on both, and LambdaRank, which it cites, has λ inside.
     The authors' code minimises -log σ of the ranking loss, which falls as the ranking gets worse: not offered.
-    Paper: TPO: Aligning Large Language Models with Multi-branch & Multi-step Preference Trees.
     """
     token = group.token
     start, h = token["step_start"], token.logratio

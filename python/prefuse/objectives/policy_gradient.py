@@ -13,6 +13,7 @@ from ..language import (
     Expression,
     GroupView,
     PairView,
+    Paper,
     ResponseView,
     TokenView,
     absolute,
@@ -45,8 +46,15 @@ from ._terms import NON_NEGATIVE, POSITIVE, choice, weighted_likelihood
 
 CLIP = "[0, 1]"
 
+_MDPO = Paper("2005.09814", "Mirror Descent Policy Optimization", "Tomar et al. 2020")
+_CRPG = Paper("2409.20370", "The Perfect Blend: Redefining RLHF with Mixture of Judges", "Xu et al. 2024")
 
-@token_objective(bounds={"clip": CLIP, "clip_high": NON_NEGATIVE, "value_clip": POSITIVE, "value_weight": NON_NEGATIVE})
+
+@token_objective(
+    paper=Paper("1707.06347", "Proximal Policy Optimization Algorithms", "Schulman et al. 2017"),
+    equation="eqs. 7 and 9",
+    bounds={"clip": CLIP, "clip_high": NON_NEGATIVE, "value_clip": POSITIVE, "value_weight": NON_NEGATIVE},
+)
 def ppo(
     token: TokenView,
     *,
@@ -60,7 +68,7 @@ def ppo(
     max_tokens: float | None = None,
     num_tokens: float | None = None,
 ) -> Expression:
-    """Proximal policy optimization, PPO (Schulman et al. 2017, arXiv:1707.06347, eqs. 7 and 9).
+    """Proximal policy optimization, PPO.
 
     ``-min(ρ A, clip(ρ, 1-ε, 1+ε) A) + c₁ (V - G)² - c₂ H``, averaged over tokens.
 
@@ -72,7 +80,6 @@ def ppo(
     advantages mean 0 and variance 1 over the batch. average: ``"tokens"``, ``"response"``, ``"constant"`` or ``"sum"``,
     with max_tokens and num_tokens as in `grpo`.
     Libraries: TRL, MOSS and verl put a factor ½ before the value's square: halve value_weight.
-    Paper: Proximal Policy Optimization Algorithms.
     """
     advantage = whitened(token["advantage"]) if whiten else stop_gradient(token["advantage"])
     loss = clipped_surrogate(ratio_of(token), advantage, clip, clip if clip_high is None else clip_high)
@@ -93,7 +100,10 @@ def squared_value_error(token: TokenView, value_clip: float | None) -> Expressio
 
 
 @token_objective(
-    bounds={"clip": CLIP, "value_clip": POSITIVE, "value_weight": NON_NEGATIVE, "ptx_weight": NON_NEGATIVE}
+    paper=Paper("2307.04964", "Secrets of RLHF in Large Language Models Part I: PPO", "Zheng et al. 2023"),
+    equation="eqs. 15 to 17",
+    identities=("ppo_max = ppo(value_weight=0.5, value_clip=0.2)",),
+    bounds={"clip": CLIP, "value_clip": POSITIVE, "value_weight": NON_NEGATIVE, "ptx_weight": NON_NEGATIVE},
 )
 def ppo_max(
     token: TokenView,
@@ -105,7 +115,7 @@ def ppo_max(
     entropy_target: float = 35.0,
     ptx_weight: float | None = None,
 ) -> Expression:
-    """PPO-max for language models (Zheng et al. 2023, arXiv:2307.04964, eqs. 15 to 17), as in the authors' code.
+    """PPO-max for language models, as in the authors' code.
 
     ``mean -min(ρ A, clip(ρ) A) + c ½ mean max((V - G)², (clip(V, V_old ± ε) - G)²) + w |mean H - H₀| + λ NLL``, each
     mean over tokens of the batch.
@@ -116,8 +126,6 @@ def ppo_max(
 
     clip, value_clip: 0.2. value_weight: c. entropy_weight: w, and entropy_target: H₀ in nats. ptx_weight: λ, 0-1.
     Rewards are normalised outside (`RunningMoments`), advantages may be whitened and clipped to ±0.5.
-    Paper: Secrets of RLHF in Large Language Models Part I: PPO.
-    Identities: `ppo_max = ppo(value_weight=0.5, value_clip=0.2)`.
     """
     rollout = token.position * 0.0 + 1.0 if ptx_weight is None else 1.0 - token.response["pretrain"]
     policy = clipped_surrogate(ratio_of(token), stop_gradient(token["advantage"]), clip, clip)
@@ -138,6 +146,9 @@ def batch_mean(token: TokenView, x: Expression, which: str, kept: Expression) ->
 
 
 @token_objective(
+    paper=Paper("2404.08495", "Dataset Reset Policy Optimization for RLHF", "Chang et al. 2024"),
+    equation="algorithm 1",
+    identities=("dr_po = ppo where roll_in=0",),
     bounds={"clip": CLIP, "value_weight": NON_NEGATIVE, "value_clip": POSITIVE},
     variants={"original": {"mask_value": False}},
 )
@@ -149,7 +160,7 @@ def dr_po(
     value_clip: float = 0.2,
     mask_value: bool = True,
 ) -> Expression:
-    """Dataset reset policy optimization, DR-PO (Chang et al. 2024, arXiv:2404.08495, algorithm 1): PPO after a prefix.
+    """Dataset reset policy optimization, DR-PO: PPO after a prefix.
 
     ``Σ m max(-A ρ, -A clip(ρ)) / Σ m + c ½ mean max((V - G)², (clip(V) - G)²)``, m being 0 on the first ``roll_in``
     tokens of a response, which were copied from the data.
@@ -158,8 +169,6 @@ def dr_po(
 
     clip: ε, 0.2. value_weight: c, 0.1. value_clip: 0.2. mask_value: whether the value's error is
     masked as well; the authors' code takes it over all tokens.
-    Paper: Dataset Reset Policy Optimization for RLHF.
-    Identities: `dr_po = ppo where roll_in=0`.
     """
     generated = token.position >= token.response["roll_in"]
     policy = clipped_surrogate(ratio_of(token), stop_gradient(token["advantage"]), clip, clip)
@@ -172,6 +181,8 @@ def dr_po(
 
 
 @token_objective(
+    paper=Paper("2404.18922", "DPO Meets PPO: Reinforced Token Optimization for RLHF", "Zhong et al. 2024"),
+    equation="eq. 4.7",
     bounds={"clip": CLIP, "reward_clip": POSITIVE, "discount": "[0, 1]", "smoothing": "[0, 1]"},
     variants={"original": {"reward_clip": 0.05, "whiten": True}},
 )
@@ -187,7 +198,7 @@ def rto(
     clip: float = 0.2,
     whiten: bool = False,
 ) -> Expression:
-    """Reinforced token optimization, RTO (Zhong et al. 2024, arXiv:2404.18922, eq. 4.7): PPO on a DPO model's rewards.
+    """Reinforced token optimization, RTO: PPO on a DPO model's rewards.
 
     ``r_t = β₁ log π_dpo/π_ref - β₂ log π_old/π_ref``, plus β₃ times the score at the last token; advantages by GAE,
     then the clipped surrogate, averaged over each response.
@@ -197,7 +208,6 @@ def rto(
     dpo_weight: β₁, small. kl_weight: β₂, PPO's. score_weight: β₃. discount, smoothing: γ and λ of GAE. clip: ε.
     whiten: advantages to mean 0 and variance 1 over the batch. reward_clip: limits of ``β₁ log π_dpo/π_ref``; the
     authors' code has 0.05, the paper none.
-    Paper: DPO Meets PPO: Reinforced Token Optimization for RLHF.
     """
     reference = stop_gradient(token.ref_logp)
     dense = dpo_weight * stop_gradient(token["dpo_logps"] - token.ref_logp)
@@ -209,9 +219,9 @@ def rto(
     return clipped_surrogate(ratio_of(token), whitened(advantage) if whiten else advantage, clip, clip).mean()
 
 
-@token_objective(bounds={"step_size": POSITIVE})
+@token_objective(paper=_MDPO, equation="eq. 5", bounds={"step_size": POSITIVE})
 def mdpo(token: TokenView, *, step_size: float = 1.0, divergence: str = "exact") -> Expression:
-    """Mirror descent policy optimization, on-policy (Tomar et al. 2020, arXiv:2005.09814, eq. 5).
+    """Mirror descent policy optimization, on-policy.
 
     ``-ρ A + KL(π‖π_k)/t`` by token, averaged over the batch; π_k is the policy that sampled, kept for several steps.
 
@@ -220,7 +230,6 @@ def mdpo(token: TokenView, *, step_size: float = 1.0, divergence: str = "exact")
 
     step_size: t, annealed from 1 to 0 in the paper (1 - k/K). divergence: ``"exact"``, or ``"k3"`` for the sampled
     estimate ``e^{-x} + x - 1`` of the log-ratio x.
-    Paper: Mirror Descent Policy Optimization.
     """
     log_ratio = log_ratio_to_old(token)
     if divergence not in ("exact", "k3"):
@@ -229,31 +238,35 @@ def mdpo(token: TokenView, *, step_size: float = 1.0, divergence: str = "exact")
     return (kl / step_size - exp(log_ratio) * stop_gradient(token["advantage"])).token_mean()
 
 
-@token_objective(bounds={"temperature": NON_NEGATIVE, "entropy_weight": NON_NEGATIVE})
+@token_objective(
+    paper=_MDPO, equation="section 4.2", bounds={"temperature": NON_NEGATIVE, "entropy_weight": NON_NEGATIVE}
+)
 def mdpo_off(token: TokenView, *, temperature: float = 1.0, entropy_weight: float = 0.2) -> Expression:
-    """Mirror descent policy optimization off-policy (Tomar et al. 2020, arXiv:2005.09814, section 4.2), from the code.
+    """Mirror descent policy optimization off-policy, from the code.
 
     ``κ log π + (λ - κ) log π_k - Q``: for actions drawn from π by reparameterisation, with the gradient through Q.
 
     Columns by token: ``old_logps`` (log π_k) and ``q``, the critic's value of the action.
 
     temperature: κ, 1. entropy_weight: λ, 0.2. With κ = λ this is the policy loss of soft actor-critic.
-    Paper: Mirror Descent Policy Optimization.
     """
     previous = stop_gradient(token["old_logps"])
     return (temperature * token.logp + (entropy_weight - temperature) * previous - token["q"]).token_mean()
 
 
-@token_objective(bounds={"power": POSITIVE})
+@token_objective(
+    paper=Paper("2409.06957", "Policy Filtration in RLHF to Fine-Tune LLM for Code Generation", "Shen and Zhang 2024"),
+    equation="section 4",
+    bounds={"power": POSITIVE},
+)
 def pf_ppo_weight(token: TokenView, *, rule: str = "best_random", power: float = 2.0) -> Expression:
-    """Weights of policy filtration, PF-PPO (Shen and Zhang 2024, arXiv:2409.06957, section 4): what to learn from.
+    """Weights of policy filtration, PF-PPO: what to learn from.
 
     A weight per response from the column ``reward`` within its ``groups``: ``ppo(average="response").weighted_by(
     pf_ppo_weight())``. Of N responses ``"best"`` keeps the best; ``"best_random"`` weighs the best 4 and every other 1;
     ``"best_worst"`` keeps these two; ``"power"`` takes |reward|^p over the whole batch. Weights average to 1.
 
     rule: as above; the paper picks the rule whose kept rewards fit the true scores best. power: p of ``"power"``, 2.
-    Paper: Policy Filtration in RLHF to Fine-Tune LLM for Code Generation.
     """
     response = token.response
     reward = stop_gradient(response["reward"])
@@ -267,11 +280,19 @@ def pf_ppo_weight(token: TokenView, *, rule: str = "best_random", power: float =
     return rules[rule] / rules[rule].mean("group")
 
 
-@point_objective(bounds={"beta": NON_NEGATIVE})
+@point_objective(
+    paper=Paper(
+        "2402.14740",
+        "Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in LLMs",
+        "Williams 1992; for language models Ahmadian et al. 2024",
+    ),
+    equation="eq. 6",
+    bounds={"beta": NON_NEGATIVE},
+)
 def reinforce(
     response: ResponseView, *, beta: float | None = None, baseline: str = "batch", average: str = "sum"
 ) -> Expression:
-    """REINFORCE on whole responses (Williams 1992; for language models Ahmadian et al. 2024, arXiv:2402.14740, eq. 6).
+    """REINFORCE on whole responses.
 
     ``-(R - b) log π(y)``, with ``R = reward - β h``; neither R nor b takes a gradient.
 
@@ -280,7 +301,6 @@ def reinforce(
     beta: KL coefficient inside the reward, 0.01-0.1; None leaves the reference out. baseline: ``"none"``,
     ``"batch"`` or ``"group"`` for a mean, ``"leave_one_out"`` for the mean of the group's others, ``"given"`` for the
     column ``value``. average: ``"sum"`` over the tokens, or ``"response"`` for their mean.
-    Paper: Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in LLMs.
     """
     reward = response["reward"] if beta is None else response["reward"] - beta * response.logratio
     reward = stop_gradient(reward)
@@ -300,7 +320,15 @@ def reinforce(
 
 
 @point_objective(
-    bounds={"beta": NON_NEGATIVE, "clip": CLIP, "clip_high": NON_NEGATIVE}, variants={"trl-1.16": {"clip": 0.2}}
+    paper=Paper(
+        "2402.14740",
+        "Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in LLMs",
+        "Ahmadian et al. 2024",
+    ),
+    equation="section 2.3",
+    identities=('rloo = reinforce(beta=0.05, baseline="leave_one_out")',),
+    bounds={"beta": NON_NEGATIVE, "clip": CLIP, "clip_high": NON_NEGATIVE},
+    variants={"trl-1.16": {"clip": 0.2}},
 )
 def rloo(
     response: ResponseView,
@@ -310,7 +338,7 @@ def rloo(
     clip: float | None = None,
     clip_high: float | None = None,
 ) -> Expression:
-    """REINFORCE leave-one-out, RLOO (Ahmadian et al. 2024, arXiv:2402.14740, section 2.3).
+    """REINFORCE leave-one-out, RLOO.
 
     ``-(R_i - mean_{j≠i} R_j) log π(y_i)`` over the responses to one prompt, ``R = reward - β h``, constants.
 
@@ -319,8 +347,6 @@ def rloo(
     beta: KL coefficient inside the reward, 0.01-0.1; reference: False leaves it out. clip: ε of the clipped ratio of
     whole responses; None is the paper's plain gradient. clip_high: another ε upwards.
     Libraries: TRL's trainer clips (0.2) and can whiten advantages.
-    Paper: Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in LLMs.
-    Identities: `rloo = reinforce(beta=0.05, baseline="leave_one_out")`.
     """
     sampler = response.logp if clip is None else response["old_logps"]
     reward = response["reward"] - beta * (sampler - response.ref_logp) if reference else response["reward"]
@@ -330,11 +356,19 @@ def rloo(
     return clipped_surrogate(ratio_of(response), advantage, clip, clip if clip_high is None else clip_high)
 
 
-@pair_objective(bounds={"beta": NON_NEGATIVE, "clip": NON_NEGATIVE})
+@pair_objective(
+    paper=Paper(
+        "2310.00212",
+        "Pairwise Proximal Policy Optimization: Harnessing Relative Feedback for LLM Alignment",
+        "Wu et al. 2023",
+    ),
+    equation="theorem 1",
+    bounds={"beta": NON_NEGATIVE, "clip": NON_NEGATIVE},
+)
 def p3o(
     pair: PairView, *, beta: float = 0.05, clip: float = 0.2, clipping: str = "joint"
 ) -> tuple[Expression, dict[str, Expression]]:
-    """Pairwise proximal policy optimization, P3O (Wu et al. 2023, arXiv:2310.00212, theorem 1), clips as reconstructed.
+    """Pairwise proximal policy optimization, P3O, clips as reconstructed.
 
     For two responses drawn from π_old, called chosen and rejected here in any order:
     ``d = r̃(1) - r̃(2)``, ``r̃ = reward - β log π_old/π_ref``. V1, ``"separate"``: ``-½ Σ_i min(c_i ρ_i, c_i clip(ρ_i,
@@ -345,7 +379,6 @@ def p3o(
     Columns: ``chosen_reward``, ``rejected_reward``, ``chosen_old_logps``, ``rejected_old_logps``.
 
     beta: KL coefficient, 0.02-0.2. clip: ε, 0.2. clipping: which version.
-    Paper: Pairwise Proximal Policy Optimization: Harnessing Relative Feedback for LLM Alignment.
     """
     first, second = pair.chosen, pair.rejected
     gap = stop_gradient(regularised_reward(first, beta) - regularised_reward(second, beta))
@@ -380,9 +413,9 @@ def rewards_of(pair: PairView, beta: float) -> dict[str, Expression]:
     return {role: regularised_reward(pair.response(role), beta) for role in ("chosen", "rejected")}
 
 
-@point_objective(bounds={"kl_max": POSITIVE})
+@point_objective(paper=_CRPG, equation="eqs. 11 and 12", bounds={"kl_max": POSITIVE})
 def crpg(response: ResponseView, *, kl_max: float = 10.0, average: str = "sum") -> Expression:
-    """Calibrated-regularised policy gradient, CRPG (Xu et al. 2024, arXiv:2409.20370, eqs. 11 and 12).
+    """Calibrated-regularised policy gradient, CRPG.
 
     ``-(R̃ - mean R̃) log π(y)`` with ``R̃ = J σ(reward - base) max(0, 1 - kl/kl_max)``, the mean over the batch.
 
@@ -390,16 +423,15 @@ def crpg(response: ResponseView, *, kl_max: float = 10.0, average: str = "sum") 
     is met, else 0), ``kl`` (the rollout policy's log-ratio to the reference).
 
     kl_max: nats beyond which a response counts nothing. average: as in `crraft`.
-    Paper: The Perfect Blend: Redefining RLHF with Mixture of Judges.
     """
     calibrated = sigmoid(response["reward"] - response["base_reward"])
     kept = stop_gradient(response["judge"] * calibrated * relu(1.0 - response["kl"] / kl_max))
     return weighted_likelihood("crpg: average", kept - kept.mean("batch"), response, average)
 
 
-@group_objective(bounds={"kl_max": POSITIVE})
+@group_objective(paper=_CRPG, equation="eqs. 17 and 18", bounds={"kl_max": POSITIVE})
 def crraft_list(group: GroupView, *, kl_max: float = 10.0, average: str = "sum") -> Expression:
-    """Calibrated-regularised reward ranking, CRRAFT of CGPO (Xu et al. 2024, arXiv:2409.20370, eqs. 17 and 18).
+    """Calibrated-regularised reward ranking, CRRAFT of CGPO.
 
     ``-c log π(y*)``: y* has the largest calibrated reward ``c = σ(reward - base)`` among the responses to a prompt that
     meet every constraint and whose log-ratio is at most kl_max; without any the loss is 0, where the paper falls back
@@ -408,7 +440,6 @@ def crraft_list(group: GroupView, *, kl_max: float = 10.0, average: str = "sum")
     Columns: ``reward``, ``judge``, and ``base_reward`` by group.
 
     kl_max: nats. average: ``"sum"`` over tokens, or ``"response"`` for the mean over those of y*.
-    Paper: The Perfect Blend: Redefining RLHF with Mixture of Judges.
     """
     response = group.response
     calibrated = stop_gradient(sigmoid(response["reward"] - group["base_reward"]))

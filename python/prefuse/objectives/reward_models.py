@@ -5,15 +5,21 @@ Combining the scores of several reward models is `prefuse.objectives.advantages.
 
 from __future__ import annotations
 
-from ..language import Expression, GroupView, PairView, group_objective, log_sigmoid, pair_objective, square
+from ..language import Expression, GroupView, PairView, Paper, group_objective, log_sigmoid, pair_objective, square
 from ._terms import NON_NEGATIVE, POSITIVE
 
 
-@pair_objective(bounds={"center": NON_NEGATIVE})
+@pair_objective(
+    paper=Paper(
+        "2203.02155", "Training language models to follow instructions with human feedback", "Ouyang et al. 2022"
+    ),
+    equation="eq. 1; margins Touvron et al. 2023",
+    bounds={"center": NON_NEGATIVE},
+)
 def bradley_terry(
     pair: PairView, *, margin: float | None = None, center: float | None = None
 ) -> tuple[Expression, dict[str, Expression]]:
-    """Bradley-Terry reward model (Ouyang et al. 2022, arXiv:2203.02155, eq. 1; margins Touvron et al. 2023).
+    """Bradley-Terry reward model.
 
     ``-log σ(r(w) - r(l) - m) + c (r(w) + r(l))²``.
 
@@ -22,7 +28,6 @@ def bradley_terry(
     margin: m, a number or one per pair (larger where the preference was stronger); None is 0. center: c, 0.01, keeps
     the rewards' arbitrary constant near 0 (Eisenstein et al. 2023); None leaves it out.
     Libraries: TRL's reward trainer agrees; MOSS adds 1e-5 inside the logarithm and, on request, `sft` on the chosen.
-    Paper: Training language models to follow instructions with human feedback.
     """
     chosen, rejected = pair.chosen["reward"], pair.rejected["reward"]
     difference = chosen - rejected if margin is None else chosen - rejected - margin
@@ -32,7 +37,15 @@ def bradley_terry(
     return loss, {"chosen": chosen, "rejected": rejected}
 
 
-@group_objective(bounds={"temperature": POSITIVE})
+@group_objective(
+    paper=Paper(
+        "2410.02197",
+        "Beyond Bradley-Terry Models: A General Preference Model for Language Model Alignment",
+        "Zhang et al. 2024",
+    ),
+    equation="eq. A.1",
+    bounds={"temperature": POSITIVE},
+)
 def gpm(
     group: GroupView,
     *,
@@ -41,7 +54,7 @@ def gpm(
     gated: bool = False,
     target: float | None = None,
 ) -> Expression:
-    """General preference model, GPM (Zhang et al. 2024, arXiv:2410.02197, eq. A.1): preferences that may be cyclic.
+    """General preference model, GPM: preferences that may be cyclic.
 
     ``-log σ((s - m)/τ)``, ``s = Σ_k λ_k (a_k b'_k - b_k a'_k)``: an answer's embedding of 2K numbers is K pairs (a,
     b), the chosen one's without and the rejected one's with a prime. With K = 1 and a = r, b = 1 it is Bradley-Terry.
@@ -52,7 +65,6 @@ def gpm(
 
     temperature: τ, 0.1; 1 is usual with K = 1 and b = 1. margin: m, one per pair or for all. gated: whether λ is given;
     else it is 1. target: regress instead, ``½ (s/τ - target)²``, 10 in the authors' code.
-    Paper: Beyond Bradley-Terry Models: A General Preference Model for Language Model Alignment.
     """
     block = group.response
     product = block["chosen_even"] * block["rejected_odd"] - block["chosen_odd"] * block["rejected_even"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from ..language import (
     Expression,
     PairView,
+    Paper,
     ResponseView,
     TokenView,
     clamp,
@@ -27,10 +28,18 @@ from ._terms import NON_NEGATIVE, POSITIVE, log_ratio_margin
 
 Rewards = dict[str, Expression]
 
+_TDPO1 = Paper("2404.11999", "Token-level Direct Preference Optimization", "Zeng et al. 2024")
+_SPARSE_PO = Paper(
+    "2410.05102",
+    "SparsePO: Controlling Preference Alignment of LLMs via Sparse Token Masks",
+    "Christopoulou et al. 2024",
+)
+_OREO_VALUE = Paper("2412.16145", "Offline Reinforcement Learning for LLM Multi-Step Reasoning", "Wang et al. 2024")
 
-@pair_objective(bounds={"beta": POSITIVE})
+
+@pair_objective(paper=_TDPO1, equation="eq. 15", identities=("tdpo1 = dpo where rkl=0",), bounds={"beta": POSITIVE})
 def tdpo1(pair: PairView, *, beta: float = 0.1) -> tuple[Expression, Rewards]:
-    """Token-level DPO, TDPO1 (Zeng et al. 2024, arXiv:2404.11999, eq. 15).
+    """Token-level DPO, TDPO1.
 
     ``-log σ(β [h(w) - h(l) - (K(l) - K(w))])``. Its gradient enlarges the KL on the chosen side, which `tdpo2` does
     not.
@@ -39,24 +48,28 @@ def tdpo1(pair: PairView, *, beta: float = 0.1) -> tuple[Expression, Rewards]:
 
     beta: 0.05-0.5.
     Libraries: the authors' code; its README's command for TDPO2 trains this.
-    Paper: Token-level Direct Preference Optimization.
-    Identities: `tdpo1 = dpo where rkl=0`.
     """
     drift = drift_of(pair.rejected) - drift_of(pair.chosen)
     return -log_sigmoid(beta * (log_ratio_margin(pair) - drift)), tdpo_rewards(pair, beta)
 
 
-@pair_objective(bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE})
+@pair_objective(
+    paper=_TDPO1,
+    equation="KL term: eq. 18",
+    identities=(
+        "tdpo2(alpha=0) = dpo",
+        "tdpo2(alpha=1) = tdpo1",
+    ),
+    bounds={"beta": POSITIVE, "alpha": NON_NEGATIVE},
+)
 def tdpo2(pair: PairView, *, beta: float = 0.1, alpha: float = 0.5) -> tuple[Expression, Rewards]:
-    """Token-level DPO, TDPO2 (Zeng et al. 2024, arXiv:2404.11999; KL term: eq. 18).
+    """Token-level DPO, TDPO2.
 
     ``-log σ(β [h(w) - h(l) - α (K(l) - sg[K(w)])])``: the chosen side's KL is a constant.
 
     Columns: ``chosen_token_rkl``, ``rejected_token_rkl``.
 
     beta: 0.05-0.5. alpha: weight of the KL difference, 0-2; 0 is DPO.
-    Paper: Token-level Direct Preference Optimization.
-    Identities: `tdpo2(alpha=0) = dpo`; `tdpo2(alpha=1) = tdpo1`.
     """
     drift = drift_of(pair.rejected) - stop_gradient(drift_of(pair.chosen))
     return -log_sigmoid(beta * (log_ratio_margin(pair) - alpha * drift)), tdpo_rewards(pair, beta)
@@ -74,11 +87,19 @@ def tdpo_rewards(pair: PairView, beta: float) -> Rewards:
     }
 
 
-@pair_objective(bounds={"beta": POSITIVE, "reward_penalty": NON_NEGATIVE, "kl_penalty": NON_NEGATIVE})
+@pair_objective(
+    paper=_SPARSE_PO,
+    equation="from eq. 3 at ICLR",
+    identities=(
+        "sparse_po = tdpo1 where reward_weight=1, kl_weight=1",
+        "sparse_po = dpo where reward_weight=1, kl_weight=0",
+    ),
+    bounds={"beta": POSITIVE, "reward_penalty": NON_NEGATIVE, "kl_penalty": NON_NEGATIVE},
+)
 def sparse_po(
     pair: PairView, *, beta: float = 0.1, reward_penalty: float | None = None, kl_penalty: float | None = None
 ) -> Expression:
-    """SparsePO, learned masks on tokens (Christopoulou et al. 2024, arXiv:2410.05102, from eq. 3 at ICLR).
+    """SparsePO, learned masks on tokens.
 
     ``-log σ(β (u - d))``, ``u = Σ m^u_t h_t(w) - Σ m^u_t h_t(l)``, ``d = Σ m^d_t KL_t(l) - Σ m^d_t KL_t(w)``, plus L1
     terms ``η_u Σ m^u + η_d Σ m^d`` over both responses. Gradients reach the masks, whose network is the caller's.
@@ -87,9 +108,6 @@ def sparse_po(
     common mask), ``token_rkl``. Masks of 1 give TDPO1.
 
     beta: 0.1-0.8. reward_penalty, kl_penalty: η_u and η_d, about 1e-3; None leaves them out.
-    Paper: SparsePO: Controlling Preference Alignment of LLMs via Sparse Token Masks.
-    Identities: `sparse_po = tdpo1 where reward_weight=1, kl_weight=1`; `sparse_po = dpo where reward_weight=1,
-    kl_weight=0`.
     """
     chosen, rejected = pair.chosen.token, pair.rejected.token
     reward = weighted_sum(chosen, "reward_weight") - weighted_sum(rejected, "reward_weight")
@@ -106,9 +124,9 @@ def weighted_sum(token: TokenView, weight: str) -> Expression:
     return (token[weight] * token.logratio).sum()
 
 
-@pair_objective(bounds={"beta": POSITIVE})
+@pair_objective(paper=_SPARSE_PO, equation="from eq. 3 at ICLR", bounds={"beta": POSITIVE})
 def mapo(pair: PairView, *, beta: float = 0.1) -> Expression:
-    """MaPO, masks from the reference's activations (Christopoulou et al. 2024, arXiv:2410.05102, from eq. 3 at ICLR).
+    """MaPO, masks from the reference's activations.
 
     `sparse_po` with one mask for both: ``m_t = (a_t - min a)/(max a - min a)`` within the response, a constant.
 
@@ -117,7 +135,6 @@ def mapo(pair: PairView, *, beta: float = 0.1) -> Expression:
     equal its mask is 0.
 
     beta: 0.1-0.8.
-    Paper: SparsePO: Controlling Preference Alignment of LLMs via Sparse Token Masks.
     """
     chosen, rejected = masked_parts(pair.chosen.token), masked_parts(pair.rejected.token)
     return -log_sigmoid(beta * ((chosen[0] - rejected[0]) - (rejected[1] - chosen[1])))
@@ -131,9 +148,9 @@ def masked_parts(token: TokenView) -> tuple[Expression, Expression]:
     return (mask * token.logratio).sum(), (mask * token["rkl"]).sum()
 
 
-@token_objective(bounds={"beta": NON_NEGATIVE})
+@token_objective(paper=_OREO_VALUE, equation="eq. 8", bounds={"beta": NON_NEGATIVE})
 def oreo_value(token: TokenView, *, beta: float = 0.03) -> Expression:
-    """OREO's value loss (Wang et al. 2024, arXiv:2412.16145, eq. 8).
+    """OREO's value loss.
 
     ``1/n Σ_t ( V_t - R + β sg[Σ_{i≥t} h_i] )²``: soft Bellman consistency of a value head V on states before each
     token, for a response whose only reward R comes at its end.
@@ -141,17 +158,21 @@ def oreo_value(token: TokenView, *, beta: float = 0.03) -> Expression:
     Columns: ``value`` by token, ``reward`` by response.
 
     beta: 0.03.
-    Paper: Offline Reinforcement Learning for LLM Multi-Step Reasoning.
     """
     to_go = stop_gradient(token.logratio.suffix_sum())
     return square(token["value"] - token.response["reward"] + beta * to_go).mean()
 
 
-@token_objective(bounds={"beta": NON_NEGATIVE, "alpha": NON_NEGATIVE})
+@token_objective(
+    paper=_OREO_VALUE,
+    equation="eq. 9",
+    identities=('oreo(divergence="none") = oreo_value',),
+    bounds={"beta": NON_NEGATIVE, "alpha": NON_NEGATIVE},
+)
 def oreo(
     token: TokenView, *, beta: float = 0.03, alpha: float = 0.01, level: str = "token", divergence: str = "exact"
 ) -> Expression:
-    """OREO's policy loss, offline reasoning optimization (Wang et al. 2024, arXiv:2412.16145, eq. 9).
+    """OREO's policy loss, offline reasoning optimization.
 
     ``1/n Σ_t ( sg[V_t] - R + β h_t + β sg[Σ_{i>t} h_i] )² + α 1/n Σ_t KL_t(π‖π_ref)``. ``level="step"``: one term per
     step, with the gradient through the whole step; ``"response"``: ``(sg[V_1] - R + β Σ h_t)²``.
@@ -160,8 +181,6 @@ def oreo(
     token included); for ``divergence="exact"`` ``kl``, the KL(π‖π_ref) by token.
 
     beta: 0.03. alpha: 0.01. divergence: ``"exact"``, ``"k3"`` for the estimate ``e^{-h} + h - 1``, or ``"none"``.
-    Paper: Offline Reinforcement Learning for LLM Multi-Step Reasoning.
-    Identities: `oreo(divergence="none") = oreo_value`.
     """
     if level not in ("token", "step", "response") or divergence not in ("exact", "k3", "none"):
         expected = 'level "token", "step" or "response" and divergence "exact", "k3" or "none"'
@@ -185,31 +204,41 @@ def consistency(token: TokenView, beta: float, level: str) -> Expression:
     return terms.sum() / maximum(where(start > 0.5, 1.0, 0.0).sum(), 1.0)
 
 
-@pair_objective(bounds={"beta": POSITIVE, "discount": "(0, 1]"})
+@pair_objective(
+    paper=Paper(
+        "2502.14340",
+        "Earlier Tokens Contribute More: Learning Direct Preference Optimization From Temporal Decay Perspective",
+        "Shao et al. 2025",
+    ),
+    equation="eq. 5 at ICLR",
+    identities=("d2po(discount=1) = dpo",),
+    bounds={"beta": POSITIVE, "discount": "(0, 1]"},
+)
 def d2po(pair: PairView, *, beta: float = 0.1, discount: float = 0.98) -> Expression:
-    """Temporal decay DPO, D²PO (Shao et al. 2025, arXiv:2502.14340, eq. 5 at ICLR).
+    """Temporal decay DPO, D²PO.
 
     ``-log σ(β [Σ_t γ^t h_t(w) - Σ_t γ^t h_t(l)])``: early tokens decide.
 
     beta: 0.05-0.5. discount: γ, 0.95-1; 1 is DPO.
-    Paper: Earlier Tokens Contribute More: Learning Direct Preference Optimization From Temporal Decay Perspective.
-    Identities: `d2po(discount=1) = dpo`.
     """
     chosen, rejected = (discounted(pair.response(role).token, discount) for role in ("chosen", "rejected"))
     return -log_sigmoid(beta * (chosen - rejected))
 
 
-@pair_objective(bounds={"beta": POSITIVE, "discount": "(0, 1)"})
+@pair_objective(
+    paper=Paper("2406.14868", "Direct Multi-Turn Preference Optimization for Language Agents", "Shi et al. 2024"),
+    equation="eq. 16",
+    identities=("dmpo = dpo where turn=0",),
+    bounds={"beta": POSITIVE, "discount": "(0, 1)"},
+)
 def dmpo(pair: PairView, *, beta: float = 0.1, discount: float = 0.9) -> Expression:
-    """Direct multi-turn preference optimization, DMPO (Shi et al. 2024, arXiv:2406.14868, eq. 16).
+    """Direct multi-turn preference optimization, DMPO.
 
     ``-log σ(β [Σ φ h_t(w) - Σ φ h_t(l)])`` with ``φ = γ^k (1 - γ^{K-k}) / (1 - γ^K)`` in turn k of K, k from 0.
 
     Columns by token: ``token_turn`` (k, 0 for the first turn).
 
     beta: 0.05-0.5. discount: γ, 0.5-0.99; towards 0 only the first turn counts. 0.7 in the authors' code, which agrees.
-    Paper: Direct Multi-Turn Preference Optimization for Language Agents.
-    Identities: `dmpo = dpo where turn=0`.
     """
     chosen, rejected = (turns_weighted(pair.response(role).token, discount) for role in ("chosen", "rejected"))
     return -log_sigmoid(beta * (chosen - rejected))
@@ -228,7 +257,19 @@ def discounted(token: TokenView, discount: float) -> Expression:
     return (discount**token.position * token.logratio).sum()
 
 
-@pair_objective(bounds={"beta": POSITIVE, "scale": NON_NEGATIVE})
+@pair_objective(
+    paper=Paper(
+        "2410.04350",
+        "TIS-DPO: Token-level Importance Sampling for Direct Preference Optimization With Estimated Weights",
+        "Liu et al. 2024",
+    ),
+    equation="eq. 18 at ICLR",
+    identities=(
+        "tis_dpo = dpo where contrast=0",
+        'tis_dpo(weights="given") = dpo where weight=1',
+    ),
+    bounds={"beta": POSITIVE, "scale": NON_NEGATIVE},
+)
 def tis_dpo(
     pair: PairView,
     *,
@@ -239,7 +280,7 @@ def tis_dpo(
     high: float = 1.5,
     shift: float | None = None,
 ) -> Expression:
-    """Token-level importance sampling DPO, TIS-DPO (Liu et al. 2024, arXiv:2410.04350, eq. 18 at ICLR).
+    """Token-level importance sampling DPO, TIS-DPO.
 
     ``-log σ(β [Σ_t w_t h_t(w) - Σ_t w_t h_t(l)] - η)``. The weights are constants: ``w_t = exp(μ clip(c_t, L, U))``
     for the chosen and ``exp(-μ clip(c_t, L, U))`` for the rejected response, ``c_t = log π⁺ - log π⁻`` of two
@@ -248,8 +289,6 @@ def tis_dpo(
     Columns by token: ``token_contrast`` (c), or with ``weights="given"`` ``token_weight``.
 
     beta: 0.05-0.5. scale: μ. low, high: L and U. shift: η, one per pair or for all; None is 0.
-    Paper: TIS-DPO: Token-level Importance Sampling for Direct Preference Optimization With Estimated Weights.
-    Identities: `tis_dpo = dpo where contrast=0`; `tis_dpo(weights="given") = dpo where weight=1`.
     """
     if weights not in ("contrast", "given"):
         raise ValueError(f'tis_dpo: weights must be "contrast" or "given", got {weights!r}')

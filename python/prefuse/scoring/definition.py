@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import re
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -18,6 +17,7 @@ from ..tracing.kinds import BATCH, PAIR, TOKEN, Kind
 from ..tracing.trace import NewRole, Trace
 from ..tracing.views import ResponseView, view_of
 from .bounds import Bounds
+from .papers import Origin
 from .settings import Form, Forms, Setting, show
 from .traced import Traced
 from .variants import Variants
@@ -40,6 +40,7 @@ class Definition(ABC):
         defaults: hyper-parameters and their default values.
         bounds: the interval each bounded hyper-parameter must lie in.
         doc: the docstring.
+        origin: paper, equation and equal losses.
         variants: what libraries and authors' code mean by the name, as hyper-parameters.
         plans: those made so far, by forms and names: see `plan_of`.
         handle: a process-wide name, by which the custom operator finds the definition.
@@ -57,6 +58,7 @@ class Definition(ABC):
         self.bounds = {parameter: Bounds(parameter, interval) for parameter, interval in bounds.items()}
         self.doc = doc
         self.variants = Variants(name, defaults, {})
+        self.origin = Origin()
         self.handle = f"{name}#{next(self._serial)}"
         self._roles: tuple[str, ...] = ("chosen", "rejected") if kind is PAIR else ()
         self.plans: dict[tuple[Forms, tuple[str, ...]], Any] = {}
@@ -76,12 +78,6 @@ class Definition(ABC):
     @abstractmethod
     def text(self, settings: Mapping[str, Setting]) -> str:
         """Return what `repr` shows for these settings."""
-
-    @property
-    def paper(self) -> str | None:
-        """The arXiv id the docstring names first, if any."""
-        found = re.search(r"arXiv:\s*([\w./-]*\d)", self.doc or "")
-        return found.group(1) if found else None
 
     def trace(self, given: frozenset[str] | None, forms: Forms) -> Traced:
         """Return the graph for these arguments and forms of hyper-parameters, tracing it on first use.
@@ -134,10 +130,12 @@ class Written(Definition):
         name: str | None,
         bounds: Mapping[str, str],
         variants: Mapping[str, Mapping[str, Setting]],
+        origin: Origin,
     ) -> None:
         name = name or function.__name__
         super().__init__(name, kind, hyper_parameters(name, function), bounds, inspect.getdoc(function))
         self.variants = Variants(name, self.defaults, variants)
+        self.origin = origin
         self.function = function
         unknown = sorted(set(bounds) - set(self.defaults))
         if unknown:

@@ -24,7 +24,10 @@ def score(plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, 
     try:
         call = bind_plain(plan.traced, numbers, arguments) if plan.plain else None
         if call is not None:
-            return _scored(call, reduction, call.trainable)
+            if call.trainable and torch.is_grad_enabled():
+                return _scored(call, reduction, call.trainable)
+            loss, losses, extras, _ = call.score(reduction, (), apart=False)
+            return Score(loss, losses, call, extras)
     except (ValueError, RuntimeError):  # the general way copes, or says what is wrong
         pass
     return _score_other(plan, arguments, numbers, reduction)

@@ -38,7 +38,7 @@ class Objective:
         self._numbers = {name: float(value) for name, value in self._settings.items() if is_number(value)}
         self._arrays = {name: value for name, value in self._settings.items() if is_array(value)}
         self._plans: dict[tuple[str, ...], CallPlan] = {}
-        self.__doc__ = definition.doc
+        self.__doc__ = definition.origin.below(definition.doc)
         self.__name__ = definition.name
         self.__wrapped__ = getattr(definition, "function", None)
 
@@ -56,8 +56,9 @@ class Objective:
 
     @property
     def paper(self) -> str | None:
-        """The arXiv id its docstring names, if any."""
-        return self._definition.paper
+        """The arXiv id of the paper it is declared to be from, if any."""
+        paper = self._definition.origin.paper
+        return None if paper is None else paper.arxiv
 
     @property
     def parameters(self) -> dict[str, Setting]:

@@ -68,7 +68,7 @@ class PlainCall:
         step = traced.score_step(reduction, wrt)
         column, number = self.columns.__getitem__, self.numbers.__getitem__  # `map` over these is C throughout
         size = count * len(traced.reward_roles) + len(traced.metric_names)
-        gradients = list(map(torch.empty_like, map(column, wrt)))
+        gradients = list(map(torch.empty_like, map(column, wrt))) if wrt else []
         losses: torch.Tensor | int
         if reduction == "none":
             loss = losses = prototype.new_empty(count)
@@ -125,10 +125,11 @@ def bind_plain(traced: Traced, numbers: Mapping[str, float], arguments: Mapping[
         column = arguments[name]
         if type(column) not in PLAIN_TENSORS or not column.is_cpu or column.is_neg():
             return None
-        if column.dtype is not dtype and column.dtype not in EXACT:
-            if dtype is not None or column.dtype not in PROTOTYPES:
+        own = column.dtype
+        if own is not dtype and own not in EXACT:
+            if dtype is not None or own not in PROTOTYPES:
                 return None
-            dtype = column.dtype
+            dtype = own
         if column.requires_grad:
             trainable.append(name)
     return None if dtype is None else PlainCall(traced, numbers, arguments, tuple(trainable), dtype)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from prefuse.compat.trl import ChunkedLogProbFunction
+from prefuse.linear.sparse import Sparse, as_sparse
 from prefuse.models.causal_lm import check_fallback
 from prefuse.trl import compatibility, fused, gathered
 from prefuse.trl.dropout import DropoutRates
@@ -21,7 +22,14 @@ from prefuse.trl.patching import Patch, original, patch
 __all__ = ["Acceleration", "accelerate"]
 
 
-def accelerate(trainer: Any = None, *, disable_dropout: bool = False, fallback: str = "logits") -> Acceleration:
+def accelerate(
+    trainer: Any = None,
+    *,
+    disable_dropout: bool = False,
+    fallback: str = "logits",
+    share_prompts: bool = False,
+    sparse: float | Sparse | None = None,
+) -> Acceleration:
     """Have the LM heads of TRL's trainers run by prefuse.
 
     DPO, KTO, GRPO, RLOO, SFT and async GRPO, which have a fused head of TRL's, get prefuse's in its place. The
@@ -37,6 +45,12 @@ def accelerate(trainer: Any = None, *, disable_dropout: bool = False, fallback: 
             before have 0 in their configuration.
         fallback: for models whose head cannot be fused, as in `prefuse.head`: "logits" has them make their logits, with
             a warning; "error" refuses when they are called.
+        share_prompts: run what rows of a batch begin with alike through the models once, as in `prefuse.head`: the two
+            responses of a pair, the completions of a group that come in one micro-batch. Mean logits, which CPO, ORPO
+            and TPO log of padding, too, take it for the first token of the batch then.
+        sparse: as in `prefuse.linear_token_stats`: the gradients of log-probabilities from short lists, without bias;
+            a number, as 2**-12, has its roundings drawn anew at every step. A gradient through the entropy, and models
+            whose head is not fused, stay dense. None: dense.
 
     Returns:
         An `Acceleration`, to be used as context manager or until `remove`.
@@ -53,11 +67,12 @@ def accelerate(trainer: Any = None, *, disable_dropout: bool = False, fallback: 
         trainer.train()
     """
     check_fallback(fallback)
+    running = fused.Running(fallback, share_prompts, as_sparse(sparse))
     if trainer is None:
         if disable_dropout:
             raise ValueError("disable_dropout: expected a trainer, whose models' rates are set to 0, got none")
-        return _accelerate_all(fallback)
-    made = _accelerate_one(trainer, fallback)
+        return _accelerate_all(running)
+    made = _accelerate_one(trainer, running)
     if disable_dropout:
         _disable_dropout(made, trainer)
     return made
@@ -95,7 +110,7 @@ class Acceleration:
         self._undo.append(undo)
 
 
-def _accelerate_all(fallback: str) -> Acceleration:
+def _accelerate_all(running: fused.Running) -> Acceleration:
     compatibility.check_fused()
     trainers = [trainer for trainer in compatibility.LOGIT_TRAINERS if compatibility.module(trainer.module) is not None]
     for trainer in trainers:
@@ -105,27 +120,27 @@ def _accelerate_all(fallback: str) -> Acceleration:
     made._add("trl.add_fused_lm_head", functools.partial(_unpatch, patched))
     for name in (compatibility.UTILITIES, *compatibility.FUSED_TRAINERS):
         if (module := compatibility.module(name)) is not None:
-            made._undo.append(patch(module, "add_fused_lm_head", functools.partial(_adding, patched, fallback)).remove)
+            made._undo.append(patch(module, "add_fused_lm_head", functools.partial(_adding, patched, running)).remove)
     for name, attribute in _KERNELS:
         made._add(f"trl.{attribute.lstrip('_')}", patch(compatibility.module(name), attribute, _kernel).remove)
     for trainer in trainers:
-        _gather(made, trainer, getattr(compatibility.module(trainer.module), trainer.name), fallback)
+        _gather(made, trainer, getattr(compatibility.module(trainer.module), trainer.name), running)
     return made
 
 
-def _accelerate_one(trainer: Any, fallback: str) -> Acceleration:
+def _accelerate_one(trainer: Any, running: fused.Running) -> Acceleration:
     version = compatibility.installed()
     kinds = [(kind.__module__, f"{kind.__module__}.{kind.__name__}") for kind in type(trainer).__mro__]
     made = Acceleration()
     for each in compatibility.LOGIT_TRAINERS:
         if each.path in [path for _, path in kinds]:
             compatibility.check_logit_trainer(each)
-            _gather(made, each, trainer, fallback)
+            _gather(made, each, trainer, running)
             return made
     compatibility.check_fused()
     try:
         for name in ("model", "ref_model"):
-            causal_lm = _patched(getattr(trainer, name, None), fallback)
+            causal_lm = _patched(getattr(trainer, name, None), running)
             if causal_lm is not None:
                 made._add(f"{type(trainer).__name__}.{name}", functools.partial(fused.unpatch, causal_lm))
     except ValueError:
@@ -150,10 +165,10 @@ def _disable_dropout(made: Acceleration, trainer: Any) -> None:
         made._add(f"dropout rates of 0 ({', '.join(rates.names())})", zero.close)
 
 
-def _patched(model: Any, fallback: str) -> nn.Module | None:
+def _patched(model: Any, running: fused.Running) -> nn.Module | None:
     """The causal LM that was patched; None where there is none, or none with a fused head."""
     try:
-        return fused.patch(model, fallback)
+        return fused.patch(model, running)
     except TypeError:
         return None
 
@@ -173,14 +188,14 @@ def _kernel(_: Patch) -> Any:
     return ChunkedLogProbFunction
 
 
-def _adding(patched: weakref.WeakSet[nn.Module], fallback: str, here: Patch) -> Callable[..., None]:
+def _adding(patched: weakref.WeakSet[nn.Module], running: fused.Running, here: Patch) -> Callable[..., None]:
     """TRL's `add_fused_lm_head`, and prefuse's head over it."""
 
     @functools.wraps(here.original)
     def add_fused_lm_head(model: nn.Module, *arguments: Any, **options: Any) -> None:
         here.original(model, *arguments, **options)
         if here.active:
-            causal_lm = fused.patch(model, fallback)
+            causal_lm = fused.patch(model, running)
             if causal_lm is None:
                 raise compatibility.no_settings(type(model).__name__)
             patched.add(causal_lm)
@@ -188,12 +203,12 @@ def _adding(patched: weakref.WeakSet[nn.Module], fallback: str, here: Patch) -> 
     return add_fused_lm_head
 
 
-def _gather(made: Acceleration, kind: compatibility.LogitTrainer, owner: Any, fallback: str) -> None:
+def _gather(made: Acceleration, kind: compatibility.LogitTrainer, owner: Any, running: fused.Running) -> None:
     """Patches the method that builds logits, of a class or of one trainer, and the functions that it gives them to."""
     module = compatibility.module(kind.module)
     for name in kind.functions:
         made._undo.append(patch(module, name, gathered.FUNCTIONS[name]).remove)
-    heads = gathered.Heads(fallback)
+    heads = gathered.Heads(running)
     made._undo.append(heads.remove)
     method = gathered.METHODS[kind.name](original(getattr(module, kind.name), kind.method), heads)
     place = method if inspect.isclass(owner) else types.MethodType(method, owner)

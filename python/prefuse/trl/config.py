@@ -10,6 +10,7 @@ from trl import DPOConfig
 
 from prefuse.language import Objective
 from prefuse.linear.plans import WORKSPACE_BYTES
+from prefuse.linear.sparse import as_sparse
 from prefuse.losses.preference import _objective
 from prefuse.models.causal_lm import check_fallback
 from prefuse.scoring.variants import VARIANT
@@ -49,10 +50,16 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
             `FloatingPointError` that names step and cause; ``"log"`` goes on, and the log says nan or inf.
         fallback: for a model whose head cannot be fused, as in `prefuse.head`: ``"logits"`` has it make its logits,
             with a warning; ``"error"`` refuses.
+        share_prompts: run what rows of a batch begin with alike, as the responses of one prompt do, through policy and
+            reference once, as in `prefuse.head`. The log says as ``prompts/spared`` which share of the policy's tokens
+            was not computed.
         token_mean: what means over the tokens of a batch (``sft``, ``orpo``, ``nll="token_mean"``,
             ``average="tokens"``) are taken over: ``"step"``, all micro-batches of an optimiser step in all processes,
             so that 8 rows as 8 x 1 and as 2 x 4 are the same update; or each ``"micro_batch"``, as TRL's DPO trainer.
         workspace_bytes: of the fused head, see `prefuse.preference_loss`.
+        head_sparse: its `sparse`, as 2**-12: gradients of the head from short lists, without bias, rounded anew at
+            every step. On the CPU; objectives whose gradient goes through other statistics than log-probabilities are
+            refused at the first step. None: dense.
 
     Raises:
         TypeError: an objective that is none, or a hyper-parameter that it does not have.
@@ -89,12 +96,18 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
         default="logits",
         metadata={"help": 'What a model whose head cannot be fused does: "logits" makes them, "error" refuses.'},
     )
+    share_prompts: bool = field(
+        default=False, metadata={"help": "Run what rows of a batch begin with alike through the models once."}
+    )
     token_mean: str = field(
         default="step",
         metadata={"help": 'What means over tokens are taken over: "step", all accumulated batches, or "micro_batch".'},
     )
     workspace_bytes: int = field(
         default=WORKSPACE_BYTES, metadata={"help": "Memory for the logits that are there at a time, in bytes."}
+    )
+    head_sparse: float | None = field(
+        default=None, metadata={"help": "Sparse gradients of the head: probabilities below are rounded at random."}
     )
 
     def __post_init__(self) -> None:
@@ -110,6 +123,10 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
         if self.on_nonfinite_loss not in ("error", "log"):
             raise ValueError(f'on_nonfinite_loss: expected "error" or "log", got {self.on_nonfinite_loss!r}')
         check_fallback(self.fallback)
+        try:
+            as_sparse(self.head_sparse)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"head_{error}") from None
         if self.token_mean not in ("step", "micro_batch"):
             raise ValueError(f'token_mean: expected "step" or "micro_batch", got {self.token_mean!r}')
         if self.logging_nan_inf_filter:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prefuse._arguments.layout import shift_left
 from prefuse.compat.trl import token_outputs
+from prefuse.linear.sparse import Sparse
 from prefuse.models import patching
 from prefuse.models.causal_lm import HeadTensors, find_causal_lm, run_inside
 
@@ -25,11 +26,22 @@ class Settings(NamedTuple):
     outputs: tuple[str, ...]
 
 
+class Running(NamedTuple):
+    """How a model is to be run, as in `prefuse.head` and `prefuse.linear_token_stats`."""
+
+    fallback: str = "logits"
+    share_prompts: bool = False
+    sparse: Sparse | None = None
+
+
+AS_ALWAYS = Running()
+
+
 class _Patched(NamedTuple):
     """What our forward of a model wants to know."""
 
     settings: Settings
-    fallback: str
+    running: Running
 
 
 def settings_of(causal_lm: nn.Module) -> Settings | None:
@@ -42,16 +54,16 @@ def settings_of(causal_lm: nn.Module) -> Settings | None:
     return None
 
 
-def patch(model: nn.Module, fallback: str = "logits") -> nn.Module | None:
+def patch(model: nn.Module, running: Running = AS_ALWAYS) -> nn.Module | None:
     """Have prefuse run the fused head that TRL gave to `model`; returns its causal LM, or None without such a head.
 
-    `fallback`: as in `prefuse.head`, which the last patch of a model says.
+    `running`: what the last patch of a model says counts.
     """
     causal_lm: nn.Module = find_causal_lm(model)
     settings = settings_of(causal_lm)
     if settings is None:
         return None
-    known = _Patched(settings, fallback)
+    known = _Patched(settings, running)
     patching.patch_forward(causal_lm, _KEY, _fused_forward, known)
     getattr(causal_lm, _KEY).settings = known
     return causal_lm
@@ -71,17 +83,24 @@ def _fused_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     patched = getattr(self, _KEY)
     if not kwargs.get("fused_lm_head") or patched.count == 0:
         return patching.call_original(self, _KEY, *args, **kwargs)
-    settings, fallback = patched.settings
+    settings, running = patched.settings
     own = {name: kwargs.pop(name, None) for name in ("fused_lm_head", "shift_labels", "num_items_in_batch")}
 
     def inside(hidden: Tensor, tensors: HeadTensors) -> Any:
-        return _output(hidden, tensors, settings, own["shift_labels"], own["num_items_in_batch"])
+        return _output(hidden, tensors, settings, running.sparse, own["shift_labels"], own["num_items_in_batch"])
 
     original = functools.partial(patching.call_original, self, _KEY)
-    return patched.around(run_inside)(self, inside, args, kwargs, original, fallback)
+    return patched.around(run_inside)(self, inside, args, kwargs, original, running.fallback, running.share_prompts)
 
 
-def _output(hidden: Tensor, tensors: HeadTensors, settings: Settings, shift_labels: Tensor | None, items: Any) -> Any:
+def _output(
+    hidden: Tensor,
+    tensors: HeadTensors,
+    settings: Settings,
+    sparse: Sparse | None,
+    shift_labels: Tensor | None,
+    items: Any,
+) -> Any:
     """TRL's output of the labels, which are moved here unless they have been (context parallelism)."""
     from trl.trainer.utils import FusedCausalLMOutput
 
@@ -93,7 +112,8 @@ def _output(hidden: Tensor, tensors: HeadTensors, settings: Settings, shift_labe
     with _without_autocast(hidden) if settings.cast_lm_head_to_fp32 else contextlib.nullcontext():
         if settings.cast_lm_head_to_fp32:
             hidden, tensors = hidden.float(), tensors.in_float32()
-        found = token_outputs(hidden, targets, settings.outputs, tensors, temperature=settings.temperature)
+        options = {"temperature": settings.temperature, "sparse": sparse}
+        found = token_outputs(hidden, targets, settings.outputs, tensors, **options)
     log_probs = found[0][:, keep]
     others = [None if values is None else values[:, keep] for values in found[1:]]
     mask = targets[:, keep] != -100

@@ -19,8 +19,10 @@ from prefuse._arguments.layout import shift_left
 from prefuse._parallel.sharded_weights import gathered, whole
 from prefuse.compat.trl import OPTIONAL_OUTPUTS, token_outputs
 from prefuse.linear.functions import linear_token_stats
+from prefuse.linear.sparse import Sparse
 from prefuse.models.causal_lm import HeadTensors
 from prefuse.models.head import Head, head
+from prefuse.trl.fused import Running
 from prefuse.trl.patching import Patch
 
 LabelsOf = Callable[[Tensor], Tensor]
@@ -36,10 +38,14 @@ class GatheringModel:
         head: of the model.
         labels_of: which tokens are scored.
         outputs: what is asked of the logits beside log-probabilities: some of TRL's names of outputs.
+        sparse: as in `prefuse.linear_token_stats`.
     """
 
-    def __init__(self, head: Head, labels_of: LabelsOf, outputs: Sequence[str] = ()) -> None:
+    def __init__(
+        self, head: Head, labels_of: LabelsOf, outputs: Sequence[str] = (), sparse: Sparse | None = None
+    ) -> None:
         self._head = head
+        self._sparse = sparse
         self._labels_of = labels_of
         self._outputs = tuple(outputs)
 
@@ -48,7 +54,7 @@ class GatheringModel:
         labels = self._labels_of(input_ids).to(input_ids.device)
 
         def inside(hidden: Tensor, tensors: HeadTensors) -> dict[str, Tensor]:
-            return _statistics(hidden, tensors, self._outputs)
+            return _statistics(hidden, tensors, self._outputs, self._sparse)
 
         found = self._head.run(inside, labels=labels, inputs={"input_ids": input_ids, **inputs})
         found = {name: values[:, -labels.shape[1] :] if values.ndim else values for name, values in found.items()}
@@ -160,16 +166,22 @@ class Gathered:
 class Heads:
     """The heads of the models that were called: made when one is, and removed together."""
 
-    def __init__(self, fallback: str) -> None:
+    def __init__(self, running: Running) -> None:
         self._made: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._fallback = None if fallback == "logits" else fallback
+        self._fallback = None if running.fallback == "logits" else running.fallback
+        self._share_prompts = running.share_prompts
+        self._sparse = running.sparse
 
     def of(self, model: nn.Module) -> Head:
         """The head of a model."""
-        found = head(model, fallback=self._fallback)
+        found = head(model, fallback=self._fallback, share_prompts=self._share_prompts)
         if found.fresh:
             self._made.add(found.causal_lm)
         return found
+
+    def gathering(self, model: nn.Module, labels_of: LabelsOf, outputs: Sequence[str] = ()) -> GatheringModel:
+        """The model to call for `Gathered` logits."""
+        return GatheringModel(self.of(model), labels_of, outputs, self._sparse)
 
     def remove(self) -> None:
         """Removes those that were not there before."""
@@ -201,7 +213,7 @@ def _cpo(original: Method, heads: Heads) -> Method:
         if self.is_encoder_decoder or isinstance(model, GatheringModel):
             return original(self, model, batch)
         labels = _roles([batch["chosen_labels"], batch["rejected_labels"]])
-        return original(self, GatheringModel(heads.of(model), lambda _: labels, ("mean_logits",)), batch)
+        return original(self, heads.gathering(model, lambda _: labels, ("mean_logits",)), batch)
 
     return concatenated_forward
 
@@ -213,7 +225,7 @@ def _orpo(original: Method, heads: Heads) -> Method:
         # The likelihood of a chosen response takes in its prompt.
         chosen = batch["chosen_input_ids"].masked_fill(batch["chosen_attention_mask"] != 1, -100)
         labels = _roles([chosen, batch["rejected_labels"]])
-        return original(self, GatheringModel(heads.of(model), lambda _: labels, ("mean_logits",)), batch)
+        return original(self, heads.gathering(model, lambda _: labels, ("mean_logits",)), batch)
 
     return concatenated_forward
 
@@ -223,8 +235,8 @@ def _tpo(original: Method, heads: Heads) -> Method:
         if return_outputs or isinstance(model, GatheringModel):  # somebody wants to see the logits
             return original(self, model, inputs, return_outputs)
         mask = inputs["completion_mask"]
-        gathering = GatheringModel(
-            heads.of(model),
+        gathering = heads.gathering(
+            model,
             lambda tokens: tokens.masked_fill(mask == 0, -100),
             ("entropy", "mean_logits", "is_top1"),
         )
@@ -246,7 +258,7 @@ def _online_dpo(original: Method, heads: Heads) -> Method:
         responses = completion_ids.shape[1]
         without_prompt = vision_inputs is None and responses >= self.max_length  # of which TRL reads other logits
         if not without_prompt and prompt_ids.shape[1] and not isinstance(model, GatheringModel):
-            model = GatheringModel(heads.of(model), lambda tokens: _last(tokens, responses))
+            model = heads.gathering(model, lambda tokens: _last(tokens, responses))
         return original(self, model, prompt_ids, prompt_mask, completion_ids, completion_mask, vision_inputs)
 
     return _forward
@@ -293,10 +305,12 @@ def _cross_entropy(logits: Gathered, labels: Tensor, **options: Any) -> Tensor:
     return -logits.log_probs().sum() / (labels != -100).sum()
 
 
-def _statistics(hidden: Tensor, tensors: HeadTensors, outputs: Sequence[str]) -> dict[str, Tensor]:
+def _statistics(
+    hidden: Tensor, tensors: HeadTensors, outputs: Sequence[str], sparse: Sparse | None
+) -> dict[str, Tensor]:
     """[B, T] each, that of position t for the token t + 1; mean logits of all positions, the others of scored ones."""
     targets = shift_left(tensors.given_labels(), None, -100, None)[0]
-    made = token_outputs(hidden, targets, [name for name in outputs if name != "mean_logits"], tensors)
+    made = token_outputs(hidden, targets, [name for name in outputs if name != "mean_logits"], tensors, sparse=sparse)
     found = dict(zip(("log_probs", *OPTIONAL_OUTPUTS), made, strict=True))
     if "mean_logits" in outputs:
         found["mean_logits"] = _mean_logits(hidden, tensors)

@@ -7,6 +7,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -24,10 +25,11 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
 from prefuse._statistics.responses import sum_responses
+from prefuse.catalogue.entries import entry
 from prefuse.language import Objective, Score
 from prefuse.losses.preference import preference_loss
 from prefuse.metrics import ranking_accuracy
-from prefuse.models.head import HeadTensors, head
+from prefuse.models.head import Head, HeadTensors, head
 from prefuse.trl.averages import Means
 from prefuse.trl.batches import PreferenceCollator, labels_of, responses_in, roles_of, scored_of
 from prefuse.trl.config import PreferenceConfig
@@ -388,7 +390,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
     def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """The reference's log-probabilities of whole responses in nats: for pairs one tensor per role, else one."""
         with self._as_reference(model):
-            logps = _sequence_logps(model, inputs)
+            logps = self._sequence_logps(model, inputs)
         return logps.chunk(len(reference_columns(self._sources)))
 
     def _reference(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -400,10 +402,10 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         model = self.ref_model or self.model
         with self._as_reference(model):
             if self._requires.reference == "responses":
-                return {"reference": _sequence_logps(model, inputs)}
+                return {"reference": self._sequence_logps(model, inputs)}
             if self._requires.reference == "tokens":
-                return {"reference": _token_logps(model, inputs)}
-            hidden, tensors = _inside(model, inputs, lambda hidden, tensors: (hidden, tensors))
+                return {"reference": self._token_logps(model, inputs)}
+            hidden, tensors = self._inside(model, inputs, lambda hidden, tensors: (hidden, tensors))
         own = {} if model is self.model else {"reference_weight": tensors.weight, "reference_bias": tensors.bias}
         return {"reference": hidden, **own}
 
@@ -420,10 +422,28 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             nothing = torch.zeros(len(labels_of(inputs)), device=inputs["input_ids"].device)
             return {"kl_logps": nothing, "ref_kl_logps": nothing}
         with torch.no_grad():
-            policy = _sequence_logps(model, others)
+            policy = self._sequence_logps(model, others)
         reference = self.ref_model or self.model
         with self._as_reference(reference):
-            return {"kl_logps": policy, "ref_kl_logps": _sequence_logps(reference, others)}
+            return {"kl_logps": policy, "ref_kl_logps": self._sequence_logps(reference, others)}
+
+    def _head(self, model: Any) -> Head:
+        """The fused head of a model, which is patched where it is not yet."""
+        return head(model, share_prompts=self.args.share_prompts)
+
+    def _inside(self, model: Any, inputs: Mapping[str, Any], function: Callable[[Tensor, HeadTensors], Any]) -> Any:
+        """Calls a model with a function in the place of its LM head."""
+        return self._head(model).run(function, labels=labels_of(inputs), inputs=_for_model(inputs))
+
+    def _sequence_logps(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+        """log p of each response of a batch, [R]."""
+        labels, offsets = labels_of(inputs), inputs.get("cu_seqlens")
+        return self._head(model).sequence_logps(labels, inputs=_for_model(inputs), cu_seqlens=offsets)
+
+    def _token_logps(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+        """log p of each token of a batch, in the shape of its labels."""
+        labels, offsets = labels_of(inputs), inputs.get("cu_seqlens")
+        return self._head(model).token_logps(labels, inputs=_for_model(inputs), cu_seqlens=offsets)
 
     # The loss
 
@@ -448,7 +468,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
                 f"{self._moment()}: a batch of one row is left out, because {self.objective.name} compares the rows of "
                 "a batch with each other"
             )
-            nothing = _inside(model, inputs, lambda hidden, tensors: {"loss": hidden.sum() * 0.0})["loss"]
+            nothing = self._inside(model, inputs, lambda hidden, tensors: {"loss": hidden.sum() * 0.0})["loss"]
             return (nothing, model(**_for_model(inputs))) if return_outputs else nothing
         of_step = self._totals if self.model.training else {}
         columns = {**inputs.get("columns", {}), **self._mismatched(model, inputs), **of_step}
@@ -468,14 +488,21 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
 
         def inside(hidden: Tensor, tensors: HeadTensors) -> dict[str, Tensor]:
             hidden = hidden[:, -labels.shape[-1] :]  # prompt tuning puts tokens of its own in front
-            score = preference_loss(self.objective, labels=labels, **tensors.source(hidden), **options)
+            source = tensors.source(hidden)
+            if "hidden" in source:  # logits that the model has made have a dense gradient
+                source["sparse"] = self.args.head_sparse
+            score = preference_loss(self.objective, labels=labels, **source, **options)
             scores.append(score)
             found = {"loss": score.loss}
             return found if tensors.aux_loss is None else {**found, "aux_loss": tensors.aux_loss}
 
         router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        found = _inside(model, {**inputs, **router}, inside)
+        computed = replace(self._head(model).tokens)
+        found = self._inside(model, {**inputs, **router}, inside)
         means = Means(labels.device)
+        if self.args.share_prompts:
+            made = self._head(model).tokens.since(computed)
+            means.add("prompts/spared", float(made.given - made.computed), float(made.given))
         loss = found["loss"]
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * found["aux_loss"]
@@ -618,23 +645,6 @@ def _for_model(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in inputs.items() if name not in _OURS}, "use_cache": False}
 
 
-def _inside(model: Any, inputs: Mapping[str, Any], function: Callable[[Tensor, HeadTensors], Any]) -> Any:
-    """Calls a model with a function in the place of its LM head, which is laid where it is not yet."""
-    return head(model).run(function, labels=labels_of(inputs), inputs=_for_model(inputs))
-
-
-def _sequence_logps(model: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """log p of each response of a batch, [R]."""
-    labels = labels_of(inputs)
-    return head(model).sequence_logps(labels, inputs=_for_model(inputs), cu_seqlens=inputs.get("cu_seqlens"))
-
-
-def _token_logps(model: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """log p of each token of a batch, in the shape of its labels."""
-    labels = labels_of(inputs)
-    return head(model).token_logps(labels, inputs=_for_model(inputs), cu_seqlens=inputs.get("cu_seqlens"))
-
-
 def _per_response(values: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """Sums over the tokens of each response, [R]."""
     return sum_responses(values if cu_seqlens is None else values.reshape(-1), cu_seqlens)
@@ -685,7 +695,8 @@ def _paper_of(objective: Objective) -> dict[str, str]:
     """What the model card says of an objective."""
     if objective.paper is None:
         return {}
-    return {"id": objective.paper, "title": (objective.__doc__ or objective.name).partition(" (")[0]}
+    page = entry(objective)
+    return {"id": objective.paper, "title": page.title or page.summary}
 
 
 def _id_of(model: Any) -> str:

@@ -16,6 +16,10 @@ impl<R: Real> Scratch<R> {
         self.0.as_ptr()
     }
 
+    pub fn at(&self, index: usize) -> R {
+        self.0[index]
+    }
+
     fn pad(&mut self, len: usize) {
         self.0[len..len.next_multiple_of(MAX_STEP)].fill(R::NEG_INFINITY);
     }

@@ -2,115 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prefuse.compat._shared import NO_LABEL_IGNORED, check_chunk_size
 from prefuse.compat.liger import _policy
+from prefuse.compat.liger._form import Loss, Result, apply_of
 from prefuse.compat.liger._head import check_padded, is_wider, liger_names
 from prefuse.compat.liger._policy import Settings, Tokens
 from prefuse.linear.functions import linear_token_stats
 
-Result = tuple[Tensor, tuple[Tensor, ...]]
+_SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 
 
-class LigerFusedLinearGRPOFunction:
-    """Liger's fused linear layer with a GRPO loss: `apply` in the place of its autograd function's."""
-
-    @staticmethod
-    def apply(
-        _input: Tensor,
-        weight: Tensor,
-        selected_token_ids: Tensor,
-        attention_mask: Tensor,
-        advantages: Tensor,
-        bias: Tensor | None = None,
-        ref_per_token_logps: Tensor | None = None,
-        old_per_token_logps: Tensor | None = None,
-        ref_input: Tensor | None = None,
-        ref_weight: Tensor | None = None,
-        ref_bias: Tensor | None = None,
-        beta: float = 0.04,
-        epsilon_low: float = 0.2,
-        epsilon_high: float = 0.2,
-        loss_type: str = "dapo",
-        max_completion_length: int | None = None,
-        importance_sampling_level: str = "token",
-        sapo_temperature_pos: float = 1.0,
-        sapo_temperature_neg: float = 1.05,
-        temperature: float = 1.0,
-        compiled: bool = True,
-        use_ref_model: bool = True,
-        chunk_size: int = 1,
-        vllm_is_ratio: Tensor | None = None,
-        delta: float | None = None,
-        use_bias_correction_kl: bool = False,
-        vespo_k_pos: float = 2.0,
-        vespo_lambda_pos: float = 3.0,
-        vespo_k_neg: float = 3.0,
-        vespo_lambda_neg: float = 2.0,
-        num_items_in_batch: Tensor | float | None = None,
-    ) -> Result:
-        """The loss of B responses and what Liger returns beside it; see `LigerFusedLinearGRPOLoss`."""
-        settings = Settings(
-            beta=beta,
-            epsilon_low=epsilon_low,
-            epsilon_high=epsilon_high,
-            loss_type=loss_type,
-            max_completion_length=max_completion_length,
-            importance_sampling_level=importance_sampling_level,
-            sapo_temperature_pos=sapo_temperature_pos,
-            sapo_temperature_neg=sapo_temperature_neg,
-            delta=delta,
-            use_bias_correction_kl=use_bias_correction_kl,
-            vespo_k_pos=vespo_k_pos,
-            vespo_lambda_pos=vespo_lambda_pos,
-            vespo_k_neg=vespo_k_neg,
-            vespo_lambda_neg=vespo_lambda_neg,
-        )
-        _check_read(settings)
-        check_chunk_size(chunk_size)
-        check_padded(_input, selected_token_ids, "selected_token_ids")
-        _check_columns(
-            selected_token_ids.shape,
-            attention_mask,
-            advantages,
-            ref_per_token_logps,
-            old_per_token_logps,
-            vllm_is_ratio,
-        )
-        if loss_type == "dr_grpo" and not max_completion_length:
-            raise ValueError(
-                "max_completion_length must be provided for loss_type 'dr_grpo': expected at least 1, "
-                f"got {max_completion_length}"
-            )
-        compared = use_ref_model and _needs_reference(settings, ref_per_token_logps, ref_input, ref_weight)
-        logps, made = _log_probabilities(
-            (_input, weight, bias),
-            selected_token_ids,
-            None if settings.reads_padding else attention_mask != 0,
-            float(temperature) if isinstance(temperature, bool) else temperature,
-            (ref_input, ref_weight, ref_bias) if compared else None,
-        )
-        reference = ref_per_token_logps if use_ref_model and not compared else made
-        return _policy.policy_loss(
-            settings,
-            Tokens(
-                logps,
-                _constant(old_per_token_logps, logps, attention_mask, settings),
-                _constant(reference, logps, attention_mask, settings),
-                attention_mask.to(logps.dtype),
-                advantages.unsqueeze(1).to(logps.dtype),
-                None if vllm_is_ratio is None else vllm_is_ratio.reshape(len(vllm_is_ratio), -1).to(logps.dtype),
-                num_items_in_batch,
-            ),
-        )
-
-
-class LigerFusedLinearGRPOLoss(nn.Module):
+@dataclass(eq=False, repr=False)
+class LigerFusedLinearGRPOLoss(Loss):
     """Liger's GRPO losses from hidden states (Shao et al. 2024, arXiv:2402.03300, and the losses after it).
 
     ``loss_type``, with r the importance ratio and A the advantage: "grpo", "bnpo", "dr_grpo", "dapo" and "luspo" have
@@ -144,51 +55,31 @@ class LigerFusedLinearGRPOLoss(nn.Module):
             `loss_type` or `importance_sampling_level`, or two options that exclude each other, are errors of the call.
     """
 
-    def __init__(
-        self,
-        beta: float = 0.04,
-        compiled: bool = True,
-        use_ref_model: bool = True,
-        chunk_size: int = 1,
-        epsilon_low: float = 0.2,
-        epsilon_high: float = 0.2,
-        loss_type: str = "dapo",
-        max_completion_length: int | None = None,
-        importance_sampling_level: str = "token",
-        sapo_temperature_pos: float = 1.0,
-        sapo_temperature_neg: float = 1.05,
-        temperature: float = 1.0,
-        delta: float | None = None,
-        use_bias_correction_kl: bool = False,
-        vespo_k_pos: float = 2.0,
-        vespo_lambda_pos: float = 3.0,
-        vespo_k_neg: float = 3.0,
-        vespo_lambda_neg: float = 2.0,
-    ) -> None:
-        super().__init__()
-        self.beta = beta
-        self.compiled = compiled
-        self.use_ref_model = use_ref_model
-        self.chunk_size = chunk_size
-        self.epsilon_low = epsilon_low
-        self.epsilon_high = epsilon_high
-        self.loss_type = loss_type
-        self.max_completion_length = max_completion_length
-        self.importance_sampling_level = importance_sampling_level
-        self.sapo_temperature_pos = sapo_temperature_pos
-        self.sapo_temperature_neg = sapo_temperature_neg
-        self.temperature = temperature
-        self.delta = delta
-        self.use_bias_correction_kl = use_bias_correction_kl
-        self.vespo_k_pos = vespo_k_pos
-        self.vespo_lambda_pos = vespo_lambda_pos
-        self.vespo_k_neg = vespo_k_neg
-        self.vespo_lambda_neg = vespo_lambda_neg
-        check_chunk_size(chunk_size)
-        _check_positive("sapo_temperature_pos", sapo_temperature_pos)
-        _check_positive("sapo_temperature_neg", sapo_temperature_neg)
-        if delta is not None:
-            _check_positive("delta", delta)
+    beta: float = 0.04
+    compiled: bool = True
+    use_ref_model: bool = True
+    chunk_size: int = 1
+    epsilon_low: float = 0.2
+    epsilon_high: float = 0.2
+    loss_type: str = "dapo"
+    max_completion_length: int | None = None
+    importance_sampling_level: str = "token"
+    sapo_temperature_pos: float = 1.0
+    sapo_temperature_neg: float = 1.05
+    temperature: float = 1.0
+    delta: float | None = None
+    use_bias_correction_kl: bool = False
+    vespo_k_pos: float = 2.0
+    vespo_lambda_pos: float = 3.0
+    vespo_k_neg: float = 3.0
+    vespo_lambda_neg: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive("sapo_temperature_pos", self.sapo_temperature_pos)
+        _check_positive("sapo_temperature_neg", self.sapo_temperature_neg)
+        if self.delta is not None:
+            _check_positive("delta", self.delta)
 
     def forward(
         self,
@@ -232,7 +123,8 @@ class LigerFusedLinearGRPOLoss(nn.Module):
             TypeError, ValueError: a tensor that is missing or does not fit the others, or a token that is no class
                 where the mask is not 0.
         """
-        return LigerFusedLinearGRPOFunction.apply(
+        return _score(
+            self,
             _input,
             lin_weight,
             selected_token_ids,
@@ -244,27 +136,66 @@ class LigerFusedLinearGRPOLoss(nn.Module):
             ref_input,
             ref_weight,
             ref_bias,
-            self.beta,
-            self.epsilon_low,
-            self.epsilon_high,
-            self.loss_type,
-            self.max_completion_length,
-            self.importance_sampling_level,
-            self.sapo_temperature_pos,
-            self.sapo_temperature_neg,
-            self.temperature,
-            self.compiled,
-            self.use_ref_model,
-            self.chunk_size,
             vllm_is_ratio,
-            self.delta,
-            self.use_bias_correction_kl,
-            self.vespo_k_pos,
-            self.vespo_lambda_pos,
-            self.vespo_k_neg,
-            self.vespo_lambda_neg,
             num_items_in_batch,
         )
+
+
+def _score(
+    options: Any,
+    _input: Tensor,
+    weight: Tensor,
+    selected_token_ids: Tensor,
+    attention_mask: Tensor,
+    advantages: Tensor,
+    bias: Tensor | None,
+    ref_per_token_logps: Tensor | None,
+    old_per_token_logps: Tensor | None,
+    ref_input: Tensor | None,
+    ref_weight: Tensor | None,
+    ref_bias: Tensor | None,
+    vllm_is_ratio: Tensor | None,
+    num_items_in_batch: Tensor | float | None,
+) -> Result:
+    """The loss of B responses and what Liger returns with it; `options` has Liger's options as attributes."""
+    settings = Settings(**{name: getattr(options, name) for name in _SETTINGS})
+    _check_read(settings)
+    check_chunk_size(options.chunk_size)
+    check_padded(_input, selected_token_ids, "selected_token_ids")
+    _check_columns(
+        selected_token_ids.shape,
+        attention_mask,
+        advantages,
+        ref_per_token_logps,
+        old_per_token_logps,
+        vllm_is_ratio,
+    )
+    if options.loss_type == "dr_grpo" and not options.max_completion_length:
+        raise ValueError(
+            "max_completion_length must be provided for loss_type 'dr_grpo': expected at least 1, "
+            f"got {options.max_completion_length}"
+        )
+    compared = options.use_ref_model and _needs_reference(settings, ref_per_token_logps, ref_input, ref_weight)
+    logps, made = _log_probabilities(
+        (_input, weight, bias),
+        selected_token_ids,
+        None if settings.reads_padding else attention_mask != 0,
+        float(options.temperature) if isinstance(options.temperature, bool) else options.temperature,
+        (ref_input, ref_weight, ref_bias) if compared else None,
+    )
+    reference = ref_per_token_logps if options.use_ref_model and not compared else made
+    return _policy.policy_loss(
+        settings,
+        Tokens(
+            logps,
+            _constant(old_per_token_logps, logps, attention_mask, settings),
+            _constant(reference, logps, attention_mask, settings),
+            attention_mask.to(logps.dtype),
+            advantages.unsqueeze(1).to(logps.dtype),
+            None if vllm_is_ratio is None else vllm_is_ratio.reshape(len(vllm_is_ratio), -1).to(logps.dtype),
+            num_items_in_batch,
+        ),
+    )
 
 
 def _check_read(settings: Settings) -> None:
@@ -375,3 +306,19 @@ def _constant(given: Tensor | None, logps: Tensor, mask: Tensor, settings: Setti
         return logps.detach()
     given = given.detach().to(logps.dtype)
     return given if settings.reads_padding else given.where(mask != 0, 0.0)
+
+
+class LigerFusedLinearGRPOFunction:
+    """Liger's fused linear layer with a GRPO loss: `apply` in the place of its autograd function's."""
+
+    apply = staticmethod(
+        apply_of(
+            LigerFusedLinearGRPOLoss,
+            _score,
+            "_input weight selected_token_ids attention_mask advantages bias? ref_per_token_logps? "
+            "old_per_token_logps? ref_input? ref_weight? ref_bias? beta epsilon_low epsilon_high loss_type "
+            "max_completion_length importance_sampling_level sapo_temperature_pos sapo_temperature_neg temperature "
+            "compiled use_ref_model chunk_size vllm_is_ratio? delta use_bias_correction_kl vespo_k_pos "
+            "vespo_lambda_pos vespo_k_neg vespo_lambda_neg num_items_in_batch?",
+        )
+    )

@@ -2,68 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prefuse.compat._shared import check_chunk_size
 from prefuse.compat.liger import _objectives
+from prefuse.compat.liger._form import Loss, Result, apply_of
 from prefuse.compat.liger._head import check_padded, liger_names, logit_sums, reference_of
 from prefuse.language import Objective
 from prefuse.losses.preference import preference_loss
 
-Result = tuple[Tensor, tuple[Tensor, ...]]
 
-
-class LigerFusedLinearKTOFunction:
-    """Liger's fused linear layer with the KTO loss: `apply` in the place of its autograd function's."""
-
-    @staticmethod
-    def apply(
-        _input: Tensor,
-        weight: Tensor,
-        target: Tensor,
-        preference_labels: Tensor,
-        bias: Tensor | None = None,
-        ref_input: Tensor | None = None,
-        ref_weight: Tensor | None = None,
-        ref_bias: Tensor | None = None,
-        kl: Tensor | None = None,
-        ignore_index: int = -100,
-        beta: float = 0.1,
-        compiled: bool = True,
-        use_ref_model: bool = True,
-        average_log_prob: bool = False,
-        chunk_size: int = 1,
-    ) -> Result:
-        """The loss of B responses and what Liger returns beside it; see `LigerFusedLinearKTOLoss`."""
-        check_chunk_size(chunk_size)
-        check_padded(_input, target)
-        _check_labels(preference_labels, target.shape[0])
-        columns: dict[str, Any] = {} if kl is None else {"kl": _per_response(kl, target)}
-        with liger_names(label="preference_labels"):
-            score = preference_loss(
-                _bound(bool(average_log_prob), bool(use_ref_model), kl is not None),
-                hidden=_input,
-                weight=weight,
-                bias=bias,
-                labels=target,
-                ignore_index=ignore_index,
-                beta=beta,
-                label=preference_labels,
-                **reference_of(use_ref_model, ref_input, ref_weight, ref_bias, _input, target, ignore_index),
-                **columns,
-            )
-        rewards = score.rewards
-        values = (rewards["logps"], logit_sums(_input, weight, bias), rewards[""])
-        return score.loss, tuple(
-            value.where(side, 0.0).sum() for value in values for side in (preference_labels, ~preference_labels)
-        )
-
-
-class LigerFusedLinearKTOLoss(nn.Module):
+@dataclass(eq=False, repr=False)
+class LigerFusedLinearKTOLoss(Loss):
     """Liger's KTO from hidden states (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7), without class weights.
 
     ``1 - σ(β (h - kl))`` for a desirable response, ``1 - σ(β (kl - h))`` for an undesirable one, h the log-ratio.
@@ -78,23 +33,12 @@ class LigerFusedLinearKTOLoss(nn.Module):
         chunk_size: changes no result.
     """
 
-    def __init__(
-        self,
-        ignore_index: int = -100,
-        beta: float = 0.1,
-        compiled: bool = True,
-        use_ref_model: bool = False,
-        average_log_prob: bool = False,
-        chunk_size: int = 1,
-    ) -> None:
-        super().__init__()
-        check_chunk_size(chunk_size)
-        self.ignore_index = ignore_index
-        self.beta = beta
-        self.compiled = compiled
-        self.use_ref_model = use_ref_model
-        self.average_log_prob = average_log_prob
-        self.chunk_size = chunk_size
+    ignore_index: int = -100
+    beta: float = 0.1
+    compiled: bool = True
+    use_ref_model: bool = False
+    average_log_prob: bool = False
+    chunk_size: int = 1
 
     def forward(
         self,
@@ -131,23 +75,46 @@ class LigerFusedLinearKTOLoss(nn.Module):
             TypeError, ValueError: a tensor that is missing or does not fit the others, or a label that is neither a
                 class nor `ignore_index`.
         """
-        return LigerFusedLinearKTOFunction.apply(
-            _input,
-            lin_weight,
-            target,
-            preference_labels,  # type: ignore[arg-type]
-            bias,
-            ref_input,
-            ref_weight,
-            ref_bias,
-            kl,
-            self.ignore_index,
-            self.beta,
-            self.compiled,
-            self.use_ref_model,
-            self.average_log_prob,
-            self.chunk_size,
+        reference = {"ref_input": ref_input, "ref_weight": ref_weight, "ref_bias": ref_bias}
+        return _score(self, _input, lin_weight, target, preference_labels, bias, **reference, kl=kl)
+
+
+def _score(
+    options: Any,
+    _input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    preference_labels: Any,
+    bias: Tensor | None,
+    ref_input: Tensor | None,
+    ref_weight: Tensor | None,
+    ref_bias: Tensor | None,
+    kl: Tensor | None,
+) -> Result:
+    """The loss of B responses and what Liger returns with it; `options` has Liger's options as attributes."""
+    check_chunk_size(options.chunk_size)
+    check_padded(_input, target)
+    _check_labels(preference_labels, target.shape[0])
+    referenced, ignored = bool(options.use_ref_model), options.ignore_index
+    columns: dict[str, Any] = {} if kl is None else {"kl": _per_response(kl, target)}
+    with liger_names(label="preference_labels"):
+        score = preference_loss(
+            _bound(bool(options.average_log_prob), referenced, kl is not None),
+            hidden=_input,
+            weight=weight,
+            bias=bias,
+            labels=target,
+            ignore_index=ignored,
+            beta=options.beta,
+            label=preference_labels,
+            **reference_of(referenced, ref_input, ref_weight, ref_bias, _input, target, ignored),
+            **columns,
         )
+    rewards = score.rewards
+    values = (rewards["logps"], logit_sums(_input, weight, bias), rewards[""])
+    return score.loss, tuple(
+        value.where(side, 0.0).sum() for value in values for side in (preference_labels, ~preference_labels)
+    )
 
 
 @lru_cache
@@ -171,3 +138,17 @@ def _per_response(kl: Tensor | float, target: Tensor) -> Tensor:
     if kl.numel() != 1 and kl.shape != target.shape[:1]:
         raise ValueError(f"kl: expected one number or shape ({target.shape[0]},), got {tuple(kl.shape)}")
     return kl.reshape(-1).expand(target.shape[0])
+
+
+class LigerFusedLinearKTOFunction:
+    """Liger's fused linear layer with the KTO loss: `apply` in the place of its autograd function's."""
+
+    apply = staticmethod(
+        apply_of(
+            LigerFusedLinearKTOLoss,
+            _score,
+            "_input weight target preference_labels bias? ref_input? ref_weight? ref_bias? kl? ignore_index beta "
+            "compiled use_ref_model average_log_prob chunk_size",
+            use_ref_model=True,
+        )
+    )

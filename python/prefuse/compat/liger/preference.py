@@ -1,68 +1,66 @@
-"""Liger's losses of pairs: DPO, CPO, SimPO and ORPO."""
+"""Liger's losses of pairs: DPO, CPO, SimPO and ORPO.
+
+`_FORMULAS` says what each one is; `_score` computes all of them.
+"""
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prefuse.compat._shared import check_chunk_size
 from prefuse.compat.liger import _objectives
+from prefuse.compat.liger._form import Loss, Result, apply_of
 from prefuse.compat.liger._head import check_padded, liger_names, logit_means, reference_of
 from prefuse.language import Objective
 from prefuse.losses.preference import preference_loss
 
-Result = tuple[Tensor, tuple[Tensor, ...]]
+
+class _Formula(NamedTuple):
+    """A loss: an objective, and which option of Liger's is which hyper-parameter of it.
+
+    Attributes:
+        objective: one of `_objectives`.
+        settled: hyper-parameters that shape the formula.
+        numbers: those that are numbers in it.
+        left_out: those of `numbers` whose term is left out at 0.
+    """
+
+    objective: Objective
+    settled: dict[str, str]
+    numbers: dict[str, str]
+    left_out: tuple[str, ...] = ()
 
 
-class LigerFusedLinearDPOFunction:
-    """Liger's fused linear layer with a DPO loss: `apply` in the place of its autograd function's."""
-
-    @staticmethod
-    def apply(
-        _input: Tensor,
-        weight: Tensor,
-        target: Tensor,
-        bias: Tensor | None = None,
-        ref_input: Tensor | None = None,
-        ref_weight: Tensor | None = None,
-        ref_bias: Tensor | None = None,
-        ignore_index: int = -100,
-        beta: float = 0.1,
-        compute_nll_loss: bool = False,
-        compiled: bool = True,
-        use_ref_model: bool = True,
-        average_log_prob: bool = False,
-        chunk_size: int = 1,
-        loss_type: str = "sigmoid",
-        label_smoothing: float = 0.0,
-        discopop_tau: float = 0.05,
-        alpha: float = 1.0,
-    ) -> Result:
-        """The loss of B pairs and what Liger returns beside it; see `LigerFusedLinearDPOLoss`."""
-        check_dpo(loss_type, label_smoothing)
-        check_chunk_size(chunk_size)
-        objective = _bound(
-            _objectives.dpo,
-            loss_type=loss_type,
-            average=bool(average_log_prob),
-            referenced=bool(use_ref_model),
-            alpha=1.0 if compute_nll_loss else None,
-        )
-        return _score(
-            objective,
-            {"beta": beta, "label_smoothing": label_smoothing, "tau": discopop_tau},
-            (_input, weight, target, bias),
-            ignore_index,
-            alpha if compute_nll_loss else None,
-            reference=reference_of(use_ref_model, ref_input, ref_weight, ref_bias, _input, target, ignore_index),
-        )
+_FORMULAS = {
+    "dpo": _Formula(
+        _objectives.dpo,
+        settled={"loss_type": "loss_type", "average": "average_log_prob", "referenced": "use_ref_model"},
+        numbers={"beta": "beta", "label_smoothing": "label_smoothing", "tau": "discopop_tau"},
+    ),
+    "cpo": _Formula(
+        _objectives.cpo,
+        settled={"average": "average_log_prob"},
+        numbers={"beta": "beta", "label_smoothing": "label_smoothing"},
+        left_out=("label_smoothing",),
+    ),
+    "simpo": _Formula(
+        _objectives.simpo,
+        settled={},
+        numbers={"beta": "beta", "gamma": "gamma", "label_smoothing": "label_smoothing"},
+        left_out=("label_smoothing",),
+    ),
+    "orpo": _Formula(_objectives.orpo, settled={}, numbers={"beta": "beta"}),
+}
 
 
-class LigerFusedLinearDPOLoss(nn.Module):
+@dataclass(eq=False, repr=False)
+class LigerFusedLinearDPOLoss(Loss):
     """Liger's DPO losses from hidden states (Rafailov et al. 2023, arXiv:2305.18290, and the losses after it).
 
     ``loss_type``, by the catalogue's formulas in `prefuse.objectives`: "sigmoid", "hinge", "exo_pair", "nca_pair",
@@ -86,34 +84,21 @@ class LigerFusedLinearDPOLoss(nn.Module):
         ValueError: an unknown `loss_type`, or a `label_smoothing` it has no loss for.
     """
 
-    def __init__(
-        self,
-        ignore_index: int = -100,
-        beta: float = 0.1,
-        alpha: float = 1.0,
-        compute_nll_loss: bool = False,
-        compiled: bool = True,
-        use_ref_model: bool = True,
-        average_log_prob: bool = False,
-        chunk_size: int = 1,
-        loss_type: str = "sigmoid",
-        label_smoothing: float = 0.0,
-        discopop_tau: float = 0.05,
-    ) -> None:
-        super().__init__()
-        check_dpo(loss_type, label_smoothing)
-        check_chunk_size(chunk_size)
-        self.ignore_index = ignore_index
-        self.beta = beta
-        self.alpha = alpha
-        self.compute_nll_loss = compute_nll_loss
-        self.compiled = compiled
-        self.use_ref_model = use_ref_model
-        self.average_log_prob = average_log_prob
-        self.chunk_size = chunk_size
-        self.loss_type = loss_type
-        self.label_smoothing = label_smoothing
-        self.discopop_tau = discopop_tau
+    ignore_index: int = -100
+    beta: float = 0.1
+    alpha: float = 1.0
+    compute_nll_loss: bool = False
+    compiled: bool = True
+    use_ref_model: bool = True
+    average_log_prob: bool = False
+    chunk_size: int = 1
+    loss_type: str = "sigmoid"
+    label_smoothing: float = 0.0
+    discopop_tau: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_dpo(self.loss_type, self.label_smoothing)
 
     def forward(
         self,
@@ -145,64 +130,12 @@ class LigerFusedLinearDPOLoss(nn.Module):
             TypeError, ValueError: a tensor that is missing or does not fit the others, an odd number of responses, or
                 a label that is neither a class nor `ignore_index`.
         """
-        return LigerFusedLinearDPOFunction.apply(
-            _input,
-            lin_weight,
-            target,
-            bias,
-            ref_input,
-            ref_weight,
-            ref_bias,
-            self.ignore_index,
-            self.beta,
-            self.compute_nll_loss,
-            self.compiled,
-            self.use_ref_model,
-            self.average_log_prob,
-            self.chunk_size,
-            self.loss_type,
-            self.label_smoothing,
-            self.discopop_tau,
-            self.alpha,
-        )
+        reference = {"ref_input": ref_input, "ref_weight": ref_weight, "ref_bias": ref_bias}
+        return _dpo(self, _input, lin_weight, target, bias, **reference)
 
 
-class LigerFusedLinearCPOFunction:
-    """Liger's fused linear layer with the CPO loss: `apply` in the place of its autograd function's."""
-
-    @staticmethod
-    def apply(
-        _input: Tensor,
-        weight: Tensor,
-        target: Tensor,
-        bias: Tensor | None = None,
-        ignore_index: int = -100,
-        beta: float = 0.1,
-        alpha: float = 1.0,
-        label_smoothing: float = 0.0,
-        compute_nll_loss: bool = True,
-        compiled: bool = True,
-        average_log_prob: bool = False,
-        chunk_size: int = 1,
-    ) -> Result:
-        """The loss of B pairs and what Liger returns beside it; see `LigerFusedLinearCPOLoss`."""
-        check_chunk_size(chunk_size)
-        objective = _bound(
-            _objectives.cpo,
-            average=bool(average_log_prob),
-            label_smoothing=1.0 if label_smoothing else None,
-            alpha=1.0 if compute_nll_loss else None,
-        )
-        return _score(
-            objective,
-            {"beta": beta} | ({"label_smoothing": label_smoothing} if label_smoothing else {}),
-            (_input, weight, target, bias),
-            ignore_index,
-            alpha if compute_nll_loss else None,
-        )
-
-
-class LigerFusedLinearCPOLoss(nn.Module):
+@dataclass(eq=False, repr=False)
+class LigerFusedLinearCPOLoss(Loss):
     """Liger's CPO from hidden states (Xu et al. 2024, arXiv:2401.08417, eq. 3 and its likelihood term).
 
     ``-(1-ε) log σ(z) - ε log σ(-z)`` with ``z = β [log π(w) - log π(l)]``, plus α times the likelihood term.
@@ -218,84 +151,25 @@ class LigerFusedLinearCPOLoss(nn.Module):
         chunk_size: changes no result.
     """
 
-    def __init__(
-        self,
-        ignore_index: int = -100,
-        beta: float = 0.1,
-        alpha: float = 1.0,
-        label_smoothing: float = 0.0,
-        compute_nll_loss: bool = True,
-        compiled: bool = True,
-        average_log_prob: bool = False,
-        chunk_size: int = 1,
-    ) -> None:
-        super().__init__()
-        check_chunk_size(chunk_size)
-        self.ignore_index = ignore_index
-        self.beta = beta
-        self.alpha = alpha
-        self.label_smoothing = label_smoothing
-        self.compute_nll_loss = compute_nll_loss
-        self.compiled = compiled
-        self.average_log_prob = average_log_prob
-        self.chunk_size = chunk_size
+    ignore_index: int = -100
+    beta: float = 0.1
+    alpha: float = 1.0
+    label_smoothing: float = 0.0
+    compute_nll_loss: bool = True
+    compiled: bool = True
+    average_log_prob: bool = False
+    chunk_size: int = 1
 
     def forward(self, lin_weight: Tensor, _input: Tensor, target: Tensor, bias: Tensor | None = None) -> Result:
         """Score B pairs: arguments, results and errors are those of `LigerFusedLinearDPOLoss.forward`.
 
         The rewards are β times the log-probability.
         """
-        return LigerFusedLinearCPOFunction.apply(
-            _input,
-            lin_weight,
-            target,
-            bias,
-            self.ignore_index,
-            self.beta,
-            self.alpha,
-            self.label_smoothing,
-            self.compute_nll_loss,
-            self.compiled,
-            self.average_log_prob,
-            self.chunk_size,
-        )
+        return _cpo(self, _input, lin_weight, target, bias)
 
 
-class LigerFusedLinearSimPOFunction:
-    """Liger's fused linear layer with the SimPO loss: `apply` in the place of its autograd function's."""
-
-    @staticmethod
-    def apply(
-        _input: Tensor,
-        weight: Tensor,
-        target: Tensor,
-        bias: Tensor | None = None,
-        ignore_index: int = -100,
-        beta: float = 0.1,
-        alpha: float = 1.0,
-        label_smoothing: float = 0.0,
-        compute_nll_loss: bool = False,
-        compiled: bool = True,
-        gamma: float = 0.5,
-        chunk_size: int = 1,
-    ) -> Result:
-        """The loss of B pairs and what Liger returns beside it; see `LigerFusedLinearSimPOLoss`."""
-        check_chunk_size(chunk_size)
-        objective = _bound(
-            _objectives.simpo,
-            label_smoothing=1.0 if label_smoothing else None,
-            alpha=1.0 if compute_nll_loss else None,
-        )
-        return _score(
-            objective,
-            {"beta": beta, "gamma": gamma} | ({"label_smoothing": label_smoothing} if label_smoothing else {}),
-            (_input, weight, target, bias),
-            ignore_index,
-            alpha if compute_nll_loss else None,
-        )
-
-
-class LigerFusedLinearSimPOLoss(nn.Module):
+@dataclass(eq=False, repr=False)
+class LigerFusedLinearSimPOLoss(Loss):
     """Liger's SimPO from hidden states (Meng et al. 2024, arXiv:2405.14734, eq. 6), by default with a likelihood term.
 
     ``-(1-ε) log σ(z) - ε log σ(-z)`` with ``z = β [avg(w) - avg(l)] - γ``, plus α times the likelihood term, which the
@@ -312,80 +186,25 @@ class LigerFusedLinearSimPOLoss(nn.Module):
         chunk_size: changes no result.
     """
 
-    def __init__(
-        self,
-        ignore_index: int = -100,
-        beta: float = 0.1,
-        alpha: float = 1.0,
-        label_smoothing: float = 0.0,
-        compute_nll_loss: bool = True,
-        compiled: bool = True,
-        gamma: float = 0.5,
-        chunk_size: int = 1,
-    ) -> None:
-        super().__init__()
-        check_chunk_size(chunk_size)
-        self.ignore_index = ignore_index
-        self.beta = beta
-        self.alpha = alpha
-        self.label_smoothing = label_smoothing
-        self.compute_nll_loss = compute_nll_loss
-        self.compiled = compiled
-        self.gamma = gamma
-        self.chunk_size = chunk_size
+    ignore_index: int = -100
+    beta: float = 0.1
+    alpha: float = 1.0
+    label_smoothing: float = 0.0
+    compute_nll_loss: bool = True
+    compiled: bool = True
+    gamma: float = 0.5
+    chunk_size: int = 1
 
     def forward(self, lin_weight: Tensor, _input: Tensor, target: Tensor, bias: Tensor | None = None) -> Result:
         """Score B pairs: arguments, results and errors are those of `LigerFusedLinearDPOLoss.forward`.
 
         Log-probabilities are means over the tokens, and the rewards β times them.
         """
-        return LigerFusedLinearSimPOFunction.apply(
-            _input,
-            lin_weight,
-            target,
-            bias,
-            self.ignore_index,
-            self.beta,
-            self.alpha,
-            self.label_smoothing,
-            self.compute_nll_loss,
-            self.compiled,
-            self.gamma,
-            self.chunk_size,
-        )
+        return _simpo(self, _input, lin_weight, target, bias)
 
 
-class LigerFusedLinearORPOFunction:
-    """Liger's fused linear layer with the ORPO loss: `apply` in the place of its autograd function's."""
-
-    @staticmethod
-    def apply(
-        _input: Tensor,
-        weight: Tensor,
-        target: Tensor,
-        bias: Tensor | None = None,
-        ignore_index: int = -100,
-        beta: float = 0.1,
-        compute_nll_loss: bool = True,
-        nll_target: Tensor | None = None,
-        compiled: bool = True,
-        chunk_size: int = 1,
-    ) -> Result:
-        """The loss of B pairs and what Liger returns beside it; see `LigerFusedLinearORPOLoss`."""
-        check_chunk_size(chunk_size)
-        own_likelihood = compute_nll_loss and nll_target is not None
-        objective = _bound(_objectives.orpo, alpha=1.0 if compute_nll_loss else None, own_likelihood=own_likelihood)
-        return _score(
-            objective,
-            {"beta": beta},
-            (_input, weight, target, bias),
-            ignore_index,
-            1.0 if compute_nll_loss else None,
-            nll_target=nll_target if own_likelihood else None,
-        )
-
-
-class LigerFusedLinearORPOLoss(nn.Module):
+@dataclass(eq=False, repr=False)
+class LigerFusedLinearORPOLoss(Loss):
     """Liger's ORPO from hidden states (Hong et al. 2024, arXiv:2403.07691, eqs. 6 and 7).
 
     ``NLL(w) - β log σ(o(w) - o(l))`` with ``o(y) = avg(y) - log(1 - e^{avg(y)})`` the log-odds of the response.
@@ -398,21 +217,11 @@ class LigerFusedLinearORPOLoss(nn.Module):
         chunk_size: changes no result.
     """
 
-    def __init__(
-        self,
-        ignore_index: int = -100,
-        beta: float = 0.1,
-        compute_nll_loss: bool = True,
-        compiled: bool = True,
-        chunk_size: int = 1,
-    ) -> None:
-        super().__init__()
-        check_chunk_size(chunk_size)
-        self.ignore_index = ignore_index
-        self.beta = beta
-        self.compute_nll_loss = compute_nll_loss
-        self.compiled = compiled
-        self.chunk_size = chunk_size
+    ignore_index: int = -100
+    beta: float = 0.1
+    compute_nll_loss: bool = True
+    compiled: bool = True
+    chunk_size: int = 1
 
     def forward(
         self,
@@ -436,18 +245,7 @@ class LigerFusedLinearORPOLoss(nn.Module):
             The loss, and the seven values of `LigerFusedLinearDPOLoss.forward` with ``log_odds_ratio`` (the mean of
             ``log σ(o(w) - o(l))``) and ``log_odds_chosen`` (the mean of ``o(w) - o(l)``) after them.
         """
-        return LigerFusedLinearORPOFunction.apply(
-            _input,
-            lin_weight,
-            target,
-            bias,
-            self.ignore_index,
-            self.beta,
-            self.compute_nll_loss,
-            nll_target,
-            self.compiled,
-            self.chunk_size,
-        )
+        return _orpo(self, _input, lin_weight, target, bias, nll_target)
 
 
 def check_dpo(loss_type: str, label_smoothing: float) -> None:
@@ -464,7 +262,7 @@ def check_dpo(loss_type: str, label_smoothing: float) -> None:
         warnings.warn(
             f"label_smoothing: {label_smoothing} has no effect with loss_type={loss_type!r}, as in Liger; "
             "prefuse.objectives.dpo has the smoothed loss",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -475,26 +273,57 @@ def _bound(objective: Objective, **shaping: Any) -> Objective:
     return bound
 
 
+def _dpo(
+    options: Any,
+    _input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    ref_input: Tensor | None,
+    ref_weight: Tensor | None,
+    ref_bias: Tensor | None,
+) -> Result:
+    check_dpo(options.loss_type, options.label_smoothing)
+    check_chunk_size(options.chunk_size)
+    reference = reference_of(
+        options.use_ref_model, ref_input, ref_weight, ref_bias, _input, target, options.ignore_index
+    )
+    return _score("dpo", options, (_input, weight, target, bias), reference)
+
+
+def _cpo(options: Any, _input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> Result:
+    return _score("cpo", options, (_input, weight, target, bias))
+
+
+def _simpo(options: Any, _input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> Result:
+    return _score("simpo", options, (_input, weight, target, bias))
+
+
+def _orpo(
+    options: Any, _input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, nll_target: Tensor | None
+) -> Result:
+    return _score("orpo", options, (_input, weight, target, bias), nll_target=nll_target)
+
+
 def _score(
-    objective: Objective,
-    numbers: dict[str, Any],
+    loss: str,
+    options: Any,
     head: tuple[Tensor, Tensor, Tensor, Tensor | None],
-    ignore_index: int,
-    alpha: float | None,
     reference: dict[str, Any] | None = None,
     nll_target: Tensor | None = None,
 ) -> Result:
-    """The loss, and what is beside it in Liger's order.
+    """The loss, and what Liger returns with it, in Liger's order.
 
     Args:
-        objective: one of `_objectives`, its formula settled.
-        numbers: its hyper-parameters.
+        loss: one of `_FORMULAS`.
+        options: an object with Liger's options as attributes.
         head: hidden states, weight, labels, bias.
-        ignore_index: the label of tokens that are not scored.
-        alpha: weight of the likelihood term; None: there is none.
         reference: arguments of `preference_loss`.
         nll_target: labels of the likelihood term where it has its own.
     """
+    check_chunk_size(options.chunk_size)
+    nll_target = nll_target if options.compute_nll_loss else None
+    objective, numbers = _settle(_FORMULAS[loss], options, nll_target is not None)
     _input, weight, target, bias = head
     check_padded(_input, target)
     if target.shape[0] % 2:
@@ -502,12 +331,12 @@ def _score(
     pairs = target.shape[0] // 2
     columns: dict[str, Any] = {}
     hidden, labels = _input, target
-    if alpha is not None:
+    if options.compute_nll_loss:
         likelihood = target if nll_target is None else nll_target
-        tokens = (likelihood[:pairs] != ignore_index).sum().clamp(min=1)
-        columns = {"alpha": alpha, "pairs_per_token": pairs / tokens.double()}
+        tokens = (likelihood[:pairs] != options.ignore_index).sum().clamp(min=1)
+        columns = {"alpha": getattr(options, "alpha", 1.0), "pairs_per_token": pairs / tokens.double()}
     if nll_target is not None:
-        counts, extra = _likelihood_labels(target, nll_target, ignore_index)
+        counts, extra = _likelihood_labels(target, nll_target, options.ignore_index)
         hidden, labels = torch.cat([_input, _input[:pairs]]), torch.cat([target, extra])
         columns["chosen_token_counts"] = counts
     with liger_names():
@@ -517,12 +346,28 @@ def _score(
             weight=weight,
             bias=bias,
             labels=labels,
-            ignore_index=ignore_index,
+            ignore_index=options.ignore_index,
             **(reference or {}),
             **numbers,
             **columns,
         )
     return score.loss, _auxiliary(score.rewards, logit_means(_input, weight, bias))
+
+
+def _settle(formula: _Formula, options: Any, own_likelihood: bool) -> tuple[Objective, dict[str, Any]]:
+    """The objective with its formula settled, and its numbers."""
+    settled: dict[str, Any] = {"alpha": 1.0 if options.compute_nll_loss else None}
+    if own_likelihood:
+        settled["own_likelihood"] = True
+    for name, option in formula.settled.items():
+        value = getattr(options, option)
+        settled[name] = value if isinstance(value, str) else bool(value)
+    numbers = {name: getattr(options, option) for name, option in formula.numbers.items()}
+    for name in formula.left_out:
+        settled[name] = 1.0 if numbers[name] else None
+        if not numbers[name]:
+            del numbers[name]
+    return _bound(formula.objective, **settled), numbers
 
 
 def _likelihood_labels(target: Tensor, nll_target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
@@ -544,3 +389,55 @@ def _auxiliary(named: dict[str, Tensor], logit_means: Tensor) -> tuple[Tensor, .
     logps = (named["chosen_logps"], named["rejected_logps"])
     means = (logit_means[:pairs].mean(), logit_means[pairs:].mean())
     return (*logps, *means, nll, named["chosen"], named["rejected"], *odds)
+
+
+class LigerFusedLinearDPOFunction:
+    """Liger's fused linear layer with a DPO loss: `apply` in the place of its autograd function's."""
+
+    apply = staticmethod(
+        apply_of(
+            LigerFusedLinearDPOLoss,
+            _dpo,
+            "_input weight target bias? ref_input? ref_weight? ref_bias? ignore_index beta compute_nll_loss compiled "
+            "use_ref_model average_log_prob chunk_size loss_type label_smoothing discopop_tau alpha",
+        )
+    )
+
+
+class LigerFusedLinearCPOFunction:
+    """Liger's fused linear layer with the CPO loss: `apply` in the place of its autograd function's."""
+
+    apply = staticmethod(
+        apply_of(
+            LigerFusedLinearCPOLoss,
+            _cpo,
+            "_input weight target bias? ignore_index beta alpha label_smoothing compute_nll_loss compiled "
+            "average_log_prob chunk_size",
+        )
+    )
+
+
+class LigerFusedLinearSimPOFunction:
+    """Liger's fused linear layer with the SimPO loss: `apply` in the place of its autograd function's."""
+
+    apply = staticmethod(
+        apply_of(
+            LigerFusedLinearSimPOLoss,
+            _simpo,
+            "_input weight target bias? ignore_index beta alpha label_smoothing compute_nll_loss compiled gamma "
+            "chunk_size",
+            compute_nll_loss=False,
+        )
+    )
+
+
+class LigerFusedLinearORPOFunction:
+    """Liger's fused linear layer with the ORPO loss: `apply` in the place of its autograd function's."""
+
+    apply = staticmethod(
+        apply_of(
+            LigerFusedLinearORPOLoss,
+            _orpo,
+            "_input weight target bias? ignore_index beta compute_nll_loss nll_target? compiled chunk_size",
+        )
+    )

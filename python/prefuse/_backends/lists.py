@@ -1,0 +1,94 @@
+"""Lists in place of probabilities: made of rows of logits, multiplied with matrices. On the CPU alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import prefuse._prefuse as _prefuse
+from prefuse._backends.arrays import capsule, optional_capsule
+from prefuse._backends.rows import Rows
+
+
+class Sampling(NamedTuple):
+    """From which probability on they are listed as they are, and what the hash is made of beside row and class."""
+
+    eps: float
+    seed: int
+    step: int
+
+
+class Lists(NamedTuple):
+    """Probabilities of M rows as lists, times dz/dx of their logits: those that are listed, of all classes but labels.
+
+    Attributes:
+        lengths: [M] int64, entries of each row.
+        classes: [L] int64, places in the rows, one row behind the other.
+        values: [L], of the dtype of statistics.
+        at_label: [2, M]: (1 - p)·dz/dx and p·dz/dx of the label.
+    """
+
+    lengths: Tensor
+    classes: Tensor
+    values: Tensor
+    at_label: Tensor
+
+
+def make(rows: Rows, table: Tensor, fresh: bool, numbers: Tensor, sampling: Sampling) -> Lists:
+    """The lists of rows [M, V], whose `numbers` [M] go into the hash.
+
+    With `fresh` their statistics `rows.stats` come first, into `table` [S, M]; else `table` has those of the whole
+    vocabulary.
+    """
+    count = rows.labels.shape[0]
+    at_label = table.new_empty((2, count))
+    if not count:
+        return Lists(numbers.new_empty(0), numbers.new_empty(0), table.new_empty(0), at_label)
+    found = _prefuse.rows_lists(
+        rows.arguments(),
+        rows.stats,
+        rows.k,
+        capsule(table),
+        fresh,
+        capsule(numbers),
+        capsule(at_label),
+        (sampling.eps, sampling.seed, sampling.step),
+        torch.get_num_threads(),
+    )
+    lists = Lists(numbers.new_empty(count), numbers.new_empty(len(found)), table.new_empty(len(found)), at_label)
+    found.write(capsule(lists.lengths), capsule(lists.classes), capsule(lists.values))
+    return lists
+
+
+class Matrix(NamedTuple):
+    """A matrix A [M, V]: ``rest``, [M], times the listed values, and ``at_label``, [M], at the labels.
+
+    Attributes:
+        offsets: [M + 1] int64, where each row's list begins and the last ends.
+        labels: [M] int64; what is no number of a column has no entry.
+        width: V.
+    """
+
+    offsets: Tensor
+    classes: Tensor
+    values: Tensor
+    rest: Tensor
+    at_label: Tensor
+    labels: Tensor
+    width: int
+
+    def by_row(self, weight: Tensor, out: Tensor) -> None:
+        """Out [M, H] = A @ weight [V, H]; `out` has the dtype of `weight` or that of the sums, float32 or float64."""
+        if out.numel():
+            _prefuse.lists_by_row(self._arguments(), capsule(weight), capsule(out), torch.get_num_threads())
+
+    def by_class(self, inputs: Tensor, out: Tensor, sums: Tensor | None) -> None:
+        """Out [V, H] = A.T @ inputs [M, H], and `sums` [V] those of A's columns."""
+        _prefuse.lists_by_class(
+            self._arguments(), capsule(inputs), capsule(out), optional_capsule(sums), torch.get_num_threads()
+        )
+
+    def _arguments(self) -> tuple[object, ...]:
+        return (*map(capsule, self[:-1]), self.width)

@@ -1,0 +1,156 @@
+"""A policy's step whose responses share their prompts: each row computed whole, and every prompt once.
+
+A hand is a way to the log-probabilities of the responses [R] of a batch, in float32 on the CPU; a step is that and the
+backward pass of a weighed sum of them. All hands run the same model with the same head.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from prefuse.linear.functions import linear_sequence_logps
+from prefuse.models.head import head
+from prefuse.packing import share
+
+WHOLE = "prefuse, rows whole"
+SHARED = "prefuse, share_prompts"
+DENSE = "prefuse, share_prompts by a dense mask"
+TRL = "TRL's fused head"
+EAGER = "logits of the model"
+
+HANDS = (WHOLE, SHARED, DENSE, TRL, EAGER)
+
+
+class Shape(NamedTuple):
+    """Of a batch: `groups` prompts of `prompt` tokens with `responses` responses each, of `response` tokens."""
+
+    prompt: int
+    response: int
+    responses: int
+    groups: int
+
+    @property
+    def whole(self) -> int:
+        """Tokens of all rows."""
+        return self.groups * self.responses * (self.prompt + self.response)
+
+    @property
+    def packed(self) -> int:
+        """Tokens with every prompt once."""
+        return self.groups * (self.prompt + self.responses * self.response)
+
+
+class Batch(NamedTuple):
+    """Tokens [R, T], and labels with −100 at prompts; the first responses of all prompts come first."""
+
+    ids: Tensor
+    labels: Tensor
+
+
+def causal_lm(folder: str | None = None, layers: int | None = None, trained_head: bool = False) -> Any:
+    """A model from a folder, or one of random weights in the shape of SmolLM2-135M."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    if folder is not None:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    else:
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=49152,
+                hidden_size=576,
+                intermediate_size=1536,
+                num_hidden_layers=layers or 30,
+                num_attention_heads=9,
+                num_key_value_heads=3,
+                max_position_embeddings=8192,
+                rope_theta=100000.0,
+                tie_word_embeddings=True,
+            )
+        )
+    model.get_output_embeddings().weight.requires_grad_(trained_head)
+    return model.train()
+
+
+def batch(shape: Shape, vocabulary: int, seed: int = 0) -> Batch:
+    """Random tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = torch.randint(vocabulary, (shape.groups, shape.prompt), generator=generator)
+    answers = torch.randint(vocabulary, (shape.responses, shape.groups, shape.response), generator=generator)
+    ids = torch.cat([torch.cat([prompts, each], 1) for each in answers])
+    labels = ids.clone()
+    labels[:, : shape.prompt] = -100
+    return Batch(ids, labels)
+
+
+def step(name: str, model: Any, made: Batch) -> Callable[[], Tensor]:
+    """One step of a hand, which returns the log-probabilities."""
+    logps = _logps(name, model, made)
+    weights = torch.linspace(-1, 1, len(made.ids))
+
+    def run() -> Tensor:
+        model.zero_grad()
+        found = logps()
+        (found * weights).sum().backward()  # type: ignore[no-untyped-call]
+        return found.detach()
+
+    return run
+
+
+def run(name: str, folder: str | None, layers: int | None, shape: list[int]) -> Callable[[], Tensor]:
+    """For `memory.peak_extra_bytes`."""
+    model = causal_lm(folder, layers)
+    return step(name, model, batch(Shape(*shape), model.config.vocab_size))
+
+
+def _logps(name: str, model: Any, made: Batch) -> Callable[[], Tensor]:
+    if name == TRL:
+        return _by_trl(model, made)
+    if name in (EAGER, DENSE):
+        return functools.partial(_by_logits if name == EAGER else _by_dense_mask, model, made)
+    return functools.partial(_by_prefuse, model, made, name == SHARED)
+
+
+def _by_prefuse(model: Any, made: Batch, share_prompts: bool) -> Tensor:
+    with head(model, share_prompts=share_prompts) as fused:
+        return fused.sequence_logps(made.labels, inputs={"input_ids": made.ids})
+
+
+def _by_dense_mask(model: Any, made: Batch) -> Tensor:
+    packed = share(made.ids)
+    if packed is None:
+        return _by_prefuse(model, made, False)
+    inputs = {**packed.model_inputs(), "attention_mask": packed.dense_mask(torch.float32)}
+    hidden = packed.unpack(model.model(**inputs, use_cache=False).last_hidden_state)
+    return linear_sequence_logps(hidden, model.get_output_embeddings().weight, labels=made.labels, shift=True)
+
+
+def _by_trl(model: Any, made: Batch) -> Callable[[], Tensor]:
+    from trl.trainer.utils import add_fused_lm_head
+
+    forward = vars(model).get("forward")
+    add_fused_lm_head(model)
+    fused = model.forward
+    if forward is None:
+        del model.forward
+    else:
+        model.forward = forward
+
+    def logps() -> Tensor:
+        found: Tensor = fused(input_ids=made.ids, labels=made.labels, fused_lm_head=True, use_cache=False).log_probs
+        return found.sum(1)
+
+    return logps
+
+
+def _by_logits(model: Any, made: Batch) -> Tensor:
+    hidden = model.model(input_ids=made.ids, use_cache=False).last_hidden_state[:, :-1]
+    logits = linear(hidden, model.get_output_embeddings().weight)
+    logps = logits.log_softmax(-1).gather(-1, made.labels[:, 1:].clamp(min=0)[..., None])[..., 0]
+    return logps.masked_fill(made.labels[:, 1:] == -100, 0.0).sum(1)

@@ -1,0 +1,205 @@
+"""Sparse gradients of the head: short lists of classes in place of whole rows of probabilities.
+
+The gradient of a log-probability is ``1[j = label] − p_j``, and of V probabilities few matter. With a threshold eps,
+those of at least eps are listed as they are; a smaller one is listed as eps with probability p/eps, by a hash of
+seed, step, row and class, and is left out otherwise. So what is listed has the expectation p, with the variance
+``p·(eps − p)`` where p < eps and 0 elsewhere, and a list has at most 1/eps entries in the mean. The label's own is
+exact.
+
+Statistics are what they are without lists: only gradients are rounded. Two of three GEMMs become sums over lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prefuse._arguments.checks import check_integer
+from prefuse._backends import lists as backend
+from prefuse._backends.lists import Sampling
+from prefuse.linear.call import Call
+from prefuse.linear.gemm import sum_dtype
+from prefuse.linear.passes import Gradients, Wants
+
+__all__ = ["Sparse", "as_sparse", "check_sparse"]
+
+LEAST_EPS = 2.0**-40
+"""Below it thresholds are no normal numbers of float32."""
+
+CARRIED = ("logp", "lse")
+"""The statistics whose gradients lists carry."""
+
+_SEEDS = 1 << 62
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """How gradients are made sparse: the fused head's argument `sparse`, where a number stands for ``Sparse(number)``.
+
+    Attributes:
+        eps: in [2^-40, 1]: probabilities from here on are taken as they are, smaller ones rounded at random to 0 or
+            eps.
+        seed: in [0, 2^62), of the hash that rounds. None: drawn at each call from PyTorch's default generator, as
+            dropout draws, and different in each process.
+        step: at least 0: another number, other roundings; for a `seed` that stays.
+        first_row: at least 0, the number of the first token: processes that share a seed give each its own range.
+    """
+
+    eps: float
+    seed: int | None = None
+    step: int = 0
+    first_row: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.eps, bool) or not isinstance(self.eps, int | float):
+            raise TypeError(f"sparse: expected a number, a Sparse, or None, got {type(self.eps).__name__}")
+        if not LEAST_EPS <= self.eps <= 1:
+            raise ValueError(f"sparse: expected 2^-40 <= eps <= 1, got {self.eps}")
+        for name in ("seed", "step", "first_row"):
+            value = getattr(self, name)
+            if value is None and name == "seed":
+                continue
+            if not 0 <= check_integer(f"sparse: {name}", value) < _SEEDS:
+                raise ValueError(f"sparse: expected 0 <= {name} < 2^62, got {value}")
+
+
+def as_sparse(sparse: float | Sparse | None) -> Sparse | None:
+    """`sparse` as a `Sparse`, a number as that with this eps.
+
+    Raises:
+        TypeError, ValueError: another type or range.
+    """
+    return sparse if sparse is None or isinstance(sparse, Sparse) else Sparse(sparse)
+
+
+def check_sparse(
+    sparse: float | Sparse | None, differentiated: Sequence[str], hidden: Tensor, smoothing: float, shared: bool
+) -> Sparse | None:
+    """`sparse` as a `Sparse`; None where it is off, or no gradient is wanted, which is what it is about.
+
+    Args:
+        sparse: as the caller gives it.
+        differentiated: the statistics that a gradient comes to.
+        hidden: the hidden states.
+        smoothing: of labels.
+        shared: whether processes share the vocabulary.
+
+    Raises:
+        TypeError, ValueError: another type or range, or a gradient that lists do not carry; the message says which.
+    """
+    made = as_sparse(sparse)
+    if made is None:
+        return None
+    if smoothing and "logp" in differentiated:
+        raise ValueError(
+            f"label_smoothing: expected 0 beside sparse, got {smoothing}: it gives every class a gradient of its own, "
+            "which lists do not carry"
+        )
+    others = [name for name in differentiated if name not in CARRIED]
+    if others:
+        raise ValueError(
+            f"sparse: expected gradients through {' and '.join(CARRIED)} alone, got one through {', '.join(others)}, "
+            "which lists do not carry; leave out sparse, or the gradient (differentiable=)"
+        )
+    if hidden.device.type not in ("cpu", "meta"):
+        raise ValueError(f"sparse: expected hidden states on the CPU, where lists are made, got {hidden.device}")
+    if shared and made.seed is None:
+        raise ValueError("sparse: expected Sparse(eps, seed=...) beside group, the same on all of its processes")
+    return made
+
+
+def draw_seed() -> int:
+    """A seed from PyTorch's default generator, another one in each process."""
+    drawn = int(torch.randint(_SEEDS, ()))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        drawn ^= torch.distributed.get_rank() << 40
+    return drawn
+
+
+class Kept(NamedTuple):
+    """What waits for the backward pass; M rows are scored, L entries listed.
+
+    Attributes:
+        offsets: [M + 1] int64, where each row's list begins and the last ends.
+        classes: [L] int64, numbers of this process's classes.
+        values: [L], of the dtype of statistics: the listed probabilities times dz/dx.
+        at_label: [2, M]: (1 - p)·dz/dx and p·dz/dx of the label.
+    """
+
+    offsets: Tensor
+    classes: Tensor
+    values: Tensor
+    at_label: Tensor
+
+
+def forward(call: Call, rows: int, sampling: Sampling, first_row: int) -> tuple[Tensor, Kept]:
+    """The kernel statistics of all tokens, [S, N], and the lists of the scored ones."""
+    table = call.new_table(call.tokens).zero_()
+    buffer = call.buffer(min(rows, call.count))
+    shared = bool(call.shard.name)
+    found = []
+    for part in call.tiles(rows):
+        made = call.tile(part, buffer)
+        own = call.statistics(made) if shared else call.new_table(made.labels.shape[0])
+        numbers = torch.arange(part.start, part.stop) if isinstance(part, slice) else part
+        found.append(backend.make(made, own, not shared, numbers + first_row, sampling))
+        table[:, part] = own
+    if not found:
+        nothing, numbers = table.new_empty(0), call.labels.new_zeros(1)
+        return table, Kept(numbers, numbers[:0].clone(), nothing, table.new_empty((2, 0)))
+    lengths, classes, values, at_label = zip(*found, strict=True)
+    offsets = torch.nn.functional.pad(torch.cat(lengths).cumsum(0), (1, 0))
+    return table, Kept(offsets, _joined(classes), _joined(values), torch.cat(at_label, 1))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def backward(call: Call, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> Gradients:
+    """The gradients from the lists: of the inputs row by row, of the weights class by class, each rounded once."""
+    part = call.part(0, call.count)
+    logp, lse = (_rows_of(grads.get(name), part, kept.at_label) for name in CARRIED)
+    at_label = _product(logp, kept.at_label[0]) + _product(lse, kept.at_label[1])
+    labels = call.labels[part] - call.shard.first_class
+    matrix = backend.Matrix(*kept[:3], lse - logp, at_label, labels.contiguous(), call.head.classes)
+    inputs = [
+        _of_input(call, matrix, weight.contiguous()) if wanted else None
+        for weight, wanted in zip(call.head.weights, wants.inputs, strict=True)
+    ]
+    sums = matrix.values.new_empty(call.head.classes) if wants.bias else None
+    weights: list[Tensor | None] = []
+    for factor, weight, wanted in zip(call.head.rows(part), call.head.weights, wants.weights, strict=True):
+        gradient = weight.new_empty(weight.shape) if wanted or (sums is not None and not weights) else None
+        if gradient is not None:
+            matrix.by_class(factor.contiguous(), gradient, None if weights else sums)
+        weights.append(gradient if wanted else None)
+    bias = None if sums is None or call.head.bias is None else sums.to(call.head.bias.dtype)
+    return Gradients(inputs, weights, bias)
+
+
+def _rows_of(grad: Tensor | None, part: Tensor | slice, like: Tensor) -> Tensor:
+    """An upstream gradient of the scored rows; zeros where there is none."""
+    return like.new_zeros(like.shape[1]) if grad is None else grad[part].to(like.dtype).contiguous()
+
+
+def _product(factors: Tensor, values: Tensor) -> Tensor:
+    """The product, 0 where the factor is, whatever the value."""
+    return torch.where(factors == 0, 0, factors * values)
+
+
+def _of_input(call: Call, matrix: backend.Matrix, weight: Tensor) -> Tensor:
+    """The gradient of an input, [N, H_f], 0 where rows are not scored."""
+    shared = bool(call.shard.name)
+    dtype = sum_dtype(weight.dtype) if shared else weight.dtype
+    found = weight.new_empty((call.count, weight.shape[1]), dtype=dtype)
+    matrix.by_row(weight, found)
+    if shared:
+        found = call.shard.reduce(found).to(call.dtype)
+    if call.index is None:
+        return found
+    return found.new_zeros((call.tokens, found.shape[1])).index_copy_(0, call.index, found)

@@ -1,0 +1,456 @@
+//! Products with lists in place of a matrix: of each row a few (class, value), as [`crate::rows::lists`] makes them.
+//!
+//! With the entries a(r, c) of the lists, `rest` and `at_label` a number per row, and y the row's label,
+//!
+//! ```text
+//! A[r, c] = rest_r·a(r, c) + 1[c = y_r]·at_label_r
+//! by_row:    A·W,   gathers rows of W [V, H] by the lists
+//! by_class:  Aᵀ·X,  gathers rows of X [M, H] by the lists sorted by class
+//! ```
+//!
+//! Sums are in f32 (f64 for f64), in the order of the lists: which thread has which row or class changes no bit. A row of
+//! the result that nothing is gathered for is 0. Of a row or class whose two factors are 0 nothing is read.
+//!
+//! Per entry and vector: load, conversion of 16 bits, multiplication and addition.
+
+use half::{bf16, f16};
+
+use crate::array::{ArgumentError, Array, Dtype};
+use crate::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch};
+use crate::threads::for_each_range;
+
+/// Vectors of sums that are held in registers.
+const BLOCK: usize = 8;
+
+/// Classes that a thread takes at a time.
+const CLASSES: usize = 64;
+
+/// The matrix A.
+pub struct Matrix<'a> {
+    /// Where each row's list begins and the last ends: M + 1.
+    pub offsets: &'a [i64],
+    pub classes: &'a [i64],
+    /// f32, or f64 for f64.
+    pub values: &'a Array,
+    /// [M], of the same dtype.
+    pub rest: &'a Array,
+    pub at_label: &'a Array,
+    /// Places of the labels among the classes; those that are none stand for no label here.
+    pub labels: &'a [i64],
+    /// V.
+    pub width: usize,
+}
+
+/// One term of a sum: a row of the other matrix, and its factor.
+type Term<R> = (u32, R);
+
+/// Writes A·W into `out` [M, H], of the dtype of W or of the sums.
+///
+/// # Safety
+/// Every array describes live memory that nobody else writes to meanwhile, `out` writable memory.
+pub unsafe fn by_row(
+    matrix: &Matrix<'_>,
+    weight: &Array,
+    out: &Array,
+    threads: usize,
+) -> Result<(), ArgumentError> {
+    matrix.check(weight, out)?;
+    check_matrix("weight", weight, matrix.width)?;
+    check_matrix("out", out, matrix.rows())?;
+    let level = Level::current()?;
+    // SAFETY: passed on to the caller; dtypes are told apart by `typed`.
+    unsafe {
+        typed(
+            weight.dtype,
+            ByRow {
+                matrix,
+                weight,
+                out,
+                level,
+                threads,
+            },
+        );
+    }
+    Ok(())
+}
+
+/// Writes Aᵀ·X into `out` [V, H], of the dtype of X or of the sums, and the sums of A's columns into `sums` [V].
+///
+/// # Safety
+/// As for [`by_row`].
+pub unsafe fn by_class(
+    matrix: &Matrix<'_>,
+    inputs: &Array,
+    out: &Array,
+    sums: Option<&Array>,
+    threads: usize,
+) -> Result<(), ArgumentError> {
+    matrix.check(inputs, out)?;
+    check_matrix("inputs", inputs, matrix.rows())?;
+    check_matrix("out", out, matrix.width)?;
+    if let Some(sums) = sums {
+        check_vector("sums", sums, matrix.values.dtype, matrix.width)?;
+    }
+    if u32::try_from(matrix.rows()).is_err() {
+        return Err(ArgumentError::Value(format!(
+            "rows: {}, expected fewer than 2^32",
+            matrix.rows()
+        )));
+    }
+    let level = Level::current()?;
+    // SAFETY: as above.
+    unsafe {
+        typed(
+            inputs.dtype,
+            ByClass {
+                matrix,
+                inputs,
+                out,
+                sums,
+                level,
+                threads,
+            },
+        );
+    }
+    Ok(())
+}
+
+/// Work for an element type.
+trait Typed {
+    /// # Safety
+    /// The elements of the matrix that is gathered from are `E`s.
+    unsafe fn run<E: Element>(self);
+}
+
+/// # Safety
+/// That of the work, whose elements are of this dtype.
+unsafe fn typed(dtype: Dtype, work: impl Typed) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        match dtype {
+            Dtype::F16 => work.run::<f16>(),
+            Dtype::Bf16 => work.run::<bf16>(),
+            Dtype::F32 => work.run::<f32>(),
+            Dtype::F64 => work.run::<f64>(),
+            Dtype::I64 | Dtype::Bool => unreachable!("the check lets floats through only"),
+        }
+    }
+}
+
+fn check_vector(name: &str, array: &Array, dtype: Dtype, len: usize) -> Result<(), ArgumentError> {
+    if array.dtype != dtype {
+        return Err(ArgumentError::Type(format!(
+            "{name}: dtype {}, expected {}",
+            array.dtype.name(),
+            dtype.name()
+        )));
+    }
+    if *array.shape != [len] || !array.is_contiguous() {
+        return Err(ArgumentError::Value(format!(
+            "{name}: shape {:?} with strides {:?}, expected [{len}], contiguous",
+            array.shape, array.strides
+        )));
+    }
+    Ok(())
+}
+
+fn check_matrix(name: &str, array: &Array, rows: usize) -> Result<(), ArgumentError> {
+    let dense = matches!(*array.strides, [_, step] if step == 1 || array.shape[1] <= 1);
+    if array.shape.first() != Some(&rows) || !dense {
+        return Err(ArgumentError::Value(format!(
+            "{name}: shape {:?} with strides {:?}, expected [{rows}, H] with dense rows",
+            array.shape, array.strides
+        )));
+    }
+    Ok(())
+}
+
+impl Matrix<'_> {
+    /// M.
+    fn rows(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Checks the lists, and that the other matrix and the result go together.
+    fn check(&self, other: &Array, out: &Array) -> Result<(), ArgumentError> {
+        let sum = if other.dtype == Dtype::F64 {
+            Dtype::F64
+        } else {
+            Dtype::F32
+        };
+        if !other.dtype.is_float() || ![sum, other.dtype].contains(&out.dtype) {
+            return Err(ArgumentError::Type(format!(
+                "out: dtype {} for a product with {}, expected {} or that",
+                out.dtype.name(),
+                other.dtype.name(),
+                sum.name()
+            )));
+        }
+        if other.shape.len() != 2 || out.shape.len() != 2 || other.shape[1] != out.shape[1] {
+            return Err(ArgumentError::Value(format!(
+                "out: shape {:?} for a product with {:?}, expected two matrices with as many columns",
+                out.shape, other.shape
+            )));
+        }
+        check_vector("values", self.values, sum, self.classes.len())?;
+        check_vector("rest", self.rest, sum, self.rows())?;
+        check_vector("at_label", self.at_label, sum, self.rows())?;
+        self.check_lists()
+    }
+
+    fn check_lists(&self) -> Result<(), ArgumentError> {
+        let offsets = self.offsets;
+        let ends = (offsets.first(), offsets.last());
+        if offsets.len() != self.rows() + 1
+            || ends != (Some(&0), Some(&(self.classes.len() as i64)))
+            || offsets.windows(2).any(|pair| pair[0] > pair[1])
+        {
+            return Err(ArgumentError::Value(format!(
+                "offsets: expected {} that begin with 0, never decrease and end with {}",
+                self.rows() + 1,
+                self.classes.len()
+            )));
+        }
+        match self
+            .classes
+            .iter()
+            .find(|class| self.place(**class).is_none())
+        {
+            None => Ok(()),
+            Some(class) => Err(ArgumentError::Value(format!(
+                "classes: {class}, expected 0 <= class < {}",
+                self.width
+            ))),
+        }
+    }
+
+    /// A class that there is.
+    fn place(&self, class: i64) -> Option<u32> {
+        u32::try_from(class)
+            .ok()
+            .filter(|class| (*class as usize) < self.width)
+    }
+
+    /// The terms of row `row`, appended to `terms` as (class, factor).
+    ///
+    /// # Safety
+    /// The arrays are live and of type `R`, as was checked.
+    unsafe fn row<R: Real>(&self, row: usize, terms: &mut Vec<Term<R>>) {
+        // SAFETY: contiguous arrays of `R`s, of at least so many.
+        let read = |array: &Array, index: usize| unsafe {
+            array.pointer::<R>(index as isize).read_unaligned()
+        };
+        let (rest, at_label) = (read(self.rest, row), read(self.at_label, row));
+        if let (Some(label), false) = (self.place(self.labels[row]), at_label == R::ZERO) {
+            terms.push((label, at_label));
+        }
+        if rest == R::ZERO {
+            return;
+        }
+        for index in self.offsets[row] as usize..self.offsets[row + 1] as usize {
+            terms.push((self.classes[index] as u32, rest * read(self.values, index)));
+        }
+    }
+}
+
+struct ByRow<'a> {
+    matrix: &'a Matrix<'a>,
+    weight: &'a Array,
+    out: &'a Array,
+    level: Level,
+    threads: usize,
+}
+
+impl Typed for ByRow<'_> {
+    unsafe fn run<E: Element>(self) {
+        for_each_range(self.threads, self.matrix.rows(), 1, |range| {
+            let mut terms = Vec::new();
+            for row in range {
+                terms.clear();
+                // SAFETY: the promise of `by_row`.
+                unsafe {
+                    self.matrix.row::<E::Real>(row, &mut terms);
+                    gather::<E>(self.level, self.weight, &terms, self.out, row);
+                }
+            }
+        });
+    }
+}
+
+struct ByClass<'a> {
+    matrix: &'a Matrix<'a>,
+    inputs: &'a Array,
+    out: &'a Array,
+    sums: Option<&'a Array>,
+    level: Level,
+    threads: usize,
+}
+
+impl Typed for ByClass<'_> {
+    unsafe fn run<E: Element>(self) {
+        // SAFETY: the promise of `by_class`.
+        let (starts, terms) = unsafe { self.by_class::<E::Real>() };
+        for_each_range(self.threads, self.matrix.width, CLASSES, |range| {
+            for class in range {
+                let terms = &terms[starts[class]..starts[class + 1]];
+                // SAFETY: as above.
+                unsafe { gather::<E>(self.level, self.inputs, terms, self.out, class) };
+                if let Some(sums) = self.sums {
+                    let sum = terms.iter().fold(E::Real::ZERO, |sum, (_, a)| sum + *a);
+                    // SAFETY: a contiguous vector of V numbers of this type, as was checked.
+                    unsafe { sums.pointer::<E::Real>(class as isize).write_unaligned(sum) };
+                }
+            }
+        });
+    }
+}
+
+impl ByClass<'_> {
+    /// The terms (row, factor) sorted by class, those of a class in the order of rows, and where each class's begin.
+    ///
+    /// # Safety
+    /// That of [`by_class`].
+    unsafe fn by_class<R: Real>(&self) -> (Vec<usize>, Vec<Term<R>>) {
+        let matrix = self.matrix;
+        let mut starts = vec![0; matrix.width + 1];
+        let mut row_terms = Vec::new();
+        let mut each = |visit: &mut dyn FnMut(u32, Term<R>)| {
+            for row in 0..matrix.rows() {
+                row_terms.clear();
+                // SAFETY: passed on to the caller.
+                unsafe { matrix.row::<R>(row, &mut row_terms) };
+                for (class, factor) in &row_terms {
+                    visit(*class, (row as u32, *factor));
+                }
+            }
+        };
+        each(&mut |class, _| starts[class as usize + 1] += 1);
+        for class in 0..matrix.width {
+            starts[class + 1] += starts[class];
+        }
+        let mut next = starts.clone();
+        let mut terms = vec![(0, R::ZERO); starts[matrix.width]];
+        each(&mut |class, term| {
+            terms[next[class as usize]] = term;
+            next[class as usize] += 1;
+        });
+        (starts, terms)
+    }
+}
+
+/// Writes Σ factor·source[row] over the terms into row `target` of `out`.
+///
+/// # Safety
+/// `source` is a matrix of `E`s and `out` one of `E`s or of their reals, as many columns wide, both with dense rows; the
+/// terms name rows of `source`.
+unsafe fn gather<E: Element>(
+    level: Level,
+    source: &Array,
+    terms: &[Term<E::Real>],
+    out: &Array,
+    target: usize,
+) {
+    let address = out.offset(target, 1) * out.dtype.size() as isize;
+    dispatch(
+        level,
+        Gather::<E> {
+            source: source.address as *const E,
+            stride: source.strides[0],
+            columns: source.shape[1],
+            terms,
+            out: (out.address as *mut u8).wrapping_offset(address),
+            rounds: out.dtype == source.dtype,
+        },
+    );
+}
+
+struct Gather<'a, E: Element> {
+    source: *const E,
+    stride: isize,
+    columns: usize,
+    terms: &'a [Term<E::Real>],
+    out: *mut u8,
+    /// Whether the result is of `E`s.
+    rounds: bool,
+}
+
+impl<E: Element> Kernel for Gather<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let lanes = <E::Vector<I> as Vector>::LANES;
+        let mut at = 0;
+        // SAFETY: that of `gather`; blocks end before `columns`.
+        unsafe {
+            while at + BLOCK * lanes <= self.columns {
+                self.block::<I, BLOCK>(at);
+                at += BLOCK * lanes;
+            }
+            while at + lanes <= self.columns {
+                self.block::<I, 1>(at);
+                at += lanes;
+            }
+            for column in at..self.columns {
+                self.column(column);
+            }
+        }
+    }
+}
+
+impl<E: Element> Gather<'_, E> {
+    /// N vectors of columns from `at` on.
+    ///
+    /// # Safety
+    /// There are as many columns.
+    #[inline(always)]
+    unsafe fn block<I: Isa, const N: usize>(&self, at: usize) {
+        let lanes = <E::Vector<I> as Vector>::LANES;
+        let mut sums = [<E::Vector<I> as Vector>::splat(E::Real::ZERO); N];
+        // SAFETY: passed on to the caller.
+        unsafe {
+            for &(row, factor) in self.terms {
+                let row = self.source.offset(row as isize * self.stride).add(at);
+                let factor = <E::Vector<I> as Vector>::splat(factor);
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let x: E::Vector<I> = Memory::<E>::load(row.add(i * lanes));
+                    *sum = x.mul_add(factor, *sum);
+                }
+            }
+            for (i, sum) in sums.into_iter().enumerate() {
+                if self.rounds {
+                    Memory::<E>::store(sum, self.out.cast::<E>().add(at + i * lanes));
+                } else {
+                    let mut numbers = [E::Real::ZERO; MAX_LANES];
+                    sum.write(&mut numbers);
+                    self.out
+                        .cast::<E::Real>()
+                        .add(at + i * lanes)
+                        .copy_from_nonoverlapping(numbers.as_ptr(), lanes);
+                }
+            }
+        }
+    }
+
+    /// One column.
+    ///
+    /// # Safety
+    /// There is such a column.
+    #[inline(always)]
+    unsafe fn column(&self, column: usize) {
+        let mut sum = E::Real::ZERO;
+        // SAFETY: passed on to the caller.
+        unsafe {
+            for &(row, factor) in self.terms {
+                let x = self.source.offset(row as isize * self.stride).add(column);
+                sum = sum + x.read_unaligned().to_real() * factor;
+            }
+            if self.rounds {
+                let value = E::from_f64(sum.to_f64());
+                self.out.cast::<E>().add(column).write_unaligned(value);
+            } else {
+                self.out.cast::<E::Real>().add(column).write_unaligned(sum);
+            }
+        }
+    }
+}

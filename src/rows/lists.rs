@@ -1,0 +1,521 @@
+//! Short lists in place of a row's probabilities: the large ones as they are, the small ones rounded at random.
+//!
+//! With a threshold eps, class j of a row stands in its list where `p_j ≥ eps·u_j`, u_j uniform in (0, 1), with the value
+//! `max(p_j, eps)`: a probability of at least eps always and as it is, a smaller one with probability p_j/eps and as eps.
+//! So the expectation of what is listed (0 where a class is not) is p_j, its variance `p_j·(eps − p_j)`, and a list has at
+//! most 1/eps entries in the mean. The label's class is never in the list: its probability is known to more digits from its
+//! log-probability, and is handed out apart.
+//!
+//! u_j is a hash of (seed, step, number of the row, number of the class): the same on whatever thread, in whatever tile and
+//! block of classes. The list depends on nothing but these, the row's logits and its final log-sum-exp, since a row is read
+//! a second time, from the second-level cache, when that is known.
+//!
+//! Operations per vector of the second reading: conversion 1, bound of p 7, hash 10, comparison 2; p itself is computed
+//! where the bound says that an element may be in the list.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use half::{bf16, f16};
+
+use super::chunk::{CHUNK, Scratch, Shift};
+use super::cpu::{
+    Forward, Transform, chunk_part, read_element, row_pointer, rows_at_a_time, shares_rows,
+};
+use super::exp::exp;
+use super::{LiveRow, Rows, Stat, check_shape};
+use crate::array::{ArgumentError, Array, Dtype};
+use crate::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch};
+use crate::threads::for_each_range;
+
+/// Thresholds below it would not be normal numbers of f32.
+const LEAST_EPS: f64 = 1.0 / (1u64 << 40) as f64;
+
+/// From which probability on they are listed as they are, and what the hash is made of beside row and class.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampling {
+    pub eps: f64,
+    pub seed: u64,
+    pub step: u64,
+}
+
+/// The lists of all rows, one behind the other.
+#[derive(Default)]
+pub struct Lists {
+    /// How long each row's is; 0 for ignored rows.
+    pub lengths: Vec<i64>,
+    /// Places in the row, rising.
+    pub classes: Vec<i64>,
+    /// `max(p, eps)·dz/dx`, rounded to the dtype of statistics when they are written.
+    pub values: Vec<f64>,
+}
+
+/// What belongs to each row beside its logits.
+pub struct PerRow<'a> {
+    /// [rows] i64: numbers of the rows, for the hash.
+    pub numbers: &'a Array,
+    /// [2, rows], written: `(1 − p_y)·dz/dx` and `p_y·dz/dx` of the label's logit; 0 where it is not in this block.
+    pub at_label: &'a Array,
+}
+
+/// Lists the probabilities of every live row. With `fresh` the statistics are computed first, into `table`; else `table`
+/// has those of the whole vocabulary.
+///
+/// # Safety
+/// Every view describes live memory that nobody else writes to meanwhile, `table` and `at_label` writable memory.
+pub unsafe fn lists(
+    rows: &Rows,
+    (stats, k): (&[Stat], usize),
+    (table, fresh): (&Array, bool),
+    per_row: &PerRow<'_>,
+    sampling: Sampling,
+    threads: usize,
+) -> Result<Lists, ArgumentError> {
+    rows.check_forward(stats, k, table)?;
+    check(rows, stats, per_row, sampling)?;
+    let level = Level::current()?;
+    // SAFETY: the caller's promise, and the checks above.
+    let live = unsafe { rows.live()? };
+    let call = Call {
+        rows,
+        stats,
+        table,
+        per_row,
+        sampling,
+        level,
+    };
+    let forward = fresh.then(|| Forward::new(rows, (stats, k), table, &live, level));
+    // SAFETY: as above; the dtype is that of the logits.
+    Ok(unsafe {
+        match rows.logits.dtype {
+            Dtype::F16 => call.run::<f16>(&live, forward.as_ref(), threads),
+            Dtype::Bf16 => call.run::<bf16>(&live, forward.as_ref(), threads),
+            Dtype::F32 => call.run::<f32>(&live, forward.as_ref(), threads),
+            Dtype::F64 => call.run::<f64>(&live, forward.as_ref(), threads),
+            Dtype::I64 | Dtype::Bool => unreachable!("the check lets floats through only"),
+        }
+    })
+}
+
+fn check(
+    rows: &Rows,
+    stats: &[Stat],
+    per_row: &PerRow<'_>,
+    sampling: Sampling,
+) -> Result<(), ArgumentError> {
+    for needed in [Stat::Lse, Stat::Logp] {
+        if !stats.contains(&needed) {
+            return Err(ArgumentError::Value(format!(
+                "stats: lists need {:?} among the statistics",
+                needed.name()
+            )));
+        }
+    }
+    if !(LEAST_EPS..=1.0).contains(&sampling.eps) {
+        return Err(ArgumentError::Value(format!(
+            "eps: {}, expected 2^-40 <= eps <= 1",
+            sampling.eps
+        )));
+    }
+    if rows.classes > i64::from(u32::MAX) {
+        return Err(ArgumentError::Value(format!(
+            "classes: {}, expected fewer than 2^32 for lists",
+            rows.classes
+        )));
+    }
+    if per_row.numbers.dtype != Dtype::I64 {
+        return Err(ArgumentError::Type(format!(
+            "numbers: dtype {}, expected i64",
+            per_row.numbers.dtype.name()
+        )));
+    }
+    check_shape(
+        "numbers",
+        per_row.numbers,
+        &[rows.count()],
+        "the number of rows",
+    )?;
+    rows.check_table("at_label", per_row.at_label, &[Stat::Logp, Stat::Lse])
+}
+
+/// A bijection of 64 bits that leaves no trace of small differences: the finalizer of SplitMix64.
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// What the hash of a row's classes is keyed with.
+#[derive(Clone, Copy)]
+struct Key {
+    first: u32,
+    second: u32,
+}
+
+impl Key {
+    fn new(sampling: Sampling, row: i64) -> Key {
+        let mut key = 0;
+        for word in [sampling.seed, sampling.step, row as u64] {
+            key = mix((key ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15));
+        }
+        Key {
+            first: key as u32,
+            second: (key >> 32) as u32,
+        }
+    }
+
+    /// What the hash of a class begins with; that of the next class is [`STRIDE`] more.
+    #[inline(always)]
+    fn begin(self, class: u32) -> u32 {
+        class.wrapping_mul(STRIDE).wrapping_add(self.first)
+    }
+
+    /// The 31 bits of a class.
+    #[inline(always)]
+    fn finish(self, begun: u32) -> u32 {
+        let x = (begun ^ (begun >> 15) ^ self.second).wrapping_mul(0x846c_a68b);
+        (x ^ (x >> 16)) >> 1
+    }
+}
+
+/// 2^32 over the golden ratio: multiples of it are spread evenly.
+const STRIDE: u32 = 0x9e37_79b1;
+
+/// The entries of a row.
+#[derive(Default)]
+struct List {
+    classes: Vec<i64>,
+    values: Vec<f64>,
+}
+
+/// Lists `len` elements at `x`, at most a chunk, the first of which is class `first` of the vocabulary and stands at `place`
+/// of the row.
+struct Sweep<'a, E: Element> {
+    x: *const E,
+    len: usize,
+    place: usize,
+    first: u32,
+    log_p: Shift<E::Real>,
+    key: Key,
+    eps: f64,
+    /// dz/dx but for what a soft cap multiplies it by.
+    unit: f64,
+    slope: Option<&'a Scratch<E::Real>>,
+    label: Option<usize>,
+    list: &'a mut List,
+}
+
+impl<E: Element> Kernel for Sweep<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(mut self) {
+        let lanes = <E::Vector<I> as Vector>::LANES;
+        let whole = self.len - self.len % lanes;
+        let bound = Bound::<E::Vector<I>>::new(self.log_p, self.eps, self.key, self.first);
+        // Without a branch: which vectors may have entries, then those alone.
+        let mut places = [0u16; CHUNK];
+        let mut found = 0;
+        for at in (0..whole).step_by(lanes) {
+            // SAFETY: the caller of `sweep` vouches for `len` elements.
+            let x: E::Vector<I> = unsafe { Memory::<E>::load(self.x.add(at)) };
+            places[found] = at as u16;
+            found += usize::from(bound.may_exceed(x, at));
+        }
+        for &at in &places[..found] {
+            let at = usize::from(at);
+            // SAFETY: as above.
+            let x: E::Vector<I> = unsafe { Memory::<E>::load(self.x.add(at)) };
+            self.enter(&bound, x, at, lanes);
+        }
+        if whole < self.len {
+            let mut rest = [E::NEG_INFINITY; MAX_LANES];
+            // SAFETY: as above; fewer elements than a vector has are left.
+            let x: E::Vector<I> = unsafe {
+                self.x
+                    .add(whole)
+                    .copy_to_nonoverlapping(rest.as_mut_ptr(), self.len - whole);
+                Memory::<E>::load(rest.as_ptr())
+            };
+            self.enter(&bound, x, whole, self.len - whole);
+        }
+    }
+}
+
+impl<E: Element> Sweep<'_, E> {
+    /// Enters those of the first `count` lanes that are to be listed.
+    #[inline(always)]
+    fn enter<V: Vector<Scalar = E::Real>>(
+        &mut self,
+        bound: &Bound<V>,
+        x: V,
+        at: usize,
+        count: usize,
+    ) {
+        let p = exp(bound.log_p(x));
+        // A NaN is listed as such: it is not below anything.
+        let mut listed = V::bits(p.not_less(bound.thresholds(at))) & ((1 << count) - 1);
+        let mut numbers = [E::Real::ZERO; MAX_LANES];
+        p.write(&mut numbers);
+        while listed != 0 {
+            let lane = listed.trailing_zeros() as usize;
+            listed &= listed - 1;
+            let place = self.place + at + lane;
+            if self.label != Some(place) {
+                let slope = self.slope.map_or(1.0, |slope| slope.at(at + lane).to_f64());
+                let p = numbers[lane].to_f64();
+                let p = if p < self.eps { self.eps } else { p };
+                self.list.classes.push(place as i64);
+                self.list.values.push(p * self.unit * slope);
+            }
+        }
+    }
+}
+
+/// Tells elements that may be listed from those that cannot be, without their exponentials.
+struct Bound<V: Vector> {
+    key: Key,
+    /// Where the hashes of the first vector begin.
+    begun: [u32; MAX_LANES],
+    origin: V,
+    factor: V,
+    minus_remainder: V,
+    log2_e: V,
+    rounder: V,
+    lowest: V,
+    slack: V,
+    scale: V,
+    half: V,
+}
+
+impl<V: Vector> Bound<V> {
+    #[inline(always)]
+    fn new(shift: Shift<V::Scalar>, eps: f64, key: Key, first: u32) -> Bound<V> {
+        let splat = |value: f64| V::splat(V::Scalar::from_f64(value));
+        let step = eps / f64::from(1u32 << 31);
+        let mut begun = [0; MAX_LANES];
+        for (lane, begun) in begun.iter_mut().enumerate() {
+            *begun = key.begin(first.wrapping_add(lane as u32));
+        }
+        Bound {
+            key,
+            begun,
+            origin: V::splat(shift.origin),
+            factor: V::splat(shift.factor),
+            minus_remainder: V::splat(V::Scalar::ZERO).sub(V::splat(shift.remainder)),
+            log2_e: V::splat(V::Scalar::LOG2_E),
+            rounder: V::splat(V::Scalar::ROUNDER),
+            lowest: V::splat(V::Scalar::EXP_UNDERFLOW),
+            // The square root of 2, and a little for rounding.
+            slack: splat(1.4143),
+            scale: splat(step),
+            half: splat(0.5 * step),
+        }
+    }
+
+    #[inline(always)]
+    fn log_p(&self, x: V) -> V {
+        x.sub(self.origin)
+            .mul_add(self.factor, self.minus_remainder)
+    }
+
+    /// eps·u of the classes of the vector that begins at `at`.
+    #[inline(always)]
+    fn thresholds(&self, at: usize) -> V {
+        let mut hashes = [V::Scalar::ZERO; MAX_LANES];
+        // A plain loop, which the compiler makes vectors of; not of an iterator's.
+        let ahead = (at as u32).wrapping_mul(STRIDE);
+        let mut lane = 0;
+        while lane < V::LANES {
+            let begun = self.begun[lane].wrapping_add(ahead);
+            hashes[lane] = V::Scalar::from_31_bits(self.key.finish(begun));
+            lane += 1;
+        }
+        // SAFETY: no vector has more than MAX_LANES lanes.
+        let hashes: V = unsafe { Memory::<V::Scalar>::load(hashes.as_ptr()) };
+        hashes.mul_add(self.scale, self.half)
+    }
+
+    /// Whether p may be at least its threshold in some lane: p ≤ √2·2^n, n being the integer next to log2 p.
+    #[inline(always)]
+    fn may_exceed(&self, x: V, at: usize) -> bool {
+        let log_p = self.lowest.larger(self.log_p(x));
+        let power = V::two_to(log_p.mul_add(self.log2_e, self.rounder));
+        V::any(power.mul(self.slack).not_less(self.thresholds(at)))
+    }
+}
+
+/// Capped logits of a chunk, and the slopes of the cap.
+type Room<R> = (Scratch<R>, Scratch<R>);
+
+/// A call whose arguments have been checked.
+struct Call<'a> {
+    rows: &'a Rows,
+    stats: &'a [Stat],
+    table: &'a Array,
+    per_row: &'a PerRow<'a>,
+    sampling: Sampling,
+    level: Level,
+}
+
+impl Call<'_> {
+    /// # Safety
+    /// The promise of [`lists`]; the logits are `E`s.
+    unsafe fn run<E: Element>(
+        &self,
+        live: &[LiveRow],
+        forward: Option<&Forward<'_>>,
+        threads: usize,
+    ) -> Lists {
+        // Where a row is shared by threads no cache has all of it anyway.
+        let first = forward.filter(|_| shares_rows(live.len(), threads));
+        let found: Vec<OnceLock<List>> = live.iter().map(|_| OnceLock::new()).collect();
+        // SAFETY: passed on to the caller; a row's logits and its statistics are nobody else's.
+        unsafe {
+            let labels = self.per_row.at_label;
+            (labels.address as *mut u8).write_bytes(0, labels.len() * labels.dtype.size());
+            if let Some(forward) = forward {
+                forward.clear();
+            }
+            if let Some(forward) = first {
+                forward.run::<E>(threads);
+            }
+        }
+        let grain = rows_at_a_time(self.rows.width());
+        for_each_range(threads, live.len(), grain, |range| {
+            let (mut forward_room, mut room) = (None, None);
+            for index in range {
+                // SAFETY: as above.
+                found[index].get_or_init(|| unsafe {
+                    if let (Some(forward), None) = (forward, first) {
+                        forward.row::<E>(&live[index], &mut forward_room);
+                    }
+                    self.row::<E>(&live[index], &mut room)
+                });
+            }
+        });
+        let mut lists = Lists {
+            lengths: vec![0; self.rows.count()],
+            ..Lists::default()
+        };
+        for (row, list) in live.iter().zip(found) {
+            let list = list.into_inner().unwrap_or_default();
+            lists.lengths[row.index] = list.classes.len() as i64;
+            lists.classes.extend(list.classes);
+            lists.values.extend(list.values);
+        }
+        lists
+    }
+
+    /// A statistic of a row.
+    fn saved(&self, stat: Stat, row: usize) -> f64 {
+        let position = self.stats.iter().position(|known| *known == stat);
+        // SAFETY: the table is of shape [stats, rows], and the promise of `lists` covers it.
+        position.map_or(f64::NAN, |position| unsafe {
+            self.table.read_float(position * self.rows.count() + row)
+        })
+    }
+
+    /// Lists a row, and writes what belongs to its label.
+    ///
+    /// # Safety
+    /// As for [`Call::run`].
+    unsafe fn row<E: Element>(&self, row: &LiveRow, room: &mut Option<Room<E::Real>>) -> List {
+        let mut list = List::default();
+        let [lse, log_p] = [Stat::Lse, Stat::Logp].map(|stat| self.saved(stat, row.index));
+        if lse == f64::NEG_INFINITY {
+            return list; // nothing but -inf: the gradient is 0
+        }
+        let transform = Transform::of(self.rows, row);
+        let unit = self.rows.scale / row.temperature;
+        let own = row.label.map(|place| {
+            // SAFETY: the label is within the row, and the caller vouches for the memory.
+            let x = unsafe { read_element(&self.rows.logits, row.index, place) };
+            transform.apply::<E::Real>(self.level, x)
+        });
+        let mut exact = lse;
+        if let Some((z, slope)) = own {
+            // As in the dense gradient: z − log p has more digits than a log-sum-exp far from 0, or the other way round.
+            let log_p = if log_p.abs() < lse.abs() {
+                exact = z - log_p;
+                log_p
+            } else {
+                z - lse
+            };
+            // SAFETY: passed on to the caller.
+            unsafe { self.write_label::<E::Real>(row.index, unit * slope, log_p) };
+        }
+        // SAFETY: `numbers` has one per row.
+        let number = unsafe { self.per_row.numbers.read_i64(row.index) };
+        let key = Key::new(self.sampling, number);
+        let shift = transform.log_probability::<E::Real>(exact);
+        for index in 0..self.rows.width().div_ceil(CHUNK) {
+            let part = chunk_part(index, self.rows.width());
+            // SAFETY: passed on to the caller; the row has the elements of `part`.
+            unsafe {
+                let x = row_pointer::<E>(&self.rows.logits, row.index)
+                    .add(part.start)
+                    .cast_const();
+                match transform.cap_in::<E::Real>() {
+                    None => self.sweep(x, &part, (row, unit), (shift, key), None, &mut list),
+                    Some(cap) => {
+                        let (z, slope) =
+                            room.get_or_insert_with(|| (Scratch::new(), Scratch::new()));
+                        z.load(self.level, x, part.len());
+                        z.cap(self.level, part.len(), cap, Some(slope));
+                        let (z, slope) = (z.as_ptr(), Some(&*slope));
+                        self.sweep(z, &part, (row, unit), (shift, key), slope, &mut list);
+                    }
+                }
+            }
+        }
+        list
+    }
+
+    /// # Safety
+    /// `x` points to the elements of `part`.
+    unsafe fn sweep<E: Element>(
+        &self,
+        x: *const E,
+        part: &Range<usize>,
+        (row, unit): (&LiveRow, f64),
+        (log_p, key): (Shift<E::Real>, Key),
+        slope: Option<&Scratch<E::Real>>,
+        list: &mut List,
+    ) {
+        dispatch(
+            self.level,
+            Sweep {
+                x,
+                len: part.len(),
+                place: part.start,
+                first: (self.rows.first_class as usize + part.start) as u32,
+                log_p,
+                key,
+                eps: self.sampling.eps,
+                unit,
+                slope,
+                label: row.label,
+                list,
+            },
+        );
+    }
+
+    /// Writes `(1 − p)·dz/dx` and `p·dz/dx` of a label.
+    ///
+    /// # Safety
+    /// As for [`Call::run`].
+    unsafe fn write_label<R: Real>(&self, row: usize, slope: f64, log_p: f64) {
+        let pair = [-log_p.exp_m1() * slope, log_p.exp() * slope];
+        for (line, value) in pair.into_iter().enumerate() {
+            let place = (line * self.rows.count() + row) as isize;
+            // SAFETY: a contiguous table [2, rows] of this type, as was checked.
+            unsafe {
+                self.per_row
+                    .at_label
+                    .pointer::<R>(place)
+                    .write_unaligned(R::from_f64(value))
+            };
+        }
+    }
+}
