@@ -40,7 +40,7 @@ class Counts:
     """Tokens of the batches that a model was called with for a shared head.
 
     Attributes:
-        given: tokens of all rows.
+        given: tokens of all rows, padding among them.
         computed: those that went through the backbone.
     """
 
@@ -117,7 +117,7 @@ def shared_states(
         given = inputs.get("input_ids")
         _count(causal_lm, *2 * (0 if given is None else given.numel(),))
         return states(*args, **kwargs)
-    _count(causal_lm, batch.given, batch.tree.tokens)
+    _count(causal_lm, inputs["input_ids"].numel(), batch.tree.tokens)
     return _unpacked(batch, *states(**_packed_inputs(batch, inputs, way, causal_lm)))
 
 
@@ -161,6 +161,9 @@ def _why_not(inputs: Mapping[str, Any]) -> str:
 
 
 def _is_data(value: Any) -> bool:
+    """Whether it may hold something of single rows or tokens."""
+    if isinstance(value, Tensor):
+        return value.ndim > 0
     return not (value is None or isinstance(value, bool | int | float | str))
 
 

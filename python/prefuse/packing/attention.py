@@ -162,6 +162,7 @@ class _Attention:
         return getattr(self._original, name)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(
     original: Callable[..., Any],
     module: Any,
