@@ -24,7 +24,6 @@ SHAPES = {
     "pairs 410 + 102": prompts.Shape(410, 102, 2, 2),
     "pair 1638 + 410": prompts.Shape(1638, 410, 2, 1),
     "group of 8, 128 + 128": prompts.Shape(128, 128, 8, 1),
-    "group of 8, 256 + 256": prompts.Shape(256, 256, 8, 1),
     "nothing shared, 512": prompts.Shape(0, 512, 2, 2),
 }
 WRONG = 2e-3  # nats of a response's log-probability, in float32
@@ -67,7 +66,7 @@ def measure(options: argparse.Namespace, model: torch.nn.Module, title: str) -> 
     for name, step in steps.items():
         if not float((step() - right).abs().max()) < WRONG:
             raise SystemExit(f"{name} is wrong on {title}")
-    timings = timing.interleaved(steps, max(2, options.rounds), warm_up=0)
+    timings = timing.in_rounds(steps, options.rounds)
     whole = timings[options.hands[0]]
     cases = [
         {

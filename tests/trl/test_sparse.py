@@ -89,12 +89,19 @@ def test_preference_trainer_takes_it(tmp_path, pulled):
     ("value", "kind", "message"),
     [
         (2.0, ValueError, "head_sparse: expected 2\\^-40 <= eps <= 1, got 2.0"),
-        ("much", TypeError, "head_sparse: expected a number, .* got str"),
+        ("much", ValueError, "head_sparse: expected a number, \"auto\" or None, got 'much'"),
+        (True, TypeError, "head_sparse: expected a number, .* got bool"),
     ],
 )
 def test_the_configuration_checks_it(value, kind, message, tmp_path):
     with pytest.raises(kind, match=message):
         PreferenceConfig(str(tmp_path), head_sparse=value, use_cpu=True, bf16=False)
+
+
+@pytest.mark.parametrize("value", ["auto", "0.001", None, 2**-12])
+def test_the_configuration_takes_text_of_a_command_line(value, tmp_path):
+    config = PreferenceConfig(str(tmp_path), head_sparse=value, use_cpu=True, bf16=False)
+    assert config.head_sparse == (0.001 if value == "0.001" else value)
 
 
 def test_accelerate_checks_it():

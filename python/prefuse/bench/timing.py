@@ -49,6 +49,12 @@ def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int = 15, war
     return {name: _summary(samples[name], repeats[name]) for name in cases}
 
 
+def in_rounds(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+    """As `interleaved` for runs of seconds, which need neither repetition nor settling: each once per round."""
+    samples = _in_turns({name: functools.partial(_sample, run, 1) for name, run in cases.items()}, max(2, rounds))
+    return {name: _summary(samples[name], 1) for name in cases}
+
+
 def interleaved_on_device(
     cases: Mapping[str, Callable[[], Callable[[], object]]], rounds: int = 30, warm_up: int = 3
 ) -> dict[str, Timing]:

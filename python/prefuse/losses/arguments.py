@@ -95,7 +95,7 @@ class HeadInputs:
     plan: str | None
     workspace_bytes: int
     group: ProcessGroup | None
-    sparse: float | Sparse | None
+    sparse: float | str | Sparse | None
 
     def gathered(self) -> contextlib.AbstractContextManager[None]:
         """Weights that DeepSpeed ZeRO-3 has partitioned are whole in the block."""

@@ -66,7 +66,7 @@ def preference_loss(
     plan: str | None = None,
     workspace_bytes: int = WORKSPACE_BYTES,
     group: ProcessGroup | None = None,
-    sparse: float | Sparse | None = None,
+    sparse: float | str | Sparse | None = None,
     data_group: ProcessGroup | None = None,
     **columns: Any,
 ) -> Score:
