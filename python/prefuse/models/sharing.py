@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefuse._arguments.transforms import compiler_disabled
 from prefuse.models import proof
 from prefuse.packing import PackedBatch, TreeMask, attention, share
 
@@ -89,7 +90,7 @@ def way_of(causal_lm: nn.Module) -> list[Way]:
     return list(_WAYS.get(causal_lm, {}).values())
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@compiler_disabled
 def shared_states(
     causal_lm: Any, states: States, args: tuple[Any, ...], kwargs: Mapping[str, Any], labels: Tensor | None
 ) -> tuple[Tensor, Any]:
