@@ -1,7 +1,7 @@
 """Sparse gradients of the LM head on the CPU, beside dense ones, the bare GEMMs and what else is in use.
 
     python benchmarks/head_sparse_cpu.py [--pairs 2] [--tokens 256] [--features 576] [--vocabulary 49152] [--rounds 5]
-                                         [--data FILE] [--hands NAME …] [--results DIR]
+                                         [--data FILE] [--processor-time] [--hands NAME …] [--results DIR]
 
 The policy's pass of a DPO step, in bfloat16 and float32, with the weight frozen and trained. The sizes are those of
 SmolLM2-135M; hidden states and weight are random, with probabilities spread like that model's, or those of a model:
@@ -10,6 +10,7 @@ gradients are from those of float64 on the same inputs.
 """
 
 import argparse
+import time
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ def main() -> None:
             cases += compare(options, names, dtype, trainable)
     report = {
         "comparison": "LM head of a DPO step, sparse gradients",
+        "clock": "processor time" if options.processor_time else "wall clock",
         "data": "of a model" if options.data else "random, spread like a model's",
         "machine": about,
         "absent": absent,
@@ -48,6 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=49152)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--processor-time", action="store_true", help="of one thread, where other programs run too")
     parser.add_argument("--hands", nargs="+", default=HANDS, choices=HANDS, metavar="NAME")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     return parser.parse_args()
@@ -74,7 +77,8 @@ def compare(options: argparse.Namespace, names: list[str], dtype: torch.dtype, t
             print(f"not measured: {name} ({wrong})")
         else:
             runs[name] = head.step(name, head.DPO, batch)
-    timings = timing.interleaved(runs, options.rounds, warm_up=1)
+    clock = time.process_time if options.processor_time else time.perf_counter
+    timings = timing.interleaved(runs, options.rounds, warm_up=1, clock=clock)
     exact = exact_gradients(batch)
     found = []
     for name, seconds in timings.items():

@@ -73,7 +73,9 @@ def request_of(hidden, weight, labels):
     return operators.Request(*given, False, "", 0, len(weight), 0.0, -1, 0, 0, torch.arange(len(labels))).call()
 
 
-@pytest.mark.parametrize("case", ["flat", "float32", "few rows", "few classes", "entropy", "soft cap", "smoothing"])
+@pytest.mark.parametrize(
+    "case", ["flat", "float32", "few rows", "few classes", "entropy", "soft cap", "smoothing", "ZeRO-3"]
+)
 def test_everything_else_is_dense(case, monkeypatch):
     batch, options = like_a_model(), {}
     if case == "flat":
@@ -90,6 +92,8 @@ def test_everything_else_is_dense(case, monkeypatch):
         options = {"softcap": 30.0}
     if case == "smoothing":
         options = {"label_smoothing": 0.1}
+    if case == "ZeRO-3":
+        monkeypatch.setattr(automatic, "is_zero3", lambda _: True)
     if case != "flat":
         monkeypatch.setattr(automatic, "_look", lambda *_: pytest.fail("looked at rows for nothing"))
     plan, _ = run(batch, **options)

@@ -134,3 +134,18 @@ def test_a_model_that_makes_its_logits_stays_dense(pulled):
     expected = torch.nn.functional.one_hot(labels, 4) - logits.softmax(-1)
     torch.testing.assert_close(gradient, expected.detach())
     assert not pulled
+
+
+def test_the_loss_of_such_a_model_stays_dense(pulled):
+    model = causal_lm("llama")
+    model.lm_head.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    tokens = torch.randint(5, VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(1))
+    head, found = prefuse.head(model), []
+    for eps in (None, 0.1):
+        head.preference_loss("simpo", labels=tokens, inputs={"input_ids": tokens}, sparse=eps).loss.backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        model.zero_grad()
+    head.remove()
+    assert not pulled
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prefuse._backends import lists as backend
 from prefuse._backends.lists import Lists, Sampling
+from prefuse._parallel.sharded_weights import is_zero3
 from prefuse.linear.call import Call
 from prefuse.linear.operands import Operands, Statistics, request
 from prefuse.linear.plans import choose
@@ -64,6 +65,7 @@ def _found(operands: Operands, statistics: Statistics, index: Tensor | None) -> 
         and set(statistics.differentiated) <= set(CARRIED)
         and operands.labels.device.type == "cpu"
         and not statistics.shard.name
+        and not any(map(is_zero3, operands.weights))  # gathered again for some plans alone, on all processes or none
         and not operands.softcap
     )
     large = index is not None and index.shape[0] >= LEAST_ROWS and operands.weights[0].shape[0] >= LEAST_CLASSES

@@ -69,6 +69,7 @@ class FromHidden:
             temperature=transform.temperature,
             softcap=transform.softcap,
             scale=transform.scale,
+            logits_dtype=source.logits_dtype,
         )
         through = scoring.statistics_with_gradient()
         self.statistics = Statistics(

@@ -354,6 +354,8 @@ def of_logits(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those options of the head that logits have, too; advice on how to run it is dropped."""
     advice = {"plan", "workspace_bytes", "differentiable", "gradient_dtype", "sparse"}
     kept = {name: value for name, value in options.items() if name not in advice and value is not None}
+    if "logits_dtype" in kept:
+        raise TypeError("logits_dtype: this model makes its logits itself, in its own dtype; leave it out")
     if kept.pop("label_smoothing", 0.0):
         raise TypeError("label_smoothing: this model makes its logits itself, and they are not smoothed; leave it out")
     return kept

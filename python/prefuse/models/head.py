@@ -121,9 +121,10 @@ class Head:
         """
 
         def inside(hidden: Tensor, tensors: HeadTensors) -> tuple[dict[str, Tensor], Score]:
-            score = preference_loss(
-                objective, labels=tensors.given_labels(), shift=True, **tensors.source(hidden), **options
-            )
+            source = tensors.source(hidden)
+            # Where the model has made its logits, their gradient is dense.
+            own = options if "hidden" in source else {n: v for n, v in options.items() if n != "sparse"}
+            score = preference_loss(objective, labels=tensors.given_labels(), shift=True, **source, **own)
             loss = score.loss if tensors.router_loss is None else score.loss + tensors.router_loss
             return {"loss": loss, "losses": score.losses}, score
 
