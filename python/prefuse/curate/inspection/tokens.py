@@ -47,7 +47,7 @@ CAUSES = {
     ),
     "merge": (
         "merge with the last token of the prompt",
-        "end prompts, or begin responses, with a blank or a newline",
+        "begin responses with a blank, or end prompts with a newline",
     ),
 }
 """Why a prompt's tokens are not what the whole begins with: how it is said, and what to do."""
@@ -203,7 +203,7 @@ def prefix(given: Tokenised) -> Check:
         "prefix",
         len(found),
         len(given.prompts),
-        "; ".join(f"{count} responses {CAUSES[cause][0]}" for cause, count in causes.most_common())
+        "; ".join(f"responses of {count} rows {CAUSES[cause][0]}" for cause, count in causes.most_common())
         or "the tokens of a prompt are those that prompt and response begin with",
         CAUSES[causes.most_common(1)[0][0]][1] if causes else "",
         tuple(one for _, one in list(found.values())[:EXAMPLES]),
