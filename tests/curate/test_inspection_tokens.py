@@ -87,14 +87,26 @@ def test_a_template_with_bos_is_said_to_hold_it():
 def test_no_eos():
     without = CHATML.replace("<|im_end|>", "")
     found = curate.inspect(inspected.messages(20), tokenizer(without))
-    assert faults(found) == {"lack the end-of-sequence token '<|im_end|>' at the end": 20.0}
-    other = tokenizer(eos="<|endoftext|>")  # of a base model, with the template of its chats
-    assert faults(curate.inspect(inspected.messages(20), other)) == {
-        "lack the end-of-sequence token '<|endoftext|>' at the end": 20.0
-    }
-    assert curate.inspect(inspected.pairs(20), other).ok  # text has it put behind
+    assert faults(found) == {"lack '<|im_end|>' at the end": 20.0}
     none = curate.inspect(inspected.pairs(20), tokenizer(eos=None))
     assert faults(none) == {"have no end, as the tokenizer has no eos_token": 20.0}
+
+
+def test_an_end_that_is_not_eos(tmp_path):
+    """A base model's eos with the template of its chats: the model's generation_config says whether it stops there."""
+    used = tokenizer(eos="<|endoftext|>")
+    assert curate.inspect(inspected.pairs(20), used).ok  # text has it put behind
+    found = curate.inspect(inspected.messages(20), used)
+    assert found.ok
+    assert "end with '<|im_end|>' and not with eos, '<|endoftext|>': generation must stop" in found["template"].what
+    used.save_pretrained(tmp_path)
+    one, two = used.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {one}}}')
+    found = curate.inspect(inspected.messages(20), tmp_path)
+    assert faults(found) == {"lack '<|endoftext|>' at the end": 20.0}
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": [{one}, {two}]}}')
+    found = curate.inspect(inspected.messages(20), tmp_path)
+    assert found.ok and "generation must" not in found["template"].what
 
 
 def test_special_tokens_in_responses():
@@ -165,16 +177,29 @@ def test_lengths_are_of_responses_alone():
     assert found.prompt_lengths.tolist() == [len(used(row["prompt"])["input_ids"]) for row in rows]
 
 
-def test_tokenizers_by_folder_and_processors(tmp_path):
+def test_tokenizers_by_folder(tmp_path):
     used = tokenizer()
     used.save_pretrained(tmp_path)
     rows = inspected.messages(20)
     assert curate.inspect(rows, str(tmp_path)).as_dict() == curate.inspect(rows, used).as_dict()
 
+
+def test_templates_of_processors_read_parts(tmp_path):
+    """Those of Idefics and SmolVLM write nothing of a content that is text."""
+    part = "{% for part in message['content'] if part is mapping %}{{ part['text'] }}{% endfor %}"
+    used = tokenizer(CHATML.replace("{{ message['content'] }}", part))
+    rows = inspected.messages(20)
+    found = curate.inspect(rows, used)
+    lost = {f"lose what the {role} says": 20.0 for role in ("system", "user", "assistant")}
+    assert faults(found) == lost and found["identical"].count == 20
+
     class Processor:
         tokenizer = used
 
-    assert curate.inspect(rows, Processor()).as_dict() == curate.inspect(rows, used).as_dict()
+    assert curate.inspect(rows, Processor()).ok
+    used.save_pretrained(tmp_path)
+    assert curate.inspect(rows, tmp_path).ok
+    assert curate.inspect(rows, Processor()).as_dict() == curate.inspect(rows, tokenizer()).as_dict()
 
 
 def test_what_is_no_tokenizer(tmp_path, monkeypatch):
