@@ -14,6 +14,7 @@ from prefuse.curate._rows import Indices
 from prefuse.curate.inspection import content, tokens
 from prefuse.curate.inspection.data import Data, read
 from prefuse.curate.inspection.results import EXAMPLES, Check, Example, Inspection
+from prefuse.curate.inspection.tokenizers import loaded
 
 __all__ = ["Check", "Example", "Inspection", "inspect"]
 
@@ -71,7 +72,7 @@ def inspect(
     _check(sample, max_length, tolerance)
     rng = generator(seed)
     given = read(data, columns)
-    used = None if tokenizer is None else tokens.loaded(tokenizer)
+    used = None if tokenizer is None else loaded(tokenizer)
     rows = _drawn(len(given), sample, rng)
     checks = {
         **{check.name: check for check in content.duplicate(given)},

@@ -166,7 +166,7 @@ def truncated(data: Data, sample: Indices, also: Any = False, notes: Sequence[st
         notes: of `also`.
     """
     fences = _each(data.texts, _in_a_fence)
-    thoughts = _each(data.texts, lambda text: text.count("<think>") > text.count("</think>"))
+    thoughts = _each(data.texts, _in_a_thought)
     caps, said = _caps(data, sample)
     cut = fences | thoughts | caps | also
     parts = [f"{int(fences.sum())} end in a block of code"] if fences.any() else []
@@ -208,6 +208,10 @@ def _in_a_fence(text: str) -> bool:
     if count % 2 == 0:
         return False
     return sum(line.lstrip().startswith("```") for line in text.splitlines()) % 2 == 1
+
+
+def _in_a_thought(text: str) -> bool:
+    return "<think>" in text and text.count("<think>") > text.count("</think>")
 
 
 def length(data: Data) -> Check:
@@ -257,7 +261,7 @@ def _turns(messages: Any) -> int:
 
 
 def _markers(text: Any) -> int:
-    return sum(text.count(mark) for mark in _TURNS) if text else 0
+    return sum(map(text.count, _TURNS)) if text else 0
 
 
 def _repeats_prompt(data: Data) -> Any:

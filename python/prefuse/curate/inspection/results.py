@@ -121,7 +121,7 @@ class Inspection:
                 low, middle, high = np.quantile(lengths, [0.05, 0.5, 0.95]).astype(int)
                 yield f"{role}: median {middle} {self.unit}, 5 % below {low}, 5 % above {high}, longest {lengths.max()}"
         if self.kind != "labelled":
-            yield f"share_prompts=True spares {self.shared:.0%} of the {self.unit}: prompts that a row repeats"
+            yield f"share_prompts=True spares {self.shared:.0%} of the {self.unit} or more: what a row repeats"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the arrays, for JSON."""

@@ -7,12 +7,10 @@ tokenizer adds nothing to what the template writes.
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from prefuse.curate._rows import Indices
 from prefuse.curate.inspection.data import Data, content_of
 from prefuse.curate.inspection.lengths import capped
 from prefuse.curate.inspection.results import EXAMPLES, Check, Example, short
+from prefuse.curate.inspection.tokenizers import Used
 from prefuse.packing.tree import prefix_tree
 
 _BATCH = 512
@@ -47,7 +46,7 @@ CAUSES = {
     ),
     "merge": (
         "merge with the last token of the prompt",
-        "end prompts, or begin responses, with a blank or a newline",
+        "begin responses with a blank, or end prompts with a newline",
     ),
 }
 """Why a prompt's tokens are not what the whole begins with: how it is said, and what to do."""
@@ -65,12 +64,17 @@ class Tokenised:
     """
 
     data: Data
-    tokenizer: Any
+    used: Used
     sample: Indices
     responses: Indices
     prompts: dict[int, tuple[str, NDArray[np.int64]]]
     wholes: list[tuple[str, NDArray[np.int64]]]
     failed: dict[int, str]
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of transformers."""
+        return self.used.tokenizer
 
     @cached_property
     def shared(self) -> Indices:
@@ -104,37 +108,7 @@ class Tokenised:
                 yield int(rows[group[0]]), group.tolist()
 
 
-def loaded(tokenizer: Any) -> Any:
-    """A tokenizer: itself, that of a processor, or of a name or folder.
-
-    Raises:
-        TypeError: it is none.
-        ValueError: there is none of that name.
-        ImportError: transformers is not installed, and a name was given.
-    """
-    if isinstance(tokenizer, (str, Path)):
-        try:
-            transformers = importlib.import_module("transformers")
-        except ImportError as error:
-            raise ImportError(
-                "transformers is not installed, which loads tokenizers; pip install transformers"
-            ) from error
-        try:
-            return transformers.AutoTokenizer.from_pretrained(str(tokenizer))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            first = str(error).strip().splitlines() or [type(error).__name__]
-            raise ValueError(f"tokenizer: no tokenizer can be loaded from {str(tokenizer)!r}: {first[0]}") from error
-    inner = getattr(tokenizer, "tokenizer", tokenizer)
-    if not (callable(inner) and hasattr(inner, "apply_chat_template")):
-        hint = "; wrap it as transformers.PreTrainedTokenizerFast(tokenizer_object=…)"
-        raise TypeError(
-            f"tokenizer: expected a transformers tokenizer, or a name or folder of one, got {type(tokenizer).__name__}"
-            f"{hint if type(tokenizer).__module__.startswith('tokenizers') else ''}"
-        )
-    return inner
-
-
-def tokenised(data: Data, tokenizer: Any, sample: Indices) -> Tokenised:
+def tokenised(data: Data, used: Used, sample: Indices) -> Tokenised:
     """Tokenises the rows of a sample."""
     prompts: dict[int, str] = {}
     texts: list[str] = []
@@ -143,29 +117,28 @@ def tokenised(data: Data, tokenizer: Any, sample: Indices) -> Tokenised:
     for row in sample.tolist():
         indices = [index for index in data.of_row(row) if data.responses[index] is not None]
         try:
-            prompt, wholes = _written(data, tokenizer, row, indices)
+            prompt, wholes = _written(data, used, row, indices)
         except Exception as error:  # a chat template is a program of someone else's
             failed[row] = f"{type(error).__name__}: {error}"
             continue
         prompts[row] = prompt
         texts += wholes
         responses += indices
-    ids = iter(_encoded(tokenizer, [*prompts.values(), *texts], special=not data.messages))
+    ids = iter(_encoded(used.tokenizer, [*prompts.values(), *texts], special=not data.messages))
     tokens = {row: (text, next(ids)) for row, text in prompts.items()}
     return Tokenised(
-        data, tokenizer, sample, np.array(responses, np.int64), tokens, list(zip(texts, ids, strict=True)), failed
+        data, used, sample, np.array(responses, np.int64), tokens, list(zip(texts, ids, strict=True)), failed
     )
 
 
-def _written(data: Data, tokenizer: Any, row: int, indices: Sequence[int]) -> tuple[str, list[str]]:
+def _written(data: Data, used: Used, row: int, indices: Sequence[int]) -> tuple[str, list[str]]:
     """The prompt of a row as text, and with each response."""
     prompt = data.prompts[row]
     if data.messages:
         prompt = prompt or []
-        alone = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) if prompt else ""
-        wholes = [tokenizer.apply_chat_template(prompt + data.responses[index], tokenize=False) for index in indices]
-        return alone, wholes
-    end = tokenizer.eos_token or ""
+        alone = used.written(prompt, prompt=True) if prompt else ""
+        return alone, [used.written(prompt + data.responses[index]) for index in indices]
+    end = used.tokenizer.eos_token or ""
     wholes = [(prompt or "") + data.responses[index] for index in indices]
     return prompt or "", [text if text.endswith(end) else text + end for text in wholes]
 
@@ -203,7 +176,7 @@ def prefix(given: Tokenised) -> Check:
         "prefix",
         len(found),
         len(given.prompts),
-        "; ".join(f"{count} responses {CAUSES[cause][0]}" for cause, count in causes.most_common())
+        "; ".join(f"responses of {count} rows {CAUSES[cause][0]}" for cause, count in causes.most_common())
         or "the tokens of a prompt are those that prompt and response begin with",
         CAUSES[causes.most_common(1)[0][0]][1] if causes else "",
         tuple(one for _, one in list(found.values())[:EXAMPLES]),
@@ -231,8 +204,8 @@ def _puts_behind(tokenizer: Any) -> bool:
 
 def template(given: Tokenised) -> Check:
     """What chat template and special tokens do: begin twice, do not end, appear in responses, lose content."""
-    data, tokenizer = given.data, given.tokenizer
-    if data.messages and not getattr(tokenizer, "chat_template", None):
+    data = given.data
+    if data.messages and not given.used.template:
         return Check(
             "template",
             len(given.sample),
@@ -248,7 +221,8 @@ def template(given: Tokenised) -> Check:
     rows = {row: f"{what}: {text}" for what, found in faults.items() for row, text in found.items()}
     what = "; ".join(parts) or "special tokens are where they belong"
     if data.messages and given.wholes:
-        what += f"; the template adds {_added(given):.0f} tokens to a response with its prompt{_twice(given)}"
+        what += f"; the template adds {_added(given):.0f} tokens to a response with its prompt"
+        what += _twice(given) + _unsure(given)
     return Check(
         "template",
         len(rows),
@@ -264,8 +238,7 @@ def template(given: Tokenised) -> Check:
 
 def _special_faults(given: Tokenised) -> dict[str, dict[int, str]]:
     data, tokenizer = given.data, given.tokenizer
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    marks = [mark for mark in tokenizer.all_special_tokens if mark]
+    bos = tokenizer.bos_token_id
     twice: dict[int, str] = {}
     endless: dict[int, str] = {}
     inside: dict[int, str] = {}
@@ -273,26 +246,53 @@ def _special_faults(given: Tokenised) -> dict[str, dict[int, str]]:
         row = int(data.rows[index])
         if bos is not None and ids[:2].tolist() == [bos, bos]:
             twice[row] = short(text, 40)
-        if eos is None or not _ends(data, index, text, ids, tokenizer):
+        if not _ends(given, index, text, ids):
             endless[row] = short(text[-30:])
         said = data.texts[index].removesuffix(tokenizer.eos_token or "")
-        if mark := next((mark for mark in marks if mark in said), None):
+        if mark := next((mark for mark in given.used.marks if mark in said), None):
             inside[row] = mark
-    end = f"lack the end-of-sequence token {tokenizer.eos_token!r} at the end"
-    if eos is None:
-        end = "have no end, as the tokenizer has no eos_token"
+    ends = " or ".join(map(repr, sorted(_stops(given.used))))
+    end = f"lack {ends} at the end" if ends else "have no end, as the tokenizer has no eos_token"
     return {"begin with bos twice": twice, end: endless, "have a special token inside a response": inside}
 
 
-def _ends(data: Data, index: int, text: str, ids: NDArray[np.int64], tokenizer: Any) -> bool:
-    """Whether the end-of-sequence token comes after the response's last words."""
-    if not data.messages:
+def _stops(used: Used) -> frozenset[str]:
+    """The tokens that end a response: the model's, or else the tokenizer's."""
+    return used.stops or frozenset(filter(None, [used.tokenizer.eos_token]))
+
+
+def _ends(given: Tokenised, index: int, text: str, ids: NDArray[np.int64]) -> bool:
+    """Whether the response's last words are followed by a token at which the model stops.
+
+    Where only the tokenizer's eos is known, another special token of the template will do: models may stop at several.
+    """
+    tokenizer, stops = given.tokenizer, _stops(given.used)
+    if not given.data.messages:
         return tokenizer.eos_token_id in ids[-2:].tolist()  # what the tokenizer itself puts behind may follow
-    messages = data.responses[index]
-    said = content_of(messages[-1]).strip() if messages else ""
+    tail = _tail(given.data, index, text)
+    return any(stop in tail for stop in stops) or (not given.used.stops and _other_end(given, tail) is not None)
+
+
+def _tail(data: Data, index: int, text: str) -> str:
+    """What the template writes behind a response."""
+    said = content_of(data.responses[index][-1]).strip() if data.responses[index] else ""
     at = text.rfind(said)
-    tail = text[at + len(said) :] if said and at >= 0 else text[-32:]
-    return tokenizer.eos_token in tail
+    return text[at + len(said) :] if said and at >= 0 else text[-32:]
+
+
+def _other_end(given: Tokenised, tail: str) -> str | None:
+    """A special token in it that is not known to stop the model."""
+    return next((mark for mark in sorted(given.used.marks - _stops(given.used)) if mark in tail), None)
+
+
+def _unsure(given: Tokenised) -> str:
+    """A warning where responses end with a special token that is not the tokenizer's eos."""
+    text = given.wholes[0][0]
+    tail = _tail(given.data, int(given.responses[0]), text)
+    eos = given.tokenizer.eos_token
+    if given.used.stops or (eos and eos in tail) or (other := _other_end(given, tail)) is None:
+        return ""
+    return f"; responses end with {other!r} and not with eos, {eos!r}: generation must stop there, too"
 
 
 def _lost(given: Tokenised) -> dict[str, dict[int, str]]:
