@@ -1,6 +1,7 @@
 """A policy's step with every prompt computed once, beside whole rows and plain TRL.
 
-    python benchmarks/prompts_cpu.py [--model FOLDER] [--layers 30] [--rounds 3] [--processor-time] [--no-memory] [--results DIR]
+    python benchmarks/prompts_cpu.py [--model FOLDER] [--layers 30] [--rounds 3] [--processor-time] [--no-memory]
+                                     [--results DIR]
 
 Float32, forward and backward, the head frozen, on a model in the shape of SmolLM2-135M with random weights, or one
 from a folder. Pairs with prompts as long as a response, twice and four times as long, a group of eight, and rows that
