@@ -6,7 +6,11 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch
+from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
+
+compiler_disabled = _disable_dynamo
+"""`torch.compiler.disable`, which imports the compiler (longer than torch itself) when the function is first called."""
 
 NO_TRANSFORMS = (
     "prefuse has no rules for torch.func transforms (vmap, grad, jvp, …) and forward-mode derivatives; "

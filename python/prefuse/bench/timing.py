@@ -57,9 +57,12 @@ def interleaved(
     return {name: _summary(samples[name], repeats[name]) for name in cases}
 
 
-def in_rounds(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+def in_rounds(
+    cases: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Timing]:
     """As `interleaved` for runs of seconds, which need neither repetition nor settling: each once per round."""
-    samples = _in_turns({name: functools.partial(_sample, run, 1) for name, run in cases.items()}, max(2, rounds))
+    sample = {name: functools.partial(_sample, run, 1, clock) for name, run in cases.items()}
+    samples = _in_turns(sample, max(2, rounds))
     return {name: _summary(samples[name], 1) for name in cases}
 
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from prefuse._arguments.layout import check_layout, shift_left
+from prefuse._arguments.transforms import compiler_disabled
 from prefuse.functional import sequence_logps
 from prefuse.language import Objective, Score
 from prefuse.linear.functions import HeadOptions, LinearTokenStats, linear_sequence_logps
@@ -359,7 +359,7 @@ class _Carried:
         self._inside = inside
         self.rest: Any = None
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @compiler_disabled
     def __call__(self, hidden: Tensor, tensors: HeadTensors) -> dict[str, Tensor]:
         found, self.rest = self._inside(hidden, tensors)
         return found
