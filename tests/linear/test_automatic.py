@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 @pytest.fixture(autouse=True)
 def somewhat_longer(monkeypatch):
     """Lists of 8 rows differ with the rounding of a GEMM; what is tested does not stand on the edge."""
-    monkeypatch.setattr(automatic, "LONGEST", 1 / 45)
+    monkeypatch.setattr(automatic, "LONGEST", dict.fromkeys(automatic.LONGEST, 1 / 45))
 
 
 @functools.cache

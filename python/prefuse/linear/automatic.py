@@ -32,8 +32,9 @@ LOOKED_AT = 8
 DIGITS = (11, 12, 13, 14)
 """2 to the minus how much eps may be."""
 
-LONGEST = 1 / 70
-"""The part of all classes that a list may have: from some fiftieth on it takes as long as the GEMMs it replaces."""
+LONGEST = {(False, False): 1 / 70, (False, True): 1 / 70, (True, False): 1 / 160, (True, True): 1 / 80}
+"""The part of all classes that a list may have, by whether the processor multiplies 16-bit matrices in hardware (AMX)
+and whether the weight is trained: up to here it takes no longer than the GEMMs it replaces."""
 
 NORMS = 512
 """Rows of the weight that are looked at for their size."""
@@ -76,16 +77,23 @@ def _found(operands: Operands, statistics: Statistics, index: Tensor | None) -> 
         job = operands.job(few, statistics)
         asked = request(operands, statistics, few, choose(dataclasses.replace(job, hidden=False, weight=False)))
         call = dataclasses.replace(asked.call(), names=("logp", "lse"), reference=None)
-        return _look(call, tolerance)
+        trained = any(operands.wants[len(operands.inputs) :])
+        return _look(call, tolerance, LONGEST[_multiplies_in_hardware(), trained])
 
 
-def _look(call: Call, tolerance: float) -> Sparse | None:
+def _multiplies_in_hardware() -> bool:
+    """Whether GEMMs of 16 bits are an order of magnitude faster than what lists are summed with; True if not known."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_tile", capabilities.get("architecture") in (None, "x86_64")))
+
+
+def _look(call: Call, tolerance: float, longest: float) -> Sparse | None:
     part = call.part(0, call.count)
     rows = call.tile(part, call.buffer(call.count))
     table, numbers = call.new_table(call.count), torch.arange(call.count)
     for digits in DIGITS:
         lists = backend.make(rows, table, True, numbers, Sampling(2.0**-digits, 0, digits))
-        if lists.classes.shape[0] > call.count * LONGEST * call.head.classes:
+        if lists.classes.shape[0] > call.count * longest * call.head.classes:
             return None
         if _error(call, part, lists, 2.0**-digits) <= tolerance:
             return Sparse(2.0**-digits)
