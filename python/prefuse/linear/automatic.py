@@ -8,6 +8,7 @@ be gained, gradients are dense. What this costs is a reading of the weight, so i
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def _found(operands: Operands, statistics: Statistics, index: Tensor | None) -> 
 
 def _multiplies_in_hardware() -> bool:
     """Whether GEMMs of 16 bits are an order of magnitude faster than what lists are summed with; True if not known."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_tile", capabilities.get("architecture") in (None, "x86_64")))
 
 
