@@ -18,7 +18,7 @@ __all__ = [
     "cuda_segment_expand", "cuda_segment_sum", "curate_ends", "curate_first_beaten", "curate_pairs",
     "curate_rank", "distance_backward", "distance_forward", "lists_by_class", "lists_by_row",
     "prefer_huge_pages", "rows_backward", "rows_both", "rows_forward", "rows_lists",
-    "segment_expand", "segment_sum", "simd_level"
+    "segment_expand", "segment_sum", "simd_level", "statistic_names"
 ]
 # fmt: on
 __version__: str
