@@ -316,8 +316,9 @@ class Program:
         outputs: Sequence[tuple[str, bool]],
         one_block: bool,
         architecture: int,
+        cached: bool,
     ) -> list[tuple[str, bytes, str]]:
-        """(entry point, machine code, compiler's log) of the same kernels for sm_`architecture`."""
+        """(entry point, machine code, compiler's log) of the same for sm_`architecture`; from the cache: no log."""
 
     def cuda_workspace(self, offsets: Sequence[_Described | int], counts: Mapping[str, int]) -> int:
         """Bytes of workspace that `cuda_launch` needs."""
