@@ -136,9 +136,12 @@ def test_a_template_that_refuses():
     for at in range(5, 20):
         rows[at] = {**rows[at], "prompt": rows[at]["prompt"][1:]}
     found = curate.inspect(rows, tokenizer(strict))
-    assert faults(found) == {"cannot be written by the chat template": 5.0}
+    assert faults(found) == {"cannot be written as tokens": 5.0}
     assert "no system, please" in found["template"].examples[0].text
     assert found["prefix"].of == 15
+    rows = inspected.pairs(4)
+    rows[1] = {**rows[1], "chosen": " Half a pair: \ud800."}
+    assert faults(curate.inspect(rows, tokenizer())) == {"cannot be written as tokens": 1.0}
     everything = curate.inspect(inspected.messages(20), tokenizer(strict))
     assert everything["template"].count == 20 and everything["prefix"].of == 0
 
@@ -255,7 +258,7 @@ def test_tokens_are_those_of_trl(messages):
     assert {side: found.lengths[side].tolist() for side in lengths} == lengths
 
 
-REFUSES, LOSES, ENDLESS = "cannot be written by the chat template", "lose what the", "lack "
+REFUSES, LOSES, ENDLESS = "cannot be written as tokens", "lose what the", "lack "
 SHIPPED = {
     "qwen2_5": ("<|im_end|>", ""),
     "qwen3": ("<|im_end|>", ""),
