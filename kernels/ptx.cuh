@@ -33,6 +33,19 @@ __device__ inline unsigned pack_bf16(float low, float high) {
     return word;
 }
 
+// The larger of each half; of a number and a NaN, the number.
+__device__ inline unsigned max_f16x2(unsigned a, unsigned b) {
+    unsigned word;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(word) : "r"(a), "r"(b));
+    return word;
+}
+
+__device__ inline unsigned max_bf16x2(unsigned a, unsigned b) {
+    unsigned word;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(word) : "r"(a), "r"(b));
+    return word;
+}
+
 // x, of which the compiler does not know where it comes from.
 __device__ inline long long opaque(long long x) {
     asm("" : "+l"(x));

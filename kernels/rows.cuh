@@ -31,7 +31,8 @@ constexpr bool NEEDS_REFERENCE = needs(REF_LOGP) || needs(REF_LSE) || needs(KL) 
 constexpr bool NEEDS_TOPK = needs(TOPK_MASS) || needs(TOPK_ENTROPY);
 
 constexpr int THREADS = 256, ROWS_PER_BLOCK = THREADS / ROW_THREADS, MAX_RANK = 6, MAX_K = 64;
-constexpr int UNROLL = NEEDS_REFERENCE ? 1 : sizeof(LOGIT) == 8 ? 2 : 4;  // units in flight per thread and array
+// Units in flight per thread and array.
+constexpr int UNROLL = sizeof(LOGIT) == 8 ? (NEEDS_REFERENCE ? 1 : 2) : NEEDS_REFERENCE ? 2 : 4;
 constexpr i64 STEP = i64(ROW_THREADS) * UNIT;       // elements between the units of one thread
 constexpr i64 TILE = UNROLL * STEP;
 // Blocks resident on a multiprocessor: as many as there are registers for without spilling.

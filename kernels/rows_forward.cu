@@ -18,9 +18,21 @@
 #include "rows_traverse.cuh"
 #include "rows_values.cuh"
 
+// What lane 0 of a group keeps for the end of its item, in shared memory: the registers are for the loop.
+struct Kept {
+    i64 item, row;
+    RowInfo info;
+    A logit, ref_logit;
+    Partial total;
+};
+
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS) rows_forward(const RowsArgs a) {
+    __shared__ Kept groups[ROWS_PER_BLOCK];
     int group = threadIdx.x / ROW_THREADS, lane = threadIdx.x % ROW_THREADS, buffer = 0;
-    for (i64 item = i64(blockIdx.x) * ROWS_PER_BLOCK + group; item < a.rows * a.parts; item += i64(gridDim.x) * ROWS_PER_BLOCK) {
+    Kept& kept = groups[group];
+    for (unsigned turn = 0;; turn++) {
+        i64 item = (i64(turn) * gridDim.x + blockIdx.x) * ROWS_PER_BLOCK + group;
+        if (item >= a.rows * a.parts) break;
         i64 row = item / a.parts, part = item % a.parts;
         RowInfo info = row_info(a, row);
         if (info.ignored || info.invalid) {
@@ -32,17 +44,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS) rows_forw
         A logit = label_logit(x.data, a.width, info), ref_logit = NEEDS_REFERENCE ? label_logit(ref.data, a.width, info) : A(0);
         Context s = {z_scale(a, info.temperature) * A(LOG2E), softcap_slope(a), a.width, info.label, logit, int(a.k)};
         TopK topk = empty_topk();
-        Partial total = empty_partial();
+        if (lane == 0) kept = {item, row, info, logit, ref_logit, empty_partial()};
         i64 end = a.parts == 1 ? a.width : (part + 1) * CHUNK;
         for (i64 chunk = part * CHUNK; chunk < end; chunk += CHUNK) {
             Partial p = traverse(x, ref, chunk, lane, s, topk, NoSink());
             merge_group(p, buffer);
-            merge(total, p);
+            buffer ^= 1;
+            if (lane == 0) merge(kept.total, p);
         }
         if (NEEDS_TOPK && ROWS_PER_BLOCK == 1) merge_topk(topk, s.k);
-        if (a.parts > 1 && lane == 0) store_partial(a, item, total);
-        if (a.parts > 1 || lane >= 32) continue;
-        if (NEEDS_TOPK) store_topk(a, row, total, s.c, topk);
-        if (lane == 0) store_values(a, row, evaluate(a, info, total, logit, ref_logit));
+        if (lane >= 32) continue;
+        __syncwarp();
+        if (NEEDS_TOPK && a.parts == 1) store_topk(a, kept.row, kept.total, s.c, topk);
+        if (lane == 0 && a.parts > 1) store_partial(a, kept.item, kept.total);
+        if (lane == 0 && a.parts == 1) store_values(a, kept.row, evaluate(a, kept.info, kept.total, kept.logit, kept.ref_logit));
+        __syncwarp();
     }
 }

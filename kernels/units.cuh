@@ -67,6 +67,32 @@ __device__ inline double element(const unsigned* words, int i, f64) {
     return __hiloint2double(int(words[2 * i + 1]), int(words[2 * i]));
 }
 
+// The largest of the elements in COUNT words; NaN only where nothing else is there.
+template <int COUNT> __device__ inline float largest_of(const unsigned* words, f16) {
+    unsigned most = words[0];
+#pragma unroll
+    for (int w = 1; w < COUNT; w++) most = max_f16x2(most, words[w]);
+    return max_of(element(&most, 0, f16()), element(&most, 1, f16()));
+}
+template <int COUNT> __device__ inline float largest_of(const unsigned* words, bf16) {
+    unsigned most = words[0];
+#pragma unroll
+    for (int w = 1; w < COUNT; w++) most = max_bf16x2(most, words[w]);
+    return max_of(element(&most, 0, bf16()), element(&most, 1, bf16()));
+}
+template <int COUNT> __device__ inline float largest_of(const unsigned* words, f32) {
+    float most = element(words, 0, f32());
+#pragma unroll
+    for (int i = 1; i < COUNT; i++) most = max_of(most, element(words, i, f32()));
+    return most;
+}
+template <int COUNT> __device__ inline double largest_of(const unsigned* words, f64) {
+    double most = element(words, 0, f64());
+#pragma unroll
+    for (int i = 1; i < COUNT / 2; i++) most = max_of(most, element(words, i, f64()));
+    return most;
+}
+
 template <int N> __device__ inline void pack(unsigned* words, const float (&x)[N], f16) {
     for (int i = 0; i < N / 2; i++) words[i] = pack_f16(x[2 * i], x[2 * i + 1]);
 }
@@ -96,12 +122,14 @@ template <typename T, int N> struct Row {
 
     // Elements [first, end) are inside the row and their units are granules.
     __device__ bool aligned(i64 first, i64 end) const { return skew == 0 && first >= 0 && end <= size; }
+    __device__ bool inside(i64 first) const { return first >= 0 && first + N <= size; }
 
     // An aligned unit as loaded, and as numbers: two steps, so that several loads can be in flight.
-    __device__ void fetch(unsigned (&words)[WORDS], i64 first) const {
+    __device__ static void fetch(unsigned (&words)[WORDS], const T* unit) {
 #pragma unroll
-        for (int g = 0; g < GRANULES; g++) put(words + 4 * g, __ldcs((const uint4*)(data + first) + g));
+        for (int g = 0; g < GRANULES; g++) put(words + 4 * g, __ldcs((const uint4*)unit + g));
     }
+    __device__ void fetch(unsigned (&words)[WORDS], i64 first) const { fetch(words, data + first); }
     __device__ static void widen(A (&x)[N], const unsigned* words) {
 #pragma unroll
         for (int i = 0; i < N; i++) x[i] = element(words, i, T());
@@ -109,26 +137,62 @@ template <typename T, int N> struct Row {
 
     // Any unit; 0 where it leaves the row.
     __device__ void read(A (&x)[N], i64 first) const {
-        if (first - GRANULE >= 0 && first + N + GRANULE <= size) return widen(x, shifted(first).words);
+        unsigned words[WORDS];
+        fetch_any(words, first, A(0));
+        widen(x, words);
+    }
+    // Any unit as words; `outside` where it leaves the row.
+    __device__ void fetch_any(unsigned (&words)[WORDS], i64 first, A outside) const {
+        if (skew == 0 && inside(first)) fetch(words, first);
+        else if (inside(first - GRANULE) && inside(first + GRANULE)) shift(words, first);
+        else gather(words, first, outside);
+    }
+    // COUNT of them, `step` elements apart. Whole tiles, and units at 16-byte boundaries, are all loaded before the first is used; what is
+    // left, at the ends of a row, comes unit by unit.
+    template <int COUNT> __device__ void fetch_any(unsigned (&words)[COUNT][WORDS], i64 first, i64 step, A outside) const {
+        if (skew == 0) {
 #pragma unroll
-        for (int i = 0; i < N; i++) x[i] = first + i >= 0 && first + i < size ? load(data + first + i) : A(0);
+            for (int u = 0; u < COUNT; u++)
+                if (inside(first + u * step)) fetch(words[u], first + u * step);
+        } else if (inside(first - GRANULE) && inside(first + (COUNT - 1) * step + GRANULE)) {
+#pragma unroll
+            for (int u = 0; u < COUNT; u++) shift(words[u], first + u * step);
+            return;
+        }
+#pragma unroll 1
+        for (int u = 0; u < COUNT; u++) {
+            if (skew == 0 && inside(first + u * step)) continue;
+            unsigned unit[WORDS];
+            fetch_any(unit, first + u * step, outside);
+#pragma unroll
+            for (int v = 0; v < COUNT; v++)
+#pragma unroll
+                for (int w = 0; w < WORDS; w++) words[v][w] = v == u ? unit[w] : words[v][w];
+        }
     }
 
 private:
     struct Shifted { unsigned words[WORDS + 4]; };
 
-    // The unit, moved to the front of the granules that it is in. Constant indices only: the words stay in registers.
-    __device__ Shifted shifted(i64 first) const {
+    // A unit element by element.
+    __device__ void gather(unsigned (&words)[WORDS], i64 first, A outside) const {
+        const int low = first < 0 ? first < -N ? N : int(-first) : 0, left = first + N < size ? N : first < size ? int(size - first) : 0;
+        const T* unit = data + first;
+        A x[N];
+#pragma unroll
+        for (int i = 0; i < N; i++) x[i] = i >= low && i < left ? load(unit + i) : outside;
+        pack<N>(words, x, T());
+    }
+    // A unit off a boundary, cut out of the granules around it. Constant indices only: the words stay in registers.
+    __device__ void shift(unsigned (&words)[WORDS], i64 first) const {
         Shifted c;
         const uint4* granule = (const uint4*)((const char*)(data + first) - skew);
 #pragma unroll
-        for (int g = 0; g < GRANULES; g++) put(c.words + 4 * g, __ldcs(granule + g));
-        if (skew) put(c.words + WORDS, __ldcs(granule + GRANULES));
+        for (int g = 0; g <= GRANULES; g++) put(c.words + 4 * g, __ldcs(granule + g));
         if (skew & 8) drop_words<2>(c);
         if (skew & 4) drop_words<1>(c);
 #pragma unroll
-        for (int w = 0; w < WORDS; w++) c.words[w] = __funnelshift_r(c.words[w], c.words[w + 1], 8 * (skew & 3));
-        return c;
+        for (int w = 0; w < WORDS; w++) words[w] = __funnelshift_r(c.words[w], c.words[w + 1], 8 * (skew & 3));
     }
     template <int COUNT> __device__ static void drop_words(Shifted& c) {
 #pragma unroll
@@ -137,21 +201,23 @@ private:
     __device__ static void put(unsigned* words, uint4 v) { words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w; }
 };
 
+// Writes a unit that is inside the row and begins at a 16-byte boundary.
+template <typename T, int N>
+__device__ inline void write_aligned(const Row<T, N>& out, i64 first, const typename Accumulator<T>::type (&x)[N]) {
+    unsigned words[Row<T, N>::WORDS];
+    pack<N>(words, x, T());
+#pragma unroll
+    for (int g = 0; g < Row<T, N>::GRANULES; g++)
+        __stcs((uint4*)(out.data + first) + g, make_uint4(words[4 * g], words[4 * g + 1], words[4 * g + 2], words[4 * g + 3]));
+}
+
 // Writes the elements of a unit that are inside the row: whole granules where it is aligned.
 template <typename T, int N>
 __device__ inline void write(const Row<T, N>& out, i64 first, const typename Accumulator<T>::type (&x)[N]) {
-    T* unit = (T*)out.data + first;
-    if (out.aligned(first, first + N)) {
-        unsigned words[Row<T, N>::WORDS];
-        pack<N>(words, x, T());
+    if (out.skew == 0 && out.inside(first)) return write_aligned(out, first, x);
 #pragma unroll
-        for (int g = 0; g < Row<T, N>::GRANULES; g++)
-            __stcs((uint4*)unit + g, make_uint4(words[4 * g], words[4 * g + 1], words[4 * g + 2], words[4 * g + 3]));
-    } else {
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            if (first + i >= 0 && first + i < out.size) store(unit + i, x[i]);
-    }
+    for (int i = 0; i < N; i++)
+        if (first + i >= 0 && first + i < out.size) store((T*)out.data + first + i, x[i]);
 }
 
 #endif

@@ -42,7 +42,20 @@ def _launches(launch: scoring_device.Launch, workspace: torch.Tensor | None) -> 
     return launch.program.cuda_plan(*launch.arguments(), None if workspace is None else to_dlpack(workspace))
 
 
-def _run(launch: scoring_device.Launch) -> int:
+def device_that(
+    runs: Callable[[emulator.Launch, list[tuple[int, int, bool]]], None],
+) -> contextlib.AbstractContextManager[list[int]]:
+    """The same with something else that runs a launch, given what it may touch."""
+    return _pretended(lambda launch: _run(launch, runs))
+
+
+def _emulate(one: emulator.Launch, ranges: list[tuple[int, int, bool]]) -> None:
+    harness.emulate(_library(one["sources"][-1][1], one["kernel"]), 0, one, ranges)
+
+
+def _run(
+    launch: scoring_device.Launch, runs: Callable[[emulator.Launch, list[tuple[int, int, bool]]], None] = _emulate
+) -> int:
     size = launch.program.cuda_workspace(*launch.arguments()[2:4])
     workspace = torch.full((size // 8 + 1,), torch.nan, dtype=torch.float64)
     begin = workspace.data_ptr()
@@ -54,8 +67,7 @@ def _run(launch: scoring_device.Launch) -> int:
     ranges += [(*harness.reach(_tensors(output)[0]), True) for output in launch.outputs]
     ranges += [(*harness.reach(tensor), False) for tensor in read]
     for one in launches:
-        library = _library(one["sources"][-1][1], one["kernel"])
-        harness.emulate(library, 0, one, ranges)
+        runs(one, ranges)
     return len(launches)
 
 
@@ -77,4 +89,4 @@ def _built(key: str, kernel: str) -> harness.Compiled:
     return harness.build(_texts[key].replace('extern "C" ', ""), [f"[] {{ invoke({kernel}); }}"])
 
 
-__all__ = ["device", "emulator", "planned"]
+__all__ = ["device", "device_that", "emulator", "planned"]

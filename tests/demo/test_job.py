@@ -157,3 +157,15 @@ def test_without_a_command_the_commands_are_shown(capsys):
     with pytest.raises(SystemExit):
         main([])
     assert "objectives" in capsys.readouterr().out
+
+
+def test_shared_prompts_are_the_same_training(sources):
+    """But for rounding; the history says how many tokens were computed."""
+    whole, shared = (small_run("dpo", sources, share_prompts=share) for share in (False, True))
+    for plain, packed in zip(whole.history, shared.history, strict=True):
+        assert packed.computed < packed.tokens == plain.tokens == plain.computed
+        assert packed.loss == pytest.approx(plain.loss, abs=1e-4)
+        assert packed.chosen_logp == pytest.approx(plain.chosen_logp, abs=1e-2)
+    console = Console(file=io.StringIO(), width=200)
+    report.print_summary(console, shared, [])
+    assert "prompts shared: " in console.file.getvalue()

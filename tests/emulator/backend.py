@@ -102,7 +102,7 @@ class Emulated:
     ) -> None:
         buffers = [emulator.buffer(tensor, True) for tensor in written if tensor.numel()]
         buffers += [emulator.buffer(tensor, False) for tensor in read if tensor.numel()]
-        emulator.run(launches, buffers, self.order)
+        self.execute(launches, buffers)
 
     def _run(
         self,
@@ -114,10 +114,14 @@ class Emulated:
         # Writable ranges first: where the gradient lies over the logits, the range that may be written is found.
         buffers = [emulator.buffer(tensor, True) for tensor in written if tensor.numel()] + [*extra]
         buffers += [emulator.buffer(tensor, False) for tensor in rows[:5] if tensor is not None and tensor.numel()]
-        emulator.run(launches, buffers, self.order, self.blocks, self.watch_writes)
+        self.execute(launches, buffers)
 
     def _segments(
         self, launches: list[emulator.Launch], values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor
     ) -> None:
         buffers = [emulator.buffer(tensor, False) for tensor in (values, offsets) if tensor.numel()]
-        emulator.run(launches, [*buffers, *([emulator.buffer(out, True)] if out.numel() else [])], self.order)
+        self.execute(launches, [*buffers, *([emulator.buffer(out, True)] if out.numel() else [])])
+
+    def execute(self, launches: list[emulator.Launch], buffers: Sequence[tuple[int, int, bool]]) -> None:
+        """Runs the launches, which may touch `buffers` and nothing else."""
+        emulator.run(launches, buffers, self.order, self.blocks, self.watch_writes)

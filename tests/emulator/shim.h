@@ -108,6 +108,13 @@ static unsigned short f32_to_bf16(float x) {
 }
 static unsigned pack_f16(float low, float high) { return unsigned(f32_to_f16(high)) << 16 | f32_to_f16(low); }
 static unsigned pack_bf16(float low, float high) { return unsigned(f32_to_bf16(high)) << 16 | f32_to_bf16(low); }
+template <float widen(unsigned short), unsigned short narrow(float)> static unsigned max_of_halves(unsigned a, unsigned b) {
+    unsigned short low = narrow(fmaxf(widen(a), widen(b))), high = narrow(fmaxf(widen(a >> 16), widen(b >> 16)));
+    return unsigned(high) << 16 | low;
+}
+static float bf16_to_f32(unsigned short bits) { return __uint_as_float(unsigned(bits) << 16); }
+static unsigned max_f16x2(unsigned a, unsigned b) { return max_of_halves<f16_to_f32, f32_to_f16>(a, b); }
+static unsigned max_bf16x2(unsigned a, unsigned b) { return max_of_halves<bf16_to_f32, f32_to_bf16>(a, b); }
 static long long opaque(long long x) { return x; }
 static uint4* dynamic_shared() { return static_cast<uint4*>(emulator::dynamic_shared()); }
 static void cluster_arrive() { emulator::arrive_in_cluster(); }

@@ -364,3 +364,48 @@ def test_in_place(dtype: torch.dtype) -> None:
         expected, saved = backward(case, grads), forward(case)
         Emulated().rows_backward(case, grads, saved, case.logits)
         assert torch.equal(case.logits, expected)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+@pytest.mark.parametrize("stats", ["logp,lse", "logp,lse,entropy,mean_logit", "logp,entropy,ref_lse,kl,rkl"])
+def test_a_large_upstream_gradient_scales_the_gradient(dtype: torch.dtype, stats: str) -> None:
+    """Above 1e8 a row's factors are no longer folded: the formula itself gives the same."""
+    reference_logits = peaked(2, 4099, dtype=dtype, seed=7) if "kl" in stats else None
+    case = rows(peaked(2, 4099, dtype=dtype), stats + ("" if "lse" in stats.split(",") else ",lse"))._replace(
+        reference=reference_logits
+    )
+    grads = upstream(case)
+    small, large = backward(case, grads), backward(case, grads * 2.0**40)
+    assert large.isfinite().all()
+    error = (large.double() / 2.0**40 - small.double()).abs()
+    bound = 2 * torch.finfo(dtype).eps * small.double().abs() + 2e-5 * small.double().abs().amax(1, keepdim=True)
+    assert (error <= bound).all(), float((error - bound).max())
+
+
+def test_infinite_upstream_gradients_reach_every_token_with_mass() -> None:
+    """A banned token, whose p is 0, keeps a gradient of 0."""
+    x = peaked(1, 5000, dtype=F32)
+    x[0, 100:200] = -math.inf
+    case = rows(x, "lse", labels=torch.tensor([7]))
+    gradient = backward(case, torch.tensor([[math.inf]]))
+    assert (gradient[0, 100:200] == 0).all()
+    assert gradient[0, 0] == math.inf
+
+
+@pytest.mark.parametrize("width", [4096 + 8, 8192 + 5, 32768 + 2056])
+def test_banned_tokens_in_every_place_of_a_unit(width: int) -> None:
+    """Units with a −inf are added up with care; entropy, KL and their gradients stay those of float64."""
+    for place in range(8):
+        x, ref = peaked(1, width, dtype=BF16, seed=place), peaked(1, width, dtype=BF16, seed=9 + place)
+        x[0, place::97] = -math.inf
+        ref[0, place::97] = -math.inf
+        case = rows(x, TWO, labels=torch.tensor([width - 1 - (place == (width - 1) % 97)]))._replace(reference=ref)
+        assert_statistics(case)
+
+
+@pytest.mark.parametrize("label", [0, 7, 8, 8191, 8192, 12_344])
+def test_the_label_is_found_wherever_it_is(label: int) -> None:
+    case = rows(peaked(1, 12_345, dtype=BF16), "logp,lse", labels=torch.tensor([label]))
+    assert_gradient(case)
+    shifted = misaligned(case.logits, 3)
+    assert torch.equal(backward(case, upstream(case)), backward(case._replace(logits=shifted), upstream(case), shifted))

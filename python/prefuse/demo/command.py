@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sft-steps", type=_positive, help="updates of supervised training before it")
     parser.add_argument("--sources", type=Path, help="folder of Python sources to read instead of the standard library")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder of the results (%(default)s)")
+    parser.add_argument("--share-prompts", action="store_true", help="compute the prompt of a pair once")
     parser.add_argument("--no-cost", action="store_true", help="skip measuring beside plain PyTorch")
 
 
@@ -66,7 +67,7 @@ def _run(objective: language.Objective, options: argparse.Namespace) -> int:
     console = Console()
     start = time.perf_counter()
     given = {name: value for name in ("steps", "sft_steps", "sources") if (value := getattr(options, name)) is not None}
-    settings = job.Settings(seed=options.seed, **given)
+    settings = job.Settings(seed=options.seed, share_prompts=options.share_prompts, **given)
     outcome = job.run(objective, settings, Display(console))
     costs = []
     if not options.no_cost:

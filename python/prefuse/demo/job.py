@@ -44,6 +44,7 @@ class Settings:
         renamed: share of training pairs in which words are replaced (see `batches.endless`).
         held_out: share of modules kept from training, and of the functions of all others.
         sources: folder of the standard library; None is this interpreter's.
+        share_prompts: compute what rows of a batch begin with alike once.
     """
 
     seed: int = 0
@@ -57,6 +58,7 @@ class Settings:
     renamed: float = 0.25
     held_out: float = 0.1
     sources: Path | None = None
+    share_prompts: bool = False
 
 
 FUNCTIONS = "functions"
@@ -209,7 +211,7 @@ def _prefer(
 
         stream = settings.seed * 2 * _STREAMS + _STREAMS
         batches = endless(data.parts.training, data.tokenizer, settings.pairs, stream, responses, settings.renamed)
-        prefer(objective, policy, reference, batches, settings.steps, settings.rate, report)
+        prefer(objective, policy, reference, batches, settings.steps, settings.rate, report, settings.share_prompts)
     return history, evaluations
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from prefuse.packing import PackedBatch, tree_attention
 
 _HEAD_WIDTH = 32
 _LONGEST = 128
@@ -44,7 +48,15 @@ def small_model(vocabulary: int, width: int, layers: int, seed: int) -> nn.Modul
     return made
 
 
-def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Logits [R, T, V] of token ids [R, T]. Padding is on the right, where causal attention never looks: no mask."""
-    logits: Tensor = model(input_ids=tokens).logits
+def logits_of(model: Any, tokens: Tensor, packed: PackedBatch | None = None) -> Tensor:
+    """Logits [R, T, V] of token ids [R, T]. Padding is on the right, where causal attention never looks: no mask.
+
+    With `packed`, the same tokens as `prefuse.packing.share` packs them, what rows begin with alike is computed once.
+    """
+    if packed is None:
+        logits: Tensor = model(input_ids=tokens).logits
+        return logits
+    with tree_attention():
+        hidden = model.model(**packed.model_inputs()).last_hidden_state
+    logits = model.lm_head(packed.unpack(hidden))
     return logits

@@ -87,6 +87,9 @@ def print_summary(console: Console, outcome: Outcome, costs: Sequence[Cost]) -> 
         f"{outcome.training_pairs:,} functions of {outcome.training_modules:,} modules to train on; "
         f"{settings.sft_steps} supervised and {settings.steps} preference steps of {settings.pairs} pairs"
     )
+    if settings.share_prompts:
+        given, computed = (sum(getattr(step, name) for step in outcome.history) for name in ("tokens", "computed"))
+        console.print(f"prompts shared: {computed:,} of {given:,} tokens computed ({given / computed:.2f} × fewer)")
     console.print(_held_out_table(outcome))
     if costs:
         console.print(_cost_table(costs))

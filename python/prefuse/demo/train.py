@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prefuse.functional import response_lengths, sequence_logps
 from prefuse.language import Objective
+from prefuse.packing import share
 
 from .batches import Batch
 from .model import logits_of
@@ -20,17 +21,20 @@ _LAST_RATE = 0.1  # of the highest learning rate
 _LONGEST_GRADIENT = 1.0
 _WEIGHT_DECAY = 0.05
 _BETAS = (0.9, 0.95)
+_SHORTEST_SHARED = 8  # tokens; the demo's prompts are short
 
 
 @dataclass(frozen=True)
 class Step:
     """What one step of preference training showed on its own batch, before its update.
 
-    `tokens` counts the batch's rows of logits, padding included; log-probabilities are nats per response.
+    `tokens` counts the batch's rows of logits, padding included, `computed` those that went through the model's layers;
+    log-probabilities are nats per response.
     """
 
     step: int
     tokens: int
+    computed: int
     loss: float
     accuracy: float
     margin: float
@@ -68,17 +72,19 @@ def prefer(
     steps: int,
     rate: float,
     report: Callable[[Step], None],
+    share_prompts: bool = False,
 ) -> None:
     """Preference training of `policy` against the frozen `reference`, with any objective the demo can feed.
 
-    The other arguments are as in `fine_tune`.
+    The other arguments are as in `fine_tune`; `share_prompts` computes what rows begin with alike once.
     """
     trainer = _Trainer(policy, steps, rate)
     for step in range(1, steps + 1):
         batch = next(batches)
+        packed = share(batch.tokens, minimum=_SHORTEST_SHARED) if share_prompts else None
         with torch.no_grad():
-            reference_logits = logits_of(reference, batch.tokens) if needs_reference(objective) else None
-        logits = logits_of(policy, batch.tokens)
+            reference_logits = logits_of(reference, batch.tokens, packed) if needs_reference(objective) else None
+        logits = logits_of(policy, batch.tokens, packed)
         logps = sequence_logps(logits.detach(), batch.labels, shift=True)
         scored = score(objective, logits, batch, reference_logits)
         trainer.update(scored.loss)
@@ -88,6 +94,7 @@ def prefer(
             Step(
                 step=step,
                 tokens=batch.tokens.numel(),
+                computed=batch.tokens.numel() if packed is None else packed.tree.tokens,
                 loss=scored.loss.item(),
                 accuracy=share_above(margins),
                 margin=margins.mean().item(),

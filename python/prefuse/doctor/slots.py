@@ -99,7 +99,8 @@ def main_loops(found: list[Loop], arrays: int) -> tuple[float, Loop]:
     reading = [loop for loop in found if loop.loads]
     if not reading:
         raise RuntimeError("no loop that loads 16 bytes at a time")
-    first = min(reading, key=lambda loop: loop.slots / loop.loads)
+    most = max(loop.in_flight for loop in reading)  # what is left at the ends of a row comes with fewer
+    first = min((loop for loop in reading if 2 * loop.in_flight >= most), key=lambda loop: loop.slots / loop.loads)
     slots = first.slots * arrays / first.loads
     second = [loop.slots / loop.stores for loop in found if not loop.loads]
     return slots + min(second, default=0.0), first

@@ -1,0 +1,62 @@
+"""What NVRTC makes of segments, distances and the kernels generated from objectives, executed."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from prefuse import objectives
+from tests.codegen import emulated
+from tests.ptx.backend import Interpreted, run
+
+pytestmark = pytest.mark.needs("nvrtc")
+
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+
+
+def draw(*shape, dtype=F64, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_segments(dtype):
+    offsets = torch.tensor([0, 0, 5, 6, 6, 1306, 2000])
+    values = draw(2000, dtype=dtype)
+    sums, expanded = torch.full((6,), 777.0, dtype=dtype), torch.full((2000,), 777.0, dtype=dtype)
+    Interpreted().segment_sum(values, offsets, sums)
+    exact = torch.stack([values[a:b].double().sum() for a, b in pairwise(offsets.tolist())])
+    assert torch.allclose(sums.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-13)
+    Interpreted().segment_expand(sums, offsets, expanded)
+    assert torch.equal(expanded, torch.repeat_interleave(sums, offsets.diff()))
+
+
+@pytest.mark.parametrize(("one", "other"), [(BF16, BF16), (F16, F32), (F32, F32), (F64, F64)])
+def test_distances(one, other):
+    first, second = draw(2, 8197, dtype=one), draw(2, 8197, dtype=other, seed=1)
+    wide = F64 if one == F64 else F32
+    out, gradient, grads = torch.full((2,), 777.0, dtype=wide), torch.full_like(first, 777.0), draw(2, dtype=wide)
+    Interpreted().distance_forward(first, second, out)
+    Interpreted().distance_backward(first, second, grads, gradient)
+    difference = first.double() - second.double()
+    assert torch.allclose(out.double(), difference.square().sum(1), rtol=16 * torch.finfo(wide).eps)
+    expected = (2 * grads[:, None] * (first.to(wide) - second.to(wide))).to(one)
+    assert torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("dpo", F32), ("dpo", BF16), ("ipo", F64), ("aot", F32)])
+def test_objectives(name, dtype):
+    """One launch for all of it, to the rounding of what the CPU computes."""
+    names = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
+    columns = {column: draw(300, dtype=dtype, seed=seed) for seed, column in enumerate(names)}
+    for column in names[:2]:
+        columns[column].requires_grad_()
+    objective = objectives.get(name)
+    expected = objective.value_and_grad(**columns)
+    with emulated.device_that(lambda launch, ranges: run(launch, ranges, 90)) as runs:
+        got = objective.value_and_grad(**columns)
+    assert runs == [1]
+    torch.testing.assert_close(got.loss, expected.loss)
+    for column, gradient in expected.gradients.items():
+        torch.testing.assert_close(got.gradients[column], gradient)
