@@ -399,6 +399,16 @@ def test_a_page_of_plots():
             "chosen, row 3: expected a message's content to be text or a list of parts, got int 3",
         ),
         (
+            lambda: curate.inspect(planted("messages", 3, chosen=[{"role": None, "content": "x"}])),
+            TypeError,
+            "chosen, row 3: expected a message's role to be text, got NoneType None",
+        ),
+        (
+            lambda: curate.inspect(planted("lists", 0, scores=[1.0, {}])),
+            TypeError,
+            "data: scores, row 0: expected finite numbers, got dict {}",
+        ),
+        (
             lambda: curate.inspect([{**row, "prompt": "x"} for row in inspected.messages()]),
             ValueError,
             r"data: prompt is text and chosen are messages; .* leave the column out: columns=\{'prompt': None\}",
@@ -407,6 +417,11 @@ def test_a_page_of_plots():
             lambda: curate.inspect([{**row, "rejected": "x"} for row in inspected.messages()]),
             ValueError,
             "expected all columns to be text or all to be messages; chosen is messages, rejected is text",
+        ),
+        (
+            lambda: curate.inspect([{"prompt": [], "chosen": None, "rejected": "x"}]),
+            ValueError,
+            "expected all columns to be text or all to be messages; prompt is messages, rejected is text",
         ),
         (
             lambda: curate.inspect(planted("labelled", 3, label="good")),

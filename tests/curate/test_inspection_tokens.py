@@ -136,9 +136,12 @@ def test_a_template_that_refuses():
     for at in range(5, 20):
         rows[at] = {**rows[at], "prompt": rows[at]["prompt"][1:]}
     found = curate.inspect(rows, tokenizer(strict))
-    assert faults(found) == {"cannot be written by the chat template": 5.0}
+    assert faults(found) == {"cannot be written as tokens": 5.0}
     assert "no system, please" in found["template"].examples[0].text
     assert found["prefix"].of == 15
+    rows = inspected.pairs(4)
+    rows[1] = {**rows[1], "chosen": " Half a pair: \ud800."}
+    assert faults(curate.inspect(rows, tokenizer())) == {"cannot be written as tokens": 1.0}
     everything = curate.inspect(inspected.messages(20), tokenizer(strict))
     assert everything["template"].count == 20 and everything["prefix"].of == 0
 
@@ -227,3 +230,59 @@ def test_missing_and_empty_values_are_no_error():
     assert curate.inspect(rows, used)["empty"].count == 1
     assert curate.inspect([{"prompt": "", "completions": []}], used)["empty"].count == 1
     assert curate.inspect([{"prompt": None, "chosen": None, "rejected": None}], used)["empty"].count == 1
+
+
+@pytest.mark.parametrize("messages", [False, True], ids=["text", "messages"])
+def test_tokens_are_those_of_trl(messages):
+    """Prompts, responses and the joint between them as DPOTrainer prepares them."""
+    from trl.data_utils import _tokenize, common_prefix_length
+
+    used = tokenizer()
+    rows = (
+        inspected.messages(30) if messages else changed(inspected.pairs(30), response=lambda text: text + "<|im_end|>")
+    )
+    for at in range(0, 30, 3):
+        start = [said("assistant", "    the river.")] if messages else "<|im_end|>"
+        rows[at] = {**rows[at], "chosen": start, "prompt": rows[at]["prompt"] if messages else rows[at]["prompt"] + " "}
+    lengths = {"chosen": [], "rejected": []}
+    apart = 0
+    for row in rows:
+        prompt = _tokenize(used, row["prompt"], **({"add_generation_prompt": True} if messages else {}))["input_ids"]
+        wholes = {side: _tokenize(used, row["prompt"] + row[side])["input_ids"] for side in lengths}
+        shared = {side: common_prefix_length(prompt, ids) for side, ids in wholes.items()}
+        apart += min(shared.values()) < len(prompt)
+        for side, ids in wholes.items():
+            lengths[side].append(len(ids) - shared[side])
+    found = curate.inspect(rows, used)
+    assert found["prefix"].count == apart
+    assert {side: found.lengths[side].tolist() for side in lengths} == lengths
+
+
+REFUSES, LOSES, ENDLESS = "cannot be written as tokens", "lose what the", "lack "
+SHIPPED = {
+    "qwen2_5": ("<|im_end|>", ""),
+    "qwen3": ("<|im_end|>", ""),
+    "llama3": ("<|eot_id|>", ""),
+    "gemma": ("<end_of_turn>", REFUSES),  # a system's message
+    "glm4moe": ("<|endoftext|>", ENDLESS),
+    "smolvlm": ("<end_of_utterance>", LOSES),
+    "llava_next": ("</s>", REFUSES),  # text that is not a list of parts
+}
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, "nemotron_3_nano", "deepseekv3"])
+def test_templates_of_well_known_models(name):
+    """As TRL ships them, on clean data with a message of the system."""
+    from pathlib import Path
+
+    import trl
+
+    template = Path(trl.__file__).parent.joinpath("chat_templates", f"{name}.jinja").read_text(encoding="utf-8")
+    eos, fault = SHIPPED.get(name, ("<|im_end|>" if "nemotron" in name else "<｜end▁of▁sentence｜>", ""))
+    used = tokenizer(template, bos="<s>")
+    used.add_special_tokens({"eos_token": eos})
+    found = curate.inspect(inspected.messages(10), used)
+    assert all(what.startswith((fault, ENDLESS)) for what in faults(found)) if fault else faults(found) == {}
+    assert bool(faults(found)) == bool(fault)
+    # a generation prompt that begins a thought is no prefix of an answer without one
+    assert found["prefix"].numbers == ({} if name in SHIPPED else {"template": 10.0})

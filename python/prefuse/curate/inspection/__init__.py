@@ -146,7 +146,7 @@ def _also(check: Check, same: Mapping[int, str]) -> Check:
     """The check `identical` with rows whose responses are the same as tokens alone."""
     if not same or not check.of:
         return check
-    what = f"{len(same)} rows whose responses are the same as tokens"
+    what = f"rows whose responses are the same as tokens alone: {len(same)}"
     return replace(
         check,
         count=check.count + len(same),

@@ -34,7 +34,7 @@ def duplicate(data: Data) -> tuple[Check, Check]:
             "duplicate",
             len(repeats),
             len(data),
-            f"{len(repeats)} rows repeat an earlier row" if repeats else "no row is there twice",
+            f"rows that repeat an earlier row: {len(repeats)}" if repeats else "no row is there twice",
             "keep one of each: what is there twice is learnt twice, and may be in training and evaluation"
             * bool(repeats),
             tuple(_repeat(data, row, f"as row {first}") for row, first in repeats[:EXAMPLES]),
@@ -44,7 +44,7 @@ def duplicate(data: Data) -> tuple[Check, Check]:
             "contradiction",
             len(opposite),
             len(data) * applies,
-            f"{len(opposite)} rows repeat an earlier row {what}"
+            f"rows that repeat an earlier row {what}: {len(opposite)}"
             if opposite
             else "no row says the opposite of another"
             if applies
@@ -94,7 +94,7 @@ def identical(data: Data) -> Check:
         "identical",
         len(found),
         len(data),
-        f"{len(found)} rows whose responses are the same" if found else "responses differ",
+        f"rows whose responses are the same: {len(found)}" if found else "responses differ",
         "leave them out: their margin is always 0" * bool(found),
         tuple(example(row, *(data.texts[index] for index in data.of_row(row)[:1])) for row in found[:EXAMPLES]),
     )

@@ -175,7 +175,8 @@ def _pairs(values: Mapping[str, list[Any]], names: Mapping[str, Any]) -> Data:
                 f"data: {names['prompt']} is text and {names['chosen']} are messages; expected both to be text or both "
                 "messages. If the messages begin with the prompt, leave the column out: columns={'prompt': None}"
             )
-        _same_kind({names["prompt"]: (prompts, kind), names["chosen"]: sides["chosen"]})
+        contents = {names["prompt"]: (prompts, kind), **{names[name]: side for name, side in sides.items()}}
+        messages = _same_kind(contents)
     else:
         prompts, chosen, rejected = _implicit(chosen, rejected)
     at = np.arange(count)
@@ -221,7 +222,7 @@ def _scores(given: list[Any], counts: list[int], name: str) -> Floats:
         if not isinstance(found, (list, tuple, np.ndarray)) or len(found) != count:
             _wrong_type(name, row, f"a list of {count} numbers, one per response", found)
         for value in found:
-            if isinstance(value, str) or not np.isfinite(float("nan") if value is None else value):
+            if not (isinstance(value, (int, float, np.number)) and np.isfinite(value)):
                 _wrong_type(name, row, "finite numbers", value)
     return np.array([float(value) for found in given for value in found], np.float64)
 
@@ -279,6 +280,8 @@ def _message(message: Any, row: int, name: str) -> dict[str, Any]:
         hint = "; from and value must be renamed" if isinstance(message, dict) and "from" in message else ""
         got = f"a dict with {', '.join(map(str, message))}" if isinstance(message, dict) else _shown(message)
         raise TypeError(f"data: {name}, row {row}: expected messages with role and content, got {got}{hint}")
+    if not isinstance(message["role"], str):
+        _wrong_type(name, row, "a message's role to be text", message["role"])
     made = {key: value for key, value in message.items() if value is not None or key == "content"}
     if isinstance(content := made.get("content"), np.ndarray):
         made["content"] = content = content.tolist()

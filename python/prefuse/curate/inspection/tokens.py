@@ -60,7 +60,7 @@ class Tokenised:
         responses: those that were tokenised: of rows that can be rendered, and not missing.
         prompts: by row, the text and tokens of a prompt alone.
         wholes: of each response, the text and tokens of prompt and response together.
-        failed: by row, why the template cannot write it.
+        failed: by row, why it has no tokens: an error of the template, or text that is no Unicode.
     """
 
     data: Data
@@ -118,6 +118,7 @@ def tokenised(data: Data, used: Used, sample: Indices) -> Tokenised:
         indices = [index for index in data.of_row(row) if data.responses[index] is not None]
         try:
             prompt, wholes = _written(data, used, row, indices)
+            "".join((prompt, *wholes)).encode()  # half of a surrogate pair is no text
         except Exception as error:  # a chat template is a program of someone else's
             failed[row] = f"{type(error).__name__}: {error}"
             continue
@@ -176,7 +177,7 @@ def prefix(given: Tokenised) -> Check:
         "prefix",
         len(found),
         len(given.prompts),
-        "; ".join(f"responses of {count} rows {CAUSES[cause][0]}" for cause, count in causes.most_common())
+        "; ".join(f"responses that {CAUSES[cause][0]}: {count} rows" for cause, count in causes.most_common())
         or "the tokens of a prompt are those that prompt and response begin with",
         CAUSES[causes.most_common(1)[0][0]][1] if causes else "",
         tuple(one for _, one in list(found.values())[:EXAMPLES]),
@@ -216,7 +217,7 @@ def template(given: Tokenised) -> Check:
     faults = _special_faults(given)
     if data.messages:
         faults |= _lost(given)
-        faults["cannot be written by the chat template"] = dict(given.failed)
+    faults["cannot be written as tokens"] = dict(given.failed)
     parts = [f"{len(rows)} {what}" for what, rows in faults.items() if rows]
     rows = {row: f"{what}: {text}" for what, found in faults.items() for row, text in found.items()}
     what = "; ".join(parts) or "special tokens are where they belong"
