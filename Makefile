@@ -57,7 +57,8 @@ lint: $(VENV)/.test $(VENV)/.lint
 	MYPYPATH=python $(BIN)/stubtest --mypy-config-file pyproject.toml --concise prefuse._prefuse
 
 bench: $(VENV)/.bench
-	set -e; for name in $(BENCH); do $(BIN)/python benchmarks/$${name}_cpu.py; done
+	set -e; for name in $(BENCH); do for script in benchmarks/$${name}_cpu.py benchmarks/$${name}_*_cpu.py; do \
+		if [ -e $$script ]; then $(BIN)/python $$script; fi; done; done
 
 $(BENCHES): bench
 	@:

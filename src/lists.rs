@@ -16,11 +16,18 @@
 use half::{bf16, f16};
 
 use crate::array::{ArgumentError, Array, Dtype};
-use crate::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch};
+use crate::simd::{
+    Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch, prefetch,
+};
 use crate::threads::for_each_range;
 
-/// Vectors of sums that are held in registers.
-const BLOCK: usize = 8;
+/// Vectors of sums that are held in registers: as many as there are, then fewer for the columns that are left.
+const BLOCKS: [usize; 3] = [16, 4, 1];
+
+/// By how many terms rows are asked for ahead: they are anywhere in memory.
+const AHEAD: usize = 4;
+
+const CACHE_LINE: usize = 64;
 
 /// Classes that a thread takes at a time.
 const CLASSES: usize = 64;
@@ -383,12 +390,16 @@ impl<E: Element> Kernel for Gather<'_, E> {
         let mut at = 0;
         // SAFETY: that of `gather`; blocks end before `columns`.
         unsafe {
-            while at + BLOCK * lanes <= self.columns {
-                self.block::<I, BLOCK>(at);
-                at += BLOCK * lanes;
+            while at + BLOCKS[0] * lanes <= self.columns {
+                self.block::<I, { BLOCKS[0] }>(at);
+                at += BLOCKS[0] * lanes;
+            }
+            while at + BLOCKS[1] * lanes <= self.columns {
+                self.block::<I, { BLOCKS[1] }>(at);
+                at += BLOCKS[1] * lanes;
             }
             while at + lanes <= self.columns {
-                self.block::<I, 1>(at);
+                self.block::<I, { BLOCKS[2] }>(at);
                 at += lanes;
             }
             for column in at..self.columns {
@@ -399,6 +410,17 @@ impl<E: Element> Kernel for Gather<'_, E> {
 }
 
 impl<E: Element> Gather<'_, E> {
+    /// Asks for the row of a term that comes later.
+    #[inline(always)]
+    fn prefetch(&self, index: usize) {
+        if let Some(&(row, _)) = self.terms.get(index) {
+            let row = self.source.wrapping_offset(row as isize * self.stride);
+            for byte in (0..self.columns * size_of::<E>()).step_by(CACHE_LINE) {
+                prefetch::<false, E>(row.wrapping_byte_add(byte));
+            }
+        }
+    }
+
     /// N vectors of columns from `at` on.
     ///
     /// # Safety
@@ -409,7 +431,10 @@ impl<E: Element> Gather<'_, E> {
         let mut sums = [<E::Vector<I> as Vector>::splat(E::Real::ZERO); N];
         // SAFETY: passed on to the caller.
         unsafe {
-            for &(row, factor) in self.terms {
+            for (index, &(row, factor)) in self.terms.iter().enumerate() {
+                if at == 0 {
+                    self.prefetch(index + AHEAD);
+                }
                 let row = self.source.offset(row as isize * self.stride).add(at);
                 let factor = <E::Vector<I> as Vector>::splat(factor);
                 for (i, sum) in sums.iter_mut().enumerate() {

@@ -19,7 +19,7 @@ pub fn streams(view: &Array) -> bool {
 ///
 /// A gradient of hundreds of megabytes is usually fresh memory; taking it in pages of 4 KiB costs several times what writing
 /// it does. This is advice about speed: nothing depends on its being followed, and the contents do not change.
-fn prefer_huge(view: &Array) {
+pub fn prefer_huge(view: &Array) {
     if view.is_contiguous() {
         advise(view.address, view.len() * view.dtype.size());
     }

@@ -11,6 +11,7 @@ from typing import Any
 import prefuse.doctor as doctor
 from prefuse.bench import device
 from prefuse.catalogue import command as catalogue
+from prefuse.curate.inspection import command as inspection
 from prefuse.demo import command as demo
 
 
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add(
         commands, "doctor", doctor, "show what prefuse finds on this machine, and what to do where something is missing"
     )
+    add(commands, "inspect", inspection, "look for what spoils training in a file of preference data")
     add(commands, "objectives", catalogue.Table, "list the objectives, or those that mention a word")
     add(commands, "show", catalogue.Page, "show an objective: formula, inputs, hyper-parameters, paper")
     what = "benchmark prefuse against other libraries"

@@ -17,8 +17,8 @@ __all__ = [
     "cuda_rows_backward", "cuda_rows_both", "cuda_rows_forward", "cuda_rows_workspace", "cuda_search_nvrtc",
     "cuda_segment_expand", "cuda_segment_sum", "curate_ends", "curate_first_beaten", "curate_pairs",
     "curate_rank", "distance_backward", "distance_forward", "lists_by_class", "lists_by_row",
-    "rows_backward", "rows_both", "rows_forward", "rows_lists",
-    "segment_expand", "segment_sum", "simd_level"
+    "prefer_huge_pages", "rows_backward", "rows_both", "rows_forward", "rows_lists",
+    "segment_expand", "segment_sum", "simd_level", "statistic_names"
 ]
 # fmt: on
 __version__: str
@@ -96,6 +96,9 @@ def lists_by_row(matrix: _Matrix, weight: _Capsule, out: _Capsule, threads: int)
 
 def lists_by_class(matrix: _Matrix, inputs: _Capsule, out: _Capsule, sums: _Capsule | None, threads: int) -> None:
     """Writes the product of its transpose and `inputs` [M, H] into `out` [V, H], the sums of columns into `sums`."""
+
+def prefer_huge_pages(array: _Capsule) -> None:
+    """Asks the system to back an array that nobody has written to yet by huge pages: advice about speed."""
 
 def simd_level() -> str:
     """The instruction set in use: "avx512", "avx2", "neon" or "portable"."""

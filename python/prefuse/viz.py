@@ -1,8 +1,9 @@
 """Objectives drawn: loss and gradient against the margin, chosen and rejected apart, and over the plane of log-ratios.
 
-And what training under them did to likelihoods. Each function returns a matplotlib figure, which a notebook draws
-(``prefuse[demo]`` or ``prefuse[notebooks]`` brings matplotlib). Log-ratios are ``log π(y|x) − log π_ref(y|x)`` summed
-over a response of 20 tokens, in nats; an objective without a reference sees log-probabilities that far from −20.
+And what training under them did to likelihoods, and what an inspection found in the data. Each function returns a
+matplotlib figure, which a notebook draws (``prefuse[demo]`` or ``prefuse[notebooks]`` brings matplotlib). Log-ratios
+are ``log π(y|x) − log π_ref(y|x)`` summed over a response of 20 tokens, in nats; an objective without a reference sees
+log-probabilities that far from −20.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from prefuse.scoring.settings import is_number, show
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["contour", "gradients", "likelihoods", "margin"]
+    from prefuse.curate.inspection import Inspection
 
-_COLOURS = {"chosen": "C2", "rejected": "C3"}
+__all__ = ["contour", "gradients", "inspection", "likelihoods", "margin"]
+
+_COLOURS = {"chosen": "C2", "rejected": "C3", "desirable": "C2", "undesirable": "C3"}
 
 
 def margin(objectives: Objectives, *, span: float = 40.0, points: int = 401, **columns: Any) -> Figure:
@@ -130,6 +133,57 @@ def likelihoods(
     lines = {line.get_label(): line for axes in panels.flat for line in axes.lines}
     figure.legend(list(lines.values()), list(lines), loc="outside lower right", ncols=len(lines), fontsize="small")
     return figure
+
+
+def inspection(found: Inspection) -> Figure:
+    """What `prefuse.curate.inspect` found, on a page: rows per check, and lengths of prompts and responses.
+
+    Args:
+        found: what it returned.
+
+    Returns:
+        A figure of four panels: the share of rows that each check found, lengths of prompts, lengths of responses by
+        role, and, of pairs, by how much chosen is longer than rejected.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure = _new_figure(11.0, 7.0)
+    (checks, prompts), (responses, gaps) = figure.subplots(2, 2)
+    figure.suptitle(found.title)
+    looked = [check for check in reversed(found.checks) if check.of]
+    colours = ["C3" if check in found.found else "0.7" for check in looked]
+    bars = checks.barh([check.name for check in looked], [check.share for check in looked], color=colours)
+    checks.bar_label(bars, [f" {check.count}" for check in looked], fontsize="small")
+    checks.set_xlim(0, max(1e-3, *(1.15 * check.share for check in looked)))
+    checks.set_xlabel("share of rows found")
+    _lengths(prompts, {"prompt": found.prompt_lengths}, f"{found.unit} of a prompt")
+    _lengths(responses, found.lengths, f"{found.unit} of a response")
+    if found.kind == "pairs" and found.lengths["chosen"].size == found.lengths["rejected"].size:
+        gap = found.lengths["chosen"] - found.lengths["rejected"]
+        most = float(np.quantile(np.abs(gap), 0.99)) + 1.0
+        gaps.hist(np.clip(gap, -most, most), bins=41, range=(-most, most), color="C0")
+        gaps.axvline(0, color="0.5", linewidth=0.8)
+        gaps.axvline(gap.mean(), color="C1", label=f"mean {gap.mean():+.0f}")
+        gaps.legend(fontsize="small")
+        gaps.set_xlabel(f"chosen − rejected ({found.unit})")
+        gaps.set_ylabel("rows")
+    else:
+        gaps.set_axis_off()
+    return figure
+
+
+def _lengths(axes: Any, lengths: Mapping[str, NDArray[Any]], what: str) -> None:
+    """Histograms with common bins; what is longer than nearly all goes to the last one."""
+    there = {role: values for role, values in lengths.items() if values.size}
+    most = max((float(np.quantile(values, 0.99)) for values in there.values()), default=0.0) + 1.0
+    for role, values in there.items():
+        drawn = np.minimum(values, most)
+        axes.hist(drawn, bins=40, range=(0, most), histtype="step", label=role, color=_COLOURS.get(role))
+    axes.set_xlabel(what)
+    axes.set_ylabel("number")
+    if len(there) > 1:
+        axes.legend(fontsize="small")
 
 
 def _axis(span: float, points: int) -> NDArray[Any]:

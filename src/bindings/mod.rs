@@ -30,7 +30,9 @@ mod _prefuse {
     #[pymodule_export]
     use super::lists::{Lists, lists_by_class, lists_by_row, rows_lists};
     #[pymodule_export]
-    use super::rows::{rows_backward, rows_both, rows_forward, simd_level, statistic_names};
+    use super::rows::{
+        prefer_huge_pages, rows_backward, rows_both, rows_forward, simd_level, statistic_names,
+    };
     #[pymodule_export]
     use super::segments::{segment_expand, segment_sum};
     #[pymodule_export]

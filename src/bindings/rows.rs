@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 
 use super::arrays::{Borrowed, Described, Place, by_statistic};
 use crate::array::ArgumentError;
+use crate::outputs::prefer_huge;
 use crate::rows::{Rows, Stat, Temperature, backward, both, cpu};
 use crate::simd::Level;
 
@@ -147,6 +148,13 @@ pub fn rows_both(
     );
     // SAFETY: as in `rows_forward`, `gradient` being writable.
     py.detach(|| unsafe { both::both(&rows, (&stats, k), &grads, &out, gradient, threads) })?;
+    Ok(())
+}
+
+/// Asks the system to back an array that nobody has written to yet by huge pages: advice about speed.
+#[pyfunction]
+pub fn prefer_huge_pages(array: Borrowed<'_>) -> PyResult<()> {
+    prefer_huge(array.cpu("array")?);
     Ok(())
 }
 

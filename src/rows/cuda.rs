@@ -6,7 +6,7 @@ use crate::cuda::{Argument, Device, Launch, Program, THREADS, source};
 
 /// Leading dimensions that a kernel can step through, after those that lie evenly have been joined.
 const MAX_RANK: usize = 6;
-const STATS: usize = 12;
+const STATS: usize = Stat::ALL.len();
 
 /// Every kernel of rows: entry point, its file, the constants it is compiled with.
 pub const PROGRAMS: &[crate::cuda::source::Entry] = &[

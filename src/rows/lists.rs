@@ -10,7 +10,7 @@
 //! block of classes. The list depends on nothing but these, the row's logits and its final log-sum-exp, since a row is read
 //! a second time, from the second-level cache, when that is known.
 //!
-//! Operations per vector of the second reading: conversion 1, bound of p 7, hash 10, comparison 2; p itself is computed
+//! Operations per vector of the second reading: conversion 1, bound of p 3, hash 8, comparison 1; p itself is computed
 //! where the bound says that an element may be in the list.
 
 use std::ops::Range;
@@ -170,11 +170,10 @@ impl Key {
         class.wrapping_mul(STRIDE).wrapping_add(self.first)
     }
 
-    /// The 31 bits of a class.
+    /// The bits of a class, of which the high ones are the good ones.
     #[inline(always)]
     fn finish(self, begun: u32) -> u32 {
-        let x = (begun ^ (begun >> 15) ^ self.second).wrapping_mul(0x846c_a68b);
-        (x ^ (x >> 16)) >> 1
+        (begun ^ (begun >> 15) ^ self.second).wrapping_mul(0x846c_a68b)
     }
 }
 
@@ -187,6 +186,9 @@ struct List {
     classes: Vec<i64>,
     values: Vec<f64>,
 }
+
+/// No vector has fewer lanes than this.
+const FEWEST_LANES: usize = 4;
 
 /// Lists `len` elements at `x`, at most a chunk, the first of which is class `first` of the vocabulary and stands at `place`
 /// of the row.
@@ -214,7 +216,8 @@ impl<E: Element> Kernel for Sweep<'_, E> {
         let whole = self.len - self.len % lanes;
         let bound = Bound::<E::Vector<I>>::new(self.log_p, self.eps, self.key, self.first);
         // Without a branch: which vectors may have entries, then those alone.
-        let mut places = [0u16; CHUNK];
+        let mut places = [0u16; CHUNK / FEWEST_LANES];
+        debug_assert!(lanes >= FEWEST_LANES && self.len <= CHUNK);
         let mut found = 0;
         for at in (0..whole).step_by(lanes) {
             // SAFETY: the caller of `sweep` vouches for `len` elements.
@@ -253,7 +256,6 @@ impl<E: Element> Sweep<'_, E> {
         count: usize,
     ) {
         let p = exp(bound.log_p(x));
-        // A NaN is listed as such: it is not below anything.
         let mut listed = V::bits(p.not_less(bound.thresholds(at))) & ((1 << count) - 1);
         let mut numbers = [E::Real::ZERO; MAX_LANES];
         p.write(&mut numbers);
@@ -280,10 +282,9 @@ struct Bound<V: Vector> {
     origin: V,
     factor: V,
     minus_remainder: V,
-    log2_e: V,
-    rounder: V,
-    lowest: V,
-    slack: V,
+    /// From a logit to log2 p, and a little more than rounding may take away.
+    log2_factor: V,
+    minus_log2: V,
     scale: V,
     half: V,
 }
@@ -292,7 +293,10 @@ impl<V: Vector> Bound<V> {
     #[inline(always)]
     fn new(shift: Shift<V::Scalar>, eps: f64, key: Key, first: u32) -> Bound<V> {
         let splat = |value: f64| V::splat(V::Scalar::from_f64(value));
-        let step = eps / f64::from(1u32 << 31);
+        let log2 = (shift.origin.to_f64() * shift.factor.to_f64() + shift.remainder.to_f64())
+            * std::f64::consts::LOG2_E;
+        let margin = 1e-4 + (log2.abs() + 200.0) / (1u32 << 21) as f64;
+        let step = eps / (1u64 << 32) as f64;
         let mut begun = [0; MAX_LANES];
         for (lane, begun) in begun.iter_mut().enumerate() {
             *begun = key.begin(first.wrapping_add(lane as u32));
@@ -303,11 +307,8 @@ impl<V: Vector> Bound<V> {
             origin: V::splat(shift.origin),
             factor: V::splat(shift.factor),
             minus_remainder: V::splat(V::Scalar::ZERO).sub(V::splat(shift.remainder)),
-            log2_e: V::splat(V::Scalar::LOG2_E),
-            rounder: V::splat(V::Scalar::ROUNDER),
-            lowest: V::splat(V::Scalar::EXP_UNDERFLOW),
-            // The square root of 2, and a little for rounding.
-            slack: splat(1.4143),
+            log2_factor: splat(shift.factor.to_f64() * std::f64::consts::LOG2_E),
+            minus_log2: splat(margin - log2),
             scale: splat(step),
             half: splat(0.5 * step),
         }
@@ -328,7 +329,7 @@ impl<V: Vector> Bound<V> {
         let mut lane = 0;
         while lane < V::LANES {
             let begun = self.begun[lane].wrapping_add(ahead);
-            hashes[lane] = V::Scalar::from_31_bits(self.key.finish(begun));
+            hashes[lane] = V::Scalar::from_integer(self.key.finish(begun));
             lane += 1;
         }
         // SAFETY: no vector has more than MAX_LANES lanes.
@@ -336,12 +337,11 @@ impl<V: Vector> Bound<V> {
         hashes.mul_add(self.scale, self.half)
     }
 
-    /// Whether p may be at least its threshold in some lane: p ≤ √2·2^n, n being the integer next to log2 p.
+    /// Whether p may be at least its threshold in some lane.
     #[inline(always)]
     fn may_exceed(&self, x: V, at: usize) -> bool {
-        let log_p = self.lowest.larger(self.log_p(x));
-        let power = V::two_to(log_p.mul_add(self.log2_e, self.rounder));
-        V::any(power.mul(self.slack).not_less(self.thresholds(at)))
+        let most = V::power_above(x.mul_add(self.log2_factor, self.minus_log2));
+        V::any(self.thresholds(at).less(most))
     }
 }
 
@@ -384,14 +384,16 @@ impl Call<'_> {
         let grain = rows_at_a_time(self.rows.width());
         for_each_range(threads, live.len(), grain, |range| {
             let (mut forward_room, mut room) = (None, None);
+            let mut last = 0;
             for index in range {
                 // SAFETY: as above.
-                found[index].get_or_init(|| unsafe {
+                let list = found[index].get_or_init(|| unsafe {
                     if let (Some(forward), None) = (forward, first) {
                         forward.row::<E>(&live[index], &mut forward_room);
                     }
-                    self.row::<E>(&live[index], &mut room)
+                    self.row::<E>(&live[index], last, &mut room)
                 });
+                last = list.classes.len();
             }
         });
         let mut lists = Lists {
@@ -416,12 +418,21 @@ impl Call<'_> {
         })
     }
 
-    /// Lists a row, and writes what belongs to its label.
+    /// Lists a row, which has about `expected` entries, and writes what belongs to its label.
     ///
     /// # Safety
     /// As for [`Call::run`].
-    unsafe fn row<E: Element>(&self, row: &LiveRow, room: &mut Option<Room<E::Real>>) -> List {
-        let mut list = List::default();
+    unsafe fn row<E: Element>(
+        &self,
+        row: &LiveRow,
+        expected: usize,
+        room: &mut Option<Room<E::Real>>,
+    ) -> List {
+        let capacity = expected + expected / 4;
+        let mut list = List {
+            classes: Vec::with_capacity(capacity),
+            values: Vec::with_capacity(capacity),
+        };
         let [lse, log_p] = [Stat::Lse, Stat::Logp].map(|stat| self.saved(stat, row.index));
         if lse == f64::NEG_INFINITY {
             return list; // nothing but -inf: the gradient is 0
@@ -444,6 +455,12 @@ impl Call<'_> {
             };
             // SAFETY: passed on to the caller.
             unsafe { self.write_label::<E::Real>(row.index, unit * slope, log_p) };
+        }
+        if lse.is_nan() {
+            let others = (0..self.rows.width()).filter(|place| Some(*place) != row.label);
+            list.classes.extend(others.map(|place| place as i64));
+            list.values.resize(list.classes.len(), f64::NAN);
+            return list;
         }
         // SAFETY: `numbers` has one per row.
         let number = unsafe { self.per_row.numbers.read_i64(row.index) };
@@ -516,6 +533,116 @@ impl Call<'_> {
                     .pointer::<R>(place)
                     .write_unaligned(R::from_f64(value))
             };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rows::Temperature;
+
+    const WIDTH: usize = 2 * CHUNK + 77;
+    const ROWS: usize = 3;
+
+    fn array<T>(address: *const T, dtype: Dtype, shape: &[usize]) -> Array {
+        let mut strides = vec![1; shape.len()];
+        for dim in (1..shape.len()).rev() {
+            strides[dim - 1] = strides[dim] * shape[dim] as isize;
+        }
+        // SAFETY: the tests keep the memory alive.
+        unsafe { Array::new(address as usize, dtype, shape, &strides) }.unwrap()
+    }
+
+    /// Rows that look random, some of whose classes are banned.
+    fn logits() -> Vec<f32> {
+        (0..ROWS * WIDTH)
+            .map(|i| match i % 11 {
+                7 => f32::NEG_INFINITY,
+                _ => ((i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / 1e6 - 8.0,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_level_lists_what_the_definition_says() {
+        let (logits, labels, numbers) = (logits(), [5i64, 4100, 8268], [9i64, 2, 7]);
+        let rows = Rows {
+            logits: array(logits.as_ptr(), Dtype::F32, &[ROWS, WIDTH]),
+            labels: array(labels.as_ptr(), Dtype::I64, &[ROWS]),
+            mask: None,
+            reference: None,
+            temperature: Temperature::Same(0.9),
+            scale: 1.0,
+            softcap: 0.0,
+            ignore_index: -100,
+            first_class: 0,
+            classes: WIDTH as i64,
+        };
+        let stats = [Stat::Lse, Stat::Logp];
+        let sampling = Sampling {
+            eps: 1e-3,
+            seed: 11,
+            step: 4,
+        };
+        for level in Level::available() {
+            let (mut table, mut at_label) = ([0f32; 2 * ROWS], [0f32; 2 * ROWS]);
+            let table = array(table.as_mut_ptr(), Dtype::F32, &[2, ROWS]);
+            let per_row = PerRow {
+                numbers: &array(numbers.as_ptr(), Dtype::I64, &[ROWS]),
+                at_label: &array(at_label.as_mut_ptr(), Dtype::F32, &[2, ROWS]),
+            };
+            // SAFETY: all arrays are of vectors that live here.
+            let lists = unsafe {
+                let live = rows.live().unwrap();
+                let forward = Forward::new(&rows, (&stats, 10), &table, &live, level);
+                let call = Call {
+                    rows: &rows,
+                    stats: &stats,
+                    table: &table,
+                    per_row: &per_row,
+                    sampling,
+                    level,
+                };
+                call.run::<f32>(&live, Some(&forward), 1)
+            };
+            let mut start = 0;
+            for row in 0..ROWS {
+                let end = start + lists.lengths[row] as usize;
+                let found = &lists.classes[start..end];
+                assert!(
+                    found.is_sorted() && found.len() > 100,
+                    "{level:?}: {}",
+                    found.len()
+                );
+                check_row(
+                    &logits[row * WIDTH..][..WIDTH],
+                    labels[row],
+                    numbers[row],
+                    sampling,
+                    found,
+                );
+                start = end;
+            }
+        }
+    }
+
+    fn check_row(x: &[f32], label: i64, number: i64, sampling: Sampling, found: &[i64]) {
+        let z: Vec<f64> = x.iter().map(|x| f64::from(*x) / 0.9).collect();
+        let mass: f64 = z.iter().map(|z| z.exp()).sum();
+        let key = Key::new(sampling, number);
+        for (class, z) in z.iter().enumerate() {
+            let u = (f64::from(key.finish(key.begin(class as u32))) + 0.5) / (1u64 << 32) as f64;
+            let ratio = z.exp() / mass / (sampling.eps * u);
+            // Next to its threshold a probability may be rounded to either side.
+            if (ratio - 1.0).abs() > 1e-5 {
+                let listed = ratio > 1.0 && class as i64 != label;
+                assert_eq!(
+                    found.binary_search(&(class as i64)).is_ok(),
+                    listed,
+                    "{class}: {ratio}"
+                );
+            }
         }
     }
 }

@@ -219,3 +219,13 @@ fn a_label_out_of_range_is_reported_before_any_work() {
         "{error}"
     );
 }
+
+/// The kernels number statistics as a set's bits do.
+#[test]
+fn kernels_number_statistics_alike() {
+    let header = include_str!("../../kernels/rows.cuh");
+    let listed = header.split("enum Stat { ").nth(1).unwrap();
+    let listed = listed.split(" };").next().unwrap().to_lowercase();
+    let names: Vec<&str> = Stat::ALL.iter().map(|stat| stat.name()).collect();
+    assert_eq!(listed, format!("{}, stat_count", names.join(", ")));
+}

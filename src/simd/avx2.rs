@@ -109,6 +109,17 @@ impl Vector for F32x8 {
     }
 
     #[inline(always)]
+    fn power_above(y: Self) -> Self {
+        // With the fraction of y as mantissa: 1 + f is at least 2^f, and at most 1.0615 times that.
+        const MANTISSA: f32 = (1 << 23) as f32;
+        x86!({
+            let scale = _mm256_set1_ps(MANTISSA);
+            let bits = _mm256_fmadd_ps(y.0, scale, _mm256_set1_ps(127.0 * MANTISSA));
+            Self(_mm256_castsi256_ps(_mm256_cvtps_epi32(bits)))
+        })
+    }
+
+    #[inline(always)]
     fn two_to_steps(shifted: Self) -> Self {
         x86!({
             let steps = _mm256_castps_si256(shifted.0);

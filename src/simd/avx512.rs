@@ -132,6 +132,17 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
+    fn power_above(y: Self) -> Self {
+        // With the fraction of y as mantissa: 1 + f is at least 2^f, and at most 1.0615 times that.
+        const MANTISSA: f32 = (1 << 23) as f32;
+        x86!({
+            let scale = _mm512_set1_ps(MANTISSA);
+            let bits = _mm512_fmadd_ps(y.0, scale, _mm512_set1_ps(127.0 * MANTISSA));
+            Self(_mm512_castsi512_ps(_mm512_cvtps_epi32(bits)))
+        })
+    }
+
+    #[inline(always)]
     fn two_to_steps(shifted: Self) -> Self {
         const HALF: usize = STEPS / 2;
         x86!({

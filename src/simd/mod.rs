@@ -55,6 +55,16 @@ pub trait Vector: Memory<<Self as Vector>::Scalar> {
     fn two_to_steps(shifted: Self) -> Self {
         Self::two_to(shifted)
     }
+    /// At least 2^y and at most 1.5 times that, for y up to 100 from where 2^y is a normal number on; 0 or less, or next to
+    /// nothing, below; anything for NaN.
+    #[inline(always)]
+    fn power_above(y: Self) -> Self {
+        let splat = |value: f64| Self::splat(Self::Scalar::from_f64(value));
+        let lowest = Self::splat(Self::Scalar::EXP_UNDERFLOW * Self::Scalar::LOG2_E);
+        let shifted = lowest.larger(y).add(Self::splat(Self::Scalar::ROUNDER));
+        // The square root of 2, and a little for rounding.
+        Self::two_to(shifted).mul(splat(1.414_22))
+    }
 
     /// False where either is NaN.
     fn less(self, other: Self) -> Self::Mask;
@@ -120,8 +130,7 @@ pub trait Real:
     /// From here on tanh is 1 and its derivative 0 to any precision, while e^(−2x) is still a normal number.
     const TANH_SATURATES: Self;
 
-    /// An integer below 2^31, which vectors convert as a signed one.
-    fn from_31_bits(value: u32) -> Self;
+    fn from_integer(value: u32) -> Self;
 }
 
 macro_rules! element {
@@ -171,8 +180,8 @@ impl Real for f32 {
     const TANH_SATURATES: f32 = 40.0;
 
     #[inline(always)]
-    fn from_31_bits(value: u32) -> f32 {
-        value as i32 as f32
+    fn from_integer(value: u32) -> f32 {
+        value as f32
     }
 }
 
@@ -200,8 +209,8 @@ impl Real for f64 {
     const TANH_SATURATES: f64 = 300.0;
 
     #[inline(always)]
-    fn from_31_bits(value: u32) -> f64 {
-        value as i32 as f64
+    fn from_integer(value: u32) -> f64 {
+        value.into()
     }
 }
 

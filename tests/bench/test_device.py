@@ -16,6 +16,7 @@ from prefuse.bench import (
     head,
     head_device,
     machine,
+    prompts,
     quality,
     results,
     scoring,
@@ -26,7 +27,15 @@ HANDS = [gather.PREFUSE, gather.PREFUSE_INPLACE, gather.LOG_SOFTMAX, gather.CROS
 HEADS = (head.PREFUSE, head.PREFUSE_WIDE, head.EAGER, head.TRL, head.VERL)
 CPU = torch.device("cpu")
 SMALL = head_device.Size(pairs=2, tokens=4, features=8, classes=50)
-TINY = device.Size(((32, 50),), (torch.bfloat16, torch.float32), 2, 4096, ((3, 4, 5),), SMALL)
+TINY = device.Size(
+    ((32, 50),),
+    (torch.bfloat16, torch.float32),
+    2,
+    4096,
+    ((3, 4, 5),),
+    SMALL,
+    prompts.Size(1, 128, (prompts.Shape(20, 5, 2, 1),)),
+)
 PARTS = [part for part in device.PARTS if part != "checks"]  # which put more on the device than a CPU stands for
 
 
@@ -43,7 +52,7 @@ def test_options(capsys):
         "--rounds 1": "got 1, expected 2 or more",
         "--rounds many": "many",
         "--size 3": "--size",
-        "--only rows,heads": "got 'heads', expected names out of checks,bandwidth,rows,scoring,denoising,head",
+        "--only rows,heads": "got 'heads', expected names out of checks,bandwidth,rows,scoring,denoising,head,prompts",
         "--shapes 8192": "got '8192', expected shapes such as 8192x128256",
         "--dtypes bf16,f8": "got 'f8', expected names out of bf16,f16,f32",
         "--budget-seconds soon": "soon",
@@ -94,6 +103,8 @@ def test_measuring(on_the_cpu, capsys, tmp_path):
             assert case["times_prefuse"] == 1
     assert len(report["denoising"]) == 2 * 2 * 4
     assert {case["share_of"] for case in report["denoising"]} == {"read", "copy"}
+    assert [case["hand"] for case in report["prompts"]] == [prompts.WHOLE, prompts.SHARED]
+    assert {(case["tokens_whole"], case["tokens_packed"]) for case in report["prompts"]} == {(50, 30)}
     path = results.write(tmp_path, "device", report, "NVIDIA Some 100")
     assert path.name == "device-nvidia-some-100.json"
     assert json.loads(path.read_text())["scoring"][0]["launches"] is None

@@ -190,6 +190,20 @@ def test_label_smoothing(processes, plan):
     processes.run(agrees, F64, ("logp",), trained, plan=plan, label_smoothing=0.1, softcap=5.0)
 
 
+@pytest.mark.parametrize("transform", [*TRANSFORMS, {"adapter": True}], ids=str)
+@pytest.mark.parametrize("workspace_bytes", [TIGHT, 1 << 20], ids=["many tiles", "one tile"])
+def test_sparse_gradients_are_rounded_as_those_of_one_process(processes, workspace_bytes, transform):
+    sparse = prefuse.Sparse(0.05, seed=3)
+    trained = ("hidden", "first", "second") if transform.get("adapter") else EVERYTHING
+    options = {"sparse": sparse, "workspace_bytes": workspace_bytes, **transform}
+    processes.run(agrees, F64, ("logp", "lse"), trained, **options)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_sparse_gradients_of_narrow_dtypes(processes, dtype):
+    processes.run(agrees, dtype, ("logp",), EVERYTHING, sparse=prefuse.Sparse(2.0**-40, seed=3))
+
+
 @pytest.mark.parametrize("plan", ["keep", "recompute"])
 def test_an_adapter(processes, plan):
     processes.run(
@@ -268,6 +282,9 @@ def refused() -> None:
     for name in ("top1", "topk_mass", "topk_entropy"):
         with pytest.raises(ValueError, match=f"stats: {name} cannot be put together from the parts of a vocabulary"):
             linear_token_stats(given["hidden"], given["weight"], given["labels"], name, group=dist.group.WORLD)
+    with pytest.raises(ValueError, match=r"sparse: expected Sparse\(eps, seed=...\) beside group, the same on all"):
+        hidden = given["hidden"].clone().requires_grad_()
+        linear_token_stats(hidden, given["weight"], given["labels"], sparse=0.1, group=dist.group.WORLD)
     with pytest.raises(TypeError, match=r"group: expected a torch.distributed.ProcessGroup .* got 'world'"):
         linear_token_stats(given["hidden"], given["weight"], given["labels"], group="world")
     with pytest.raises(ValueError, match=f"labels: {CLASSES} at .*expected 0 <= label < {CLASSES} "):

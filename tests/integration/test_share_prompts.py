@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import prefuse
-from prefuse.models.sharing import way_of
+from prefuse.models.sharing import Counts, way_of
 from prefuse.objectives import get
 from tests.linear.test_preference import VARIANTS, columns_for, variant_id
 
@@ -212,7 +212,8 @@ def test_one_call_may_differ_from_the_head():
         head.preference_loss("simpo", labels=labels, inputs=inputs)
         assert head.tokens.given == 0
         head.preference_loss("simpo", labels=labels, inputs=inputs, share_prompts=True)
-        assert head.tokens.spared == pytest.approx(2 * PROMPT / inputs["attention_mask"].sum().item())
+        computed = int(inputs["attention_mask"].sum()) - 2 * PROMPT  # neither padding nor a prompt again
+        assert head.tokens == Counts(inputs["input_ids"].numel(), computed)
 
 
 def test_a_line_says_what_was_spared(caplog):
@@ -220,10 +221,10 @@ def test_a_line_says_what_was_spared(caplog):
     with caplog.at_level(logging.INFO, "prefuse"), prefuse.head(causal_lm("llama").eval(), share_prompts=True) as head:
         head.token_logps(labels, inputs=inputs)
         head.token_logps(labels, inputs=inputs)
-    given = int(inputs["attention_mask"].sum())
+    computed = int(inputs["attention_mask"].sum()) - 2 * PROMPT
     assert caplog.messages == [
         "LlamaForCausalLM shares prompts (no mask)",
-        f"prompts are shared: {given - 2 * PROMPT} of the first batch's {given} tokens are computed",
+        f"prompts are shared: {computed} of the first batch's {labels.numel()} tokens are computed",
     ]
 
 
@@ -241,6 +242,12 @@ def test_labels_at_padding_keep_their_numbers():
     first = inputs["attention_mask"].argmax(1)
     labels[1, first[1]] = 7  # padding predicts it
     assert same(causal_lm("llama").eval(), logps(inputs, labels), spared=False) == []
+
+
+def test_a_number_beside_the_tokens_is_no_hindrance():
+    inputs, labels = batch()
+    given = {**inputs, "num_items_in_batch": torch.tensor(8)}
+    assert same(causal_lm("llama").eval(), logps(given, labels)) == []
 
 
 def refused(family: str, said: str, inputs: dict[str, Tensor] | None = None, **changes: Any) -> None:

@@ -128,6 +128,32 @@ def test_flash_attention_in_one_call(window):
     compare(flash_attention_forward, torch.float64, window, 1e-13)
 
 
+def test_pytorchs_flash_attention_has_the_arguments_that_are_used():
+    pytest.importorskip("torch.nn.attention.varlen")
+    assert packed._varlen() is not None
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_pytorchs_flash_attention_in_one_call(window, monkeypatch):
+    """What is given to it on a GPU, taken by a stand-in that is causal to the lower right."""
+
+    def varlen(query, key, value, starts, key_starts, most, most_keys, *, scale, window_size, enable_gqa):
+        assert window_size[1] == 0
+        assert enable_gqa
+        assert scale == SIZE**-0.5
+        back = window_size[0] + 1 if window_size[0] >= 0 else None
+        given = {"position_ids": None, "cu_seq_lens_q": starts, "cu_seq_lens_k": key_starts}
+        given |= {"max_length_q": most, "max_length_k": most_keys, "sliding_window": back}
+        rows = (each.transpose(0, 1)[None] for each in (query, key, value))
+        return flash_attention_forward(None, *rows, None, **given)[0][0]
+
+    monkeypatch.setattr(packed, "_varlen", lambda: varlen)
+    query, key, value = inputs(PAIR, torch.float64)
+    found = packed._by_lengths(query, key, value, PAIR, SIZE**-0.5, window)
+    wanted = reference(query, key, value, allowed(PAIR, window))
+    torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("window", WINDOWS)
 def test_the_mask_of_flex_attention_and_the_dense_one(window):
     from torch.nn.attention.flex_attention import create_mask

@@ -117,13 +117,24 @@ OURS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", OURS)
 def test_our_trainer(case, tmp_path):
+    made: list[Any] = []
+
     options = {"objective": case.partition(",")[0], **OURS[case], "train_sampling_strategy": "sequential"}
 
     def run(share: bool) -> running.Run:
         own = {name: value() if callable(value) else value for name, value in options.items()}
-        return train(lambda: make("Preference", tmp_path, share_prompts=share, **own), "plain")
+        made.append(None)
+
+        def trainer() -> Any:
+            made[-1] = make("Preference", tmp_path, share_prompts=share, **own)
+            return made[-1]
+
+        return train(trainer, "plain")
 
     expected, found = run(False), run(True)
+    if made[-1].ref_model is not None:
+        # Of KTO, each prompt once for its own two completions and for two of other prompts.
+        assert counts(find_causal_lm(made[-1].ref_model)).spared > (0.55 if case == "kto" else 0.2)
     for entry in found.logs[:-1]:
         assert entry.pop("prompts/spared") > 0.2
     assert_same(found, expected, rtol=1e-4, atol=1e-5)

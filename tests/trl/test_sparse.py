@@ -89,12 +89,19 @@ def test_preference_trainer_takes_it(tmp_path, pulled):
     ("value", "kind", "message"),
     [
         (2.0, ValueError, "head_sparse: expected 2\\^-40 <= eps <= 1, got 2.0"),
-        ("much", TypeError, "head_sparse: expected a number, .* got str"),
+        ("much", ValueError, "head_sparse: expected a number, \"auto\" or None, got 'much'"),
+        (True, TypeError, "head_sparse: expected a number, .* got bool"),
     ],
 )
 def test_the_configuration_checks_it(value, kind, message, tmp_path):
     with pytest.raises(kind, match=message):
         PreferenceConfig(str(tmp_path), head_sparse=value, use_cpu=True, bf16=False)
+
+
+@pytest.mark.parametrize("value", ["auto", "0.001", None, 2**-12])
+def test_the_configuration_takes_text_of_a_command_line(value, tmp_path):
+    config = PreferenceConfig(str(tmp_path), head_sparse=value, use_cpu=True, bf16=False)
+    assert config.head_sparse == (0.001 if value == "0.001" else value)
 
 
 def test_accelerate_checks_it():
@@ -127,3 +134,18 @@ def test_a_model_that_makes_its_logits_stays_dense(pulled):
     expected = torch.nn.functional.one_hot(labels, 4) - logits.softmax(-1)
     torch.testing.assert_close(gradient, expected.detach())
     assert not pulled
+
+
+def test_the_loss_of_such_a_model_stays_dense(pulled):
+    model = causal_lm("llama")
+    model.lm_head.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    tokens = torch.randint(5, VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(1))
+    head, found = prefuse.head(model), []
+    for eps in (None, 0.1):
+        head.preference_loss("simpo", labels=tokens, inputs={"input_ids": tokens}, sparse=eps).loss.backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        model.zero_grad()
+    head.remove()
+    assert not pulled
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient)

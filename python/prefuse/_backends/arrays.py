@@ -8,8 +8,13 @@ import numpy as np
 import torch
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
+import prefuse._prefuse as _prefuse
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
 """What the extension reads."""
+
+LARGE_BYTES = 4 << 20
+"""From here on a tensor is worth huge pages: to take fresh memory by the 4 KiB costs more than to write to it."""
 
 capsule = to_dlpack
 """The memory of a tensor, in one call of C. What is negated lazily has the other sign there: `resolve_neg` first."""
@@ -18,6 +23,13 @@ capsule = to_dlpack
 def optional_capsule(tensor: torch.Tensor | None) -> Any:
     """`capsule`, or None for an absent tensor."""
     return None if tensor is None else capsule(tensor)
+
+
+def fresh(tensor: torch.Tensor) -> torch.Tensor:
+    """A new tensor that nothing has been written to; on the CPU, a large one asks for huge pages."""
+    if tensor.device.type == "cpu" and tensor.nbytes >= LARGE_BYTES:
+        _prefuse.prefer_huge_pages(capsule(tensor))
+    return tensor
 
 
 def capsule_of_numpy(array: np.ndarray[Any, Any]) -> Any:

@@ -24,13 +24,25 @@ from torch import Tensor
 
 from prefuse._display import tables
 
-from . import denoising, device_checks, first_light, gather, head_device, launches, machine, results, scoring, timing
+from . import (
+    denoising,
+    device_checks,
+    first_light,
+    gather,
+    head_device,
+    launches,
+    machine,
+    prompts,
+    results,
+    scoring,
+    timing,
+)
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 TRAFFIC = {FORWARD: 1, BACKWARD: 2, BOTH: 3}
 NO_DEVICE = "bench device needs a CUDA device, and PyTorch sees none; `python -m prefuse doctor` shows what is missing"
 LIBRARIES = ("trl", "liger-kernel", "quack-kernels", "flash-attn", "cut-cross-entropy", "verl", "triton")
-PARTS = ("checks", "bandwidth", "rows", "scoring", "denoising", "head")
+PARTS = ("checks", "bandwidth", "rows", "scoring", "denoising", "head", "prompts")
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 _PAIRS = 64
 _LOGITS_AT_ONCE = 8  # tensors of the logits' size that the greediest hand and the others' copies take together
@@ -45,13 +57,22 @@ class Size(NamedTuple):
     copied: int
     latents: tuple[tuple[int, ...], ...]
     head: head_device.Size
+    prompts: prompts.Size
 
 
 LATENTS = ((32, 4, 64, 64), (32, 16, 128, 128), (8, 16, 21, 90, 160))
 """Of a small and a large image model and of a video model."""
 
-FULL = Size(((8192, 128256), (4096, 151936)), (torch.bfloat16, torch.float32), 30, 1 << 31, LATENTS, head_device.FULL)
-QUICK = Size(((1024, 32000),), (torch.bfloat16,), 10, 1 << 28, LATENTS[:1], head_device.QUICK)
+FULL = Size(
+    ((8192, 128256), (4096, 151936)),
+    (torch.bfloat16, torch.float32),
+    30,
+    1 << 31,
+    LATENTS,
+    head_device.FULL,
+    prompts.FULL,
+)
+QUICK = Size(((1024, 32000),), (torch.bfloat16,), 10, 1 << 28, LATENTS[:1], head_device.QUICK, prompts.QUICK)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +146,7 @@ def measure(
         "scoring": lambda: measure_scoring(device),
         "denoising": lambda: measure_denoising(size, _speeds(report), device),
         "head": lambda: head_device.measure(size.head, size.rounds, device),
+        "prompts": lambda: prompts.measure(size.prompts, size.rounds, device),
     }
     for part in (part for part in PARTS if part in parts):
         if time.monotonic() > until:

@@ -1,6 +1,6 @@
 """A policy's step whose responses share their prompts: each row computed whole, and every prompt once.
 
-A hand is a way to the log-probabilities of the responses [R] of a batch, in float32 on the CPU; a step is that and the
+A hand is a way to the log-probabilities of the responses [R] of a batch; a step is that and the
 backward pass of a weighed sum of them. All hands run the same model with the same head.
 """
 
@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from prefuse._display import tables
 from prefuse.linear.functions import linear_sequence_logps
 from prefuse.models.head import head
 from prefuse.packing import share
+
+from . import timing
 
 WHOLE = "prefuse, rows whole"
 SHARED = "prefuse, share_prompts"
@@ -52,30 +55,84 @@ class Batch(NamedTuple):
     ids: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(self.ids.to(device), self.labels.to(device))
+
+
+class Size(NamedTuple):
+    """Of what is measured on a device: a random model's layers and width, and the batches."""
+
+    layers: int
+    width: int
+    shapes: tuple[Shape, ...]
+
+
+FULL = Size(4, 4096, (Shape(1024, 1024, 2, 4), Shape(4096, 1024, 2, 2), Shape(1024, 1024, 8, 1)))
+QUICK = Size(2, 512, (Shape(256, 256, 2, 2),))
+
+
+def measure(size: Size, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    """Steps on a CUDA device in bfloat16, rows whole and prompts shared, printed and returned."""
+    model = _random(size.layers, size.width, 128, max(1, size.width // 512)).to(device, torch.bfloat16).train()
+    model.get_output_embeddings().weight.requires_grad_(False)
+    cases: list[dict[str, Any]] = []
+    for shape in size.shapes:
+        made = batch(shape, model.config.vocab_size).to(device)
+        steps = {name: step(name, model, made) for name in (WHOLE, SHARED)}
+        timings = timing.interleaved_on_device(
+            {name: functools.partial(_ready, s) for name, s in steps.items()}, rounds
+        )
+        cases += [
+            {"shape": shape._asdict(), "tokens_whole": shape.whole, "tokens_packed": shape.packed, "hand": name}
+            | {"seconds": found.as_dict(), "speed_up": timings[WHOLE].median / found.median}
+            for name, found in timings.items()
+        ]
+    rows = [
+        (
+            str(tuple(case["shape"].values())),
+            case["hand"],
+            f"{case['seconds']['median'] * 1e3:.1f}",
+            f"{case['speed_up']:.2f}",
+        )
+        for case in cases
+    ]
+    tables.show("prompt, response, responses, prompts", ("shape", "hand", "ms", "speed-up (higher is better)"), rows)
+    return cases
+
+
+def _ready(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    return run
+
 
 def causal_lm(folder: str | None = None, layers: int | None = None, trained_head: bool = False) -> Any:
     """A model from a folder, or one of random weights in the shape of SmolLM2-135M."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     if folder is not None:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     else:
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=49152,
-                hidden_size=576,
-                intermediate_size=1536,
-                num_hidden_layers=layers or 30,
-                num_attention_heads=9,
-                num_key_value_heads=3,
-                max_position_embeddings=8192,
-                rope_theta=100000.0,
-                tie_word_embeddings=True,
-            )
-        )
+        model = _random(layers or 30, 576, 64, 3)
     model.get_output_embeddings().weight.requires_grad_(trained_head)
     return model.train()
+
+
+def _random(layers: int, width: int, head_size: int, key_heads: int) -> Any:
+    """A Llama of random weights with tied embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=width // head_size,
+        num_key_value_heads=key_heads,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config)
 
 
 def batch(shape: Shape, vocabulary: int, seed: int = 0) -> Batch:
@@ -92,7 +149,7 @@ def batch(shape: Shape, vocabulary: int, seed: int = 0) -> Batch:
 def step(name: str, model: Any, made: Batch) -> Callable[[], Tensor]:
     """One step of a hand, which returns the log-probabilities."""
     logps = _logps(name, model, made)
-    weights = torch.linspace(-1, 1, len(made.ids))
+    weights = torch.linspace(-1, 1, len(made.ids), device=made.ids.device)
 
     def run() -> Tensor:
         model.zero_grad()

@@ -36,22 +36,33 @@ class Timing:
         return asdict(self)
 
 
-def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int = 15, warm_up: int = 2) -> dict[str, Timing]:
+def interleaved(
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int = 15,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
     """Times every case once per round, in an order that turns from round to round.
 
     What else the machine does then falls on all cases alike. Before each sample its case runs untimed for a while:
     PyTorch's threads keep their processors for some milliseconds, looking for more work, which would fall on whoever
     comes next.
+    `clock` is `time.process_time` for what one thread takes of a processor, on a machine that is busy otherwise.
     `rounds` is 2 or more. Each case runs `warm_up` times first. The garbage collector is off meanwhile.
     """
     repeats = {name: _repeats(run, warm_up) for name, run in cases.items()}
-    samples = _in_turns({name: functools.partial(_settled, run, repeats[name]) for name, run in cases.items()}, rounds)
+    samples = _in_turns(
+        {name: functools.partial(_settled, run, repeats[name], clock) for name, run in cases.items()}, rounds
+    )
     return {name: _summary(samples[name], repeats[name]) for name in cases}
 
 
-def in_rounds(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+def in_rounds(
+    cases: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Timing]:
     """As `interleaved` for runs of seconds, which need neither repetition nor settling: each once per round."""
-    samples = _in_turns({name: functools.partial(_sample, run, 1) for name, run in cases.items()}, max(2, rounds))
+    sample = {name: functools.partial(_sample, run, 1, clock) for name, run in cases.items()}
+    samples = _in_turns(sample, max(2, rounds))
     return {name: _summary(samples[name], 1) for name in cases}
 
 
@@ -95,19 +106,19 @@ def _repeats(run: Callable[[], object], warm_up: int) -> int:
     return max(1, round(_SHORTEST_SAMPLE / max(_sample(run, 1), 1e-7)))
 
 
-def _settled(run: Callable[[], object], repeats: int) -> float:
+def _settled(run: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
     end = time.perf_counter() + _SETTLING
     run()
     while time.perf_counter() < end:
         run()
-    return _sample(run, repeats)
+    return _sample(run, repeats, clock)
 
 
-def _sample(run: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
+def _sample(run: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
     for _ in range(repeats):
         run()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def _wait(case: Callable[[], Callable[[], object]], warm_up: int) -> int:

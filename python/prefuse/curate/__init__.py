@@ -29,6 +29,7 @@ from .ensembles import best_of_n, best_of_n_kl, ensemble_scores
 from .filtering import filter_weights, filtered, reward_fit
 from .hindsight import hindsight_scores
 from .history import mix_history
+from .inspection import Check, Inspection, inspect
 from .on_policy import AlignmentSplit, on_policy_alignment, severity_weights
 from .pairs import all_pairs, best_versus_worst, nash_pairs, upper_versus_lower
 from .ranking import (
@@ -55,7 +56,9 @@ from .uncertainty import (
 
 __all__ = [
     "AlignmentSplit",
+    "Check",
     "DriftReport",
+    "Inspection",
     "LengthReport",
     "MutualScores",
     "Pairs",
@@ -92,6 +95,7 @@ __all__ = [
     "first_round_pairs",
     "hindsight_scores",
     "information_gain",
+    "inspect",
     "key_phrases",
     "length_report",
     "minimax_selection",

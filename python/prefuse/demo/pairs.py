@@ -137,6 +137,8 @@ def _documented_in(path: Path, module: str) -> Iterator[Documented]:
 def _functions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Functions below `node` with their qualified names, wherever they are nested (classes, `if` branches, …)."""
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):  # which holds no statement, and is most of a tree
+            continue
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield prefix + child.name, child
         inner = f"{prefix}{child.name}." if isinstance(child, ast.ClassDef) else prefix

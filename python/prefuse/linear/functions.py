@@ -18,6 +18,7 @@ from prefuse._parallel.vocabulary import shard_of
 from prefuse._statistics.request import check_statistics
 from prefuse._statistics.responses import count_scored, sum_responses
 from prefuse.functional import TokenStats
+from prefuse.linear.automatic import settle
 from prefuse.linear.call import SMOOTHED
 from prefuse.linear.operands import (
     Lora,
@@ -32,7 +33,7 @@ from prefuse.linear.operands import (
     run,
 )
 from prefuse.linear.plans import WORKSPACE_BYTES, Plan, choose
-from prefuse.linear.sparse import Sparse, check_sparse
+from prefuse.linear.sparse import Sparse
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -72,7 +73,8 @@ def linear_token_stats(
     plan: str | None = None,
     workspace_bytes: int = WORKSPACE_BYTES,
     group: ProcessGroup | None = None,
-    sparse: float | Sparse | None = None,
+    sparse: float | str | Sparse | None = None,
+    logits_dtype: torch.dtype | None = None,
 ) -> LinearTokenStats:
     """What `token_stats` gives for the logits ``hidden @ weight.T + bias``, which are never whole in memory.
 
@@ -116,7 +118,14 @@ def linear_token_stats(
         sparse: eps in [2^-40, 1], or a `Sparse` with seed and step: gradients from short lists of probabilities, those
             from eps on as they are, smaller ones rounded at random to 0 or eps, so that their expectation is the dense
             gradient. On the CPU, through ``logp`` and ``lse``; statistics are the same. See docs/sparse-head.md for the
-            error. None: dense.
+            error. "auto": with an eps
+            whose error is below the rounding of 16-bit hidden states, by a look at a few rows, and dense where lists
+            are long or carry nothing. None: dense.
+
+        logits_dtype: float32 makes the logits of 16-bit hidden states in float32, where they are rounded to 16 bits
+            otherwise, the largest error of the head. All matrices are converted at each call, and products are those of
+            float32, which take 3 to 7 times as long as those of bfloat16 where the processor has instructions for these
+            (measured with AMX). None: that of `hidden`.
 
     Returns:
         A `LinearTokenStats`: one [*lead] tensor per statistic, float32 (float64 for float64 hidden states).
@@ -143,6 +152,7 @@ def linear_token_stats(
             temperature=temperature,
             softcap=softcap,
             scale=scale,
+            logits_dtype=logits_dtype,
         )
         statistics = Statistics(
             asked,
@@ -151,9 +161,9 @@ def linear_token_stats(
             smoothing,
             keeps_wide(gradient_dtype, operands.inputs[0]),
             shard_of(group, operands.weights[0]),
-            check_sparse(sparse, wanted, hidden, smoothing, group is not None) if any(operands.wants) else None,
         )
         index = operands.scored_index()
+        statistics = settle(sparse, operands, statistics, index)
         chosen = choose(operands.job(index, statistics), check_workspace(workspace_bytes), plan)
         stacked, chosen = run(operands, statistics, index, chosen)
         # The stack is saved for backward; what is handed out may be changed in place.
@@ -175,7 +185,8 @@ class HeadOptions(TypedDict, total=False):
     plan: str | None
     workspace_bytes: int
     group: ProcessGroup | None
-    sparse: float | Sparse | None
+    sparse: float | str | Sparse | None
+    logits_dtype: torch.dtype | None
 
 
 class LogpOptions(HeadOptions, total=False):

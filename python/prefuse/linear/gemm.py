@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 _BLOCK_BYTES = 32 << 20
 _HAS_OUT_DTYPE = hasattr(torch.ops.aten.mm, "dtype_out")
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which products of matrices of `dtype` are added up."""
-    return torch.float32 if dtype in _HALVES else dtype
+    return torch.float32 if dtype in HALVES else dtype
 
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

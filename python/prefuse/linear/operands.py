@@ -26,7 +26,7 @@ from prefuse._parallel.data import check_process_group
 from prefuse._parallel.sharded_weights import is_zero3, whole
 from prefuse._parallel.vocabulary import UNSUPPORTED, Shard
 from prefuse.linear import operators
-from prefuse.linear.gemm import sum_dtype
+from prefuse.linear.gemm import HALVES, sum_dtype
 from prefuse.linear.plans import Job, Plan
 from prefuse.linear.sparse import Sparse
 
@@ -138,28 +138,49 @@ def check_operands(
     temperature: float | Tensor,
     softcap: float | None,
     scale: float,
+    logits_dtype: torch.dtype | None = None,
 ) -> Operands:
-    """Checks everything that can be seen without reading the tensors, and brings the arguments into one form."""
+    """Checks everything that can be seen without reading the tensors, and brings the arguments into one form.
+
+    With a `logits_dtype` above that of the hidden states all matrices are in it.
+    """
     refuse_transforms((hidden, weight, bias, *(lora or ())))
     hidden, weight, bias = _in_one_dtype(hidden, whole(weight), whole(bias))
     _check_hidden("hidden", hidden)
     _check_weight("weight", weight, hidden)
     mask = check_scored(labels, mask, hidden, "hidden")
     _check_bias("bias", bias, weight)
+    wide = _is_wider(logits_dtype, hidden)
+    hidden, weight, bias = (_widened(tensor, wide) for tensor in (hidden, weight, bias))
     inputs, weights = [hidden], [weight]
     if lora is not None:
+        if wide and isinstance(lora, tuple | list) and len(lora) == 3:
+            lora = (_widened(whole(lora[0]), wide), _widened(whole(lora[1]), wide), lora[2])
         projected, second = _adapter(lora, hidden, weight)
         inputs, weights = [hidden, projected], [weight, second]
     return Operands(
         inputs,
         weights,
         bias,
-        [] if reference is None else _reference_operands(reference, hidden, weight),
+        [] if reference is None else _reference_operands(reference, hidden, weight, wide),
         labels.to(torch.int64),
         mask,
         *check_transform(temperature, softcap, scale, ignore_index, hidden),
         [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (*inputs, *weights, bias)],
     )
+
+
+def _is_wider(logits_dtype: torch.dtype | None, hidden: Tensor) -> bool:
+    """Whether logits are to be made in float32 of 16-bit hidden states."""
+    own, widest = hidden.dtype, sum_dtype(hidden.dtype)
+    if logits_dtype not in (None, own, widest):
+        raise ValueError(f"logits_dtype: expected None, {widest} or that of hidden, {own}, got {logits_dtype}")
+    return logits_dtype not in (None, hidden.dtype)
+
+
+def _widened(value: Any, wide: bool) -> Any:
+    """A 16-bit tensor in float32, if `wide`."""
+    return value.float() if wide and isinstance(value, Tensor) and value.dtype in HALVES else value
 
 
 def check_smoothing(label_smoothing: float) -> float:
@@ -230,11 +251,11 @@ def reference_of(
 
 
 def _reference_operands(
-    reference: tuple[Tensor, Tensor | None, Tensor | None], hidden: Tensor, weight: Tensor
+    reference: tuple[Tensor, Tensor | None, Tensor | None], hidden: Tensor, weight: Tensor, wide: bool
 ) -> list[Tensor]:
     """Hidden states of the reference, then weight and bias if it has its own."""
     states, own_weight, own_bias = reference
-    states = _cast(states, hidden)
+    states = _widened(_cast(states, hidden), wide)
     check_tensor("reference_hidden", states, FLOATS, "a floating-point", like=hidden)
     states = states.detach()
     if states.shape[:-1] != hidden.shape[:-1]:
@@ -253,7 +274,7 @@ def _reference_operands(
             f"reference_hidden: has dtype {states.dtype}, which {hidden.dtype}, that of hidden, cannot hold; "
             "score the reference by itself and give its log-probabilities, or convert it"
         )
-    own_weight = _cast(_constant(own_weight), hidden)
+    own_weight = _widened(_cast(_constant(own_weight), hidden), wide)
     _check_weight("reference_weight", own_weight, states)
     if own_weight.shape[0] != weight.shape[0]:
         raise ValueError(
@@ -261,7 +282,7 @@ def _reference_operands(
         )
     if own_bias is None:
         return [states, own_weight]
-    own_bias = _cast(_constant(own_bias), hidden)
+    own_bias = _widened(_cast(_constant(own_bias), hidden), wide)
     _check_bias("reference_bias", own_bias, own_weight)
     return [states, own_weight, own_bias]
 

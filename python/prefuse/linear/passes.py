@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from prefuse._backends import backend
+from prefuse._backends.arrays import fresh
 from prefuse._backends.rows import Rows
 from prefuse.linear.call import Call
 from prefuse.linear.gemm import add_product, multiply, product_dtype, rounds_products, scale_rows, sum_dtype
@@ -77,7 +78,8 @@ def single_pass(
 def keep(call: Call, name: str, room: int) -> tuple[Tensor, Tensor]:
     """The kernel statistics, and d(`name`)/d(logits) of the M scored rows, the first of [room, V]."""
     table = call.new_table(call.tokens).zero_()
-    kept = call.labels.new_empty((room * (1 if call.reference is None else 2), call.head.classes), dtype=call.dtype)
+    rows = room * (1 if call.reference is None else 2)
+    kept = fresh(call.labels.new_empty((rows, call.head.classes), dtype=call.dtype))
     part = call.part(0, call.count)
     if call.count:
         for _ in _unscaled(call, call.tile(part, kept), part, (name,), table, kept):
@@ -124,7 +126,7 @@ def backward_from_logits(call: Call, kept: Tensor, factors: Tensor, wants: Wants
         inputs.append(gradient)
     weights: list[Tensor | None] = []
     for factor, weight, wanted in zip(call.head.rows(part), call.head.weights, wants.weights, strict=True):
-        gradient = torch.empty_like(weight) if wanted else None
+        gradient = fresh(torch.empty_like(weight)) if wanted else None
         if gradient is not None:
             torch.mm(kept.t(), scale_rows(factor, factors, factor.dtype), out=gradient)
         weights.append(gradient)
@@ -142,7 +144,7 @@ def recompute(call: Call, tile: Tile, table: Tensor, grads: dict[str, Tensor], w
         for factor, wanted in zip(call.head.inputs, wants.inputs, strict=True)
     ]
     weights = [
-        torch.zeros_like(weight) if wanted else None
+        fresh(torch.empty_like(weight)).zero_() if wanted else None
         for weight, wanted in zip(call.head.weights, wants.weights, strict=True)
     ]
     bias = torch.zeros_like(call.head.bias) if wants.bias and call.head.bias is not None else None
@@ -194,7 +196,9 @@ class _Block:
         self.targets = [None if weight is None else weight[start:stop] for weight in weights]
         self.bias = None if bias is None else bias[start:stop]
         self.sums = [
-            torch.zeros_like(target, dtype=sum_dtype(target.dtype)) if many and target is not None else target
+            fresh(torch.empty_like(target, dtype=sum_dtype(target.dtype))).zero_()
+            if many and target is not None
+            else target
             for target in self.targets
         ]
         self.bias_sum = None if self.bias is None else torch.zeros_like(self.bias, dtype=sum_dtype(self.bias.dtype))
@@ -246,8 +250,8 @@ def _kept(call: Call, f: int, wide: bool) -> Tensor:
     """Room for a gradient of an input, 0 where rows are not scored."""
     factor = call.head.inputs[f]
     dtype = sum_dtype(factor.dtype) if wide else factor.dtype
-    make = torch.empty if call.index is None else torch.zeros
-    return make(factor.shape, dtype=dtype, device=factor.device)
+    kept = fresh(torch.empty(factor.shape, dtype=dtype, device=factor.device))
+    return kept if call.index is None else kept.zero_()
 
 
 class _Apart:

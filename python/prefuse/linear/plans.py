@@ -42,8 +42,8 @@ MAX_DIRECTIONS = 2
 WHOLE_ROWS = 64
 """Tiles have a multiple of so many rows where there is room for them, as GEMMs like it."""
 
-LISTED_ROWS = 256
-"""Tiles of which lists are made have no more rows: nothing but the next tile is written over them."""
+LISTED_ROWS = 512
+"""Tiles of which lists are made have no more rows: enough for a GEMM, and as little fresh memory as that allows."""
 
 NARROWEST_BLOCK = 4096
 """Classes of a block below which its GEMMs are slow: then rows are cut too."""

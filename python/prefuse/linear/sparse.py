@@ -20,8 +20,9 @@ from torch import Tensor
 
 from prefuse._arguments.checks import check_integer
 from prefuse._backends import lists as backend
+from prefuse._backends.arrays import fresh
 from prefuse._backends.lists import Sampling
-from prefuse.linear.call import Call
+from prefuse.linear.call import SMOOTHED, Call
 from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.passes import Gradients, Wants
 
@@ -29,6 +30,9 @@ __all__ = ["Sparse", "as_sparse", "check_sparse"]
 
 LEAST_EPS = 2.0**-40
 """Below it thresholds are no normal numbers of float32."""
+
+AUTO = "auto"
+"""What asks for an eps to be found: see `prefuse.linear.automatic`."""
 
 CARRIED = ("logp", "lse")
 """The statistics whose gradients lists carry."""
@@ -56,7 +60,7 @@ class Sparse:
 
     def __post_init__(self) -> None:
         if isinstance(self.eps, bool) or not isinstance(self.eps, int | float):
-            raise TypeError(f"sparse: expected a number, a Sparse, or None, got {type(self.eps).__name__}")
+            raise TypeError(f'sparse: expected a number, a Sparse, "auto", or None, got {type(self.eps).__name__}')
         if not LEAST_EPS <= self.eps <= 1:
             raise ValueError(f"sparse: expected 2^-40 <= eps <= 1, got {self.eps}")
         for name in ("seed", "step", "first_row"):
@@ -67,34 +71,39 @@ class Sparse:
                 raise ValueError(f"sparse: expected 0 <= {name} < 2^62, got {value}")
 
 
-def as_sparse(sparse: float | Sparse | None) -> Sparse | None:
-    """`sparse` as a `Sparse`, a number as that with this eps.
+def as_sparse(sparse: float | str | Sparse | None) -> Sparse | str | None:
+    """`sparse` as a `Sparse`, a number as that with this eps; `AUTO` and None stay.
 
     Raises:
         TypeError, ValueError: another type or range.
     """
-    return sparse if sparse is None or isinstance(sparse, Sparse) else Sparse(sparse)
+    settled = sparse is None or isinstance(sparse, Sparse) or sparse == AUTO
+    return sparse if settled else Sparse(sparse)  # type: ignore[return-value, arg-type]
 
 
 def check_sparse(
-    sparse: float | Sparse | None, differentiated: Sequence[str], hidden: Tensor, smoothing: float, shared: bool
+    sparse: float | str | Sparse | None,
+    differentiated: Sequence[str],
+    device: torch.device,
+    smoothing: float,
+    shared: bool,
 ) -> Sparse | None:
-    """`sparse` as a `Sparse`; None where it is off, or no gradient is wanted, which is what it is about.
+    """`sparse` as a `Sparse`; None where it is off.
 
     Args:
         sparse: as the caller gives it.
         differentiated: the statistics that a gradient comes to.
-        hidden: the hidden states.
+        device: that of the hidden states.
         smoothing: of labels.
         shared: whether processes share the vocabulary.
 
     Raises:
         TypeError, ValueError: another type or range, or a gradient that lists do not carry; the message says which.
     """
-    made = as_sparse(sparse)
-    if made is None:
+    if sparse is None:
         return None
-    if smoothing and "logp" in differentiated:
+    made = sparse if isinstance(sparse, Sparse) else Sparse(sparse)  # type: ignore[arg-type]
+    if SMOOTHED in differentiated:
         raise ValueError(
             f"label_smoothing: expected 0 beside sparse, got {smoothing}: it gives every class a gradient of its own, "
             "which lists do not carry"
@@ -105,8 +114,8 @@ def check_sparse(
             f"sparse: expected gradients through {' and '.join(CARRIED)} alone, got one through {', '.join(others)}, "
             "which lists do not carry; leave out sparse, or the gradient (differentiable=)"
         )
-    if hidden.device.type not in ("cpu", "meta"):
-        raise ValueError(f"sparse: expected hidden states on the CPU, where lists are made, got {hidden.device}")
+    if device.type not in ("cpu", "meta"):
+        raise ValueError(f"sparse: expected hidden states on the CPU, where lists are made, got {device}")
     if shared and made.seed is None:
         raise ValueError("sparse: expected Sparse(eps, seed=...) beside group, the same on all of its processes")
     return made
@@ -174,7 +183,7 @@ def backward(call: Call, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> 
     sums = matrix.values.new_empty(call.head.classes) if wants.bias else None
     weights: list[Tensor | None] = []
     for factor, weight, wanted in zip(call.head.rows(part), call.head.weights, wants.weights, strict=True):
-        gradient = weight.new_empty(weight.shape) if wanted or (sums is not None and not weights) else None
+        gradient = fresh(weight.new_empty(weight.shape)) if wanted or (sums is not None and not weights) else None
         if gradient is not None:
             matrix.by_class(factor.contiguous(), gradient, None if weights else sums)
         weights.append(gradient if wanted else None)

@@ -95,7 +95,8 @@ class HeadInputs:
     plan: str | None
     workspace_bytes: int
     group: ProcessGroup | None
-    sparse: float | Sparse | None
+    sparse: float | str | Sparse | None
+    logits_dtype: torch.dtype | None
 
     def gathered(self) -> contextlib.AbstractContextManager[None]:
         """Weights that DeepSpeed ZeRO-3 has partitioned are whole in the block."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from prefuse._arguments.checks import check_k
 from prefuse._backends.rows import BACKWARD_NEEDS
 from prefuse._parallel.vocabulary import shard_of
+from prefuse.linear.automatic import settle
 from prefuse.linear.operands import (
     Statistics,
     check_group,
@@ -21,7 +22,6 @@ from prefuse.linear.operands import (
     run,
 )
 from prefuse.linear.plans import Plan, choose, may_be_grouped
-from prefuse.linear.sparse import check_sparse
 from prefuse.losses.arguments import HeadInputs, Transform
 from prefuse.losses.grouped import FLOAT16_SCALE, Attached, scored
 from prefuse.losses.scoring import Scoring
@@ -69,6 +69,7 @@ class FromHidden:
             temperature=transform.temperature,
             softcap=transform.softcap,
             scale=transform.scale,
+            logits_dtype=source.logits_dtype,
         )
         through = scoring.statistics_with_gradient()
         self.statistics = Statistics(
@@ -79,12 +80,8 @@ class FromHidden:
             keeps_wide(source.gradient_dtype, self.operands.inputs[0]),
             shard_of(source.group, self.operands.weights[0]),
         )
-        if any(self.operands.wants):
-            sparse = check_sparse(
-                source.sparse, self.statistics.differentiated, source.hidden, 0.0, source.group is not None
-            )
-            self.statistics = self.statistics._replace(sparse=sparse)
         index = self.operands.scored_index()
+        self.statistics = settle(source.sparse, self.operands, self.statistics, index)
         job = self.operands.job(index, self.statistics)
         if known and may_be_grouped(job, source.plan):
             index, groups = _by_group(self.operands.labels, scoring, index)

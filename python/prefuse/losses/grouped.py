@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from prefuse._backends.arrays import fresh
 from prefuse.linear.call import Call
 from prefuse.linear.gemm import add_product, multiply, sum_dtype
 from prefuse.linear.operators import ONCE_DIFFERENTIABLE
@@ -128,8 +129,8 @@ class _Sums:
 
     def _room(self, like: Tensor, dtype: torch.dtype, filled: bool) -> Tensor:
         """Room for a gradient: zeros, unless a tile is going to have `filled` it."""
-        make = torch.empty_like if filled and self.call.count else torch.zeros_like
-        return make(like, dtype=dtype)
+        made = fresh(torch.empty_like(like, dtype=dtype))
+        return made if filled and self.call.count else made.zero_()
 
     def add(self, part: Tensor | slice, gradient: Tensor) -> None:
         """Add what a tile's d(loss)/d(logits) gives."""

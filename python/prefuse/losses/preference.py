@@ -66,7 +66,8 @@ def preference_loss(
     plan: str | None = None,
     workspace_bytes: int = WORKSPACE_BYTES,
     group: ProcessGroup | None = None,
-    sparse: float | Sparse | None = None,
+    sparse: float | str | Sparse | None = None,
+    logits_dtype: torch.dtype | None = None,
     data_group: ProcessGroup | None = None,
     **columns: Any,
 ) -> Score:
@@ -91,7 +92,7 @@ def preference_loss(
             roles follow in the order in which the objective names them).
         hidden: instead of `logits`, the hidden states that the head makes them of: [R, T, H], [N, H] or [1, N, H].
         weight: beside `hidden`, [V, H]; and so are `bias`, `lora`, `gradient_dtype`, `plan`, `workspace_bytes`,
-            `group` and `sparse`: as in `linear_token_stats`. `plan` may be "grouped" here.
+            `group`, `sparse` and `logits_dtype`: as in `linear_token_stats`. `plan` may be "grouped" here.
         bias: see `weight`.
         lora: see `weight`.
         reference: of the reference model, constants for the gradient: its logits, in the shape of `logits` (or its
@@ -120,6 +121,7 @@ def preference_loss(
         workspace_bytes: see `weight`.
         group: see `weight`.
         sparse: see `weight`.
+        logits_dtype: see `weight`.
         data_group: the processes of data-parallel training whose batches are scored as one, for objectives that look at
             the whole batch (``kto``, ``bco``, ``aot``, ``orpo``, …): responses, the columns that belong to them and
             `groups`, whose ids then mean the same everywhere, follow each other in order of rank, as many as each
@@ -154,6 +156,7 @@ def preference_loss(
             workspace_bytes,
             group,
             sparse,
+            logits_dtype,
         ),
         reference,
         Transform(temperature, softcap, scale, k),

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefuse._arguments.transforms import compiler_disabled
 from prefuse._parallel.sharded_weights import gathered, whole
 from prefuse.functional import token_stats
 from prefuse.linear.functions import linear_token_stats
@@ -232,7 +233,7 @@ def refuse_or_warn(causal_lm: Any, reason: str, fallback: str) -> None:
 _WARNED = "_prefuse_warned"
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@compiler_disabled
 def _way(causal_lm: Any, args: tuple[Any, ...], kwargs: dict[str, Any], own: Callable[..., Any]) -> tuple[str, bool]:
     """Why the head is left to the model, or "" where the product is proven; and whether to catch its hidden states.
 
@@ -251,7 +252,7 @@ def _states(causal_lm: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
     return outputs.last_hidden_state, outputs
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@compiler_disabled
 def _caught_states(causal_lm: Any, own: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
     """What the model's own forward calls its head on [B, T, H], and all that it returns, with logits of no class.
 
@@ -353,6 +354,8 @@ def of_logits(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those options of the head that logits have, too; advice on how to run it is dropped."""
     advice = {"plan", "workspace_bytes", "differentiable", "gradient_dtype", "sparse"}
     kept = {name: value for name, value in options.items() if name not in advice and value is not None}
+    if "logits_dtype" in kept:
+        raise TypeError("logits_dtype: this model makes its logits itself, in its own dtype; leave it out")
     if kept.pop("label_smoothing", 0.0):
         raise TypeError("label_smoothing: this model makes its logits itself, and they are not smoothed; leave it out")
     return kept

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from prefuse._arguments.layout import check_layout, shift_left
+from prefuse._arguments.transforms import compiler_disabled
 from prefuse.functional import sequence_logps
 from prefuse.language import Objective, Score
 from prefuse.linear.functions import HeadOptions, LinearTokenStats, linear_sequence_logps
@@ -121,9 +121,10 @@ class Head:
         """
 
         def inside(hidden: Tensor, tensors: HeadTensors) -> tuple[dict[str, Tensor], Score]:
-            score = preference_loss(
-                objective, labels=tensors.given_labels(), shift=True, **tensors.source(hidden), **options
-            )
+            source = tensors.source(hidden)
+            # Where the model has made its logits, their gradient is dense.
+            own = options if "hidden" in source else {n: v for n, v in options.items() if n != "sparse"}
+            score = preference_loss(objective, labels=tensors.given_labels(), shift=True, **source, **own)
             loss = score.loss if tensors.router_loss is None else score.loss + tensors.router_loss
             return {"loss": loss, "losses": score.losses}, score
 
@@ -358,7 +359,7 @@ class _Carried:
         self._inside = inside
         self.rest: Any = None
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @compiler_disabled
     def __call__(self, hidden: Tensor, tensors: HeadTensors) -> dict[str, Tensor]:
         found, self.rest = self._inside(hidden, tensors)
         return found

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefuse._arguments.transforms import compiler_disabled
 from prefuse.models import proof
 from prefuse.packing import PackedBatch, TreeMask, attention, share
 
@@ -40,7 +41,7 @@ class Counts:
     """Tokens of the batches that a model was called with for a shared head.
 
     Attributes:
-        given: tokens of all rows.
+        given: tokens of all rows, padding among them.
         computed: those that went through the backbone.
     """
 
@@ -89,7 +90,7 @@ def way_of(causal_lm: nn.Module) -> list[Way]:
     return list(_WAYS.get(causal_lm, {}).values())
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@compiler_disabled
 def shared_states(
     causal_lm: Any, states: States, args: tuple[Any, ...], kwargs: Mapping[str, Any], labels: Tensor | None
 ) -> tuple[Tensor, Any]:
@@ -117,7 +118,7 @@ def shared_states(
         given = inputs.get("input_ids")
         _count(causal_lm, *2 * (0 if given is None else given.numel(),))
         return states(*args, **kwargs)
-    _count(causal_lm, batch.given, batch.tree.tokens)
+    _count(causal_lm, inputs["input_ids"].numel(), batch.tree.tokens)
     return _unpacked(batch, *states(**_packed_inputs(batch, inputs, way, causal_lm)))
 
 
@@ -161,6 +162,9 @@ def _why_not(inputs: Mapping[str, Any]) -> str:
 
 
 def _is_data(value: Any) -> bool:
+    """Whether it may hold something of single rows or tokens."""
+    if isinstance(value, Tensor):
+        return value.ndim > 0
     return not (value is None or isinstance(value, bool | int | float | str))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -161,6 +162,7 @@ class _Attention:
         return getattr(self._original, name)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend(
     original: Callable[..., Any],
     module: Any,
@@ -207,6 +209,8 @@ def attend(
     plain = name == "sdpa_attention_forward" and not dropout and _no_score_changes(others)
     if plain and query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and query.dtype == value.dtype:
         return _Blocks.apply(query, key, value, tree, scaling, window).transpose(1, 2)  # type: ignore[no-any-return]
+    if plain and _has_flash(query, value):
+        return _by_lengths(query, key, value, tree, scaling, window)
     given = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window, **others, "position_ids": None}
     if name == "flash_attention_forward":
         return _in_one_call(original, module, query, key, value, tree, given)
@@ -272,18 +276,66 @@ def _in_one_call(
     given: dict[str, Any],
 ) -> Tensor:
     """Flash attention with lengths of its own: the keys of every path end to end; it is causal to the lower right."""
-    spans = [_path_keys(tree, segment, given["sliding_window"]) for segment in range(len(tree.lengths))]
-    device = query.device
-    index = torch.cat([torch.arange(first, last) for first, last in itertools.chain(*spans)]).to(device)
-    keys = [sum(last - first for first, last in each) for each in spans]
+    index, offsets, key_offsets, longest = _end_to_end(tree, given["sliding_window"], query.device)
     lengths = {
-        "cu_seq_lens_q": torch.tensor(tree.starts, dtype=torch.int32, device=device),
-        "cu_seq_lens_k": torch.tensor([0, *itertools.accumulate(keys)], dtype=torch.int32, device=device),
+        "cu_seq_lens_q": offsets,
+        "cu_seq_lens_k": key_offsets,
         "max_length_q": max(tree.lengths),
-        "max_length_k": max(keys),
+        "max_length_k": longest,
     }
     key, value = key.index_select(2, index), value.index_select(2, index)
     return original(module, query, key, value, None, **{**given, **lengths})[0]  # type: ignore[no-any-return]
+
+
+def _has_flash(query: Tensor, value: Tensor) -> bool:
+    """Whether PyTorch's flash attention with lengths of its own takes these."""
+    narrow = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] == value.shape[-1] <= 256
+    return query.device.type == "cuda" and torch.version.hip is None and narrow and _varlen() is not None
+
+
+@functools.cache
+def _varlen() -> Callable[..., Any] | None:
+    """PyTorch's flash attention with lengths of its own, where it has windows and grouped heads."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    return varlen_attn if {"window_size", "enable_gqa", "scale"} <= known.keys() else None
+
+
+def _by_lengths(
+    query: Tensor, key: Tensor, value: Tensor, tree: PrefixTree, scale: float | None, window: int | None
+) -> Tensor:
+    """The same by PyTorch: the keys of every path end to end, in one call."""
+    varlen: Any = _varlen()
+    index, offsets, key_offsets, longest = _end_to_end(tree, window, query.device)
+    rows, keys, values = (each[0].transpose(0, 1) for each in (query, key, value))
+    found: Tensor = varlen(
+        rows,
+        keys.index_select(0, index),
+        values.index_select(0, index),
+        offsets,
+        key_offsets,
+        max(tree.lengths),
+        longest,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=rows.shape[1] != keys.shape[1],
+    )
+    return found[None]
+
+
+@functools.lru_cache(maxsize=4)  # of a batch's layers
+def _end_to_end(tree: PrefixTree, window: int | None, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Where the keys of every segment's path stand, where queries and keys of each begin, and the most keys of one."""
+    spans = [_path_keys(tree, segment, window) for segment in range(len(tree.lengths))]
+    index = torch.cat([torch.arange(first, last) for first, last in itertools.chain(*spans)])
+    keys = [sum(last - first for first, last in each) for each in spans]
+    offsets, key_offsets = (
+        torch.tensor(each, dtype=torch.int32, device=device) for each in (tree.starts, [0, *itertools.accumulate(keys)])
+    )
+    return index.to(device), offsets, key_offsets, max(keys)
 
 
 def flex_mask(tree: PrefixTree, device: torch.device, window: int | None = None) -> Any:

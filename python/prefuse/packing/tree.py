@@ -114,10 +114,18 @@ def _table(rows: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArra
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     flat = np.concatenate(rows) if rows else np.zeros(0, np.int64)
     if flat.ndim == 2:
-        flat = np.unique(flat, axis=0, return_inverse=True)[1].reshape(-1)
+        flat = _in_one_number(flat)
     table = np.full((len(rows), int(lengths.max(initial=0))), -1, dtype=np.int64)
     table[np.arange(table.shape[1]) < lengths[:, None]] = flat
     return table, lengths
+
+
+def _in_one_number(columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers from 0 that are equal where all columns are."""
+    found = np.zeros(len(columns), np.int64)
+    for column in columns.T if len(columns) else ():
+        found = found * (int(column.max()) - int(column.min()) + 1) + (column - column.min())
+    return found
 
 
 def _common(table: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -6,28 +6,30 @@ from collections.abc import Mapping
 
 import torch
 
-from prefuse._arguments.transforms import refuse_transforms
+from prefuse._arguments.transforms import is_transforming, refuse_transforms
 
 from .arrays import NUMPY, PLAIN_TENSORS, TORCH, Array, library_of
 from .autograd import score_with_grad
 from .binding import common_device, on_cpu
 from .call import Call
 from .operator import score_traced
-from .plain import PlainCall, bind_plain
+from .plain import PlainCall, bind_plain, score_plain
 from .plan import CallPlan
 from .score import Score
 
 
 def score(plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
     """Score a batch; with torch, loss and losses carry gradients."""
-    refuse_transforms(arguments.values())
+    if is_transforming():
+        refuse_transforms(arguments.values())
     try:
-        call = bind_plain(plan.traced, numbers, arguments) if plan.plain else None
-        if call is not None:
-            if call.trainable and torch.is_grad_enabled():
+        if plan.plain is not None:
+            found = score_plain(plan.plain, numbers, arguments) if reduction == "mean" else None
+            if found is not None:
+                return found
+            call = bind_plain(plan.traced, numbers, arguments)
+            if call is not None:
                 return _scored(call, reduction, call.trainable)
-            loss, losses, extras, _ = call.score(reduction, (), apart=False)
-            return Score(loss, losses, call, extras)
     except (ValueError, RuntimeError):  # the general way copes, or says what is wrong
         pass
     return _score_other(plan, arguments, numbers, reduction)
@@ -39,7 +41,7 @@ def value_and_grad(
     """Score a batch with the gradients of its loss."""
     refuse_transforms(arguments.values())
     try:
-        call = bind_plain(plan.traced, numbers, arguments) if plan.plain else None
+        call = bind_plain(plan.traced, numbers, arguments) if plan.plain is not None else None
         if call is not None:
             wrt = call.trainable or tuple(plan.traced.columns)
             loss, losses, extras, gradients = call.score(reduction, wrt, apart=False)

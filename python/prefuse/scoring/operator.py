@@ -50,11 +50,14 @@ def mark(form: Any) -> str:
     return repr(form)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _outline(handle: str, names: str, settings: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the roles of the rewards and the names of the metrics."""
     traced = _plan(handle, names, settings).traced
     return traced.reward_roles, traced.metric_names
+
+
+# What `torch.compiler.assume_constant_result` sets, which imports the compiler to do so.
+_outline._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Outline:

@@ -7,7 +7,8 @@ the general way, errors included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 
@@ -15,6 +16,7 @@ from .._backends.arrays import capsule
 from .arrays import PLAIN_TENSORS, TORCH
 from .call import PARALLEL, Call, Scored
 from .layout import one_to_one
+from .score import Score
 from .traced import Traced
 
 # Results are made from these: cheaper than asking torch for a dtype and a device, and blind to its defaults.
@@ -22,7 +24,83 @@ PROTOTYPES = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in (to
 EXACT = (torch.int64, torch.bool)  # lengths and labels, which the extension reads as they are
 
 
-class PlainCall:
+class PlainSource:
+    """Where a `Score`'s rewards and metrics are among the extras; its losses head them."""
+
+    __slots__ = ("count", "traced")
+
+    def __init__(self, traced: Traced, count: int) -> None:
+        self.traced = traced
+        self.count = count
+
+    def rewards(self, extras: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Cut the rewards out of the extras: what lies before the metrics."""
+        roles, count = self.traced.reward_roles, self.count
+        start = len(extras) - len(self.traced.metric_names) - count * len(roles)
+        return {role: extras[start + i * count : start + (i + 1) * count] for i, role in enumerate(roles)}
+
+    def metrics(self, extras: torch.Tensor) -> dict[str, float]:
+        """Cut the metrics out of the extras."""
+        return self.traced.metrics(extras)
+
+
+class PlainStep(NamedTuple):
+    """The program that scores the mean without gradients, and what its call takes: see `Step`.
+
+    `item` is a column with one value per item; the extras have `per_item` values for each and `others` more.
+    """
+
+    run: Callable[..., None]
+    columns: tuple[str, ...]
+    parameters: tuple[str, ...]
+    spaces: int
+    item: str
+    per_item: int
+    others: int
+    traced: Traced
+
+
+def plain_step(traced: Traced) -> PlainStep:
+    """Compile it."""
+    step = traced.score_step("mean", ())
+    sizes = (len(step.spaces), traced.item_columns[0], 1 + len(traced.reward_roles), len(traced.metric_names))
+    return PlainStep(step.program.run, step.columns, step.parameters, *sizes, traced)
+
+
+def score_plain(step: PlainStep, numbers: Mapping[str, float], arguments: Mapping[str, torch.Tensor]) -> Score | None:
+    """Score the mean of what `bind_plain` takes and needs no gradient, in one function; None for all else.
+
+    Raises:
+        ValueError: the columns do not have one value per item each, or are not all on the CPU.
+    """
+    run, columns, parameters, spaces, item, per_item, others, traced = step
+    given, dtype = [], None
+    for name in columns:
+        column = arguments[name]
+        if type(column) not in PLAIN_TENSORS or column.is_neg() or (column.requires_grad and torch.is_grad_enabled()):
+            return None
+        own = column.dtype
+        if own is not dtype and own not in EXACT:
+            if dtype is not None or own not in PROTOTYPES:
+                return None
+            dtype = own
+        given.append(column)
+    if dtype is None or not given[0].is_cpu:  # of the others the program says so
+        return None
+    count = arguments[item].numel()
+    prototype = PROTOTYPES[dtype]
+    loss, extras = torch.empty_like(prototype), prototype.new_empty(count * per_item + others)
+    run(
+        list(map(capsule, given)),
+        [numbers[name] for name in parameters],
+        [count] * spaces,
+        [capsule(loss), capsule(extras)],
+        1 if count < PARALLEL else torch.get_num_threads(),
+    )
+    return Score(loss, count, PlainSource(traced, count), extras)
+
+
+class PlainCall(PlainSource):
     """One call of an objective on CPU tensors [items] and numbers; does what `Call` does.
 
     Args:
@@ -33,7 +111,7 @@ class PlainCall:
         dtype: that of all columns of floats, and of the results.
     """
 
-    __slots__ = ("columns", "count", "numbers", "prototype", "traced", "trainable")
+    __slots__ = ("columns", "numbers", "prototype", "trainable")
 
     arrays = TORCH
 
@@ -45,11 +123,10 @@ class PlainCall:
         trainable: tuple[str, ...],
         dtype: torch.dtype,
     ) -> None:
-        self.traced = traced
+        super().__init__(traced, columns[traced.item_columns[0]].numel())
         self.numbers = numbers
         self.columns = columns
         self.trainable = trainable
-        self.count = columns[traced.item_columns[0]].numel()
         self.prototype = PROTOTYPES[dtype]
 
     def score(self, reduction: str, wrt: tuple[str, ...], apart: bool = True) -> Scored:
@@ -100,16 +177,6 @@ class PlainCall:
         layout = one_to_one(self.traced.trace.spaces, self.count)
         call = Call(self.traced, self.numbers, columns, TORCH, layout, self.prototype.dtype)
         return call.pullback(reduction, wrt, columns, loss_gradient, losses_gradient)
-
-    def rewards(self, extras: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Cut the rewards out of the extras: what lies before the metrics."""
-        roles, count = self.traced.reward_roles, self.count
-        start = len(extras) - len(self.traced.metric_names) - count * len(roles)
-        return {role: extras[start + i * count : start + (i + 1) * count] for i, role in enumerate(roles)}
-
-    def metrics(self, extras: torch.Tensor) -> dict[str, float]:
-        """Cut the metrics out of the extras."""
-        return self.traced.metrics(extras)
 
 
 def bind_plain(traced: Traced, numbers: Mapping[str, float], arguments: Mapping[str, torch.Tensor]) -> PlainCall | None:

@@ -15,6 +15,7 @@ from .arrays import TORCH, Array, Arrays, from_list
 from .binding import common_device, on_cpu
 from .call import Call, bind
 from .definition import Definition
+from .plain import plain_step
 from .settings import Forms, is_number
 
 
@@ -38,7 +39,7 @@ class CallPlan:
         self.grouped = self.traced.trace.grouped
         layout_names = self._layout_names(spaces)
         self._check_names(names, layout_names | self._counted(names), [name for name, _ in forms])
-        self.plain = self._is_plain(names & layout_names)
+        self.plain = plain_step(self.traced) if self._is_plain(names & layout_names) else None
 
     def _layout_names(self, spaces: tuple[str, ...]) -> set[str]:
         """Return the arguments beside columns that mean something to this objective."""
@@ -99,7 +100,7 @@ class CallPlan:
         """Bind tensors where they are if objectives run there, else on the CPU."""
         where = common_device(arguments)
         if device.runs_on(where):
-            return device.bind_on_device(self.traced, numbers, arguments, where, self.grouped, self.plain)
+            return device.bind_on_device(self.traced, numbers, arguments, where, self.grouped, self.plain is not None)
         return self.bind(on_cpu(arguments), numbers, TORCH)
 
     def as_arrays(self, arguments: Mapping[str, Any]) -> dict[str, Array]:

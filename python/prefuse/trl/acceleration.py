@@ -28,7 +28,7 @@ def accelerate(
     disable_dropout: bool = False,
     fallback: str = "logits",
     share_prompts: bool = False,
-    sparse: float | Sparse | None = None,
+    sparse: float | str | Sparse | None = None,
 ) -> Acceleration:
     """Have the LM heads of TRL's trainers run by prefuse.
 

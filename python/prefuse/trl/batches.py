@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefuse.trl.requirements import LISTS, PAIRS, Sources
 from prefuse.trl.rows import reference_columns
@@ -200,6 +200,16 @@ def labels_of(batch: Mapping[str, Any]) -> Tensor:
     """The labels of a batch, aligned with its tokens: −100 where none is scored."""
     labels: Tensor = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
     return labels
+
+
+def joined(*batches: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The rows of several padded batches as those of one, padded on the right to one length; what the model takes."""
+    length = max(batch["input_ids"].shape[1] for batch in batches)
+
+    def rows(name: str) -> Tensor:
+        return torch.cat([nn.functional.pad(each[name], (0, length - each[name].shape[1])) for each in batches])
+
+    return {name: rows(name) for name in ("input_ids", "attention_mask", "completion_mask")}
 
 
 def scored_of(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:

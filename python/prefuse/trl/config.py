@@ -10,7 +10,7 @@ from trl import DPOConfig
 
 from prefuse.language import Objective
 from prefuse.linear.plans import WORKSPACE_BYTES
-from prefuse.linear.sparse import as_sparse
+from prefuse.linear.sparse import AUTO, as_sparse
 from prefuse.losses.preference import _objective
 from prefuse.models.causal_lm import check_fallback
 from prefuse.scoring.variants import VARIANT
@@ -57,9 +57,9 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
             ``average="tokens"``) are taken over: ``"step"``, all micro-batches of an optimiser step in all processes,
             so that 8 rows as 8 x 1 and as 2 x 4 are the same update; or each ``"micro_batch"``, as TRL's DPO trainer.
         workspace_bytes: of the fused head, see `prefuse.preference_loss`.
-        head_sparse: its `sparse`, as 2**-12: gradients of the head from short lists, without bias, rounded anew at
-            every step. On the CPU; objectives whose gradient goes through other statistics than log-probabilities are
-            refused at the first step. None: dense.
+        head_sparse: its `sparse`, as 2**-12 or "auto": gradients of the head from short lists, without bias, rounded
+            anew at every step. On the CPU; with a number, objectives whose gradient goes through other statistics than
+            log-probabilities are refused at the first step. None: dense.
 
     Raises:
         TypeError: an objective that is none, or a hyper-parameter that it does not have.
@@ -106,8 +106,9 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
     workspace_bytes: int = field(
         default=WORKSPACE_BYTES, metadata={"help": "Memory for the logits that are there at a time, in bytes."}
     )
-    head_sparse: float | None = field(
-        default=None, metadata={"help": "Sparse gradients of the head: probabilities below are rounded at random."}
+    head_sparse: float | str | None = field(
+        default=None,
+        metadata={"help": 'Sparse gradients of the head: probabilities below are rounded at random; or "auto".'},
     )
 
     def __post_init__(self) -> None:
@@ -123,10 +124,7 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
         if self.on_nonfinite_loss not in ("error", "log"):
             raise ValueError(f'on_nonfinite_loss: expected "error" or "log", got {self.on_nonfinite_loss!r}')
         check_fallback(self.fallback)
-        try:
-            as_sparse(self.head_sparse)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"head_{error}") from None
+        self.head_sparse = _checked_sparse(self.head_sparse)
         if self.token_mean not in ("step", "micro_batch"):
             raise ValueError(f'token_mean: expected "step" or "micro_batch", got {self.token_mean!r}')
         if self.logging_nan_inf_filter:
@@ -159,6 +157,20 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
                     raise ValueError(f"{name}: given twice, in objective_kwargs as well")
                 given[name] = value
         return given
+
+
+def _checked_sparse(given: float | str | None) -> float | str | None:
+    """`head_sparse` as the head takes it; a number may come as text, from a command line."""
+    if isinstance(given, str) and given != AUTO:
+        try:
+            given = float(given)
+        except ValueError:
+            raise ValueError(f'head_sparse: expected a number, "auto" or None, got {given!r}') from None
+    try:
+        as_sparse(given)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"head_{error}") from None
+    return given
 
 
 def _with(objective: Objective, given: dict[str, Any]) -> Objective:

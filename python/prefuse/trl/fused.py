@@ -31,7 +31,7 @@ class Running(NamedTuple):
 
     fallback: str = "logits"
     share_prompts: bool = False
-    sparse: Sparse | None = None
+    sparse: Sparse | str | None = None
 
 
 AS_ALWAYS = Running()
@@ -97,7 +97,7 @@ def _output(
     hidden: Tensor,
     tensors: HeadTensors,
     settings: Settings,
-    sparse: Sparse | None,
+    sparse: Sparse | str | None,
     shift_labels: Tensor | None,
     items: Any,
 ) -> Any:

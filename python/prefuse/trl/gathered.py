@@ -42,7 +42,7 @@ class GatheringModel:
     """
 
     def __init__(
-        self, head: Head, labels_of: LabelsOf, outputs: Sequence[str] = (), sparse: Sparse | None = None
+        self, head: Head, labels_of: LabelsOf, outputs: Sequence[str] = (), sparse: Sparse | str | None = None
     ) -> None:
         self._head = head
         self._sparse = sparse
@@ -306,7 +306,7 @@ def _cross_entropy(logits: Gathered, labels: Tensor, **options: Any) -> Tensor:
 
 
 def _statistics(
-    hidden: Tensor, tensors: HeadTensors, outputs: Sequence[str], sparse: Sparse | None
+    hidden: Tensor, tensors: HeadTensors, outputs: Sequence[str], sparse: Sparse | str | None
 ) -> dict[str, Tensor]:
     """[B, T] each, that of position t for the token t + 1; mean logits of all positions, the others of scored ones."""
     targets = shift_left(tensors.given_labels(), None, -100, None)[0]

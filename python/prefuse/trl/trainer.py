@@ -31,7 +31,7 @@ from prefuse.losses.preference import preference_loss
 from prefuse.metrics import ranking_accuracy
 from prefuse.models.head import Head, HeadTensors, head
 from prefuse.trl.averages import Means
-from prefuse.trl.batches import PreferenceCollator, labels_of, responses_in, roles_of, scored_of
+from prefuse.trl.batches import PreferenceCollator, joined, labels_of, responses_in, roles_of, scored_of
 from prefuse.trl.config import PreferenceConfig
 from prefuse.trl.dropout import DropoutRates
 from prefuse.trl.images import ImageCollator
@@ -410,7 +410,10 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         return {"reference": hidden, **own}
 
     def _mismatched(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Log-probabilities of completions that answer other prompts, by the policy and the reference."""
+        """Log-probabilities of completions that answer other prompts, by the policy and the reference.
+
+        Where prompts are shared, the reference's of the batch itself come along.
+        """
         if "mismatched" not in inputs:
             return {}
         others = inputs["mismatched"]
@@ -425,7 +428,11 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             policy = self._sequence_logps(model, others)
         reference = self.ref_model or self.model
         with self._as_reference(reference):
-            return {"kl_logps": policy, "ref_kl_logps": self._sequence_logps(reference, others)}
+            if not self.args.share_prompts or "cu_seqlens" in inputs:
+                return {"kl_logps": policy, "ref_kl_logps": self._sequence_logps(reference, others)}
+            # Each prompt once for its own completion and for the other's.
+            own, other = self._sequence_logps(reference, joined(inputs, others)).chunk(2)
+        return {"kl_logps": policy, "ref_kl_logps": other, "reference": own}
 
     def _head(self, model: Any) -> Head:
         """The fused head of a model, which is patched where it is not yet."""
@@ -476,7 +483,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             columns["groups"] = inputs["groups"] + (self.accelerator.process_index << 32)
         labels, offsets = labels_of(inputs), inputs.get("cu_seqlens")
         options = {
-            **self._reference(inputs),
+            **({} if "reference" in columns else self._reference(inputs)),
             **columns,
             "cu_seqlens": offsets,
             "shift": True,
