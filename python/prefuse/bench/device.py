@@ -24,7 +24,19 @@ from torch import Tensor
 
 from prefuse._display import tables
 
-from . import denoising, device_checks, gather, head_device, launches, machine, prompts, results, scoring, timing
+from . import (
+    denoising,
+    device_checks,
+    first_light,
+    gather,
+    head_device,
+    launches,
+    machine,
+    prompts,
+    results,
+    scoring,
+    timing,
+)
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 TRAFFIC = {FORWARD: 1, BACKWARD: 2, BOTH: 3}
@@ -72,6 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtypes", type=_dtypes, help="of logits and latents, such as bf16,f32")
     parser.add_argument("--budget-seconds", type=float, default=math.inf, help="begin no part after so long")
     parser.add_argument(
+        "--first-light", type=Path, metavar="OUT", help="all of a first run into this folder, by steps, within 600 s"
+    )
+    parser.add_argument(
         "--results", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file (%(default)s)"
     )
 
@@ -81,6 +96,11 @@ def main(options: argparse.Namespace) -> int:
     if not torch.cuda.is_available():
         print(NO_DEVICE)
         return 2
+    if options.first_light:
+        budget = options.budget_seconds if math.isfinite(options.budget_seconds) else first_light.SECONDS
+        status = first_light.first_light(options.first_light, budget)
+        print((options.first_light / "summary.txt").read_text())
+        return status
     size = QUICK if options.quick else FULL
     size = size._replace(
         rounds=options.rounds or size.rounds,
