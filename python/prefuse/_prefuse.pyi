@@ -18,7 +18,7 @@ __all__ = [
     "cuda_segment_expand", "cuda_segment_sum", "curate_ends", "curate_first_beaten", "curate_pairs",
     "curate_rank", "distance_backward", "distance_forward", "lists_by_class", "lists_by_row",
     "prefer_huge_pages", "rows_backward", "rows_both", "rows_forward", "rows_lists",
-    "segment_expand", "segment_sum", "simd_level"
+    "segment_expand", "segment_sum", "simd_level", "statistic_names"
 ]
 # fmt: on
 __version__: str
@@ -316,8 +316,9 @@ class Program:
         outputs: Sequence[tuple[str, bool]],
         one_block: bool,
         architecture: int,
+        cached: bool,
     ) -> list[tuple[str, bytes, str]]:
-        """(entry point, machine code, compiler's log) of the same kernels for sm_`architecture`."""
+        """(entry point, machine code, compiler's log) of the same for sm_`architecture`; from the cache: no log."""
 
     def cuda_workspace(self, offsets: Sequence[_Described | int], counts: Mapping[str, int]) -> int:
         """Bytes of workspace that `cuda_launch` needs."""

@@ -8,7 +8,7 @@ use pyo3::types::{PyBytes, PyDict};
 use super::arrays::{Described, Place};
 use super::cuda::{address_of, described, run};
 use crate::array::{ArgumentError, Dtype};
-use crate::cuda::{CudaError, Launch, nvrtc};
+use crate::cuda::{CudaError, Launch, cache, nvrtc};
 use crate::objective::codegen::{Call, Column, DeviceCut, Generated, Signature};
 use crate::objective::{self, GraphError};
 
@@ -115,26 +115,33 @@ pub fn sources(
     Ok(generated.entries(&signature(columns)?, &signature(outputs)?, one_block))
 }
 
-/// (entry point, machine code, compiler log) for an architecture, not from the cache.
+/// (entry point, machine code, compiler log) for an architecture; with `cached`, code from the cache and an empty log.
 pub fn compile<'py>(
     py: Python<'py>,
     generated: &Generated,
     columns: &[(String, bool)],
     outputs: &[(String, bool)],
     one_block: bool,
-    architecture: i32,
+    (architecture, cached): (i32, bool),
 ) -> PyResult<Vec<(&'static str, Bound<'py, PyBytes>, String)>> {
     let programs = generated.programs(&signature(columns)?, &signature(outputs)?, one_block);
     let compiled = py.detach(|| {
         let nvrtc = nvrtc::nvrtc()?;
         programs
             .iter()
-            .map(|entry| Ok((entry.kernel, nvrtc.compile(entry, architecture)?)))
+            .map(|entry| {
+                if cached {
+                    let cubin = cache::compiled(nvrtc, entry, architecture)?;
+                    return Ok((entry.kernel, cubin, String::new()));
+                }
+                let code = nvrtc.compile(entry, architecture)?;
+                Ok((entry.kernel, code.cubin, code.log))
+            })
             .collect::<Result<Vec<_>, CudaError>>()
     })?;
     Ok(compiled
         .into_iter()
-        .map(|(name, code)| (name, PyBytes::new(py, &code.cubin), code.log))
+        .map(|(name, cubin, log)| (name, PyBytes::new(py, &cubin), log))
         .collect())
 }
 

@@ -140,16 +140,24 @@ pub fn cuda_rows_both(
         by_statistic("out", out.at(place, "out")?)?,
         gradient.at(place, "gradient")?,
     );
-    let target = Target::from(Device::get(device)?);
-    let launches = rows_cuda::both(
-        &rows,
-        (&stats, k),
-        &grads,
-        &out,
-        gradient,
-        workspace.at(place, "workspace")?.address,
-        target,
-    )?;
+    let workspace = workspace.at(place, "workspace")?.address;
+    let plan = |target| {
+        rows_cuda::both(
+            &rows,
+            (&stats, k),
+            &grads,
+            &out,
+            gradient,
+            workspace,
+            target,
+        )
+    };
+    let on = Device::get(device)?;
+    let target = Target::from(on);
+    let mut launches = plan(target)?;
+    if !py.detach(|| driver::has_places(on, stream, &launches))? {
+        launches = plan(target.without_clusters())?;
+    }
     run(py, device, stream, launches)
 }
 

@@ -127,6 +127,7 @@ impl Program {
         outputs: Vec<(String, bool)>,
         one_block: bool,
         architecture: i32,
+        cached: bool,
     ) -> PyResult<Vec<(&'static str, Bound<'py, PyBytes>, String)>> {
         codegen::compile(
             py,
@@ -134,7 +135,7 @@ impl Program {
             &columns,
             &outputs,
             one_block,
-            architecture,
+            (architecture, cached),
         )
     }
 

@@ -21,6 +21,8 @@ pub struct Device {
     pub shared: usize,
     context: sys::CUcontext,
     functions: OncePerKey<Function>,
+    /// Whether the clusters of a launch have a place, by kernel and shared memory.
+    places: OncePerKey<bool>,
 }
 
 /// A loaded kernel; its module is never unloaded.
@@ -79,7 +81,7 @@ fn initialise() -> Result<()> {
 }
 
 /// Every function of the driver that is called, here or by cudarc on the way, which panics where one is not there.
-const FUNCTIONS: [&str; 18] = [
+const FUNCTIONS: [&str; 19] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -98,6 +100,7 @@ const FUNCTIONS: [&str; 18] = [
     "cuStreamIsCapturing",
     "cuLaunchKernel",
     "cuLaunchKernelEx",
+    "cuOccupancyMaxActiveClusters",
 ];
 
 /// Those of [`FUNCTIONS`] that the driver lacks.
@@ -168,13 +171,13 @@ impl Device {
             // SAFETY: as above; never released, like PyTorch's own reference.
             context: unsafe { result::primary_ctx::retain(handle)? },
             functions: OncePerKey::new(),
+            places: OncePerKey::new(),
         })
     }
 
     /// The kernel of a launch, compiled and loaded at its first use. The context is current.
     fn function(&self, launch: &Launch, stream: sys::CUstream) -> Result<Function> {
-        let program = &launch.program;
-        let key = format!("{} {}", program.kernel, program.definitions().join(" "));
+        let key = name_of(launch);
         self.functions.get(&key, || self.load(launch, stream, &key))
     }
 
@@ -204,6 +207,12 @@ impl Device {
             .map(Function)
             .map_err(failed(&format!("loading {key}")))
     }
+}
+
+/// A kernel and the constants it is compiled with.
+fn name_of(launch: &Launch) -> String {
+    let program = &launch.program;
+    format!("{} {}", program.kernel, program.definitions().join(" "))
 }
 
 /// Lets launches of a kernel ask for as much dynamic shared memory as a block of the device can have.
@@ -270,6 +279,40 @@ pub unsafe fn launch(device: &Device, stream: usize, launches: &[Launch]) -> Res
     Ok(())
 }
 
+/// Whether the device has a place for the clusters of all `launches`, as its driver says. Sizes up to 8 are common to all devices that
+/// have clusters, but a part of one (MIG) may have too few multiprocessors side by side.
+pub fn has_places(device: &Device, stream: usize, launches: &[Launch]) -> Result<bool> {
+    if launches.iter().all(|launch| launch.cluster == 1) {
+        return Ok(true);
+    }
+    let _current = Current::enter(device.context)?;
+    for launch in launches.iter().filter(|launch| launch.cluster > 1) {
+        let function = device.function(launch, stream as sys::CUstream)?.0;
+        let key = format!("{} {}", name_of(launch), launch.shared);
+        // SAFETY: the function is loaded in the current context.
+        let has_place = || Ok(unsafe { active_clusters(function, launch) } > 0);
+        if !device.places.get(&key, has_place)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// How many clusters of a launch can be resident at once; 0 where the driver refuses to say.
+///
+/// # Safety
+/// `function` is the launch's kernel, and its context is current.
+unsafe fn active_clusters(function: sys::CUfunction, launch: &Launch) -> c_int {
+    let mut count = 0;
+    let mut attributes = [cluster_attribute(launch.cluster)];
+    let config = configuration(launch, null_mut(), &mut attributes);
+    // SAFETY: passed on to the caller; configuration and attributes live until the call returns, which writes one integer.
+    match unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config).result() } {
+        Ok(()) => count,
+        Err(_) => 0,
+    }
+}
+
 /// # Safety
 /// As for [`launch`]; `function` is the launch's kernel, and its context is current.
 unsafe fn queue(
@@ -293,7 +336,19 @@ unsafe fn queue(
         };
     }
     let mut attributes = [cluster_attribute(launch.cluster)];
-    let config = sys::CUlaunchConfig {
+    let config = configuration(launch, stream, &mut attributes);
+    // SAFETY: passed on to the caller; configuration, attributes and parameters live until the call returns.
+    unsafe {
+        sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), null_mut()).result()
+    }
+}
+
+fn configuration(
+    launch: &Launch,
+    stream: sys::CUstream,
+    attributes: &mut [sys::CUlaunchAttribute; 1],
+) -> sys::CUlaunchConfig {
+    sys::CUlaunchConfig {
         gridDimX: launch.grid,
         gridDimY: 1,
         gridDimZ: 1,
@@ -304,10 +359,6 @@ unsafe fn queue(
         hStream: stream,
         attrs: attributes.as_mut_ptr(),
         numAttrs: 1,
-    };
-    // SAFETY: passed on to the caller; configuration, attributes and parameters live until the call returns.
-    unsafe {
-        sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), null_mut()).result()
     }
 }
 

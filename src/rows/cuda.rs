@@ -27,6 +27,9 @@ const DEFINES: &[&str] = &[
     "PARTS",
 ];
 
+/// The first compute capability that has clusters.
+const FIRST_WITH_CLUSTERS: i32 = 90;
+
 /// What a plan depends on of the device.
 #[derive(Clone, Copy)]
 pub struct Target {
@@ -35,6 +38,16 @@ pub struct Target {
     pub capability: i32,
     /// Bytes of shared memory that a block may have.
     pub shared: usize,
+}
+
+impl Target {
+    /// The same device, had it no clusters.
+    pub fn without_clusters(self) -> Target {
+        Target {
+            capability: self.capability.min(FIRST_WITH_CLUSTERS - 1),
+            ..self
+        }
+    }
 }
 
 impl From<&Device> for Target {
@@ -279,7 +292,6 @@ struct Hold {
 impl Hold {
     /// `None` where rows are too wide for clusters of the target, or it has none.
     fn new(width: usize, size: usize, geometry: &Geometry, target: Target) -> Option<Hold> {
-        const FIRST_WITH_CLUSTERS: i32 = 90;
         /// What every such device can do, unless it has fewer multiprocessors.
         const LARGEST_CLUSTER: usize = 8;
         /// More than the kernel's static shared memory.

@@ -536,3 +536,113 @@ impl Call<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rows::Temperature;
+
+    const WIDTH: usize = 2 * CHUNK + 77;
+    const ROWS: usize = 3;
+
+    fn array<T>(address: *const T, dtype: Dtype, shape: &[usize]) -> Array {
+        let mut strides = vec![1; shape.len()];
+        for dim in (1..shape.len()).rev() {
+            strides[dim - 1] = strides[dim] * shape[dim] as isize;
+        }
+        // SAFETY: the tests keep the memory alive.
+        unsafe { Array::new(address as usize, dtype, shape, &strides) }.unwrap()
+    }
+
+    /// Rows that look random, some of whose classes are banned.
+    fn logits() -> Vec<f32> {
+        (0..ROWS * WIDTH)
+            .map(|i| match i % 11 {
+                7 => f32::NEG_INFINITY,
+                _ => ((i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / 1e6 - 8.0,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_level_lists_what_the_definition_says() {
+        let (logits, labels, numbers) = (logits(), [5i64, 4100, 8268], [9i64, 2, 7]);
+        let rows = Rows {
+            logits: array(logits.as_ptr(), Dtype::F32, &[ROWS, WIDTH]),
+            labels: array(labels.as_ptr(), Dtype::I64, &[ROWS]),
+            mask: None,
+            reference: None,
+            temperature: Temperature::Same(0.9),
+            scale: 1.0,
+            softcap: 0.0,
+            ignore_index: -100,
+            first_class: 0,
+            classes: WIDTH as i64,
+        };
+        let stats = [Stat::Lse, Stat::Logp];
+        let sampling = Sampling {
+            eps: 1e-3,
+            seed: 11,
+            step: 4,
+        };
+        for level in Level::available() {
+            let (mut table, mut at_label) = ([0f32; 2 * ROWS], [0f32; 2 * ROWS]);
+            let table = array(table.as_mut_ptr(), Dtype::F32, &[2, ROWS]);
+            let per_row = PerRow {
+                numbers: &array(numbers.as_ptr(), Dtype::I64, &[ROWS]),
+                at_label: &array(at_label.as_mut_ptr(), Dtype::F32, &[2, ROWS]),
+            };
+            // SAFETY: all arrays are of vectors that live here.
+            let lists = unsafe {
+                let live = rows.live().unwrap();
+                let forward = Forward::new(&rows, (&stats, 10), &table, &live, level);
+                let call = Call {
+                    rows: &rows,
+                    stats: &stats,
+                    table: &table,
+                    per_row: &per_row,
+                    sampling,
+                    level,
+                };
+                call.run::<f32>(&live, Some(&forward), 1)
+            };
+            let mut start = 0;
+            for row in 0..ROWS {
+                let end = start + lists.lengths[row] as usize;
+                let found = &lists.classes[start..end];
+                assert!(
+                    found.is_sorted() && found.len() > 100,
+                    "{level:?}: {}",
+                    found.len()
+                );
+                check_row(
+                    &logits[row * WIDTH..][..WIDTH],
+                    labels[row],
+                    numbers[row],
+                    sampling,
+                    found,
+                );
+                start = end;
+            }
+        }
+    }
+
+    fn check_row(x: &[f32], label: i64, number: i64, sampling: Sampling, found: &[i64]) {
+        let z: Vec<f64> = x.iter().map(|x| f64::from(*x) / 0.9).collect();
+        let mass: f64 = z.iter().map(|z| z.exp()).sum();
+        let key = Key::new(sampling, number);
+        for (class, z) in z.iter().enumerate() {
+            let u = (f64::from(key.finish(key.begin(class as u32))) + 0.5) / (1u64 << 32) as f64;
+            let ratio = z.exp() / mass / (sampling.eps * u);
+            // Next to its threshold a probability may be rounded to either side.
+            if (ratio - 1.0).abs() > 1e-5 {
+                let listed = ratio > 1.0 && class as i64 != label;
+                assert_eq!(
+                    found.binary_search(&(class as i64)).is_ok(),
+                    listed,
+                    "{class}: {ratio}"
+                );
+            }
+        }
+    }
+}

@@ -39,6 +39,6 @@ def test_random_graph(dtypes, take):
     program = RandomGraph(len(dtypes[0]) + 7 * take).program()
     columns = [(dtypes[0], take)] * len(program.columns)
     outputs = [(dtypes[1], take)] * len(program.output_spaces)
-    kernels = program.cuda_compile(columns, outputs, True, 80)
+    kernels = program.cuda_compile(columns, outputs, True, 80, False)
     assert _is_code(kernels)
     assert not _spilled(kernels)

@@ -20,7 +20,7 @@ FUNCTIONS = (
     *("cuInit", "cuDriverGetVersion", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetAttribute", "cuDeviceGetName"),
     *("cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuModuleLoadData"),
     *("cuModuleGetFunction", "cuFuncGetAttribute", "cuFuncSetAttribute", "cuStreamIsCapturing", "cuLaunchKernel"),
-    "cuLaunchKernelEx",
+    *("cuLaunchKernelEx", "cuOccupancyMaxActiveClusters"),
 )
 NAMED = ("cuGetErrorName", "cuGetErrorString")
 STUB_LIBRARY, NO_DEVICE = 34, 100

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import prefuse
+from prefuse.models import sharing
 from prefuse.models.sharing import Counts, way_of
 from prefuse.objectives import get
 from tests.linear.test_preference import VARIANTS, columns_for, variant_id
@@ -226,6 +227,17 @@ def test_a_line_says_what_was_spared(caplog):
         "LlamaForCausalLM shares prompts (no mask)",
         f"prompts are shared: {computed} of the first batch's {labels.numel()} tokens are computed",
     ]
+
+
+def test_a_model_is_tried_once(monkeypatch):
+    """However often heads are put on and taken off."""
+    model, (inputs, labels) = causal_lm("llama").eval(), batch()
+    tried = []
+    monkeypatch.setattr(sharing, "_tried", lambda *given, own=sharing._tried: tried.append(1) or own(*given))
+    for _ in range(3):
+        with prefuse.head(model, share_prompts=True) as head:
+            head.token_logps(labels, inputs=inputs)
+    assert len(tried) == 1
 
 
 # Where rows are computed whole

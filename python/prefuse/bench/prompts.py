@@ -175,8 +175,7 @@ def _logps(name: str, model: Any, made: Batch) -> Callable[[], Tensor]:
 
 
 def _by_prefuse(model: Any, made: Batch, share_prompts: bool) -> Tensor:
-    with head(model, share_prompts=share_prompts) as fused:
-        return fused.sequence_logps(made.labels, inputs={"input_ids": made.ids})
+    return head(model, share_prompts=share_prompts).sequence_logps(made.labels, inputs={"input_ids": made.ids})
 
 
 def _by_dense_mask(model: Any, made: Batch) -> Tensor:

@@ -2,7 +2,8 @@
 
 Works without a GPU, a driver or NVRTC. `--compile` compiles every kernel for every supported architecture (for which
 NVRTC is enough) and prints registers, spilled bytes and shared memory: see `prefuse.doctor.compile_all`. `--slots`
-counts the instructions of their main loops: see `prefuse.doctor.slots`.
+counts the instructions of their main loops: see `prefuse.doctor.slots`. `--warm sm_90` fills the cache for machines
+elsewhere: see `prefuse.doctor.warm`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from prefuse._backends.nvrtc import ARCHITECTURES, nvrtc_candidates, prepare
 from prefuse._display.html import bold, table
 from prefuse.doctor.compile_all import compile_all
 from prefuse.doctor.slots import count_all
+from prefuse.doctor.warm import architecture_of, warm
 
 
 class Finding(NamedTuple):
@@ -106,14 +108,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="compile every kernel for every supported architecture")
     parser.add_argument("--detail", action="store_true", help="with --compile: a line per kernel and architecture")
     parser.add_argument(
+        "--warm",
+        metavar="SM",
+        type=_architecture,
+        help="compile likely kernels into the cache for one architecture: sm_90",
+    )
+    parser.add_argument(
         "--slots", action="store_true", help="count the instructions of the kernels' main loops (takes nvdisasm)"
     )
+
+
+def _architecture(name: str) -> int:
+    try:
+        return architecture_of(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main(options: argparse.Namespace) -> int:
     """Prints the table; returns the exit status: 1 if a kernel does not compile or cannot be counted, else 0."""
     print(report())
-    status = compile_all(options.detail) if options.compile else 0
+    status = warm(options.warm) if options.warm else compile_all(options.detail) if options.compile else 0
     return max(status, count_all()) if options.slots else status
 
 

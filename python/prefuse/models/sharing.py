@@ -232,11 +232,10 @@ def _way(causal_lm: Any, states: States, inputs: Mapping[str, Any]) -> Way:
     """How this model shares prompts, tried once per state of it."""
     attention.install_for_good()
     known = _WAYS.setdefault(causal_lm, {})
-    forward = vars(causal_lm).get("forward")
     device = next(causal_lm.parameters()).device
     config = causal_lm.config.get_text_config()
     key = (
-        proof.identity(getattr(forward, "__func__", forward)),
+        proof.identity(type(causal_lm).forward),  # that of the object is another each time a head is put on
         *(getattr(config, name, None) for name in ("_attn_implementation", "sliding_window")),
         *(causal_lm.dtype, device.type, torch.is_autocast_enabled(device.type)),
     )

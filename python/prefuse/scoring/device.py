@@ -238,10 +238,19 @@ class _DeviceArranger(Arranger):
         return int(starts[-1])
 
 
-def compiled(traced: Traced, architecture: int, one_block: bool) -> list[tuple[str, bytes, str]]:
-    """Compile, for sm_`architecture`, the kernels of a score with all its gradients; columns and results are f32.
+def compiled(
+    traced: Traced, architecture: int, one_block: bool, wrt: Sequence[str] | None = None, cached: bool = False
+) -> list[tuple[str, bytes, str]]:
+    """Compile, for sm_`architecture`, the kernels of a score with gradients; columns and results are f32.
 
-    Needs NVRTC, but no GPU. `one_block`: those of a small batch, else those of a large one.
+    Needs NVRTC, but no GPU.
+
+    Args:
+        traced: the objective.
+        architecture: compute capability, 90 for 9.0.
+        one_block: the kernels of a small batch, else those of a large one.
+        wrt: the columns whose gradients are wanted, by default all.
+        cached: take code from the cache, or leave it there; logs are empty then.
 
     Returns:
         (entry point, machine code, compiler's log) of each kernel.
@@ -250,6 +259,6 @@ def compiled(traced: Traced, architecture: int, one_block: bool) -> list[tuple[s
         RuntimeError: there is no NVRTC, or something does not compile.
     """
     prepare()
-    program = traced.score_step("mean", tuple(traced.columns)).program
+    program = traced.score_step("mean", tuple(traced.columns if wrt is None else wrt)).program
     columns, outputs = ([("f32", False)] * len(named) for named in (program.columns, program.output_spaces))
-    return program.cuda_compile(columns, outputs, one_block, architecture)
+    return program.cuda_compile(columns, outputs, one_block, architecture, cached)
