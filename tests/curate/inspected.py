@@ -83,7 +83,36 @@ def implicit(count=200, seed=4):
     ]
 
 
-CLEAN = {"pairs": pairs, "labelled": labelled, "lists": lists, "messages": messages, "implicit": implicit}
+def labelled_messages(count=200, seed=5):
+    return [
+        {
+            "prompt": [said("user", row["prompt"])],
+            "completion": [said("assistant", row["completion"])],
+            "label": row["label"],
+        }
+        for row in labelled(count, seed)
+    ]
+
+
+def lists_of_messages(count=200, seed=6):
+    return [
+        {
+            "prompt": [said("user", row["prompt"])],
+            "completions": [[said("assistant", text)] for text in row["completions"]],
+            "scores": row["scores"],
+        }
+        for row in lists(count, seed)
+    ]
+
+
+OF_TEXT = {"pairs": pairs, "labelled": labelled, "lists": lists}
+OF_MESSAGES = {
+    "messages": messages,
+    "implicit": implicit,
+    "labelled_messages": labelled_messages,
+    "lists_of_messages": lists_of_messages,
+}
+CLEAN = {**OF_TEXT, **OF_MESSAGES}
 
 
 @functools.cache

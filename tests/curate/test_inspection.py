@@ -26,7 +26,7 @@ def test_clean_data_has_no_alarm(kind, tokenized):
     assert found.rows == found.sampled == len(rows)
     assert found.unit == ("tokens" if tokenized else "characters")
     assert (found["prefix"].of > 0) == tokenized
-    assert found.messages == (kind in ("messages", "implicit"))
+    assert found.messages == (kind in inspected.OF_MESSAGES)
 
 
 @pytest.mark.parametrize("kind", MAKERS)

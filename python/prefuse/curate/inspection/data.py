@@ -276,6 +276,8 @@ def _content(value: Any, row: int, name: str) -> Any:
 
 
 def _message(message: Any, row: int, name: str) -> dict[str, Any]:
+    if _is_plain(message):  # as nearly all are
+        return message  # type: ignore[no-any-return]
     if not isinstance(message, dict) or "role" not in message:
         hint = "; from and value must be renamed" if isinstance(message, dict) and "from" in message else ""
         got = f"a dict with {', '.join(map(str, message))}" if isinstance(message, dict) else _shown(message)
@@ -291,6 +293,13 @@ def _message(message: Any, row: int, name: str) -> dict[str, Any]:
         if not isinstance(part, (str, dict)):
             _wrong_type(name, row, "parts of a message's content to be text or dicts with a type", part)
     return made
+
+
+def _is_plain(message: Any) -> bool:
+    """Whether a message is a role and text, and nothing else."""
+    if not isinstance(message, dict) or len(message) != 2:
+        return False
+    return isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
 
 
 def _same_kind(columns: Mapping[str, tuple[list[Any], str]]) -> bool:
@@ -342,6 +351,8 @@ def _visible(messages: Any) -> str:
 def content_of(message: Mapping[str, Any]) -> str:
     """What is to be read of one message; calls of tools as they print, an image as its kind."""
     content = message.get("content")
+    if len(message) == 2 and isinstance(content, str):
+        return content
     if isinstance(content, list):
         parts = [part if isinstance(part, str) else part.get("text") or f"<{part.get('type')}>" for part in content]
         content = "".join(map(str, parts))
