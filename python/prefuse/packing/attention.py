@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from prefuse._arguments.transforms import compiler_disabled
 from prefuse.packing.tree import PrefixTree
 
 
@@ -162,7 +163,7 @@ class _Attention:
         return getattr(self._original, name)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@compiler_disabled
 def attend(
     original: Callable[..., Any],
     module: Any,
