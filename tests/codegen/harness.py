@@ -138,7 +138,8 @@ def recording() -> Iterator[list[Recorded]]:
         watched.program = _Recording(step.program, log)  # type: ignore[assignment]
         run(self, watched, *arguments)
 
-    with mock.patch.object(Call, "_run", recorded), mock.patch.object(execution, "bind_plain", lambda *arguments: None):
+    general = {name: lambda *arguments: None for name in ("bind_plain", "score_plain")}
+    with mock.patch.object(Call, "_run", recorded), mock.patch.multiple(execution, **general):
         yield log
 
 
