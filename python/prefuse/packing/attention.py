@@ -372,6 +372,10 @@ class _Block:
     def __init__(self, queries: slice, keys: slice, causal: bool, mask: Tensor | None = None) -> None:
         self.queries, self.keys, self.causal, self.mask = queries, keys, causal, mask
 
+    def of(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the block."""
+        return query[:, :, self.queries], key[:, :, self.keys], value[:, :, self.keys]
+
 
 @functools.lru_cache(maxsize=4)  # of a batch's layers, forward and backward
 def _blocks(tree: PrefixTree, window: int | None, dtype: torch.dtype) -> tuple[_Block, ...]:
@@ -432,15 +436,8 @@ class _Blocks(torch.autograd.Function):
         lse = torch.empty(1, heads, tree.tokens, dtype=wide)
         for block in _blocks(tree, window, query.dtype):
             rows, keys = block.queries, block.keys
-            made, made_lse = _forward(
-                query[:, :, rows],
-                key[:, :, keys],
-                value[:, :, keys],
-                0.0,
-                block.causal,
-                attn_mask=block.mask,
-                scale=scale,
-            )
+            operands = block.of(query, key, value)
+            made, made_lse = _forward(*operands, 0.0, block.causal, attn_mask=block.mask, scale=scale)
             if rows.start == keys.start:  # the segment itself, which comes first
                 out[:, :, rows], lse[:, :, rows] = made, made_lse
             else:
@@ -462,18 +459,9 @@ class _Blocks(torch.autograd.Function):
         sums = [torch.zeros(each.shape, dtype=wide) for each in (query, key, value)]
         for block in _blocks(tree, window, query.dtype):
             rows, keys = block.queries, block.keys
-            made = _backward(
-                grad[:, :, rows],
-                query[:, :, rows],
-                key[:, :, keys],
-                value[:, :, keys],
-                out[:, :, rows],
-                lse[:, :, rows],
-                0.0,
-                block.causal,
-                attn_mask=block.mask,
-                scale=scale,
-            )
+            results = out[:, :, rows], lse[:, :, rows]
+            operands = grad[:, :, rows], *block.of(query, key, value), *results
+            made = _backward(*operands, 0.0, block.causal, attn_mask=block.mask, scale=scale)
             for total, part, span in zip(sums, made, (rows, keys, keys), strict=True):
                 total[:, :, span] += part
         return *(total.to(query.dtype) for total in sums), None, None, None
