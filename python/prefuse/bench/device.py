@@ -194,7 +194,7 @@ def _all_rows(
 def bandwidth(size: Size, device: torch.device) -> dict[str, float]:
     """Bytes per second of reading and of copying, printed and returned."""
     cases = machine.bandwidth_cases(min(size.copied, torch.cuda.mem_get_info(device)[0] // 4), device)
-    timings = timing.interleaved_on_device({name: _ready(run) for name, (run, _) in cases.items()}, size.rounds)
+    timings = timing.interleaved_on_device({name: timing.ready(run) for name, (run, _) in cases.items()}, size.rounds)
     speeds = {name: moved / timings[name].median for name, (_, moved) in cases.items()}
     tables.show("memory", ("what", "GB/s"), [(name, f"{speed / 1e9:.0f}") for name, speed in speeds.items()])
     return speeds
@@ -262,7 +262,7 @@ def takes_part(name: str, direction: str) -> bool:
 def case(name: str, logits: Tensor, labels: Tensor, direction: str) -> Callable[[], Callable[[], object]]:
     """A hand for `timing.interleaved_on_device`."""
     if direction != BACKWARD:
-        return _ready(gather.bound(name, logits, labels, direction == BOTH))
+        return timing.ready(gather.bound(name, logits, labels, direction == BOTH))
     own = logits.clone() if name in gather.OVERWRITES else logits
     hand, upstream = gather.hand(name), torch.ones(len(labels), device=labels.device)
     return lambda: gather.before_backward(hand, own, labels, upstream)
@@ -291,7 +291,7 @@ def measure_denoising(size: Size, speeds: Mapping[str, float], device: torch.dev
             release()
             predicted, target = denoising.inputs(shape, dtype, device)
             for task in denoising.VISITS:
-                hands = {name: _ready(run) for name, run in denoising.cases(predicted, target, task).items()}
+                hands = {name: timing.ready(run) for name, run in denoising.cases(predicted, target, task).items()}
                 timings = timing.interleaved_on_device(hands, size.rounds)
                 moved = denoising.least_bytes(predicted, task)
                 part = compared(timings, predicted, task, moved, speeds)
@@ -320,10 +320,6 @@ def release() -> None:
     torch.compiler.reset()
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def _ready(run: Callable[[], object]) -> Callable[[], Callable[[], object]]:
-    return lambda: run
 
 
 def _version(package: str) -> str | None:

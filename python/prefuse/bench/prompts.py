@@ -80,9 +80,7 @@ def measure(size: Size, rounds: int, device: torch.device) -> list[dict[str, Any
     for shape in size.shapes:
         made = batch(shape, model.config.vocab_size).to(device)
         steps = {name: step(name, model, made) for name in (WHOLE, SHARED)}
-        timings = timing.interleaved_on_device(
-            {name: functools.partial(_ready, s) for name, s in steps.items()}, rounds
-        )
+        timings = timing.interleaved_on_device({name: timing.ready(s) for name, s in steps.items()}, rounds)
         cases += [
             {"shape": shape._asdict(), "tokens_whole": shape.whole, "tokens_packed": shape.packed, "hand": name}
             | {"seconds": found.as_dict(), "speed_up": timings[WHOLE].median / found.median}
@@ -99,10 +97,6 @@ def measure(size: Size, rounds: int, device: torch.device) -> list[dict[str, Any
     ]
     tables.show("prompt, response, responses, prompts", ("shape", "hand", "ms", "speed-up (higher is better)"), rows)
     return cases
-
-
-def _ready(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    return run
 
 
 def causal_lm(folder: str | None = None, layers: int | None = None, trained_head: bool = False) -> Any:

@@ -83,6 +83,11 @@ def interleaved_on_device(
     return {name: _summary(samples[name], 1) for name in cases}
 
 
+def ready(run: Callable[[], object]) -> Callable[[], Callable[[], object]]:
+    """A case of `interleaved_on_device` that has nothing to get ready."""
+    return lambda: run
+
+
 def _in_turns(sample: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {name: [] for name in sample}
     order = list(sample)
