@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import nn
 
+from prefuse._patches import Acceleration, Patch, original, patch
 from prefuse.compat.trl import ChunkedLogProbFunction
 from prefuse.linear.sparse import Sparse, as_sparse
 from prefuse.models.causal_lm import check_fallback
 from prefuse.trl import compatibility, fused, gathered
 from prefuse.trl.dropout import DropoutRates
-from prefuse.trl.patching import Patch, original, patch
 
 __all__ = ["Acceleration", "accelerate"]
 
@@ -78,38 +78,6 @@ def accelerate(
     return made
 
 
-class Acceleration:
-    """What `accelerate` has put in place, and the way back.
-
-    Attributes:
-        places: what runs on prefuse, in words.
-    """
-
-    def __init__(self) -> None:
-        self.places: list[str] = []
-        self._undo: list[Callable[[], None]] = []
-
-    def remove(self) -> None:
-        """Puts everything back as it was; a second time does nothing."""
-        while self._undo:
-            self._undo.pop()()
-        self.places = []
-
-    def __enter__(self) -> Acceleration:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
-
-    def __repr__(self) -> str:
-        return f"Acceleration({', '.join(self.places) or 'removed'})"
-
-    def _add(self, place: str, undo: Callable[[], None]) -> None:
-        if place not in self.places:
-            self.places.append(place)
-        self._undo.append(undo)
-
-
 def _accelerate_all(running: fused.Running) -> Acceleration:
     compatibility.check_fused()
     trainers = [trainer for trainer in compatibility.LOGIT_TRAINERS if compatibility.module(trainer.module) is not None]
@@ -117,12 +85,12 @@ def _accelerate_all(running: fused.Running) -> Acceleration:
         compatibility.check_logit_trainer(trainer)
     made = Acceleration()
     patched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-    made._add("trl.add_fused_lm_head", functools.partial(_unpatch, patched))
+    made.add("trl.add_fused_lm_head", functools.partial(_unpatch, patched))
     for name in (compatibility.UTILITIES, *compatibility.FUSED_TRAINERS):
         if (module := compatibility.module(name)) is not None:
-            made._undo.append(patch(module, "add_fused_lm_head", functools.partial(_adding, patched, running)).remove)
+            made.add(None, patch(module, "add_fused_lm_head", functools.partial(_adding, patched, running)).remove)
     for name, attribute in _KERNELS:
-        made._add(f"trl.{attribute.lstrip('_')}", patch(compatibility.module(name), attribute, _kernel).remove)
+        made.add(f"trl.{attribute.lstrip('_')}", patch(compatibility.module(name), attribute, _kernel).remove)
     for trainer in trainers:
         _gather(made, trainer, getattr(compatibility.module(trainer.module), trainer.name), running)
     return made
@@ -142,7 +110,7 @@ def _accelerate_one(trainer: Any, running: fused.Running) -> Acceleration:
         for name in ("model", "ref_model"):
             causal_lm = _patched(getattr(trainer, name, None), running)
             if causal_lm is not None:
-                made._add(f"{type(trainer).__name__}.{name}", functools.partial(fused.unpatch, causal_lm))
+                made.add(f"{type(trainer).__name__}.{name}", functools.partial(fused.unpatch, causal_lm))
     except ValueError:
         made.remove()
         raise
@@ -162,7 +130,7 @@ def _disable_dropout(made: Acceleration, trainer: Any) -> None:
     if len(rates):
         zero = contextlib.ExitStack()
         zero.enter_context(rates.zero())
-        made._add(f"dropout rates of 0 ({', '.join(rates.names())})", zero.close)
+        made.add(f"dropout rates of 0 ({', '.join(rates.names())})", zero.close)
 
 
 def _patched(model: Any, running: fused.Running) -> nn.Module | None:
@@ -207,9 +175,9 @@ def _gather(made: Acceleration, kind: compatibility.LogitTrainer, owner: Any, ru
     """Patches the method that builds logits, of a class or of one trainer, and the functions that it gives them to."""
     module = compatibility.module(kind.module)
     for name in kind.functions:
-        made._undo.append(patch(module, name, gathered.FUNCTIONS[name]).remove)
+        made.add(None, patch(module, name, gathered.FUNCTIONS[name]).remove)
     heads = gathered.Heads(running)
-    made._undo.append(heads.remove)
+    made.add(None, heads.remove)
     method = gathered.METHODS[kind.name](original(getattr(module, kind.name), kind.method), heads)
     place = method if inspect.isclass(owner) else types.MethodType(method, owner)
-    made._add(kind.name, patch(owner, kind.method, lambda _: place).remove)
+    made.add(kind.name, patch(owner, kind.method, lambda _: place).remove)

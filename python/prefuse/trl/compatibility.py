@@ -13,8 +13,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from prefuse._patches import original
 from prefuse.compat.trl import ChunkedLogProbFunction
-from prefuse.trl.patching import original
 
 FITS = "1.16"
 """The version of TRL whose places these are."""

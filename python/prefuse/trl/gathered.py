@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from prefuse._arguments.layout import shift_left
 from prefuse._parallel.sharded_weights import gathered, whole
+from prefuse._patches import Patch
 from prefuse.compat.trl import OPTIONAL_OUTPUTS, token_outputs
 from prefuse.linear.functions import linear_token_stats
 from prefuse.linear.sparse import Sparse
 from prefuse.models.causal_lm import HeadTensors
 from prefuse.models.head import Head, head
 from prefuse.trl.fused import Running
-from prefuse.trl.patching import Patch
 
 LabelsOf = Callable[[Tensor], Tensor]
 """From the input tokens [B, T], the labels [B, T] of those that are scored; −100 elsewhere."""
