@@ -14,12 +14,19 @@ BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 DEEPSPEED      := 0.19.8
 DEEPSPEED_VENV ?= $(VENV)-deepspeed
 
-.PHONY: demo models test test-rust test-python test-deepspeed lint bench $(BENCHES) docs gallery site smoke wheel clean help
+# RL frameworks in an environment of their own, without what they need on a GPU; the tests put stand-ins in its place.
+RL       := verl openrlhf megatron
+RL_VENV  ?= $(VENV)-rl
+RL_NEEDS := verl==0.9.1 openrlhf==0.11.2 megatron-core==0.19.2 ray==2.55.0 tensordict==0.10.0 msgpack protobuf jsonschema \
+	jsonschema-specifications referencing rpds-py attrs click cloudpickle pyvers orjson importlib_metadata zipp
+
+.PHONY: demo models test test-rust test-python test-deepspeed $(RL:%=test-%) lint bench $(BENCHES) docs gallery site smoke wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make test-deepspeed  beside the real DeepSpeed, on the CPU (takes g++; the first time compiles for minutes)"
+	@echo "make test-verl       beside the real verl, on the CPU; so test-openrlhf and test-megatron"
 	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising, prompts)"
 	@echo "make models  write the table of model families: the fused head beside the models' own logits (long)"
@@ -47,6 +54,9 @@ test-deepspeed: $(DEEPSPEED_VENV)/.created
 	rm -f $(DEEPSPEED_VENV)/extensions/*/lock
 	PATH="$(abspath $(DEEPSPEED_VENV))/bin:$$PATH" TORCH_EXTENSIONS_DIR=$(abspath $(DEEPSPEED_VENV))/extensions DS_ACCELERATOR=cpu \
 		python -m pytest tests/real_deepspeed $(PYTEST)
+
+$(RL:%=test-%): test-%: $(RL_VENV)/.created
+	REAL_FRAMEWORK=$* $(RL_VENV)/bin/python -m pytest tests/integrations/test_$*.py $(PYTEST)
 
 lint: $(VENV)/.test $(VENV)/.lint
 	cargo fmt --check
@@ -94,6 +104,14 @@ $(DEEPSPEED_VENV)/.created: $(VENV)/.test
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> "$$($(DEEPSPEED_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
 	$(DEEPSPEED_VENV)/bin/pip install --quiet --disable-pip-version-check deepspeed==$(DEEPSPEED) ninja
+	touch $@
+
+# megatron-core says that it needs Python 3.12, and what is tested here does not.
+$(RL_VENV)/.created: $(VENV)/.test
+	$(BIN)/python -m venv $(RL_VENV)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(RL_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
+	$(RL_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python $(RL_NEEDS)
 	touch $@
 
 # Editable: Python changes need no reinstall, changed Rust sources rebuild the extension.
