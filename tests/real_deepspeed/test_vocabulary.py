@@ -1,4 +1,4 @@
-"""A vocabulary in parts beside DeepSpeed's `vocab_parallel_linear_cross_entropy`: errors to float64 are not above its."""
+"""A vocabulary in parts beside DeepSpeed's `vocab_parallel_linear_cross_entropy`: errors are not above its."""
 
 from __future__ import annotations
 
