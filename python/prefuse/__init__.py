@@ -15,6 +15,7 @@ from typing import Any
 
 from prefuse import language, objectives
 from prefuse._prefuse import __version__
+from prefuse._statistics.support import Support
 from prefuse.catalogue.checking import check
 from prefuse.denoising import gaussian_logps, squared_errors
 from prefuse.errors import LanguageError
@@ -39,6 +40,7 @@ __all__ = [
     "Objective",
     "Score",
     "Sparse",
+    "Support",
     "TokenStats",
     "__version__",
     "batch_totals",
