@@ -14,6 +14,7 @@ import importlib
 from typing import Any
 
 from prefuse import language, objectives
+from prefuse._parallel.context import sum_over_group
 from prefuse._prefuse import __version__
 from prefuse._statistics.support import Support
 from prefuse.catalogue.checking import check
@@ -63,6 +64,7 @@ __all__ = [
     "response_lengths",
     "sequence_logps",
     "squared_errors",
+    "sum_over_group",
     "token_logps",
     "token_objective",
     "token_stats",
