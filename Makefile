@@ -14,12 +14,16 @@ BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 DEEPSPEED      := 0.19.8
 DEEPSPEED_VENV ?= $(VENV)-deepspeed
 
-.PHONY: demo models test test-rust test-python test-deepspeed lint bench $(BENCHES) docs gallery site smoke wheel clean help
+RAY      := 2.60.0
+RAY_VENV ?= $(VENV)-ray
+
+.PHONY: demo models test test-rust test-python test-deepspeed test-ray lint bench $(BENCHES) docs gallery site smoke wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make test-deepspeed  beside the real DeepSpeed, on the CPU (takes g++; the first time compiles for minutes)"
+	@echo "make test-ray        the example on Ray Train with the real Ray, two workers on the CPU"
 	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising, prompts)"
 	@echo "make models  write the table of model families: the fused head beside the models' own logits (long)"
@@ -47,6 +51,9 @@ test-deepspeed: $(DEEPSPEED_VENV)/.created
 	rm -f $(DEEPSPEED_VENV)/extensions/*/lock
 	PATH="$(abspath $(DEEPSPEED_VENV))/bin:$$PATH" TORCH_EXTENSIONS_DIR=$(abspath $(DEEPSPEED_VENV))/extensions DS_ACCELERATOR=cpu \
 		python -m pytest tests/real_deepspeed $(PYTEST)
+
+test-ray: $(RAY_VENV)/.created
+	RAY_TRAIN_V2_ENABLED=1 OMP_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest tests/real_ray $(PYTEST)
 
 lint: $(VENV)/.test $(VENV)/.lint
 	cargo fmt --check
@@ -80,7 +87,7 @@ wheel: $(VENV)/.created
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf target dist site $(VENV) $(DEEPSPEED_VENV) python/prefuse/*.so demo-output
+	rm -rf target dist site $(VENV) $(DEEPSPEED_VENV) $(RAY_VENV) python/prefuse/*.so demo-output
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prefuse needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0])'
@@ -88,12 +95,14 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# Sees what the tests' environment has.
-$(DEEPSPEED_VENV)/.created: $(VENV)/.test
-	$(BIN)/python -m venv $(DEEPSPEED_VENV)
+# Environments that see what the tests' has, with one framework more.
+$(DEEPSPEED_VENV)/.created: MORE := deepspeed==$(DEEPSPEED) ninja
+$(RAY_VENV)/.created: MORE := 'ray[train]==$(RAY)'
+$(DEEPSPEED_VENV)/.created $(RAY_VENV)/.created: $(VENV)/.test
+	$(BIN)/python -m venv $(@D)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-		> "$$($(DEEPSPEED_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
-	$(DEEPSPEED_VENV)/bin/pip install --quiet --disable-pip-version-check deepspeed==$(DEEPSPEED) ninja
+		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(MORE)
 	touch $@
 
 # Editable: Python changes need no reinstall, changed Rust sources rebuild the extension.
