@@ -20,13 +20,17 @@ RL_VENV  ?= $(VENV)-rl
 RL_NEEDS := verl==0.9.1 openrlhf==0.11.2 megatron-core==0.19.2 ray==2.55.0 tensordict==0.10.0 msgpack protobuf jsonschema \
 	jsonschema-specifications referencing rpds-py attrs click cloudpickle pyvers orjson importlib_metadata zipp
 
-.PHONY: demo models test test-rust test-python test-deepspeed $(RL:%=test-%) lint bench $(BENCHES) docs gallery site smoke wheel clean help
+RAY      := 2.60.0
+RAY_VENV ?= $(VENV)-ray
+
+.PHONY: demo models test test-rust test-python test-deepspeed test-ray $(RL:%=test-%) lint bench $(BENCHES) docs gallery site smoke wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make test-deepspeed  beside the real DeepSpeed, on the CPU (takes g++; the first time compiles for minutes)"
 	@echo "make test-verl       beside the real verl, on the CPU; so test-openrlhf and test-megatron"
+	@echo "make test-ray        the example on Ray Train with the real Ray, two workers on the CPU"
 	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising, prompts)"
 	@echo "make models  write the table of model families: the fused head beside the models' own logits (long)"
@@ -57,6 +61,8 @@ test-deepspeed: $(DEEPSPEED_VENV)/.created
 
 $(RL:%=test-%): test-%: $(RL_VENV)/.created
 	REAL_FRAMEWORK=$* $(RL_VENV)/bin/python -m pytest tests/integrations/test_$*.py $(PYTEST)
+test-ray: $(RAY_VENV)/.created
+	RAY_TRAIN_V2_ENABLED=1 OMP_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest tests/real_ray $(PYTEST)
 
 lint: $(VENV)/.test $(VENV)/.lint
 	cargo fmt --check
@@ -90,7 +96,7 @@ wheel: $(VENV)/.created
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf target dist site $(VENV) $(DEEPSPEED_VENV) python/prefuse/*.so demo-output
+	rm -rf target dist site $(VENV) $(DEEPSPEED_VENV) $(RAY_VENV) python/prefuse/*.so demo-output
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prefuse needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0])'
@@ -98,12 +104,14 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# Sees what the tests' environment has.
-$(DEEPSPEED_VENV)/.created: $(VENV)/.test
-	$(BIN)/python -m venv $(DEEPSPEED_VENV)
+# Environments that see what the tests' has, with one framework more.
+$(DEEPSPEED_VENV)/.created: MORE := deepspeed==$(DEEPSPEED) ninja
+$(RAY_VENV)/.created: MORE := 'ray[train]==$(RAY)'
+$(DEEPSPEED_VENV)/.created $(RAY_VENV)/.created: $(VENV)/.test
+	$(BIN)/python -m venv $(@D)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-		> "$$($(DEEPSPEED_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
-	$(DEEPSPEED_VENV)/bin/pip install --quiet --disable-pip-version-check deepspeed==$(DEEPSPEED) ninja
+		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $(MORE)
 	touch $@
 
 # megatron-core says that it needs Python 3.12, and what is tested here does not.

@@ -10,7 +10,11 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-NAMES: tuple[str, ...] = ("megatron", "openrlhf", "verl")
+NAMES: tuple[str, ...] = (
+    "megatron",
+    "openrlhf",
+    "verl",
+)
 """The frameworks, as their modules here are called."""
 
 __all__ = ["NAMES"]
