@@ -61,6 +61,7 @@ test-deepspeed: $(DEEPSPEED_VENV)/.created
 
 $(RL:%=test-%): test-%: $(RL_VENV)/.created
 	REAL_FRAMEWORK=$* $(RL_VENV)/bin/python -m pytest tests/integrations/test_$*.py $(PYTEST)
+
 test-ray: $(RAY_VENV)/.created
 	RAY_TRAIN_V2_ENABLED=1 OMP_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest tests/real_ray $(PYTEST)
 
@@ -96,7 +97,7 @@ wheel: $(VENV)/.created
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf target dist site $(VENV) $(DEEPSPEED_VENV) $(RAY_VENV) python/prefuse/*.so demo-output
+	rm -rf target dist site $(VENV) $(DEEPSPEED_VENV) $(RAY_VENV) $(RL_VENV) python/prefuse/*.so demo-output
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prefuse needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0])'
