@@ -10,7 +10,10 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-NAMES: tuple[str, ...] = ()
+NAMES: tuple[str, ...] = (
+    "llamafactory",
+    "swift",
+)
 """The frameworks, as their modules here are called."""
 
 __all__ = ["NAMES"]

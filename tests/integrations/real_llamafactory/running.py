@@ -1,0 +1,136 @@
+"""Trainings by `llamafactory.train.tuner.run_exp`, of a tiny model: what was logged, and the weights at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from tests.integrations.folders import pair, save_rows
+
+TIMES = ("runtime", "per_second", "total_flos")
+"""Parts of the names of what is logged and differs from run to run."""
+
+
+class Run(NamedTuple):
+    """What a training left behind."""
+
+    losses: list[float]
+    """Of each call, which the log rounds to four digits."""
+    logged: list[dict[str, float]]
+    weights: dict[str, Tensor]
+
+
+def data_folder(folder: Path) -> Path:
+    """Pairs and answers with a thumb up or down, and the file that describes them."""
+    folder.mkdir()
+    pairs = [
+        {"instruction": prompt, "input": "", "chosen": chosen, "rejected": rejected}
+        for prompt, chosen, rejected in map(pair, range(12))
+    ]
+    save_rows(folder / "pairs.jsonl", pairs)
+    tagged = [
+        {"instruction": prompt, "input": "", "output": chosen, "label": row % 3 != 0}
+        for row, (prompt, chosen, _) in enumerate(map(pair, range(12)))
+    ]
+    save_rows(folder / "tagged.jsonl", tagged)
+    columns = {"prompt": "instruction", "query": "input"}
+    described = {
+        "pairs": {
+            "file_name": "pairs.jsonl",
+            "ranking": True,
+            "columns": {**columns, "chosen": "chosen", "rejected": "rejected"},
+        },
+        "tagged": {"file_name": "tagged.jsonl", "columns": {**columns, "response": "output", "kto_tag": "label"}},
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(described))
+    return folder
+
+
+def train(model: Path, data: Path, output: Path, **arguments: Any) -> Run:
+    """A few steps from the same seed."""
+    from llamafactory.train import tuner
+    from llamafactory.train.dpo.trainer import CustomDPOTrainer
+    from llamafactory.train.kto.trainer import CustomKTOTrainer
+
+    trainers: list[Any] = []
+    losses: list[float] = []
+    given = {
+        "model_name_or_path": str(model),
+        "dataset_dir": str(data),
+        "dataset": "tagged" if arguments.get("stage") == "kto" else "pairs",
+        "template": "default",
+        "output_dir": str(output),
+        "stage": "dpo",
+        "do_train": True,
+        "finetuning_type": "full",
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "max_steps": 4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "cutoff_len": 64,
+        "seed": 7,
+        "overwrite_cache": True,
+        "preprocessing_num_workers": 1,
+        "use_cpu": True,
+        **arguments,
+    }
+    with contextlib.ExitStack() as stack:
+        for kind in (CustomDPOTrainer, CustomKTOTrainer):
+            stack.enter_context(_noting(kind, trainers, losses))
+        tuner.run_exp(given)
+    [trainer] = trainers
+    history = [
+        {name: value for name, value in entry.items() if not any(part in name for part in TIMES)}
+        for entry in trainer.state.log_history
+    ]
+    weights = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    return Run(losses, history, weights)
+
+
+@contextlib.contextmanager
+def _noting(kind: Any, made: list[Any], losses: list[float]) -> Iterator[None]:
+    """Notes the trainers of a class that are made, and the losses that they compute."""
+    init, compute_loss = kind.__init__, kind.compute_loss
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        made.append(self)
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = compute_loss(self, *args, **kwargs)
+        losses.append(float(loss))
+        return loss
+
+    with mock.patch.object(kind, "__init__", __init__), mock.patch.object(kind, "compute_loss", noted):
+        yield
+
+
+def differences(one: Run, other: Run) -> dict[str, float]:
+    """By the name of what is logged, the largest difference, relative where numbers are above 1."""
+    assert [sorted(entry) for entry in one.logged] == [sorted(entry) for entry in other.logged]
+    pairs = zip(one.losses, other.losses, strict=True)
+    found = {"exact losses": max(abs(a - b) / max(1.0, abs(a)) for a, b in pairs)}
+    for a, b in zip(one.logged, other.logged, strict=True):
+        for name, value in a.items():
+            distance = abs(value - b[name]) / max(1.0, abs(value))
+            found[name] = max(found.get(name, 0.0), distance)
+    found["weights"] = max(
+        float((value - other.weights[name]).abs().max()) for name, value in one.weights.items()
+    )
+    return found
+
+
+def same_bits(one: Run, other: Run) -> bool:
+    """Whether two trainings are the same in every number."""
+    same = one.losses == other.losses and one.logged == other.logged
+    return same and all(torch.equal(v, other.weights[n]) for n, v in one.weights.items())
