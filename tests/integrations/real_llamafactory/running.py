@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,10 +56,14 @@ def data_folder(folder: Path) -> Path:
 
 def train(model: Path, data: Path, output: Path, **arguments: Any) -> Run:
     """A few steps from the same seed."""
+    from accelerate.state import AcceleratorState
     from llamafactory.train import tuner
     from llamafactory.train.dpo.trainer import CustomDPOTrainer
     from llamafactory.train.kto.trainer import CustomKTOTrainer
 
+    # Both keep an earlier training's precision.
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    AcceleratorState._reset_state(True)
     trainers: list[Any] = []
     losses: list[float] = []
     given = {
@@ -124,9 +129,7 @@ def differences(one: Run, other: Run) -> dict[str, float]:
         for name, value in a.items():
             distance = abs(value - b[name]) / max(1.0, abs(value))
             found[name] = max(found.get(name, 0.0), distance)
-    found["weights"] = max(
-        float((value - other.weights[name]).abs().max()) for name, value in one.weights.items()
-    )
+    found["weights"] = max(float((value - other.weights[name]).abs().max()) for name, value in one.weights.items())
     return found
 
 

@@ -5,41 +5,35 @@ from __future__ import annotations
 from unittest import mock
 
 import pytest
-import torch
 
 import prefuse.integrations.llamafactory
-from prefuse.trl.gathered import Gathered
 from tests.integrations.folders import save_model
 from tests.integrations.real_llamafactory.running import differences, same_bits, train
 
+LORA = {"finetuning_type": "lora", "lora_target": "q_proj,v_proj", "lora_dropout": 0.0, "lora_rank": 2}
+KTO = {"stage": "kto", "per_device_train_batch_size": 4}
+
 CASES = {
     "dpo": {},
-    "dpo, smoothed, SFT": {"dpo_label_smoothing": 0.1, "pref_ftx": 0.5},
+    "dpo, smoothed, with SFT": {"dpo_label_smoothing": 0.1, "pref_ftx": 0.5},
     "dpo, LD-DPO": {"ld_alpha": 0.3},
     "dpo, BCO": {"pref_bco_weight": 0.5},
-    "dpo, LoRA": {"finetuning_type": "lora", "lora_target": "q_proj,v_proj", "lora_dropout": 0.0, "lora_rank": 2},
-    "dpo, accumulation, evaluation": {"gradient_accumulation_steps": 2, "do_eval": True, "val_size": 4, "eval_steps": 2, "eval_strategy": "steps"},
+    "dpo, LoRA": LORA,
+    "dpo, accumulation, evaluation": {
+        "gradient_accumulation_steps": 2,
+        "do_eval": True,
+        "val_size": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+    },
     "orpo": {"pref_loss": "orpo"},
-    "orpo, LoRA": {"pref_loss": "orpo", "finetuning_type": "lora", "lora_rank": 2, "lora_dropout": 0.0},
+    "orpo, LoRA on the head": {"pref_loss": "orpo", **LORA, "lora_target": "q_proj,lm_head"},
     "simpo": {"pref_loss": "simpo", "pref_beta": 2.0},
-    "kto": {"stage": "kto", "per_device_train_batch_size": 4},
-    "kto, weights, SFT": {"stage": "kto", "per_device_train_batch_size": 4, "kto_chosen_weight": 0.7, "pref_ftx": 0.3},
-    "kto, LoRA": {"stage": "kto", "per_device_train_batch_size": 4, "finetuning_type": "lora", "lora_rank": 2, "lora_dropout": 0.0},
+    "kto": KTO,
+    "kto, weights, with SFT": {**KTO, "kto_chosen_weight": 0.7, "pref_ftx": 0.3},
+    "kto, LoRA": {**KTO, **LORA},
 }
-
-
-@pytest.fixture
-def no_logits(monkeypatch):
-    """Fails where LLaMA-Factory's function is given logits."""
-    asked = []
-
-    def get_batch_logps(logits, *_, **__):
-        asked.append(logits)
-        raise AssertionError("the logits were made")
-
-    for module in ("dpo", "kto"):
-        monkeypatch.setattr(f"llamafactory.train.{module}.trainer.get_batch_logps", get_batch_logps)
-    return asked
+"""Arguments beside those of `train`."""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -106,8 +100,7 @@ def test_bfloat16(data, tmp_path):
     assert found["logps/chosen"] < 5e-3
 
 
-def test_a_head_that_cannot_be_fused(data, tmp_path):
-    """Phi's head has a bias, which is fine; one with a hook is scored by its logits, with a warning."""
+def test_a_head_with_a_bias(data, tmp_path):
     model = save_model(tmp_path / "model", "phi")
     plain = train(model, data, tmp_path / "plain")
     with prefuse.integrations.llamafactory.accelerate():
