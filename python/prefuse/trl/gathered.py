@@ -141,7 +141,7 @@ class Gathered:
 
     def split(self, rows: int, dim: int = 0) -> tuple[Gathered, ...]:
         """Parts of so many rows along another dimension than that of the classes."""
-        return tuple(self._at(positions) for positions in self._positions.split(rows, dim))
+        return tuple(self._at(positions) for positions in torch.split(self._positions, rows, dim))
 
     def to(self, *_: Any, **__: Any) -> Gathered:
         """The same: its numbers are in float32, on the device of the model."""
