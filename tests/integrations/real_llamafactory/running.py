@@ -7,25 +7,14 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
-import torch
-from torch import Tensor
-
 from tests.integrations.folders import pair, save_rows
+from tests.integrations.runs import Run
 
 TIMES = ("runtime", "per_second", "total_flos")
 """Parts of the names of what is logged and differs from run to run."""
-
-
-class Run(NamedTuple):
-    """What a training left behind."""
-
-    losses: list[float]
-    """Of each call, which the log rounds to four digits."""
-    logged: list[dict[str, float]]
-    weights: dict[str, Tensor]
 
 
 def data_folder(folder: Path) -> Path:
@@ -118,22 +107,3 @@ def _noting(kind: Any, made: list[Any], losses: list[float]) -> Iterator[None]:
 
     with mock.patch.object(kind, "__init__", __init__), mock.patch.object(kind, "compute_loss", noted):
         yield
-
-
-def differences(one: Run, other: Run) -> dict[str, float]:
-    """By the name of what is logged, the largest difference, relative where numbers are above 1."""
-    assert [sorted(entry) for entry in one.logged] == [sorted(entry) for entry in other.logged]
-    pairs = zip(one.losses, other.losses, strict=True)
-    found = {"exact losses": max(abs(a - b) / max(1.0, abs(a)) for a, b in pairs)}
-    for a, b in zip(one.logged, other.logged, strict=True):
-        for name, value in a.items():
-            distance = abs(value - b[name]) / max(1.0, abs(value))
-            found[name] = max(found.get(name, 0.0), distance)
-    found["weights"] = max(float((value - other.weights[name]).abs().max()) for name, value in one.weights.items())
-    return found
-
-
-def same_bits(one: Run, other: Run) -> bool:
-    """Whether two trainings are the same in every number."""
-    same = one.losses == other.losses and one.logged == other.logged
-    return same and all(torch.equal(v, other.weights[n]) for n, v in one.weights.items())

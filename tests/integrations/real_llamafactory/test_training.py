@@ -8,7 +8,8 @@ import pytest
 
 import prefuse.integrations.llamafactory
 from tests.integrations.folders import save_model
-from tests.integrations.real_llamafactory.running import differences, same_bits, train
+from tests.integrations.real_llamafactory.running import train
+from tests.integrations.runs import differences, same_bits
 
 LORA = {"finetuning_type": "lora", "lora_target": "q_proj,v_proj", "lora_dropout": 0.0, "lora_rank": 2}
 KTO = {"stage": "kto", "per_device_train_batch_size": 4}

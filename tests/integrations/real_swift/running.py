@@ -6,25 +6,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
-import torch
-from torch import Tensor
-
 from tests.integrations.folders import pair, save_rows
+from tests.integrations.runs import Run
 
 TIMES = ("runtime", "per_second", "total_flos", "time", "speed", "memory", "elapsed", "step", "percentage")
 """Parts of the names of what is logged and differs from run to run, or is text."""
-
-
-class Run(NamedTuple):
-    """What a training left behind."""
-
-    losses: list[float]
-    """Of each call, which the log rounds."""
-    logged: list[dict[str, float]]
-    weights: dict[str, Tensor]
 
 
 def data_folder(folder: Path) -> Path:
@@ -53,6 +42,7 @@ def train(model: Path, data: Path, output: Path, rlhf_type: str = "dpo", **argum
     from accelerate.state import AcceleratorState
     from swift.pipelines import rlhf_main
 
+    os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # which keeps an earlier training's precision
     AcceleratorState._reset_state(True)
     given = {
@@ -80,6 +70,7 @@ def train(model: Path, data: Path, output: Path, rlhf_type: str = "dpo", **argum
         "dataloader_num_workers": 0,
         "split_dataset_ratio": 0,
         "add_version": False,
+        "check_model": False,  # by the network
         **arguments,
     }
     with noting() as (trainers, losses):
