@@ -29,6 +29,7 @@ def save_model(folder: Path, family: str = "llama", seed: int = 0, change: Any =
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     tokenizer.save_pretrained(folder)
     return folder
 

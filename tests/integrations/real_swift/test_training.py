@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from unittest import mock
+
 import pytest
 
-import prefuse.integrations.swift
+from prefuse.integrations import swift
+from tests.integrations.folders import save_model
 from tests.integrations.real_swift.running import train
 from tests.integrations.runs import differences, same_bits
 
@@ -34,13 +38,90 @@ CASES = {
 """Arguments beside those of `train`."""
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_same_training(case, model, data, tmp_path):
-    plain = train(model, data, tmp_path / "plain", **CASES[case])
-    with prefuse.integrations.swift.accelerate(fallback="error"):
-        ours = train(model, data, tmp_path / "ours", **CASES[case])
+REWARD = """
+from swift.rewards import ORM, orms
+
+class Letters(ORM):
+    def __call__(self, completions, **kwargs):
+        return [sum(map(ord, each)) % 7 / 7 for each in completions]
+
+orms["letters"] = Letters
+"""
+
+
+@pytest.fixture
+def grpo(tmp_path):
+    """Arguments of GRPO with a reward."""
+    (tmp_path / "reward.py").write_text(REWARD)
+    return {
+        "rlhf_type": "grpo",
+        "external_plugins": str(tmp_path / "reward.py"),
+        "reward_funcs": "letters",
+        "num_generations": 2,
+        "max_completion_length": 6,
+        "temperature": 0.7,
+    }
+
+
+@contextlib.contextmanager
+def without_logits():
+    """prefuse in ms-swift, where nothing is asked of logits."""
+    from swift.rlhf_trainers.rlhf_mixin import RLHFTrainerMixin
+
+    def get_per_token_logps(self, logits, labels, label_pad_token_id=-100, reduction="mean"):
+        raise AssertionError("the logits were made")
+
+    def selective_log_softmax(*_):
+        raise AssertionError("the logits were made")
+
+    with (
+        mock.patch.object(RLHFTrainerMixin, "get_per_token_logps", get_per_token_logps),
+        mock.patch.object(swift, "selective_log_softmax", selective_log_softmax),
+        swift.accelerate(fallback="error"),
+    ):
+        yield
+
+
+def compare(model, data, tmp_path, **arguments):
+    plain = train(model, data, tmp_path / "plain", **arguments)
+    with without_logits():
+        ours = train(model, data, tmp_path / "ours", **arguments)
     found = differences(plain, ours)
     assert found.pop("weights") < 5e-5  # of Adam, which divides by the gradient's size
+    assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_training(case, model, data, tmp_path):
+    compare(model, data, tmp_path, **CASES[case])
+
+
+@pytest.mark.parametrize("arguments", [{"beta": 0.1, "log_entropy": True}, {"beta": 0.0, "loss_type": "dr_grpo"}, LORA])
+def test_grpo(arguments, grpo, model, data, tmp_path):
+    compare(model, data, tmp_path, **grpo, **arguments)
+
+
+@pytest.mark.parametrize("rlhf_type", ["dpo", "kto", "grpo"])
+def test_rows_without_padding(rlhf_type, grpo, model, data, tmp_path, monkeypatch):
+    """ms-swift asks for flash attention, which the CPU has not; sdpa tells sequences apart by their positions."""
+    monkeypatch.setattr("swift.arguments.SftArguments._check_padding_free", lambda _: None)
+    others = grpo if rlhf_type == "grpo" else {"rlhf_type": rlhf_type, "per_device_train_batch_size": 4}
+    compare(model, data, tmp_path, padding_free=True, attn_impl="sdpa", **others)
+
+
+def test_router_loss(data, tmp_path):
+    model = save_model(tmp_path / "model", "mixtral")
+    compare(model, data, tmp_path, model_type="mixtral", router_aux_loss_coef=0.1)
+
+
+def test_what_is_left_is_scored_by_logits(model, data, tmp_path, monkeypatch):
+    """As of a multimodal model, which this one is said to be."""
+    plain = train(model, data, tmp_path / "plain")
+    with swift.accelerate(fallback="error"):
+        monkeypatch.setattr(swift, "_left", lambda *_: True)
+        ours = train(model, data, tmp_path / "ours")
+    found = differences(plain, ours)
+    assert found.pop("weights") < 5e-5
     assert max(found.values()) < 1e-5, found
 
 
@@ -57,8 +138,8 @@ def test_everything_is_put_back(model, data, tmp_path):
     ]
     before = [dict(vars(place)) for place in places]
     plain = train(model, data, tmp_path / "plain")
-    made = prefuse.integrations.swift.accelerate()
-    again = prefuse.integrations.swift.accelerate()
+    made = swift.accelerate()
+    again = swift.accelerate()
     train(model, data, tmp_path / "ours", max_steps=1)
     made.remove()
     assert [dict(vars(place)) for place in places] != before
@@ -70,7 +151,7 @@ def test_everything_is_put_back(model, data, tmp_path):
 def test_bfloat16(model, data, tmp_path):
     """ms-swift rounds log-probabilities to bfloat16, and prefuse keeps float32."""
     plain = train(model, data, tmp_path / "plain", torch_dtype="bfloat16", max_steps=2)
-    with prefuse.integrations.swift.accelerate(fallback="error"):
+    with swift.accelerate(fallback="error"):
         ours = train(model, data, tmp_path / "ours", torch_dtype="bfloat16", max_steps=2)
     found = differences(plain, ours)
     assert found["exact losses"] < 2e-2
