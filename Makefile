@@ -14,12 +14,19 @@ BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 DEEPSPEED      := 0.19.8
 DEEPSPEED_VENV ?= $(VENV)-deepspeed
 
-.PHONY: demo models test test-rust test-python test-deepspeed lint bench $(BENCHES) docs gallery site smoke wheel clean help
+# Training frameworks, each in an environment of its own. Without their dependencies, some of which take an older PyTorch;
+# what is needed of those stands in tests/integrations/real_NAME/requirements.txt.
+FRAMEWORKS := llamafactory swift
+PACKAGES_llamafactory := llamafactory==0.9.5 torchaudio==2.11.1
+PACKAGES_swift := ms-swift==4.6.0
+
+.PHONY: demo models test test-rust test-python test-deepspeed $(FRAMEWORKS:%=test-%) lint bench $(BENCHES) docs gallery site smoke wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make test-deepspeed  beside the real DeepSpeed, on the CPU (takes g++; the first time compiles for minutes)"
+	@echo "make test-llamafactory, test-swift  beside the real LLaMA-Factory, ms-swift, on the CPU"
 	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising, prompts)"
 	@echo "make models  write the table of model families: the fused head beside the models' own logits (long)"
@@ -47,6 +54,9 @@ test-deepspeed: $(DEEPSPEED_VENV)/.created
 	rm -f $(DEEPSPEED_VENV)/extensions/*/lock
 	PATH="$(abspath $(DEEPSPEED_VENV))/bin:$$PATH" TORCH_EXTENSIONS_DIR=$(abspath $(DEEPSPEED_VENV))/extensions DS_ACCELERATOR=cpu \
 		python -m pytest tests/real_deepspeed $(PYTEST)
+
+$(FRAMEWORKS:%=test-%): test-%: $(VENV)-%/.created
+	$(VENV)-$*/bin/python -m pytest tests/integrations/real_$* $(PYTEST)
 
 lint: $(VENV)/.test $(VENV)/.lint
 	cargo fmt --check
@@ -80,7 +90,7 @@ wheel: $(VENV)/.created
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf target dist site $(VENV) $(DEEPSPEED_VENV) python/prefuse/*.so demo-output
+	rm -rf target dist site $(VENV) $(DEEPSPEED_VENV) $(FRAMEWORKS:%=$(VENV)-%) python/prefuse/*.so demo-output
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prefuse needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0])'
@@ -94,6 +104,14 @@ $(DEEPSPEED_VENV)/.created: $(VENV)/.test
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> "$$($(DEEPSPEED_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
 	$(DEEPSPEED_VENV)/bin/pip install --quiet --disable-pip-version-check deepspeed==$(DEEPSPEED) ninja
+	touch $@
+
+$(FRAMEWORKS:%=$(VENV)-%/.created): $(VENV)-%/.created: $(VENV)/.test tests/integrations/real_%/requirements.txt
+	$(BIN)/python -m venv $(VENV)-$*
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(VENV)-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
+	$(VENV)-$*/bin/pip install --quiet --disable-pip-version-check --requirement tests/integrations/real_$*/requirements.txt
+	$(VENV)-$*/bin/pip install --quiet --disable-pip-version-check --no-deps $(PACKAGES_$*)
 	touch $@
 
 # Editable: Python changes need no reinstall, changed Rust sources rebuild the extension.
