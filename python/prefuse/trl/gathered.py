@@ -49,6 +49,9 @@ class GatheringModel:
         self._labels_of = labels_of
         self._outputs = tuple(outputs)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._head.model, name)
+
     def __call__(self, input_ids: Tensor, **inputs: Any) -> Any:
         """The model's output, as far as the trainers look at it: `.logits` and `.aux_loss`."""
         labels = self._labels_of(input_ids).to(input_ids.device)
@@ -106,6 +109,10 @@ class Gathered:
         means = self._of("mean_logits")
         return means.mean() if dim is None else _along_classes(means, dim)
 
+    def nansum(self) -> Tensor:
+        """Over everything but rows that are not a number."""
+        return self._of("mean_logits").nansum() * self._classes
+
     def argmax(self, dim: int) -> Tensor:
         """The label where that is the most likely class, and −1 elsewhere: as good for comparing with labels."""
         likely = torch.where(self._of("is_top1"), self._labels[self._positions], -1)
@@ -131,6 +138,14 @@ class Gathered:
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Gathered, ...]:
         """Parts along another dimension than that of the classes."""
         return tuple(self._at(positions) for positions in self._positions.chunk(chunks, dim))
+
+    def split(self, rows: int, dim: int = 0) -> tuple[Gathered, ...]:
+        """Parts of so many rows along another dimension than that of the classes."""
+        return tuple(self._at(positions) for positions in torch.split(self._positions, rows, dim))
+
+    def to(self, *_: Any, **__: Any) -> Gathered:
+        """The same: its numbers are in float32, on the device of the model."""
+        return self
 
     def view(self, *shape: int) -> Gathered:
         """In another shape, whose last dimension is that of the classes."""
