@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 
 import prefuse.trl
+from prefuse.trl import compatibility
 from tests.integration.models import VOCABULARY, causal_lm, saved
 
 WORDS = [f"w{number}" for number in range(VOCABULARY - 5)]
@@ -169,16 +169,17 @@ def assert_same(found: Run, expected: Run, rtol: float = 1e-4, atol: float = 1e-
 
 
 def trainer(kind: str) -> tuple[type, type]:
-    """A trainer's class and that of its configuration."""
-    homes = {
-        "CPO": "trl.experimental.cpo",
-        "ORPO": "trl.experimental.orpo",
-        "TPO": "trl.experimental.tpo",
-        "OnlineDPO": "trl.experimental.online_dpo",
-        "Preference": "prefuse.trl",
-    }
-    home = importlib.import_module(homes.get(kind, "trl"))
-    return getattr(home, f"{kind}Trainer"), getattr(home, f"{kind}Config")
+    """A trainer's class and that of its configuration, where the installed TRL has them."""
+    places = ("trl.experimental." + HOMES[kind], "trl") if kind in HOMES else ("trl",)
+    for name in ("prefuse.trl",) if kind == "Preference" else places:
+        home = compatibility.module(name)
+        if hasattr(home, f"{kind}Trainer"):
+            return getattr(home, f"{kind}Trainer"), getattr(home, f"{kind}Config")
+    raise LookupError(f"trl has no {kind}Trainer")
+
+
+HOMES = {"CPO": "cpo", "KTO": "kto", "ORPO": "orpo", "TPO": "tpo", "OnlineDPO": "online_dpo"}
+"""The folders below `trl.experimental` of the trainers that are or were there."""
 
 
 def make(kind: str, folder: Path, model: Any = "llama", **options: Any) -> Any:
