@@ -14,12 +14,18 @@ BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 DEEPSPEED      := 0.19.8
 DEEPSPEED_VENV ?= $(VENV)-deepspeed
 
-.PHONY: demo models test test-rust test-python test-deepspeed lint bench $(BENCHES) docs gallery site smoke wheel clean help
+# TRL of another version, in an environment of its own: make test-trl VERSION=1.15.0 [TRANSFORMERS=4.57.6]
+VERSION      ?= 1.15.0
+TRANSFORMERS ?=
+TRL_VENV     ?= $(VENV)-trl-$(VERSION)$(addprefix -,$(TRANSFORMERS))
+
+.PHONY: demo models test test-rust test-python test-deepspeed test-trl lint bench $(BENCHES) docs gallery site smoke wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make test-deepspeed  beside the real DeepSpeed, on the CPU (takes g++; the first time compiles for minutes)"
+	@echo "make test-trl VERSION=1.15.0  the trainers of another TRL with and without prefuse (TRANSFORMERS=4.57.6: with that one)"
 	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising, prompts)"
 	@echo "make models  write the table of model families: the fused head beside the models' own logits (long)"
@@ -47,6 +53,9 @@ test-deepspeed: $(DEEPSPEED_VENV)/.created
 	rm -f $(DEEPSPEED_VENV)/extensions/*/lock
 	PATH="$(abspath $(DEEPSPEED_VENV))/bin:$$PATH" TORCH_EXTENSIONS_DIR=$(abspath $(DEEPSPEED_VENV))/extensions DS_ACCELERATOR=cpu \
 		python -m pytest tests/real_deepspeed $(PYTEST)
+
+test-trl: $(TRL_VENV)/.created
+	$(TRL_VENV)/bin/python -m pytest -n0 tests/trl/versions $(PYTEST)
 
 lint: $(VENV)/.test $(VENV)/.lint
 	cargo fmt --check
@@ -80,7 +89,7 @@ wheel: $(VENV)/.created
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf target dist site $(VENV) $(DEEPSPEED_VENV) python/prefuse/*.so demo-output
+	rm -rf target dist site $(VENV) $(DEEPSPEED_VENV) $(VENV)-trl-* python/prefuse/*.so demo-output
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prefuse needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0])'
@@ -88,12 +97,23 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# Sees what the tests' environment has.
-$(DEEPSPEED_VENV)/.created: $(VENV)/.test
-	$(BIN)/python -m venv $(DEEPSPEED_VENV)
+# An environment that sees what the tests' environment has, and wins with what is installed in it.
+define environment
+	$(BIN)/python -m venv $(1)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-		> "$$($(DEEPSPEED_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
+		> "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
+endef
+
+$(DEEPSPEED_VENV)/.created: $(VENV)/.test
+	$(call environment,$(DEEPSPEED_VENV))
 	$(DEEPSPEED_VENV)/bin/pip install --quiet --disable-pip-version-check deepspeed==$(DEEPSPEED) ninja
+	touch $@
+
+# Old versions of TRL name old ones of the others, which they do not need here.
+$(TRL_VENV)/.created: $(VENV)/.test
+	$(call environment,$(TRL_VENV))
+	$(TRL_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps trl==$(VERSION)
+	$(if $(TRANSFORMERS),$(TRL_VENV)/bin/pip install --quiet --disable-pip-version-check transformers==$(TRANSFORMERS))
 	touch $@
 
 # Editable: Python changes need no reinstall, changed Rust sources rebuild the extension.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 
 import prefuse.trl
 from prefuse.trl import compatibility
@@ -114,6 +115,23 @@ def prompts(count: int = 8) -> Dataset:
 def reward(completions: list[str], **_: Any) -> list[float]:
     """Of the words' letters, so that it depends on all of them."""
     return [float(sum(map(ord, completion)) % 17) for completion in completions]
+
+
+@contextlib.contextmanager
+def no_logits(trainer: Any) -> Iterator[None]:
+    """Refuses the LM head of what is trained and of its reference, but for what generates or proves the head."""
+    models = [trainer.model, getattr(trainer, "ref_model", None)]
+    heads = {model.get_output_embeddings() for model in models if model is not None}
+    linear = nn.Linear.forward
+
+    def forward(self: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+        if self in heads and hidden.shape[:-1].numel() > 6:
+            raise AssertionError("the logits were made")
+        return linear(self, hidden)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Linear, "forward", forward)
+        yield
 
 
 class Run(NamedTuple):
