@@ -118,7 +118,12 @@ _OF_PRETRAINED = ("data", "pairs", "rate", "max_length", "sparse")
 def _not_together(options: argparse.Namespace) -> str:
     """What of the options does not go with the model asked for; "" where all do."""
     wrong, why = (_OF_PRETRAINED, "needs --model") if options.model is None else (_OF_SMALL, "does not go with --model")
-    return next((f"--{name.replace('_', '-')} {why}" for name in wrong if getattr(options, name) is not None), "")
+    for name in wrong:
+        if getattr(options, name) is not None:
+            return f"--{name.replace('_', '-')} {why}"
+    if options.rate is not None and not options.rate > 0.0:
+        return f"--rate: expected a number above 0, got {options.rate}"
+    return ""
 
 
 def _hyper(assignments: list[str]) -> dict[str, Any]:

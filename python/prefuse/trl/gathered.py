@@ -10,6 +10,7 @@ from __future__ import annotations
 import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ from prefuse._parallel.sharded_weights import gathered, whole
 from prefuse._patches import Patch
 from prefuse.compat.trl import OPTIONAL_OUTPUTS, token_outputs
 from prefuse.linear.functions import linear_token_stats
+from prefuse.linear.plans import Plan
 from prefuse.linear.sparse import Sparse
 from prefuse.models.causal_lm import HeadTensors
 from prefuse.models.head import Head, head
+from prefuse.trl import training_line
 from prefuse.trl.fused import Running
 
 LabelsOf = Callable[[Tensor], Tensor]
@@ -53,8 +56,12 @@ class GatheringModel:
         """The model's output, as far as the trainers look at it: `.logits` and `.aux_loss`."""
         labels = self._labels_of(input_ids).to(input_ids.device)
 
+        before = replace(self._head.tokens)
+
         def inside(hidden: Tensor, tensors: HeadTensors) -> dict[str, Tensor]:
-            return _statistics(hidden, tensors, self._outputs, self._sparse)
+            shared = self._head.tokens.since(before) if self._head.share_prompts else None
+            tell = training_line.teller(self._head.causal_lm, hidden, shared)
+            return _statistics(hidden, tensors, self._outputs, self._sparse, tell)
 
         found = self._head.run(inside, labels=labels, inputs={"input_ids": input_ids, **inputs})
         found = {name: values[:, -labels.shape[1] :] if values.ndim else values for name, values in found.items()}
@@ -306,11 +313,16 @@ def _cross_entropy(logits: Gathered, labels: Tensor, **options: Any) -> Tensor:
 
 
 def _statistics(
-    hidden: Tensor, tensors: HeadTensors, outputs: Sequence[str], sparse: Sparse | str | None
+    hidden: Tensor,
+    tensors: HeadTensors,
+    outputs: Sequence[str],
+    sparse: Sparse | str | None,
+    tell: Callable[[Plan | None], None] | None,
 ) -> dict[str, Tensor]:
     """[B, T] each, that of position t for the token t + 1; mean logits of all positions, the others of scored ones."""
     targets = shift_left(tensors.given_labels(), None, -100, None)[0]
-    made = token_outputs(hidden, targets, [name for name in outputs if name != "mean_logits"], tensors, sparse=sparse)
+    asked = [name for name in outputs if name != "mean_logits"]
+    made = token_outputs(hidden, targets, asked, tensors, sparse=sparse, tell=tell)
     found = dict(zip(("log_probs", *OPTIONAL_OUTPUTS), made, strict=True))
     if "mean_logits" in outputs:
         found["mean_logits"] = _mean_logits(hidden, tensors)

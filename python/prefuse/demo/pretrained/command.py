@@ -7,23 +7,27 @@ import sys
 import time
 from typing import Any
 
+from rich.console import Console
+from transformers.utils import logging
+
 from prefuse.language import Objective
+from prefuse.linear.sparse import as_sparse
+
+from ..progress import Display
+from . import cost, job, report
+from .policy import check_fed
 
 _MINUTE = 60.0
 
 
 def run(objective: Objective, options: argparse.Namespace) -> int:
     """Runs the demo on a pretrained model; 0 where it changed as asked, 1 where not, 2 for what cannot be run."""
-    from rich.console import Console
-
-    from ..progress import Display
-    from . import cost, job, report
-    from .policy import check_fed
-
     console = Console()
     start = time.perf_counter()
+    logging.disable_progress_bar()  # of loading; the demo has its own
     try:
         check_fed(objective)
+        as_sparse(options.sparse)
         done = job.run(objective, _settings(options, job.Settings), Display(console))
     except (OSError, TypeError, ValueError, ImportError) as error:
         print(f"demo: {error}", file=sys.stderr)

@@ -154,7 +154,9 @@ def run(objective: Objective, settings: Settings, display: Display) -> Trained:
     """
     seconds: dict[str, float] = {}
     lap = partial(_lap, seconds)
-    given = None if settings.data is None else pairs_of(settings.data)  # before the model, which takes longer
+    given = None  # read before the model is loaded, which takes longer
+    if settings.data is not None:
+        given = split(pairs_of(settings.data), settings.held_out, _MOST_HELD_OUT // 2, settings.seed)
     with display.waiting(f"loading {settings.model}"), lap("loading"):
         model, tokenizer = source.load(settings.model)
     passes = with_lora(model, tokenizer, settings.seed, share_prompts=settings.share_prompts, sparse=settings.sparse)
@@ -217,8 +219,11 @@ def _pair(drawn: tuple[questions.Question, Answer]) -> Pair | None:
     return Pair(user(question.text), assistant(question.answer), assistant(said.text), (True, said.complete))
 
 
-def _given(pairs: list[Pair], model: Any, tokenizer: Any, settings: Settings, display: Display) -> Data:
-    training, kept = split(pairs, settings.held_out, _MOST_HELD_OUT // 2, settings.seed)
+def _given(
+    pairs: tuple[list[Pair], list[Pair]], model: Any, tokenizer: Any, settings: Settings, display: Display
+) -> Data:
+    """Pairs of a file, some kept from training; there is no rule that judges answers."""
+    training, kept = pairs
     prompts = [pair.prompt for pair in kept]
     with display.waiting(f"the model answers {len(prompts)} held-out prompts"):
         before = answers.draw(model, tokenizer, prompts, settings.seed)
