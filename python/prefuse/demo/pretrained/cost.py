@@ -26,7 +26,7 @@ from .policy import Passes
 
 PLAIN, PREFUSE, SHARED, SPARSE = "plain PyTorch", "prefuse", "prefuse, prompts shared", "prefuse, sparse"
 STEP = "whole step"
-_ROUNDS = 3
+_ROUNDS = 2
 _BETA = 0.1
 
 

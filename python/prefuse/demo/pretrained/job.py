@@ -23,8 +23,9 @@ from .encoding import Content, Pair, assistant, encode, prompt_ids, user
 from .policy import Passes, with_lora
 
 _EVALUATIONS = 2  # on the way and at the end
-_MOST_HELD_OUT = 64  # prompts of a set, and half as many pairs: each costs a pass
+_MOST_HELD_OUT = 24  # pairs of a set: each costs a pass
 _WARM_UP = 4
+_MEASURED = 4  # pairs
 _SHOWN = 3
 
 
@@ -156,7 +157,7 @@ def run(objective: Objective, settings: Settings, display: Display) -> Trained:
     lap = partial(_lap, seconds)
     given = None  # read before the model is loaded, which takes longer
     if settings.data is not None:
-        given = split(pairs_of(settings.data), settings.held_out, _MOST_HELD_OUT // 2, settings.seed)
+        given = split(pairs_of(settings.data), settings.held_out, _MOST_HELD_OUT, settings.seed)
     with display.waiting(f"loading {settings.model}"), lap("loading"):
         model, tokenizer = source.load(settings.model)
     passes = with_lora(model, tokenizer, settings.seed, share_prompts=settings.share_prompts, sparse=settings.sparse)
@@ -201,7 +202,7 @@ def _asked(model: Any, tokenizer: Any, settings: Settings, display: Display) -> 
     pairs = {name: [pair for pair in map(_pair, part) if pair is not None] for name, part in drawn.items()}
     kept = {
         name: HeldOutSet(
-            pairs[name][: _MOST_HELD_OUT // 2],
+            pairs[name][:_MOST_HELD_OUT],
             [user(question.text) for question, _ in drawn[name]],
             [question.topic for question, _ in drawn[name]],
             [answer for _, answer in drawn[name]],
@@ -306,7 +307,14 @@ def _train(
             report,
             warm_up=_WARM_UP,
         )
-    return history, evaluations, next(again)
+    return history, evaluations, _few(next(again))
+
+
+def _few(batch: Batch) -> Batch:
+    """The first pairs of a batch, to measure a step on."""
+    few = min(_MEASURED, batch.pairs)
+    rows = [*range(few), *range(batch.pairs, batch.pairs + few)]
+    return Batch(batch.tokens[rows], batch.labels[rows], few)
 
 
 def _endless(pairs: Sequence[Encoded], size: int, pad: int, seed: int) -> Iterator[Batch]:
