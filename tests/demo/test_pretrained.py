@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("peft")
 
 from prefuse.demo.batches import IGNORED, padded
-from prefuse.demo.pretrained import answers, cost, data, encoding, policy, questions, report, source
+from prefuse.demo.pretrained import answers, compare, cost, data, encoding, policy, questions, report, source
 from tests.curate import inspected
 
 
@@ -274,6 +274,27 @@ def test_the_cost_of_a_step(loaded):
     assert all(0 < part.seconds <= part.median for part in found.parts)
     assert found.rows == 4 and found.scored == int((batch.labels != IGNORED).sum())
     assert all(parameter.grad is None for parameter in passes.parameters)
+
+
+def test_objectives_compared_from_the_same_start(loaded):
+    """Each as if it were the first, and the adapters as they were."""
+    model, tokenizer = loaded
+    passes = policy.with_lora(model, tokenizer, 0, share_prompts=True)
+    pairs = [encoding.Pair(row["prompt"], row["chosen"], row["rejected"]) for row in MESSAGES]
+    encoded = encoding.encode(pairs, tokenizer, 64)
+    batches = [padded(encoded[start : start + 4], passes.pad) for start in (0, 4)]
+    given = passes, tokenizer, batches, padded(encoded[8:], passes.pad), [row["prompt"] for row in MESSAGES[8:]]
+    start = [parameter.detach().clone() for parameter in passes.parameters]
+    several = {"sft": objectives.sft(), "dpo": objectives.dpo(beta=0.5)}
+    both = compare.compare(several, *given, rate=1e-2, every=1)
+    alone = compare.compare({"dpo": several["dpo"]}, *given, rate=1e-2, every=1)
+    assert all(map(torch.equal, passes.parameters, start))
+    assert both["dpo"] == alone["dpo"]
+    for course in both.values():
+        assert course.steps == [0, 1, 2] and abs(course.kl[0]) < 1e-6 < course.kl[-1]
+        assert len(course.answer_tokens) == 4 == len(course.texts)
+    assert both["sft"].chosen[-1] > both["sft"].chosen[0] == pytest.approx(both["dpo"].chosen[0], abs=1e-4)
+    assert both["dpo"].chosen[-1] - both["dpo"].rejected[-1] > both["dpo"].chosen[0] - both["dpo"].rejected[0]
 
 
 def test_held_out_prompts_are_not_trained_on():

@@ -49,9 +49,9 @@ class Settings:
     model: str = source.SMOLLM2
     data: str | None = None
     seed: int = 0
-    steps: int = 40
+    steps: int = 16
     pairs: int = 8
-    rate: float = 2e-4
+    rate: float = 1.5e-4
     held_out: float = 0.25
     max_length: int = 256
     share_prompts: bool = False
@@ -194,7 +194,9 @@ def run(objective: Objective, settings: Settings, display: Display) -> Trained:
 def _asked(model: Any, tokenizer: Any, settings: Settings, display: Display) -> Data:
     """Our questions: chosen is the answer in the form asked for, rejected what the model answers, where it is not."""
     asked = questions.questions(settings.held_out)
-    lists = {"": asked.training, TOPICS: asked.topics, KINDS: asked.kinds}
+    enough = min(len(asked.training), settings.steps * settings.pairs)
+    training = random.Random(settings.seed).sample(asked.training, enough)
+    lists = {"": training, TOPICS: asked.topics, KINDS: asked.kinds}
     every = [question for part in lists.values() for question in part]
     with display.waiting(f"the model answers {len(every)} questions"):
         said = iter(answers.draw(model, tokenizer, [user(question.text) for question in every], settings.seed))
