@@ -66,7 +66,7 @@ __all__ = [
     "token_stats",
 ]
 
-_LAZY = frozenset({"compat", "curate", "doctor", "integrations", "metrics", "outer", "packing", "trl", "viz"})
+_LAZY = frozenset({"compat", "curate", "doctor", "integrations", "metrics", "outer", "packing", "runs", "trl", "viz"})
 
 
 def __getattr__(name: str) -> Any:
