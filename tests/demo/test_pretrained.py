@@ -163,6 +163,26 @@ def test_wrong_files(folder, name, content, message, tmp_path, capsys):
     assert re.search(message, error), error
 
 
+def test_data_sets_by_folder_and_by_name(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list(MESSAGES)
+    rows.save_to_disk(tmp_path / "rows")
+    expected = [encoding.Pair(row["prompt"], row["chosen"], row["rejected"]) for row in MESSAGES]
+    assert data.pairs_of(str(tmp_path / "rows")) == expected
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: {("mine/pairs", "train"): rows}[name, split])
+    assert data.pairs_of("mine/pairs") == expected
+    with pytest.raises(FileNotFoundError, match="data: no file or folder another/name, and no data set of that name"):
+        data.pairs_of("another/name")
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "splits")
+    with pytest.raises(TypeError, match="got DatasetDict; pass one of its splits: train"):
+        data.pairs_of(str(tmp_path / "splits"))
+
+
+def test_prompts_that_both_responses_begin_with():
+    rows = [{side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in MESSAGES]
+    assert data.pairs_in(rows) == [encoding.Pair(row["prompt"], row["chosen"], row["rejected"]) for row in MESSAGES]
+
+
 def test_messages_without_a_template(folder, tmp_path, capsys):
     model, tokenizer = source.load(folder)
     tokenizer.chat_template = None

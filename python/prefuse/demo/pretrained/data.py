@@ -24,7 +24,12 @@ def pairs_of(source: str) -> list[Pair]:
         ValueError: not what its name says, other columns than those of pairs, or pairs that nothing can be learnt from.
         ImportError: a library that reads it is not installed.
     """
-    given = inspected.read(_rows(source), None)
+    return pairs_in(_rows(source))
+
+
+def pairs_in(rows: Any) -> list[Pair]:
+    """The same of rows in memory, of any kind that `prefuse.curate.inspect` takes."""
+    given = inspected.read(rows, None)
     if given.kind != "pairs":
         raise ValueError(f"data: expected the columns prompt, chosen and rejected (pairs), got {given.kind}")
     chosen, rejected = (given.roles[role].tolist() for role in ("chosen", "rejected"))
