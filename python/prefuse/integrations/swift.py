@@ -7,6 +7,7 @@ Losses and metrics are theirs. `selective_log_softmax` is replaced too, for the 
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -86,7 +87,7 @@ def accelerate(*, fallback: str = "logits", share_prompts: bool = False) -> Acce
         ("CPOTrainer, ORPOTrainer", places.mixin, "concatenated_forward", _cpo),
         ("GRPOTrainer", places.grpo, "_get_logps_via_local_forward", _grpo),
     ):
-        made.add(place, patch(owner, name, lambda here, make=make: make(here, heads)).remove)
+        made.add(place, patch(owner, name, functools.partial(make, heads=heads)).remove)
     made.left.update(LEFT)
     return made
 
@@ -267,7 +268,7 @@ def response_stats(
     return kept["logps"], kept.get("entropies")
 
 
-def _get_per_token_logps(here: Patch, _: Heads) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+def _get_per_token_logps(here: Patch, heads: Heads) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     def get_per_token_logps(
         self: Any, logits: Any, labels: Tensor, label_pad_token_id: int = IGNORED, reduction: str = "mean"
     ) -> tuple[Tensor, Tensor, Tensor]:
