@@ -32,6 +32,7 @@ from prefuse.losses.preference import preference_loss
 from prefuse.metrics import ranking_accuracy
 from prefuse.models.causal_lm import find_causal_lm
 from prefuse.models.head import Head, HeadTensors, head
+from prefuse.trl import training_line
 from prefuse.trl.averages import Means
 from prefuse.trl.batches import PreferenceCollator, joined, labels_of, responses_in, roles_of, scored_of
 from prefuse.trl.config import PreferenceConfig
@@ -502,6 +503,10 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
                 source["sparse"] = self.args.head_sparse
             score = preference_loss(self.objective, labels=labels, **source, **options)
             scores.append(score)
+            if hidden.requires_grad and not torch.compiler.is_compiling():
+                shared = self._head(model).tokens.since(computed) if self.args.share_prompts else None
+                causal_lm = self._head(model).causal_lm
+                training_line.say(causal_lm, self._name, score.plan, labels.numel(), shared)
             found = {"loss": score.loss}
             return found if tensors.aux_loss is None else {**found, "aux_loss": tensors.aux_loss}
 
