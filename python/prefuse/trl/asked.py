@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from prefuse.models import patching, proof
 from prefuse.models.causal_lm import HeadTensors, find_causal_lm, refuse_or_warn, run_inside
 from prefuse.trl.fused import Running
-from prefuse.trl.gathered import Gathered, Method, _statistics
+from prefuse.trl.gathered import Gathered, Method, _statistics, other_padding
 
 _KEY = "_prefuse_trl_asked"
 
@@ -230,7 +230,7 @@ def _labelled(original: Method, models: Models) -> Method:
     @functools.wraps(original)
     def method(self: Any, *arguments: Any) -> Any:
         *model, batch = arguments
-        if _as_it_is(self):
+        if _as_it_is(self) or other_padding(self):
             return original(self, *arguments)
         names = ("completion", "KL_completion")
         pairs = [(batch[f"{name}_input_ids"], batch[f"{name}_labels"]) for name in names if f"{name}_labels" in batch]
@@ -238,6 +238,22 @@ def _labelled(original: Method, models: Models) -> Method:
             return original(self, *arguments)
 
     return method
+
+
+def _concatenated(original: Method, models: Models) -> Method:
+    """Of DPO before TRL 0.29, which cuts rows to length itself: every token that it attends to is scored."""
+
+    def labels_of(ids: Tensor, mask: Tensor | None) -> Tensor | None:
+        return None if mask is None else ids.masked_fill(mask == 0, -100)
+
+    def concatenated_forward(self: Any, model: Any, batch: Any, is_ref_model: bool = False) -> Any:
+        likelihood = self.args.rpo_alpha is not None or "sft" in self.loss_type
+        if _as_it_is(self) or self.padding_free or likelihood:
+            return original(self, model, batch, is_ref_model)
+        with models.asked([model], labels_of, ("mean_logits",)):
+            return original(self, model, batch, is_ref_model)
+
+    return concatenated_forward
 
 
 def _completions(original: Method, models: Models) -> Method:
@@ -267,7 +283,11 @@ def _completions(original: Method, models: Models) -> Method:
 
 
 METHODS: dict[str, dict[str, Callable[[Method, Models], Method]]] = {
-    "DPOTrainer": {"_compute_loss": _loss, "compute_ref_log_probs": _reference},
+    "DPOTrainer": {
+        "_compute_loss": _loss,
+        "compute_ref_log_probs": _reference,
+        "concatenated_forward": _concatenated,
+    },
     "KTOTrainer": {
         "_compute_loss": _loss,
         "compute_ref_log_probs": _reference,
