@@ -108,7 +108,7 @@ def _answering_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     given["labels"] = labels
 
     def inside(hidden: Tensor, tensors: HeadTensors) -> Any:
-        found = _statistics(hidden, tensors, asked.outputs, asked.running.sparse, asked.temperature)
+        found = _statistics(hidden, tensors, asked.outputs, asked.running.sparse, temperature=asked.temperature)
         aux_loss = found.pop("aux_loss", None)
         trimmed = {name: values[:, -labels.shape[1] :] for name, values in found.items()}
         classes = self.config.get_text_config().vocab_size

@@ -11,6 +11,7 @@ import functools
 import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,9 +22,11 @@ from prefuse._parallel.sharded_weights import gathered, whole
 from prefuse._patches import Patch
 from prefuse.compat.trl import OPTIONAL_OUTPUTS, token_outputs
 from prefuse.linear.functions import linear_token_stats
+from prefuse.linear.plans import Plan
 from prefuse.linear.sparse import Sparse
 from prefuse.models.causal_lm import HeadTensors
 from prefuse.models.head import Head, head
+from prefuse.trl import training_line
 from prefuse.trl.fused import Running
 
 LabelsOf = Callable[[Tensor], Tensor]
@@ -50,12 +53,19 @@ class GatheringModel:
         self._labels_of = labels_of
         self._outputs = tuple(outputs)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._head.model, name)
+
     def __call__(self, input_ids: Tensor, **inputs: Any) -> Any:
         """The model's output, as far as the trainers look at it: `.logits` and `.aux_loss`."""
         labels = self._labels_of(input_ids).to(input_ids.device)
 
+        before = replace(self._head.tokens)
+
         def inside(hidden: Tensor, tensors: HeadTensors) -> dict[str, Tensor]:
-            return _statistics(hidden, tensors, self._outputs, self._sparse)
+            shared = self._head.tokens.since(before) if self._head.share_prompts else None
+            tell = training_line.teller(self._head.causal_lm, hidden, shared)
+            return _statistics(hidden, tensors, self._outputs, self._sparse, tell)
 
         found = self._head.run(inside, labels=labels, inputs={"input_ids": input_ids, **inputs})
         found = {name: values[:, -labels.shape[1] :] if values.ndim else values for name, values in found.items()}
@@ -141,6 +151,10 @@ class Gathered:
         means = self._of("mean_logits")
         return means.mean() if dim is None else _along_classes(means, dim)
 
+    def nansum(self) -> Tensor:
+        """Over everything but rows that are not a number."""
+        return self._of("mean_logits").nansum() * self._classes
+
     def argmax(self, dim: int) -> Tensor:
         """The label where that is the most likely class, and −1 elsewhere: as good for comparing with labels."""
         likely = torch.where(self._of("is_top1"), self._labels[self._positions], -1)
@@ -167,13 +181,17 @@ class Gathered:
         """Along another dimension than that of the classes."""
         return self._at(self._positions.index_select(dim, index))
 
-    def nansum(self) -> Tensor:
-        """Of everything, as far as it is a number; rows are so or not as a whole."""
-        return self._of("mean_logits").nansum() * self._classes
-
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Gathered, ...]:
         """Parts along another dimension than that of the classes."""
         return tuple(self._at(positions) for positions in self._positions.chunk(chunks, dim))
+
+    def split(self, rows: int, dim: int = 0) -> tuple[Gathered, ...]:
+        """Parts of so many rows along another dimension than that of the classes."""
+        return tuple(self._at(positions) for positions in torch.split(self._positions, rows, dim))
+
+    def to(self, *_: Any, **__: Any) -> Gathered:
+        """The same: its numbers are in float32, on the device of the model."""
+        return self
 
     def view(self, *shape: int) -> Gathered:
         """In another shape, whose last dimension is that of the classes."""
@@ -398,12 +416,13 @@ def _statistics(
     tensors: HeadTensors,
     outputs: Sequence[str],
     sparse: Sparse | str | None,
+    tell: Callable[[Plan | None], None] | None = None,
     temperature: float = 1.0,
 ) -> dict[str, Tensor]:
     """[B, T] each, that of position t for the token t + 1; mean logits of all positions, the others of scored ones."""
     targets = shift_left(tensors.given_labels(), None, -100, None)[0]
     scored = [name for name in outputs if name != "mean_logits"]
-    made = token_outputs(hidden, targets, scored, tensors, sparse=sparse, temperature=temperature)
+    made = token_outputs(hidden, targets, scored, tensors, sparse=sparse, temperature=temperature, tell=tell)
     found = dict(zip(("log_probs", *OPTIONAL_OUTPUTS), made, strict=True))
     if "mean_logits" in outputs:
         found["mean_logits"] = _mean_logits(hidden, tensors)
