@@ -13,7 +13,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from prefuse.models import patching, proof
 from prefuse.models.causal_lm import HeadTensors, find_causal_lm, refuse_or_warn, run_inside
+from prefuse.models.sharing import counts
+from prefuse.trl import training_line
 from prefuse.trl.fused import Running
 from prefuse.trl.gathered import Gathered, Method, _statistics, other_padding
 
@@ -106,9 +108,12 @@ def _answering_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return own(*args, **kwargs)
     kept = given.pop("logits_to_keep", None) or 0
     given["labels"] = labels
+    before = replace(counts(self))
 
     def inside(hidden: Tensor, tensors: HeadTensors) -> Any:
-        found = _statistics(hidden, tensors, asked.outputs, asked.running.sparse, temperature=asked.temperature)
+        shared = counts(self).since(before) if asked.running.share_prompts else None
+        tell = training_line.teller(self, hidden, shared)
+        found = _statistics(hidden, tensors, asked.outputs, asked.running.sparse, tell, asked.temperature)
         aux_loss = found.pop("aux_loss", None)
         trimmed = {name: values[:, -labels.shape[1] :] for name, values in found.items()}
         classes = self.config.get_text_config().vocab_size

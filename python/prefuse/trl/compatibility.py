@@ -279,14 +279,16 @@ def place(trainer: Trainer) -> Place | None:
         return Place(trainer, home, cls, None, why_not_fused())
     if not trainer.ways:
         return Place(trainer, home, cls, None, f"{path} has no add_fused_lm_head, as since TRL 1.15")
+    reason = ""
     for way in trainer.ways:
         if all(hasattr(cls, method) for method in way.sources):
-            reason = _why_unknown(trainer, path, cls, way) or _why_other_functions(home)
-            if not reason:
+            found = _why_unknown(trainer, path, cls, way) or _why_other_functions(home)
+            if not found:
                 return Place(trainer, home, cls, way, "")
-    missing = [method for method in trainer.ways[-1].sources if not hasattr(cls, method)]
-    if missing:
-        reason = f"{path}.{trainer.name} has no {missing[0]}"
+            reason = reason or found
+    if not reason:
+        missing = next(method for method in trainer.ways[0].sources if not hasattr(cls, method))
+        reason = f"{path}.{trainer.name} has no {missing}"
     return Place(trainer, home, cls, None, reason)
 
 
