@@ -218,11 +218,22 @@ def _gather(made: Acceleration, place: compatibility.Place, owner: Any, running:
     name = place.trainer.name
     models: Any = gathered.Heads(running) if name in gathered.METHODS else asked.Models(running)
     methods: Any = gathered.METHODS.get(name) or asked.METHODS[name]
-    made.add(None, models.remove)
     for method in place.way.methods:
         replaced = methods[method](original(place.cls, method), models)
         bound = replaced if inspect.isclass(owner) else types.MethodType(replaced, owner)
-        made.add(name, patch(owner, method, functools.partial(_always, bound)).remove)
+        taken = patch(owner, method, functools.partial(_always, bound))
+        _models.setdefault(taken, models)
+        made.add(name, functools.partial(_leave, taken))
+
+
+_models: weakref.WeakKeyDictionary[Patch, Any] = weakref.WeakKeyDictionary()
+"""What patches the models that a method calls: that of the first who took the method, until the last has left it."""
+
+
+def _leave(taken: Patch) -> None:
+    taken.remove()
+    if not taken.active:
+        _models.pop(taken).remove()
 
 
 def _always(replaced: Any, _: Patch) -> Any:
