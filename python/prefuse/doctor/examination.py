@@ -25,6 +25,7 @@ from prefuse._display.html import bold, table
 from prefuse.doctor.compile_all import compile_all
 from prefuse.doctor.slots import count_all
 from prefuse.doctor.warm import architecture_of, warm
+from prefuse.integrations import llamafactory, swift
 
 
 class Finding(NamedTuple):
@@ -65,6 +66,10 @@ def _trl_fits(_: str) -> str:
     return compatibility.fit()
 
 
+def _framework(fit: Callable[[], str]) -> Callable[[str], str]:
+    return lambda _: fit()
+
+
 LIBRARIES = (
     Library("transformers", "prefuse.head", _at_least("4.56")),
     Library("peft", "prefuse.head", _at_least("0.13")),
@@ -72,6 +77,8 @@ LIBRARIES = (
     Library("trl", "prefuse.trl", _trl_fits),
     Library("datasets", "prefuse.trl", _at_least("4.7")),
     Library("liger-kernel", "prefuse.compat.liger", _as_of("0.8.5")),
+    Library("llamafactory", "prefuse.integrations.llamafactory", _framework(llamafactory.fit)),
+    Library("ms-swift", "prefuse.integrations.swift", _framework(swift.fit)),
 )
 
 
