@@ -12,15 +12,15 @@ import prefuse.integrations.llamafactory as integration
 from prefuse.trl.gathered import Gathered
 from tests.devices import integers
 from tests.integration.models import VOCABULARY, causal_lm
-from tests.integrations import stand_ins
+from tests.integrations import frontends
 
 pytest.importorskip("transformers")
 
 
 @pytest.fixture
 def modules(monkeypatch):
-    made = stand_ins.llamafactory()
-    stand_ins.install(monkeypatch, "llamafactory", "0.9.5", made)
+    made = frontends.llamafactory()
+    frontends.install(monkeypatch, "llamafactory", "0.9.5", made)
     return made
 
 

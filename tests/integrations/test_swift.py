@@ -9,7 +9,7 @@ import prefuse.integrations.swift as integration
 from prefuse.trl.gathered import Gathered
 from tests.devices import integers
 from tests.integration.models import VOCABULARY, causal_lm
-from tests.integrations import stand_ins
+from tests.integrations import frontends
 from tests.integrations.test_llamafactory import assert_close, batch, gradient
 
 pytest.importorskip("transformers")
@@ -17,8 +17,8 @@ pytest.importorskip("transformers")
 
 @pytest.fixture
 def modules(monkeypatch):
-    made = stand_ins.swift()
-    stand_ins.install(monkeypatch, "ms-swift", "4.6.0", made)
+    made = frontends.swift()
+    frontends.install(monkeypatch, "ms-swift", "4.6.0", made)
     return made
 
 
