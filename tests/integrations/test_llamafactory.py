@@ -10,8 +10,8 @@ import torch
 
 import prefuse.integrations.llamafactory as integration
 from prefuse.trl.gathered import Gathered
-from tests.devices import integers
-from tests.integration.models import VOCABULARY, causal_lm
+from tests.devices import integers, normal
+from tests.integration.models import IMAGE, VOCABULARY, causal_lm, vision_language_model
 from tests.integrations import frontends
 
 pytest.importorskip("transformers")
@@ -73,6 +73,17 @@ def test_dpo(dpo, family, ld_alpha):
     assert_close(ours, theirs)
     trainer.ld_alpha = None
     assert_close(reference, trainer.concatenated_forward(model, batch()))
+
+
+def test_images(dpo):
+    model, trainer, given = vision_language_model(), dpo.CustomDPOTrainer(), batch()
+    image = torch.full((4, 4), IMAGE)  # two patches by two
+    for name, front in (("input_ids", image), ("attention_mask", torch.ones_like(image)), ("labels", -100 + 0 * image)):
+        given[name] = torch.cat([front, given[name]], dim=1)
+    given["pixel_values"] = normal(4, 3, 8, 8, seed=3)
+    theirs = trainer.concatenated_forward(model, given)
+    with integration.accelerate(fallback="error"):
+        assert_close(trainer.concatenated_forward(model, given), theirs)
 
 
 def test_kto(kto):
