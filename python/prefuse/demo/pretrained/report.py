@@ -215,7 +215,7 @@ def _cut(text: str, most: int = 240) -> str:
 
 def _cost_table(cost: Cost) -> Table:
     table = Table(
-        title=f"a DPO step of {cost.rows} rows of {cost.tokens} tokens, {cost.scored} of them scored; float32"
+        title=f"a DPO step of {cost.rows} rows of {cost.tokens} tokens, {cost.scored} scored; float32, {cost.clock}"
     )
     for heading in ("part", "by", "ms, fastest", "ms, median", "head's peak extra MB"):
         table.add_column(heading, justify="left" if heading in ("part", "by") else "right")
