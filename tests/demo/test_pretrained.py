@@ -359,14 +359,14 @@ def test_a_conversion_is_there_whole_or_not_at_all(monkeypatch, tmp_path):
 def test_weights_that_are_broken(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="model: transformers cannot load .* as a causal LM with a tokenizer: "):
+    with pytest.raises(ValueError, match=r"model: transformers cannot load .* as a causal LM with a tokenizer: "):
         source.load(str(tmp_path / "broken"))
 
 
 def test_a_template_that_refuses(loaded):
     _, tokenizer = loaded
     tokenizer.chat_template = "{{ raise_exception('no users here') }}"
-    with pytest.raises(ValueError, match="data: the chat template refuses .*: no users here"):
+    with pytest.raises(ValueError, match=r"data: the chat template refuses .*: no users here"):
         encoding.prompt_ids(encoding.user("a"), tokenizer)
 
 
