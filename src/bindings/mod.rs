@@ -10,6 +10,7 @@ mod lists;
 mod program;
 mod rows;
 mod segments;
+mod storage;
 
 /// The extension module. Free-threaded Python may call it from several threads: what they share is behind locks.
 #[pyo3::pymodule(gil_used = false)]
@@ -35,6 +36,8 @@ mod _prefuse {
     };
     #[pymodule_export]
     use super::segments::{segment_expand, segment_sum};
+    #[pymodule_export]
+    use super::storage::{kept_storage, release_storage, storage_idle};
     #[pymodule_export]
     use super::{graph::Graph, program::Program};
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prefuse._backends import backend
+from prefuse._backends import backend, storage
 from prefuse._backends.arrays import fresh
 from prefuse._backends.rows import Rows
 from prefuse.linear.call import Call
@@ -79,7 +79,7 @@ def keep(call: Call, name: str, room: int) -> tuple[Tensor, Tensor]:
     """The kernel statistics, and d(`name`)/d(logits) of the M scored rows, the first of [room, V]."""
     table = call.new_table(call.tokens).zero_()
     rows = room * (1 if call.reference is None else 2)
-    kept = fresh(call.labels.new_empty((rows, call.head.classes), dtype=call.dtype))
+    kept = storage.empty((rows, call.head.classes), call.dtype, call.labels.device)
     part = call.part(0, call.count)
     if call.count:
         for _ in _unscaled(call, call.tile(part, kept), part, (name,), table, kept):
@@ -196,7 +196,7 @@ class _Block:
         self.targets = [None if weight is None else weight[start:stop] for weight in weights]
         self.bias = None if bias is None else bias[start:stop]
         self.sums = [
-            fresh(torch.empty_like(target, dtype=sum_dtype(target.dtype))).zero_()
+            storage.empty(target.shape, sum_dtype(target.dtype), target.device).zero_()
             if many and target is not None
             else target
             for target in self.targets
@@ -250,7 +250,7 @@ def _kept(call: Call, f: int, wide: bool) -> Tensor:
     """Room for a gradient of an input, 0 where rows are not scored."""
     factor = call.head.inputs[f]
     dtype = sum_dtype(factor.dtype) if wide else factor.dtype
-    kept = fresh(torch.empty(factor.shape, dtype=dtype, device=factor.device))
+    kept = storage.empty(factor.shape, dtype, factor.device)
     return kept if call.index is None else kept.zero_()
 
 
