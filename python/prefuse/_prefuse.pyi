@@ -17,8 +17,8 @@ __all__ = [
     "cuda_rows_backward", "cuda_rows_both", "cuda_rows_forward", "cuda_rows_workspace", "cuda_search_nvrtc",
     "cuda_segment_expand", "cuda_segment_sum", "curate_ends", "curate_first_beaten", "curate_pairs",
     "curate_rank", "distance_backward", "distance_forward", "kept_storage", "lists_by_class", "lists_by_row",
-    "prefer_huge_pages", "release_storage", "rows_backward", "rows_both", "rows_forward", "rows_lists",
-    "segment_expand", "segment_sum", "simd_level", "statistic_names", "storage_idle"
+    "prefer_huge_pages", "projects_rows", "release_storage", "rows_backward", "rows_both", "rows_forward", "rows_lists",
+    "rows_projected", "segment_expand", "segment_sum", "simd_level", "statistic_names", "storage_idle"
 ]
 # fmt: on
 __version__: str
@@ -41,6 +41,18 @@ def rows_forward(
     threads: int,
 ) -> None:
     """Writes the statistics of every row, those of lower bits of `stats` first, into `out` [S, *lead]."""
+
+def projects_rows() -> bool:
+    """Whether `rows_projected` runs on this machine."""
+
+def rows_projected(
+    rows: _Rows,
+    stats: int,
+    product: tuple[_Capsule, _Capsule, _Capsule | None],
+    out: _Capsule,
+    threads: int,
+) -> None:
+    """As `rows_forward`, of rows whose logits, a shape, are the `product`: hidden states, weight, bias."""
 
 def rows_backward(
     rows: _Rows,

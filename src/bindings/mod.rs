@@ -32,7 +32,8 @@ mod _prefuse {
     use super::lists::{Lists, lists_by_class, lists_by_row, rows_lists};
     #[pymodule_export]
     use super::rows::{
-        prefer_huge_pages, rows_backward, rows_both, rows_forward, simd_level, statistic_names,
+        prefer_huge_pages, projects_rows, rows_backward, rows_both, rows_forward, rows_projected,
+        simd_level, statistic_names,
     };
     #[pymodule_export]
     use super::segments::{segment_expand, segment_sum};
