@@ -25,7 +25,7 @@ _NAMES = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32", to
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A new contiguous tensor with whatever contents; a large one on the CPU over kept memory.
 
-    Its storage cannot be resized, so it is nothing for a tensor that the caller's optimizer goes on with.
+    Its storage cannot be resized.
 
     Raises:
         ValueError: the variable `PREFUSE_KEPT_MIB` is no number.

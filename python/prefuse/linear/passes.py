@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from prefuse._backends import backend, projected, storage
-from prefuse._backends.arrays import fresh
 from prefuse._backends.rows import Rows
 from prefuse.linear.call import Call
 from prefuse.linear.gemm import add_product, multiply, product_dtype, rounds_products, scale_rows, sum_dtype
@@ -145,7 +144,7 @@ def backward_from_logits(call: Call, kept: Tensor, factors: Tensor, wants: Wants
         inputs.append(gradient)
     weights: list[Tensor | None] = []
     for factor, weight, wanted in zip(call.head.rows(part), call.head.weights, wants.weights, strict=True):
-        gradient = fresh(torch.empty_like(weight)) if wanted else None
+        gradient = storage.empty(weight.shape, weight.dtype, weight.device) if wanted else None
         if gradient is not None:
             torch.mm(kept.t(), scale_rows(factor, factors, factor.dtype), out=gradient)
         weights.append(gradient)
@@ -163,7 +162,7 @@ def recompute(call: Call, tile: Tile, table: Tensor, grads: dict[str, Tensor], w
         for factor, wanted in zip(call.head.inputs, wants.inputs, strict=True)
     ]
     weights = [
-        fresh(torch.empty_like(weight)).zero_() if wanted else None
+        storage.empty(weight.shape, weight.dtype, weight.device).zero_() if wanted else None
         for weight, wanted in zip(call.head.weights, wants.weights, strict=True)
     ]
     bias = torch.zeros_like(call.head.bias) if wants.bias and call.head.bias is not None else None
