@@ -25,6 +25,7 @@ from prefuse._display.html import bold, table
 from prefuse.doctor.compile_all import compile_all
 from prefuse.doctor.slots import count_all
 from prefuse.doctor.warm import architecture_of, warm
+from prefuse.integrations import llamafactory, swift
 from prefuse.integrations._places import Framework
 from prefuse.integrations.megatron import MEGATRON
 from prefuse.integrations.openrlhf import OPENRLHF
@@ -77,6 +78,10 @@ def _tried_with(framework: Framework) -> Callable[[str], str]:
     )
 
 
+def _framework(fit: Callable[[], str]) -> Callable[[str], str]:
+    return lambda _: fit()
+
+
 LIBRARIES = (
     Library("transformers", "prefuse.head", _at_least("4.56")),
     Library("peft", "prefuse.head", _at_least("0.13")),
@@ -88,6 +93,8 @@ LIBRARIES = (
         Library(framework.name, f"prefuse.integrations.{framework.module}", _tried_with(framework))
         for framework in (MEGATRON, OPENRLHF, VERL)
     ),
+    Library("llamafactory", "prefuse.integrations.llamafactory", _framework(llamafactory.fit)),
+    Library("ms-swift", "prefuse.integrations.swift", _framework(swift.fit)),
 )
 
 
