@@ -59,7 +59,7 @@ def main() -> None:
     found = compare(EIGHT, passes, tokenizer, batches, kept, prompts, rate=options.rate, every=EVERY)
     report = {
         "comparison": "objectives on SmolLM2-135M-Instruct, LoRA",
-        "settings": {name: str(value) for name, value in vars(options).items()},
+        "settings": {name: getattr(options, name) for name in ("steps", "pairs", "rate", "threads")},
         "objectives": {name: repr(objective) for name, objective in EIGHT.items()},
         "prompts": [one.text for one in held_out],
         "before": [said.text for said in drawn[len(training) :]],
