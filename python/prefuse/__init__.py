@@ -14,7 +14,10 @@ import importlib
 from typing import Any
 
 from prefuse import language, objectives
+from prefuse._backends.storage import release_memory
+from prefuse._parallel.context import sum_over_group
 from prefuse._prefuse import __version__
+from prefuse._statistics.support import Support
 from prefuse.catalogue.checking import check
 from prefuse.denoising import gaussian_logps, squared_errors
 from prefuse.errors import LanguageError
@@ -39,6 +42,7 @@ __all__ = [
     "Objective",
     "Score",
     "Sparse",
+    "Support",
     "TokenStats",
     "__version__",
     "batch_totals",
@@ -58,9 +62,11 @@ __all__ = [
     "pair_objective",
     "point_objective",
     "preference_loss",
+    "release_memory",
     "response_lengths",
     "sequence_logps",
     "squared_errors",
+    "sum_over_group",
     "token_logps",
     "token_objective",
     "token_stats",

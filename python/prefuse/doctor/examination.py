@@ -25,6 +25,11 @@ from prefuse._display.html import bold, table
 from prefuse.doctor.compile_all import compile_all
 from prefuse.doctor.slots import count_all
 from prefuse.doctor.warm import architecture_of, warm
+from prefuse.integrations import llamafactory, swift
+from prefuse.integrations._places import Framework
+from prefuse.integrations.megatron import MEGATRON
+from prefuse.integrations.openrlhf import OPENRLHF
+from prefuse.integrations.verl import VERL
 
 
 class Finding(NamedTuple):
@@ -41,12 +46,13 @@ class Library(NamedTuple):
     Attributes:
         name: of its distribution.
         integration: what of prefuse works with it.
-        problem: from its version, why that does not fit; empty where it does.
+        problem: from its version, why that does not fit; empty where it does. Of a library that may fit in part: what
+            fits, and the problem of the rest.
     """
 
     name: str
     integration: str
-    problem: Callable[[str], str]
+    problem: Callable[[str], str | tuple[str, str]]
 
 
 def _at_least(oldest: str) -> Callable[[str], str]:
@@ -59,10 +65,21 @@ def _as_of(followed: str) -> Callable[[str], str]:
     )
 
 
-def _trl_fits(_: str) -> str:
+def _trl_fits(_: str) -> tuple[str, str]:
     from prefuse.trl import compatibility  # which imports all of TRL
 
     return compatibility.fit()
+
+
+def _tried_with(framework: Framework) -> Callable[[str], str]:
+    tried = ", ".join(framework.tried)
+    return lambda version: (
+        "" if version in framework.tried else f"tried with {tried}; accelerate() looks whether this one fits"
+    )
+
+
+def _framework(fit: Callable[[], str]) -> Callable[[str], str]:
+    return lambda _: fit()
 
 
 LIBRARIES = (
@@ -72,6 +89,12 @@ LIBRARIES = (
     Library("trl", "prefuse.trl", _trl_fits),
     Library("datasets", "prefuse.trl", _at_least("4.7")),
     Library("liger-kernel", "prefuse.compat.liger", _as_of("0.8.5")),
+    *(
+        Library(framework.name, f"prefuse.integrations.{framework.module}", _tried_with(framework))
+        for framework in (MEGATRON, OPENRLHF, VERL)
+    ),
+    Library("llamafactory", "prefuse.integrations.llamafactory", _framework(llamafactory.fit)),
+    Library("ms-swift", "prefuse.integrations.swift", _framework(swift.fit)),
 )
 
 
@@ -202,7 +225,9 @@ def _library(library: Library) -> Finding:
     except metadata.PackageNotFoundError:
         return Finding(library.name, "not installed")
     problem = library.problem(version)
-    state = f"{version}, {library.integration} {'does not fit' if problem else 'fits'}"
+    fits, problem = problem if isinstance(problem, tuple) else ("", problem)
+    verdict = f"fits {fits}" if fits and problem else "does not fit" if problem else "fits"
+    state = f"{version}, {library.integration} {verdict}"
     return Finding(library.name, state, f"{library.integration}: {problem}" if problem else "")
 
 
