@@ -3,7 +3,7 @@
     python benchmarks/smollm2_objectives.py [--steps 10] [--pairs 2] [--rate 3e-4] [--results DIR] [--figure FILE]
 
 Chosen are short answers of our own, rejected the model's (prefuse.demo.pretrained.questions). Training and held-out
-topics differ. It takes about half a minute a piece on two quiet cores; the results are shown by
+topics differ. It takes about half a minute of processor time a piece; the results are shown by
 examples/notebooks/07_objectives_on_a_real_model.ipynb.
 """
 
