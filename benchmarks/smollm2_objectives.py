@@ -3,7 +3,7 @@
     python benchmarks/smollm2_objectives.py [--steps 10] [--pairs 2] [--rate 3e-4] [--results DIR] [--figure FILE]
 
 Chosen are short answers of our own, rejected the model's (prefuse.demo.pretrained.questions). Training and held-out
-topics differ. It takes about half a minute a piece on two quiet cores; the results are shown by
+topics differ. It takes about half a minute of processor time a piece; the results are shown by
 examples/notebooks/07_objectives_on_a_real_model.ipynb.
 """
 
@@ -59,7 +59,7 @@ def main() -> None:
     found = compare(EIGHT, passes, tokenizer, batches, kept, prompts, rate=options.rate, every=EVERY)
     report = {
         "comparison": "objectives on SmolLM2-135M-Instruct, LoRA",
-        "settings": {name: str(value) for name, value in vars(options).items()},
+        "settings": {name: getattr(options, name) for name in ("steps", "pairs", "rate", "threads")},
         "objectives": {name: repr(objective) for name, objective in EIGHT.items()},
         "prompts": [one.text for one in held_out],
         "before": [said.text for said in drawn[len(training) :]],

