@@ -311,7 +311,7 @@ def _one_label(logits: Gathered, index: Tensor) -> Gathered:
 
 def _cpo(original: Method, heads: Heads) -> Method:
     def concatenated_forward(self: Any, model: Any, batch: Mapping[str, Tensor]) -> Any:
-        if self.is_encoder_decoder or isinstance(model, GatheringModel) or _other_padding(self):
+        if self.is_encoder_decoder or isinstance(model, GatheringModel) or other_padding(self):
             return original(self, model, batch)
         labels = _roles([batch["chosen_labels"], batch["rejected_labels"]])
         return original(self, heads.gathering(model, lambda _: labels, ("mean_logits",)), batch)
@@ -321,7 +321,7 @@ def _cpo(original: Method, heads: Heads) -> Method:
 
 def _orpo(original: Method, heads: Heads) -> Method:
     def concatenated_forward(self: Any, model: Any, batch: Mapping[str, Tensor]) -> Any:
-        if self.is_encoder_decoder or isinstance(model, GatheringModel) or _other_padding(self):
+        if self.is_encoder_decoder or isinstance(model, GatheringModel) or other_padding(self):
             return original(self, model, batch)
         # The likelihood of a chosen response takes in its prompt.
         chosen = batch["chosen_input_ids"].masked_fill(batch["chosen_attention_mask"] != 1, -100)
@@ -365,7 +365,7 @@ def _online_dpo(original: Method, heads: Heads) -> Method:
     return _forward
 
 
-def _other_padding(trainer: Any) -> bool:
+def other_padding(trainer: Any) -> bool:
     """Whether labels are padded by another number than −100, which trainers before TRL 0.28 let one choose."""
     return bool(getattr(trainer, "label_pad_token_id", -100) != -100)
 
