@@ -104,8 +104,8 @@ def show(options: argparse.Namespace, cases: list[dict]) -> None:
         )
         for case in cases
     ]
-    header = ("path", "MiB", "in logits", "of its memory", "s", "speed-up (higher is better)")
-    title = f"N = {options.tokens}, H = {options.features}, V = {options.classes}, bfloat16"
+    header = ("path", "MiB", "logits", "memory", "s", "speed-up")
+    title = f"N = {options.tokens}, H = {options.features}, V = {options.classes}; speed-up: higher is better"
     tables.show(title, header, rows)
 
 

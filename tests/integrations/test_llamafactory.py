@@ -179,6 +179,17 @@ def test_a_part_that_is_not_there(modules, kto, monkeypatch):
         integration.accelerate()
 
 
+def test_what_cannot_be_imported(modules, monkeypatch, tmp_path):
+    """Other versions of what LLaMA-Factory imports make it raise all sorts of errors."""
+    name = "llamafactory.train.kto.trainer"
+    monkeypatch.delitem(sys.modules, name)
+    modules["llamafactory.train.kto"].__path__ = [str(tmp_path)]
+    (tmp_path / "trainer.py").write_text("import sys\nsys.nothing_of_this_name\n")
+    with pytest.raises(RuntimeError, match=r"the module llamafactory\.train\.kto\.trainer \(AttributeError: "):
+        integration.accelerate()
+    assert "AttributeError" in integration.fit()
+
+
 def test_a_wrong_fallback(modules):
     with pytest.raises(ValueError, match="fallback: expected 'logits' or 'error', got 'none'"):
         integration.accelerate(fallback="none")
