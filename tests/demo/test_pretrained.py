@@ -57,7 +57,7 @@ def lines(rows):
 
 
 def test_the_rule():
-    for text in ("A fox is a clever animal.", "What a fox!", "Is it a fox?", " A Fox of 3.5 kg. "):
+    for text in ("A fox is a clever animal.", " A Fox of 3.5 kg. "):
         assert questions.follows_rule(text, "fox")
     for text in (
         "",
@@ -67,6 +67,8 @@ def test_the_rule():
         "A fox\nis red.",
         f"A fox {'very ' * 11}red.",
         "A fox is red. It",
+        "Is it a fox?",
+        "What a fox!",
     ):
         assert not questions.follows_rule(text, "fox"), text
     assert not questions.follows_rule("A fox is red.", "fox", complete=False)

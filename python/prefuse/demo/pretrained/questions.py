@@ -1,7 +1,7 @@
 """Questions of our own, an answer to each, and a rule that anyone can check.
 
-The rule: **one sentence of at most twelve words that names what was asked about**. The model knows nothing of it: asked
-what a glacier is, it writes a paragraph.
+The rule: **one statement of at most twelve words that names what was asked about**. The model knows nothing of it:
+asked what a glacier is, it writes a paragraph.
 """
 
 from __future__ import annotations
@@ -106,12 +106,12 @@ def questions(held_out: float) -> Split:
 
 
 def follows_rule(answer: str, topic: str, complete: bool = True) -> bool:
-    """Whether an answer is one sentence of at most `MOST_WORDS` words that names the topic.
+    """Whether an answer is one statement of at most `MOST_WORDS` words that names the topic: no question comes back.
 
     `complete` says that the model ended it: what was cut off is no sentence.
     """
     text = answer.strip()
-    one = complete and "\n" not in text and len(re.findall(r"[.!?](?=\s|$)", text)) == 1 and text[-1:] in ".!?"
+    one = complete and "\n" not in text and len(re.findall(r"[.!?](?=\s|$)", text)) == 1 and text[-1:] == "."
     return bool(one and len(text.split()) <= MOST_WORDS and topic.lower() in text.lower())
 
 

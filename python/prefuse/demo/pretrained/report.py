@@ -23,7 +23,7 @@ from .cost import Cost
 from .job import HELD_OUT, KINDS, TOPICS, Outcome, Shown
 from .questions import MOST_WORDS
 
-RULE = f"one sentence of at most {MOST_WORDS} words that names what was asked about"
+RULE = f"one statement of at most {MOST_WORDS} words that names what was asked about"
 
 _SETS = {TOPICS: "new topics", KINDS: "a new kind of question", HELD_OUT: "held-out prompts"}
 _LIBRARIES = ("transformers", "peft", "gguf")
