@@ -7,7 +7,7 @@ WORKERS ?= 2
 RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 2>/dev/null)
 
 # `make bench` runs all of these, `make bench head` (or `make head`) those that are named.
-BENCHES := rows objectives head curate denoising prompts
+BENCHES := rows objectives head curate denoising prompts trainers
 BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 
 # Frameworks beside which prefuse is tested, each in an environment of its own: other packages behave differently there.
@@ -45,7 +45,7 @@ help:
 	@echo "make test-NAME  beside the real NAME, on the CPU: $(TESTED_BESIDE)"
 	@echo "               (test-deepspeed takes g++ and compiles for minutes; test-trl VERSION=0.24.0 WITH=\"transformers==4.57.6 datasets==4.4.2\")"
 	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest"
-	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising, prompts)"
+	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising, prompts, trainers)"
 	@echo "make models  write the table of model families: the fused head beside the models' own logits (long)"
 	@echo "make gallery run the papers' toy experiments (examples/papers), draw their figures"
 	@echo "make site    build the documentation as a site into site/, with the pages of all objectives, without network"

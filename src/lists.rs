@@ -13,6 +13,8 @@
 //!
 //! Per entry and vector: load, conversion of 16 bits, multiplication and addition.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use crate::array::{ArgumentError, Array, Dtype};
@@ -31,6 +33,13 @@ const CACHE_LINE: usize = 64;
 
 /// Classes that a thread takes at a time.
 const CLASSES: usize = 64;
+
+/// Of a large matrix so many bytes are gathered from at a time, for so many bytes of sums: together a second-level cache.
+const BLOCK_BYTES: usize = 1 << 20;
+const SUM_BYTES: usize = 3 << 18;
+
+/// How often a row of the other matrix is gathered in the mean, from where on it pays to take the sums from memory and back.
+const REUSES: usize = 4;
 
 /// The matrix A.
 pub struct Matrix<'a> {
@@ -238,11 +247,12 @@ impl Matrix<'_> {
             .filter(|class| (*class as usize) < self.width)
     }
 
-    /// The terms of row `row`, appended to `terms` as (class, factor).
+    /// The terms of row `row`, appended to `terms` as (class, factor): how many of them, the first, are the label's.
     ///
     /// # Safety
     /// The arrays are live and of type `R`, as was checked.
-    unsafe fn row<R: Real>(&self, row: usize, terms: &mut Vec<Term<R>>) {
+    unsafe fn row<R: Real>(&self, row: usize, terms: &mut Vec<Term<R>>) -> usize {
+        let before = terms.len();
         // SAFETY: contiguous arrays of `R`s, of at least so many.
         let read = |array: &Array, index: usize| unsafe {
             array.pointer::<R>(index as isize).read_unaligned()
@@ -251,12 +261,14 @@ impl Matrix<'_> {
         if let (Some(label), false) = (self.place(self.labels[row]), at_label == R::ZERO) {
             terms.push((label, at_label));
         }
+        let own = terms.len() - before;
         if rest == R::ZERO {
-            return;
+            return own;
         }
         for index in self.offsets[row] as usize..self.offsets[row + 1] as usize {
             terms.push((self.classes[index] as u32, rest * read(self.values, index)));
         }
+        own
     }
 }
 
@@ -268,8 +280,65 @@ struct ByRow<'a> {
     threads: usize,
 }
 
+impl ByRow<'_> {
+    /// Whether rows of W are gathered so often that they should come from a cache.
+    fn reuses(&self) -> bool {
+        let bytes = self.matrix.width * self.weight.shape[1] * self.weight.dtype.size();
+        bytes > 2 * BLOCK_BYTES && self.matrix.classes.len() >= REUSES * self.matrix.width
+    }
+
+    /// As `run`, to the bit: the rows of a range by blocks of classes, whose rows of W stay in the cache, the sums in memory.
+    ///
+    /// # Safety
+    /// As for `run`.
+    unsafe fn blocked<E: Element>(&self, rows: Range<usize>) {
+        let columns = self.weight.shape[1];
+        let block = (BLOCK_BYTES / (columns * size_of::<E>())).max(1);
+        let mut terms = Vec::new();
+        let mut left = Vec::with_capacity(rows.len());
+        let mut sums = vec![E::Real::ZERO; rows.len() * columns];
+        for (place, row) in rows.clone().enumerate() {
+            let begin = terms.len();
+            // SAFETY: passed on to the caller, here and below; a row has `columns` sums.
+            unsafe {
+                let own = self.matrix.row::<E::Real>(row, &mut terms);
+                let sums = sums[place * columns..].as_mut_ptr();
+                accumulate::<E>(self.level, self.weight, &terms[begin..begin + own], sums);
+                left.push(begin + own..terms.len());
+            }
+        }
+        for end in (block..self.matrix.width + block).step_by(block) {
+            for (place, left) in left.iter_mut().enumerate() {
+                let within = |(class, _): &&Term<E::Real>| (*class as usize) < end;
+                let count = terms[left.clone()].iter().take_while(within).count();
+                let now = &terms[left.start..left.start + count];
+                left.start += count;
+                // SAFETY: as above.
+                unsafe {
+                    let sums = sums[place * columns..].as_mut_ptr();
+                    accumulate::<E>(self.level, self.weight, now, sums);
+                }
+            }
+        }
+        for (sums, row) in sums.chunks_exact(columns).zip(rows) {
+            // SAFETY: as above.
+            unsafe { write_row::<E>(self.level, sums, self.out, row) };
+        }
+    }
+}
+
 impl Typed for ByRow<'_> {
     unsafe fn run<E: Element>(self) {
+        let columns = self.weight.shape[1];
+        if columns > 0 && self.reuses() {
+            let group = (SUM_BYTES / (columns * size_of::<E::Real>())).max(1);
+            let group = group.min(self.matrix.rows().div_ceil(self.threads));
+            // SAFETY: the promise of `by_row`.
+            for_each_range(self.threads, self.matrix.rows(), group, |rows| unsafe {
+                self.blocked::<E>(rows);
+            });
+            return;
+        }
         for_each_range(self.threads, self.matrix.rows(), 1, |range| {
             let mut terms = Vec::new();
             for row in range {
@@ -475,6 +544,140 @@ impl<E: Element> Gather<'_, E> {
                 self.out.cast::<E>().add(column).write_unaligned(value);
             } else {
                 self.out.cast::<E::Real>().add(column).write_unaligned(sum);
+            }
+        }
+    }
+}
+
+/// Adds Σ factor·source[row] over the terms to `sums`, one after the other as [`gather`] does.
+///
+/// # Safety
+/// `source` is a matrix of `E`s with dense rows, which the terms name; there are as many sums as it has columns.
+unsafe fn accumulate<E: Element>(
+    level: Level,
+    source: &Array,
+    terms: &[Term<E::Real>],
+    sums: *mut E::Real,
+) {
+    if !terms.is_empty() {
+        dispatch(
+            level,
+            Accumulate::<E> {
+                source: source.address as *const E,
+                stride: source.strides[0],
+                columns: source.shape[1],
+                terms,
+                sums,
+            },
+        );
+    }
+}
+
+struct Accumulate<'a, E: Element> {
+    source: *const E,
+    stride: isize,
+    columns: usize,
+    terms: &'a [Term<E::Real>],
+    sums: *mut E::Real,
+}
+
+impl<E: Element> Kernel for Accumulate<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let lanes = <E::Vector<I> as Vector>::LANES;
+        let mut at = 0;
+        // SAFETY: that of `accumulate`; blocks end before `columns`.
+        unsafe {
+            while at + BLOCKS[0] * lanes <= self.columns {
+                self.block::<I, { BLOCKS[0] }>(at);
+                at += BLOCKS[0] * lanes;
+            }
+            while at + BLOCKS[1] * lanes <= self.columns {
+                self.block::<I, { BLOCKS[1] }>(at);
+                at += BLOCKS[1] * lanes;
+            }
+            while at + lanes <= self.columns {
+                self.block::<I, { BLOCKS[2] }>(at);
+                at += lanes;
+            }
+            for column in at..self.columns {
+                let sum = self.sums.add(column);
+                for &(row, factor) in self.terms {
+                    let x = self.source.offset(row as isize * self.stride).add(column);
+                    *sum = *sum + x.read_unaligned().to_real() * factor;
+                }
+            }
+        }
+    }
+}
+
+impl<E: Element> Accumulate<'_, E> {
+    /// N vectors of columns from `at` on.
+    ///
+    /// # Safety
+    /// There are as many columns.
+    #[inline(always)]
+    unsafe fn block<I: Isa, const N: usize>(&self, at: usize) {
+        let lanes = <E::Vector<I> as Vector>::LANES;
+        let mut sums = [<E::Vector<I> as Vector>::splat(E::Real::ZERO); N];
+        // SAFETY: passed on to the caller.
+        unsafe {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = Memory::<E::Real>::load(self.sums.add(at + i * lanes));
+            }
+            for &(row, factor) in self.terms {
+                let row = self.source.offset(row as isize * self.stride).add(at);
+                let factor = <E::Vector<I> as Vector>::splat(factor);
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let x: E::Vector<I> = Memory::<E>::load(row.add(i * lanes));
+                    *sum = x.mul_add(factor, *sum);
+                }
+            }
+            for (i, sum) in sums.into_iter().enumerate() {
+                Memory::<E::Real>::store(sum, self.sums.add(at + i * lanes));
+            }
+        }
+    }
+}
+
+/// Writes sums into row `target` of `out`, rounded to its elements.
+///
+/// # Safety
+/// `out` is a matrix of `E`s or of their reals with dense rows, as many columns wide.
+unsafe fn write_row<E: Element>(level: Level, sums: &[E::Real], out: &Array, target: usize) {
+    let address = out.offset(target, 1) * out.dtype.size() as isize;
+    let row = (out.address as *mut u8).wrapping_offset(address);
+    // SAFETY: passed on to the caller.
+    unsafe {
+        if out.dtype.size() == size_of::<E::Real>() {
+            row.cast::<E::Real>()
+                .copy_from_nonoverlapping(sums.as_ptr(), sums.len());
+        } else {
+            dispatch(level, Round::<E>(sums, row.cast()));
+        }
+    }
+}
+
+struct Round<'a, E: Element>(&'a [E::Real], *mut E);
+
+impl<E: Element> Kernel for Round<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let lanes = <E::Vector<I> as Vector>::LANES;
+        let whole = self.0.len() - self.0.len() % lanes;
+        // SAFETY: that of `write_row`.
+        unsafe {
+            for at in (0..whole).step_by(lanes) {
+                let sum: E::Vector<I> = Memory::<E::Real>::load(self.0[at..].as_ptr());
+                Memory::<E>::store(sum, self.1.add(at));
+            }
+            for at in whole..self.0.len() {
+                let value = E::from_f64(self.0[at].to_f64());
+                self.1.add(at).write_unaligned(value);
             }
         }
     }

@@ -14,6 +14,7 @@ import importlib
 from typing import Any
 
 from prefuse import language, objectives
+from prefuse._backends.storage import release_memory
 from prefuse._parallel.context import sum_over_group
 from prefuse._prefuse import __version__
 from prefuse._statistics.support import Support
@@ -61,6 +62,7 @@ __all__ = [
     "pair_objective",
     "point_objective",
     "preference_loss",
+    "release_memory",
     "response_lengths",
     "sequence_logps",
     "squared_errors",

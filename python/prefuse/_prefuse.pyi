@@ -16,9 +16,9 @@ __all__ = [
     "cuda_plan_rows_both", "cuda_plan_rows_forward", "cuda_plan_segment_expand", "cuda_plan_segment_sum",
     "cuda_rows_backward", "cuda_rows_both", "cuda_rows_forward", "cuda_rows_workspace", "cuda_search_nvrtc",
     "cuda_segment_expand", "cuda_segment_sum", "curate_ends", "curate_first_beaten", "curate_pairs",
-    "curate_rank", "distance_backward", "distance_forward", "lists_by_class", "lists_by_row",
-    "prefer_huge_pages", "rows_backward", "rows_both", "rows_forward", "rows_lists",
-    "segment_expand", "segment_sum", "simd_level", "statistic_names"
+    "curate_rank", "distance_backward", "distance_forward", "kept_storage", "lists_by_class", "lists_by_row",
+    "prefer_huge_pages", "projects_rows", "release_storage", "rows_backward", "rows_both", "rows_forward", "rows_lists",
+    "rows_projected", "segment_expand", "segment_sum", "simd_level", "statistic_names", "storage_idle"
 ]
 # fmt: on
 __version__: str
@@ -41,6 +41,18 @@ def rows_forward(
     threads: int,
 ) -> None:
     """Writes the statistics of every row, those of lower bits of `stats` first, into `out` [S, *lead]."""
+
+def projects_rows() -> bool:
+    """Whether `rows_projected` runs on this machine."""
+
+def rows_projected(
+    rows: _Rows,
+    stats: int,
+    product: tuple[_Capsule, _Capsule, _Capsule | None],
+    out: _Capsule,
+    threads: int,
+) -> None:
+    """As `rows_forward`, of rows whose logits, a shape, are the `product`: hidden states, weight, bias."""
 
 def rows_backward(
     rows: _Rows,
@@ -99,6 +111,15 @@ def lists_by_class(matrix: _Matrix, inputs: _Capsule, out: _Capsule, sums: _Caps
 
 def prefer_huge_pages(array: _Capsule) -> None:
     """Asks the system to back an array that nobody has written to yet by huge pages: advice about speed."""
+
+def kept_storage(dtype: str, shape: Sequence[int], limit: int) -> _Capsule | None:
+    """A new array on the CPU, to consume; its memory is kept afterwards, up to `limit` bytes. None: there is none."""
+
+def release_storage() -> int:
+    """Gives the kept memory that no array uses back to the system: how many bytes it was."""
+
+def storage_idle() -> int:
+    """How many bytes are kept that no array uses."""
 
 def simd_level() -> str:
     """The instruction set in use: "avx512", "avx2", "neon" or "portable"."""

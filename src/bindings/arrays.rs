@@ -7,6 +7,7 @@
 
 use std::ffi::{CStr, c_void};
 use std::fmt::Display;
+use std::ptr;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -14,7 +15,7 @@ use pyo3::types::{PyCapsule, PyList};
 
 use crate::array::{ArgumentError, Array, Dtype, MAX_RANK};
 
-const NAME: &CStr = c"dltensor";
+pub(super) const NAME: &CStr = c"dltensor";
 /// What need not exist begins at an address that suits every kernel.
 const NOWHERE: usize = 4096;
 
@@ -29,7 +30,7 @@ impl From<ArgumentError> for PyErr {
 
 /// `DLTensor`, which is also how `DLManagedTensor` begins.
 #[repr(C)]
-struct Tensor {
+pub(super) struct Tensor {
     data: *mut c_void,
     device_type: i32,
     device_id: i32,
@@ -44,6 +45,30 @@ struct Tensor {
 }
 
 impl Tensor {
+    /// Elements on the CPU that lie one behind the other.
+    pub fn contiguous(address: usize, dtype: Dtype, shape: &[i64]) -> Tensor {
+        let (code, bits) = match dtype {
+            Dtype::F16 => (2, 16),
+            Dtype::Bf16 => (4, 16),
+            Dtype::F32 => (2, 32),
+            Dtype::F64 => (2, 64),
+            Dtype::I64 => (0, 64),
+            Dtype::Bool => (6, 8),
+        };
+        Tensor {
+            data: address as *mut c_void,
+            device_type: 1,
+            device_id: 0,
+            rank: shape.len() as i32,
+            code,
+            bits,
+            lanes: 1,
+            shape: shape.as_ptr(),
+            strides: ptr::null(),
+            byte_offset: 0,
+        }
+    }
+
     fn place(&self) -> Place {
         match self.device_type {
             1 | 3 => Place::Cpu,                   // 3: its pages are locked

@@ -10,6 +10,7 @@ mod lists;
 mod program;
 mod rows;
 mod segments;
+mod storage;
 
 /// The extension module. Free-threaded Python may call it from several threads: what they share is behind locks.
 #[pyo3::pymodule(gil_used = false)]
@@ -31,10 +32,13 @@ mod _prefuse {
     use super::lists::{Lists, lists_by_class, lists_by_row, rows_lists};
     #[pymodule_export]
     use super::rows::{
-        prefer_huge_pages, rows_backward, rows_both, rows_forward, simd_level, statistic_names,
+        prefer_huge_pages, projects_rows, rows_backward, rows_both, rows_forward, rows_projected,
+        simd_level, statistic_names,
     };
     #[pymodule_export]
     use super::segments::{segment_expand, segment_sum};
+    #[pymodule_export]
+    use super::storage::{kept_storage, release_storage, storage_idle};
     #[pymodule_export]
     use super::{graph::Graph, program::Program};
 

@@ -3,8 +3,9 @@
 use pyo3::prelude::*;
 
 use super::arrays::{Borrowed, Described, Place, by_statistic};
-use crate::array::ArgumentError;
+use crate::array::{ArgumentError, Array};
 use crate::outputs::prefer_huge;
+use crate::rows::projected::{self, Product};
 use crate::rows::{Rows, Stat, Temperature, backward, both, cpu};
 use crate::simd::Level;
 
@@ -55,7 +56,16 @@ pub(super) struct PyRows<'py>(
 impl PyRows<'_> {
     /// The rows, whose arrays must be memory of this place, if one is given.
     pub(super) fn at(&self, place: Option<Place>) -> Result<Rows, ArgumentError> {
-        let PyRows(logits, labels, mask, reference, temperature, ..) = self;
+        self.with(*self.0.at(place, "logits")?, place)
+    }
+
+    /// The same, of logits that need not exist.
+    fn unmade(&self, place: Option<Place>) -> Result<Rows, ArgumentError> {
+        self.with(*self.0.shape(), place)
+    }
+
+    fn with(&self, logits: Array, place: Option<Place>) -> Result<Rows, ArgumentError> {
+        let PyRows(_, labels, mask, reference, temperature, ..) = self;
         let &PyRows(.., scale, softcap, ignore_index, first_class, classes) = self;
         let optional = |argument, given: &Option<Described>| {
             given
@@ -64,7 +74,7 @@ impl PyRows<'_> {
                 .transpose()
         };
         Ok(Rows {
-            logits: *logits.at(place, "logits")?,
+            logits,
             labels: *labels.at(place, "labels")?,
             mask: optional("mask", mask)?,
             reference: optional("reference", reference)?,
@@ -98,6 +108,37 @@ pub fn rows_forward(
     // SAFETY: the arguments keep the memory alive during the call; the Python half gives an `out` that may be written.
     py.detach(|| unsafe { cpu::forward(&rows, &stats, k, &out, threads) })?;
     Ok(())
+}
+
+/// Writes the statistics of rows whose logits, a shape, are `hidden @ weight.T + bias`, as `rows_forward` does.
+#[pyfunction]
+pub fn rows_projected(
+    py: Python<'_>,
+    rows: PyRows<'_>,
+    stats: u32,
+    product: (Borrowed<'_>, Borrowed<'_>, Option<Borrowed<'_>>),
+    out: Borrowed<'_>,
+    threads: usize,
+) -> PyResult<()> {
+    let rows = rows.unmade(Some(Place::Cpu))?;
+    let stats = statistics(stats)?;
+    check_threads(threads)?;
+    let out = by_statistic("out", out.cpu("out")?)?;
+    let (hidden, weight, bias) = product;
+    let product = Product {
+        hidden: hidden.cpu("hidden")?,
+        weight: weight.cpu("weight")?,
+        bias: bias.as_ref().map(|bias| bias.cpu("bias")).transpose()?,
+    };
+    // SAFETY: as in `rows_forward`.
+    py.detach(|| unsafe { projected::forward(&rows, &stats, &product, &out, threads) })?;
+    Ok(())
+}
+
+/// Whether `rows_projected` runs on this machine.
+#[pyfunction]
+pub fn projects_rows() -> bool {
+    projected::available()
 }
 
 /// Writes d(Σ grads·stats)/dlogits into `gradient`, which may be the memory of the logits itself.

@@ -35,6 +35,7 @@ pub mod cpu;
 pub mod cuda;
 mod exp;
 pub mod lists;
+pub mod projected;
 #[cfg(test)]
 mod tests;
 mod topk;

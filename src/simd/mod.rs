@@ -9,6 +9,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+pub mod tiles;
 
 use std::ops::{Add, Div, Mul};
 use std::sync::OnceLock;

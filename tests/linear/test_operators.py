@@ -61,6 +61,7 @@ def arguments(
         3,
         0,
         0,
+        False,
         ((labels.reshape(-1) != -100).nonzero().reshape(-1) if live and not mask else None),
     )
 

@@ -309,6 +309,40 @@ def test_few_rows_are_shared_by_threads_to_the_same_bits():
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("ordered", [True, False])
+def test_rows_that_are_gathered_often_come_by_blocks_to_the_same_bits(dtype, ordered, monkeypatch):
+    """Sums of many rows over few classes are kept in memory between blocks of the weight; one row by itself is not."""
+    rows, listed, classes, features = 70, 300, 5000, 301
+    weight = normal(classes, features, seed=1).to(dtype)
+    reals = torch.float64 if dtype == torch.float64 else torch.float32
+    places = torch.stack([torch.randperm(classes)[:listed] for _ in range(rows)])
+    places = (places.sort(1).values if ordered else places).to(torch.int64)
+    values, rest, at_label = (normal(*size, seed=2).to(reals) for size in ((rows, listed), (rows,), (rows,)))
+    rest[3], at_label[5], labels = 0, 0, integers(classes, rows, seed=3)
+    labels[7] = -1
+
+    def product(few, out_dtype=dtype):
+        offsets = torch.arange(few.stop - few.start + 1) * listed
+        parts = [t[few].contiguous() for t in (places, values, rest, at_label, labels)]
+        matrix = backend.Matrix(offsets, parts[0].flatten(), parts[1].flatten(), *parts[2:], classes)
+        out = torch.empty(few.stop - few.start, features, dtype=out_dtype)
+        matrix.by_row(weight, out)
+        return out
+
+    dense = torch.zeros(rows, classes, dtype=torch.float64).scatter_(
+        1, places, rest[:, None].double() * values.double()
+    )
+    at = labels.clamp(min=0)
+    dense[torch.arange(rows), at] += torch.where(labels < 0, 0, at_label.double())
+    whole = product(slice(0, rows), reals)
+    torch.testing.assert_close(whole.double(), dense @ weight.double(), rtol=1e-4, atol=1e-4)
+    one_by_one = torch.cat([product(slice(row, row + 1)) for row in range(rows)])
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert torch.equal(product(slice(0, rows)), one_by_one)
+
+
 def test_parts_of_a_batch_are_rounded_as_the_whole():
     given = whole_numbers()
     wrt = leaves(given, "hidden")

@@ -1,8 +1,8 @@
 """Where rows, segments and distances are computed: one module per device type, found by its name.
 
 A backend is a module `prefuse._backends.<device type>` with the functions of `Backend`, named in `DEVICES`; nothing
-else names devices. Beside them: `rows`, what they are asked; `arrays`, how tensors reach the extension; `nvrtc`, the
-compiler of the kernels.
+else names devices. Beside them: `rows`, what they are asked; `arrays`, how tensors reach the extension;
+`storage`, memory kept between steps; `nvrtc`, the compiler of the kernels.
 """
 
 from __future__ import annotations

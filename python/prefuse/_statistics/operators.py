@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prefuse._arguments.transforms import refuse_vmap
-from prefuse._backends import backend
+from prefuse._backends import backend, storage
 from prefuse._backends.rows import Rows, names_of, with_backward_needs
 from prefuse._statistics.schema import arguments_of
 
@@ -56,7 +56,7 @@ def token_stats_backward(grads: Tensor, saved: Tensor, *arguments: Any) -> Tenso
 
 def backward(grads: Tensor, saved: Tensor, rows: Rows) -> Tensor:
     """What `prefuse::token_stats_backward` returns."""
-    gradient = torch.empty_like(rows.logits, memory_format=torch.contiguous_format)
+    gradient = storage.empty(rows.logits.shape, rows.logits.dtype, rows.logits.device)
     backend(rows.logits.device).rows_backward(rows, grads.contiguous(), saved, gradient)
     return gradient
 

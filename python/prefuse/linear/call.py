@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prefuse._backends import backend
-from prefuse._backends.arrays import fresh
+from prefuse._backends import backend, storage
 from prefuse._backends.rows import REFERENCE_STATISTICS, Rows, bits_of, names_of, with_backward_needs
 from prefuse._parallel.vocabulary import Shard, needs
 from prefuse.linear.gemm import add_factors, project, sum_dtype
@@ -140,7 +139,7 @@ class Call:
         There GEMMs and row kernels are at their best only so, and an odd number of classes is common.
         """
         step = 16 // self.dtype.itemsize if self.labels.device.type == "cuda" else 1
-        return fresh(self.labels.new_empty((rows, -(-classes // step) * step), dtype=self.dtype))[:, :classes]
+        return storage.empty((rows, -(-classes // step) * step), self.dtype, self.labels.device)[:, :classes]
 
     def tile(self, part: Tensor | slice, buffer: Tensor, block: tuple[int, int] | None = None) -> Rows:
         """Makes the logits of some rows (and of a block of classes, by its bounds) in `buffer`."""

@@ -161,6 +161,8 @@ def linear_token_stats(
             softcap=softcap,
             scale=scale,
             logits_dtype=logits_dtype,
+            names=asked,
+            shared=group is not None,
         )
         if support is not None:
             found = supported(

@@ -20,7 +20,7 @@ from prefuse._arguments.checks import (
 )
 from prefuse._arguments.layout import scored_tokens
 from prefuse._arguments.transforms import refuse_transforms
-from prefuse._backends import DEVICES
+from prefuse._backends import DEVICES, projected
 from prefuse._backends.rows import BACKWARD_NEEDS, REFERENCE_STATISTICS
 from prefuse._parallel.data import check_process_group
 from prefuse._parallel.sharded_weights import is_zero3, whole
@@ -38,7 +38,7 @@ Lora = tuple[Tensor, Tensor, float]
 
 class Operands(NamedTuple):
     """Checked arguments of the head, before they are flattened; `wants` says whether each of inputs, weights and bias
-    wants a gradient."""
+    wants a gradient, `exact` that logits are made in float32 of bfloat16 matrices where nothing does."""
 
     inputs: list[Tensor]
     weights: list[Tensor]
@@ -52,6 +52,7 @@ class Operands(NamedTuple):
     softcap: float
     ignore_index: int
     wants: list[bool]
+    exact: bool = False
 
     def scored_index(self) -> Tensor | None:
         """The flat positions of the scored rows; None while they cannot be looked at."""
@@ -103,7 +104,7 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
     _check_labels(operands, shard.classes or classes)
     sparse = statistics.sparse if plan.name == "lists" else None
     return operators.Request(
-        *operands[:-1],
+        *operands[:-2],
         stats=",".join(statistics.names),
         differentiated=",".join(statistics.differentiated),
         k=statistics.k,
@@ -121,6 +122,7 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
         seed=-1 if sparse is None or sparse.seed is None else sparse.seed,
         step=0 if sparse is None else sparse.step,
         first_row=0 if sparse is None else sparse.first_row,
+        exact=operands.exact and plan.name == "forward",
         live=index,
     )
 
@@ -139,10 +141,13 @@ def check_operands(
     softcap: float | None,
     scale: float,
     logits_dtype: torch.dtype | None = None,
+    names: Sequence[str] = (),
+    shared: bool = False,
 ) -> Operands:
     """Checks everything that can be seen without reading the tensors, and brings the arguments into one form.
 
-    With a `logits_dtype` above that of the hidden states all matrices are in it.
+    With a `logits_dtype` above that of the hidden states all matrices are in it, unless a kernel makes such logits of
+    them as they are: of the statistics `names`, of a vocabulary that is not `shared` by processes.
     """
     refuse_transforms((hidden, weight, bias, *(lora or ())))
     hidden, weight, bias = _in_one_dtype(hidden, whole(weight), whole(bias))
@@ -151,13 +156,23 @@ def check_operands(
     mask = check_scored(labels, mask, hidden, "hidden")
     _check_bias("bias", bias, weight)
     wide = _is_wider(logits_dtype, hidden)
+    exact = (
+        wide
+        and not shared
+        and lora is None
+        and reference is None
+        and not softcap
+        and set(projected.STATISTICS).issuperset(names)
+        and _projects(hidden, weight, bias)
+    )
+    wide = wide and not exact
     hidden, weight, bias = (_widened(tensor, wide) for tensor in (hidden, weight, bias))
     inputs, weights = [hidden], [weight]
     if lora is not None:
         if wide and isinstance(lora, tuple | list) and len(lora) == 3:
             lora = (_widened(whole(lora[0]), wide), _widened(whole(lora[1]), wide), lora[2])
-        projected, second = _adapter(lora, hidden, weight)
-        inputs, weights = [hidden, projected], [weight, second]
+        reduced, second = _adapter(lora, hidden, weight)
+        inputs, weights = [hidden, reduced], [weight, second]
     return Operands(
         inputs,
         weights,
@@ -167,6 +182,16 @@ def check_operands(
         mask,
         *check_transform(temperature, softcap, scale, ignore_index, hidden),
         [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (*inputs, *weights, bias)],
+        exact,
+    )
+
+
+def _projects(*tensors: Tensor | None) -> bool:
+    """Whether a kernel makes float32 logits of these as they are: in bfloat16 on this CPU, without a gradient."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    return projected.AVAILABLE and all(
+        t.dtype == torch.bfloat16 and t.device.type == "cpu" and not (t.requires_grad and torch.is_grad_enabled())
+        for t in given
     )
 
 
@@ -388,3 +413,16 @@ def _check_labels(operands: Operands, classes: int) -> None:
     if torch.compiler.is_compiling() or not looks:
         return
     check_values(operands.labels, operands.mask, operands.temperatures, operands.ignore_index, classes)
+
+
+def mean_row(matrix: Tensor) -> Tensor:
+    """The mean of the rows in float32, [H]; on the CPU, which would convert 16-bit numbers all at once, by parts."""
+    if matrix.device.type != "cpu" or matrix.dtype == torch.float32:
+        return matrix.mean(0, dtype=torch.float32)
+    rows = max(1, _PART // matrix.shape[-1])
+    parts = [part.sum(0, dtype=torch.float32) for part in torch.split(matrix, rows)]
+    return torch.stack(parts).sum(0) / len(matrix)
+
+
+_PART = 1 << 18
+"""Numbers that are converted at once."""

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prefuse._backends import backend
-from prefuse._backends.arrays import fresh
+from prefuse._backends import backend, projected, storage
 from prefuse._backends.rows import Rows
 from prefuse.linear.call import Call
 from prefuse.linear.gemm import add_product, multiply, product_dtype, rounds_products, scale_rows, sum_dtype
@@ -46,6 +45,25 @@ def forward(call: Call, rows: int) -> Tensor:
     buffer = call.buffer(min(rows, call.count))
     for part in call.tiles(rows):
         table[:, part] = call.statistics(call.tile(part, buffer))
+    return table
+
+
+def exact_forward(call: Call) -> Tensor:
+    """As `forward`, of bfloat16 matrices whose logits are made in float32 and never written."""
+    table = call.new_table(call.tokens).zero_()
+    part, transform = call.part(0, call.count), call.transform
+    own = call.new_table(call.count)
+    projected.forward(
+        call.head.inputs[0][part],
+        call.head.weights[0],
+        call.head.bias,
+        call.labels[part],
+        transform.temperature if transform.temperatures is None else transform.temperatures[part],
+        transform.scale,
+        call.ignore_index,
+        own,
+    )
+    table[:, part] = own
     return table
 
 
@@ -79,7 +97,7 @@ def keep(call: Call, name: str, room: int) -> tuple[Tensor, Tensor]:
     """The kernel statistics, and d(`name`)/d(logits) of the M scored rows, the first of [room, V]."""
     table = call.new_table(call.tokens).zero_()
     rows = room * (1 if call.reference is None else 2)
-    kept = fresh(call.labels.new_empty((rows, call.head.classes), dtype=call.dtype))
+    kept = storage.empty((rows, call.head.classes), call.dtype, call.labels.device)
     part = call.part(0, call.count)
     if call.count:
         for _ in _unscaled(call, call.tile(part, kept), part, (name,), table, kept):
@@ -126,7 +144,7 @@ def backward_from_logits(call: Call, kept: Tensor, factors: Tensor, wants: Wants
         inputs.append(gradient)
     weights: list[Tensor | None] = []
     for factor, weight, wanted in zip(call.head.rows(part), call.head.weights, wants.weights, strict=True):
-        gradient = fresh(torch.empty_like(weight)) if wanted else None
+        gradient = storage.empty(weight.shape, weight.dtype, weight.device) if wanted else None
         if gradient is not None:
             torch.mm(kept.t(), scale_rows(factor, factors, factor.dtype), out=gradient)
         weights.append(gradient)
@@ -144,7 +162,7 @@ def recompute(call: Call, tile: Tile, table: Tensor, grads: dict[str, Tensor], w
         for factor, wanted in zip(call.head.inputs, wants.inputs, strict=True)
     ]
     weights = [
-        fresh(torch.empty_like(weight)).zero_() if wanted else None
+        storage.empty(weight.shape, weight.dtype, weight.device).zero_() if wanted else None
         for weight, wanted in zip(call.head.weights, wants.weights, strict=True)
     ]
     bias = torch.zeros_like(call.head.bias) if wants.bias and call.head.bias is not None else None
@@ -196,7 +214,7 @@ class _Block:
         self.targets = [None if weight is None else weight[start:stop] for weight in weights]
         self.bias = None if bias is None else bias[start:stop]
         self.sums = [
-            fresh(torch.empty_like(target, dtype=sum_dtype(target.dtype))).zero_()
+            storage.empty(target.shape, sum_dtype(target.dtype), target.device).zero_()
             if many and target is not None
             else target
             for target in self.targets
@@ -250,7 +268,7 @@ def _kept(call: Call, f: int, wide: bool) -> Tensor:
     """Room for a gradient of an input, 0 where rows are not scored."""
     factor = call.head.inputs[f]
     dtype = sum_dtype(factor.dtype) if wide else factor.dtype
-    kept = fresh(torch.empty(factor.shape, dtype=dtype, device=factor.device))
+    kept = storage.empty(factor.shape, dtype, factor.device)
     return kept if call.index is None else kept.zero_()
 
 

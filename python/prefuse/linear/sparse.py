@@ -20,7 +20,7 @@ from torch import Tensor
 
 from prefuse._arguments.checks import check_integer
 from prefuse._backends import lists as backend
-from prefuse._backends.arrays import fresh
+from prefuse._backends import storage
 from prefuse._backends.lists import Sampling
 from prefuse.linear.call import SMOOTHED, Call
 from prefuse.linear.gemm import sum_dtype
@@ -183,7 +183,9 @@ def backward(call: Call, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> 
     sums = matrix.values.new_empty(call.head.classes) if wants.bias else None
     weights: list[Tensor | None] = []
     for factor, weight, wanted in zip(call.head.rows(part), call.head.weights, wants.weights, strict=True):
-        gradient = fresh(weight.new_empty(weight.shape)) if wanted or (sums is not None and not weights) else None
+        gradient = None
+        if wanted or (sums is not None and not weights):
+            gradient = storage.empty(weight.shape, weight.dtype, weight.device)
         if gradient is not None:
             matrix.by_class(factor.contiguous(), gradient, None if weights else sums)
         weights.append(gradient if wanted else None)

@@ -70,6 +70,8 @@ class FromHidden:
             softcap=transform.softcap,
             scale=transform.scale,
             logits_dtype=source.logits_dtype,
+            names=names,
+            shared=source.group is not None,
         )
         through = scoring.statistics_with_gradient()
         self.statistics = Statistics(

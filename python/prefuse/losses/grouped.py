@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from prefuse._backends.arrays import fresh
+from prefuse._backends import storage
 from prefuse.linear.call import Call
 from prefuse.linear.gemm import add_product, multiply, sum_dtype
 from prefuse.linear.operators import ONCE_DIFFERENTIABLE
@@ -129,7 +129,7 @@ class _Sums:
 
     def _room(self, like: Tensor, dtype: torch.dtype, filled: bool) -> Tensor:
         """Room for a gradient: zeros, unless a tile is going to have `filled` it."""
-        made = fresh(torch.empty_like(like, dtype=dtype))
+        made = storage.empty(like.shape, dtype, like.device)
         return made if filled and self.call.count else made.zero_()
 
     def add(self, part: Tensor | slice, gradient: Tensor) -> None:

@@ -22,6 +22,7 @@ from prefuse._parallel.sharded_weights import gathered, whole
 from prefuse._patches import Patch
 from prefuse.compat.trl import OPTIONAL_OUTPUTS, token_outputs
 from prefuse.linear.functions import linear_token_stats
+from prefuse.linear.operands import mean_row
 from prefuse.linear.plans import Plan
 from prefuse.linear.sparse import Sparse
 from prefuse.models.causal_lm import HeadTensors
@@ -442,10 +443,10 @@ def _mean_logits(hidden: Tensor, tensors: HeadTensors) -> Tensor:
     matrices = () if tensors.lora is None else tensors.lora[:2]
     with gathered([tensors.weight, tensors.bias, *matrices]), torch.autocast(hidden.device.type, enabled=False):
         states = hidden.float()
-        means = states @ whole(tensors.weight).float().mean(0)
+        means = states @ mean_row(whole(tensors.weight))
         if tensors.lora is not None:
             first, second, scaling = tensors.lora
-            means = means + scaling * ((states @ whole(first).float().T) @ whole(second).float().mean(0))
+            means = means + scaling * ((states @ whole(first).float().T) @ mean_row(whole(second)))
         if tensors.bias is not None:
             means = means + whole(tensors.bias).float().mean()
         scaled: Tensor = means * tensors.scale

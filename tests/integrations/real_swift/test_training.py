@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from unittest import mock
 
 import pytest
@@ -123,6 +124,21 @@ def test_what_is_left_is_scored_by_logits(model, data, tmp_path, monkeypatch):
     found = differences(plain, ours)
     assert found.pop("weights") < 5e-5
     assert max(found.values()) < 1e-5, found
+
+
+def test_as_a_plugin(model, data, tmp_path):
+    """The two lines of docs/integrations.md, in a file that ms-swift imports."""
+    from swift.rlhf_trainers.dpo_trainer import DPOTrainer
+
+    before = DPOTrainer.concatenated_forward
+    plugin = tmp_path / "prefuse_plugin.py"
+    plugin.write_text("import prefuse.integrations.swift\nmade = prefuse.integrations.swift.accelerate()\n")
+    plain = train(model, data, tmp_path / "plain")
+    ours = train(model, data, tmp_path / "ours", external_plugins=str(plugin))
+    assert DPOTrainer.concatenated_forward is not before
+    sys.modules["prefuse_plugin"].made.remove()
+    assert DPOTrainer.concatenated_forward is before
+    assert max(differences(plain, ours).values()) < 5e-5
 
 
 def test_everything_is_put_back(model, data, tmp_path):
