@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from prefuse.models import patching, proof
 from prefuse.models.causal_lm import HeadTensors, find_causal_lm, refuse_or_warn, run_inside
 from prefuse.models.sharing import counts
-from prefuse.trl import training_line
+from prefuse.trl import gathered, training_line
 from prefuse.trl.fused import Running
-from prefuse.trl.gathered import Gathered, Method, _statistics, other_padding
+from prefuse.trl.gathered import Gathered, Method, other_padding
 
 _KEY = "_prefuse_trl_asked"
 
@@ -113,7 +113,7 @@ def _answering_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     def inside(hidden: Tensor, tensors: HeadTensors) -> Any:
         shared = counts(self).since(before) if asked.running.share_prompts else None
         tell = training_line.teller(self, hidden, shared)
-        found = _statistics(hidden, tensors, asked.outputs, asked.running.sparse, tell, asked.temperature)
+        found = gathered._statistics(hidden, tensors, asked.outputs, asked.running.sparse, tell, asked.temperature)
         aux_loss = found.pop("aux_loss", None)
         trimmed = {name: values[:, -labels.shape[1] :] for name, values in found.items()}
         classes = self.config.get_text_config().vocab_size
