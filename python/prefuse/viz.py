@@ -1,9 +1,9 @@
 """Objectives drawn: loss and gradient against the margin, chosen and rejected apart, and over the plane of log-ratios.
 
-And what training under them did to likelihoods, and what an inspection found in the data. Each function returns a
-matplotlib figure, which a notebook draws (``prefuse[demo]`` or ``prefuse[notebooks]`` brings matplotlib). Log-ratios
-are ``log π(y|x) − log π_ref(y|x)`` summed over a response of 20 tokens, in nats; an objective without a reference sees
-log-probabilities that far from −20.
+And what training under them did to likelihoods, what an inspection found in the data, and what a trainer logs.
+Each function returns a matplotlib figure, which a notebook draws (``prefuse[demo]`` or ``prefuse[notebooks]`` brings
+matplotlib). Log-ratios are ``log π(y|x) − log π_ref(y|x)`` summed over a response of 20 tokens, in nats; an objective
+without a reference sees log-probabilities that far from −20.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from prefuse._arguments.checks import check_integer, positive_number
 from prefuse.catalogue.entries import Entry, Objectives, resolve, resolve_all
 from prefuse.catalogue.samples import log_ratio_grid
+from prefuse.runs import Run, Series, read, signs
 from prefuse.scoring.objective import Objective
 from prefuse.scoring.settings import is_number, show
 
@@ -25,9 +26,29 @@ if TYPE_CHECKING:
 
     from prefuse.curate.inspection import Inspection
 
-__all__ = ["contour", "gradients", "inspection", "likelihoods", "margin"]
+__all__ = ["contour", "dashboard", "gradients", "inspection", "likelihoods", "margin"]
 
 _COLOURS = {"chosen": "C2", "rejected": "C3", "desirable": "C2", "undesirable": "C3"}
+
+_PANELS: dict[str, tuple[str, ...]] = {
+    "loss": ("loss", "eval/loss"),
+    "reward (β · nats)": (
+        "rewards/chosen",
+        "rewards/rejected",
+        "reward",
+        "eval/rewards/chosen",
+        "eval/rewards/rejected",
+    ),
+    "reward margin (β · nats)": ("rewards/margins", "eval/rewards/margins"),
+    "accuracy (share of margins above 0)": ("rewards/accuracies", "eval/rewards/accuracies"),
+    "log-probability (nats)": ("logps/chosen", "logps/rejected", "eval/logps/chosen", "eval/logps/rejected"),
+    "weight of the gradient": ("gradient weight",),
+    "KL from the reference (nats)": ("kl", "objective/kl", "eval/kl"),
+    "length (tokens)": ("completions/mean_length", "completions/max_length"),
+    "entropy (nats per token)": ("entropy", "eval/entropy"),
+    "gradient norm": ("grad_norm",),
+}
+"""The panels of a dashboard, and the series of each; one of which nothing was logged is left out."""
 
 
 def margin(objectives: Objectives, *, span: float = 40.0, points: int = 401, **columns: Any) -> Figure:
@@ -171,6 +192,62 @@ def inspection(found: Inspection) -> Figure:
     else:
         gaps.set_axis_off()
     return figure
+
+
+def dashboard(run: Any) -> Figure:
+    """What a training has logged until now, on a page, with the signs that the literature gives.
+
+    Args:
+        run: whatever `prefuse.runs.read` takes: a trainer, its log history, an output folder, TensorBoard's files,
+            ``"trackio:PROJECT"``, ….
+
+    Returns:
+        A figure of as many panels as there is something for: loss, rewards, margins, accuracies, log-probabilities,
+        the weight σ(−margin) of a logistic loss's gradient at the mean margin, KL, lengths, entropy and the gradient's
+        norm; evaluations dashed. Below them `prefuse.runs.signs`.
+
+    Raises:
+        ImportError: matplotlib, or the library whose files they are, is not installed.
+        OSError, TypeError, ValueError: as `prefuse.runs.read`.
+    """
+    found = read(run)
+    series = {**found.series, **_gradient_weight(found)}
+    panels = {title: names for title, names in _PANELS.items() if any(name in series for name in names)}
+    if not panels:
+        raise ValueError(f"run: {found.name} has none of the numbers that a dashboard draws, but {', '.join(series)}")
+    wide = min(3, len(panels))
+    rows = -(-len(panels) // wide)
+    noted = [f"{'!' if sign.warning else '·'} {sign.name}: {sign.what}" for sign in signs(found)]
+    figure = _new_figure(4.0 * wide, 2.6 * rows + 0.5 + 0.2 * len(noted))
+    figure.suptitle(f"{found.name}, step {found.last_step}", fontsize="medium")
+    drawn = figure.subplots(rows, wide, squeeze=False)
+    for axes, (title, names) in zip(drawn.flat, panels.items(), strict=False):
+        _draw_series(axes, {name: series[name] for name in names if name in series})
+        axes.set_title(title, fontsize="small")
+    for axes in list(drawn.flat)[len(panels) :]:
+        axes.set_axis_off()
+    figure.supxlabel("\n".join(["step", *noted]), fontsize="small", x=0.01 if noted else 0.5, ha="left")
+    return figure
+
+
+def _gradient_weight(run: Run) -> dict[str, Series]:
+    margins = run.series.get("rewards/margins")
+    if margins is None:
+        return {}
+    return {"gradient weight": Series(margins.steps, 0.5 - 0.5 * np.tanh(margins.values / 2))}
+
+
+def _draw_series(axes: Any, series: Mapping[str, Series]) -> None:
+    for name, found in series.items():
+        evaluated = name.startswith("eval/")
+        colour = _COLOURS.get(name.rpartition("/")[2], "C0")
+        style = {"linestyle": "--", "marker": "o", "markersize": 3} if evaluated else {"linewidth": 1.2}
+        axes.plot(
+            found.steps, found.values, label=name, color=None if colour == "C0" and not evaluated else colour, **style
+        )
+    axes.tick_params(labelsize="small")
+    if len(series) > 1:
+        axes.legend(fontsize="x-small")
 
 
 def _lengths(axes: Any, lengths: Mapping[str, NDArray[Any]], what: str) -> None:

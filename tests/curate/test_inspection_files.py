@@ -13,6 +13,7 @@ import pytest
 
 from prefuse import curate
 from prefuse.__main__ import main
+from prefuse._display import tables
 from tests.curate import inspected
 
 
@@ -158,3 +159,19 @@ def test_the_exit_status(tmp_path, capsys):
         status = main(["inspect", *arguments])
         assert status == (2 if message else 1), arguments
         assert re.match(message, capsys.readouterr().err)
+
+
+def test_what_is_found_is_read_from_the_left(tmp_path, capsys, monkeypatch):
+    """In a narrow terminal as well: the text takes more lines, and names and numbers stay whole."""
+    monkeypatch.setenv("COLUMNS", "60")
+    rows = inspected.pairs(30)
+    assert main(["inspect", str(written(tmp_path / "a.jsonl", [*rows, {**rows[0], "chosen": "[bold]x"}]))]) == 0
+    printed = capsys.readouterr().out
+    (line,) = (line for line in printed.splitlines() if "contradiction" in line)
+    cells = re.split("[│┃]", line)[1:-1]
+    assert [cell.strip() for cell in cells[:3]] == ["contradiction", "0", "31"]
+    assert cells[3].startswith(" no row says") and all(len(line) <= 60 for line in printed.splitlines()[:8])
+    table = tables.plain(
+        "title", ("name", "count", "what"), [("a", "1", "short"), ("b", "22", "a longer one")], text=("what",)
+    )
+    assert table.splitlines()[2:4] == ["a         1  short", "b        22  a longer one"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import random
+
 import pytest
 
 from prefuse import curate
@@ -286,3 +289,84 @@ def test_templates_of_well_known_models(name):
     assert bool(faults(found)) == bool(fault)
     # a generation prompt that begins a thought is no prefix of an answer without one
     assert found["prefix"].numbers == ({} if name in SHIPPED else {"template": 10.0})
+
+
+TOOLS = (
+    "{% if tools %}<|im_start|>tools\n{% for tool in tools %}{{ tool['name'] }} {% endfor %}<|im_end|>\n{% endif %}"
+    "{% if mood is defined %}<|im_start|>mood\n{{ mood }}<|im_end|>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["messages", "implicit", "labelled_messages", "lists_of_messages"])
+def test_tools_and_options_of_the_template(kind):
+    """What rows give the template is in the prompts that are tokenised, and nothing else is."""
+    tokenizer = inspected.tokenizer(TOOLS + inspected.CHATML)
+    rows = inspected.CLEAN[kind](20)
+    plain = curate.inspect(rows, tokenizer)
+    given = [{**row, "tools": [{"name": "river river"}], "chat_template_kwargs": {"mood": "slowly"}} for row in rows]
+    found = curate.inspect(given, tokenizer)
+    tools = "<|im_start|>tools\nriver river <|im_end|>\n<|im_start|>mood\nslowly<|im_end|>\n"
+    added = len(tokenizer(tools, add_special_tokens=False)["input_ids"])
+    assert found.ok and (found.prompt_lengths - plain.prompt_lengths == added).all()
+    as_text = [{**row, "tools": json.dumps(row["tools"])} for row in given]
+    assert curate.inspect(as_text, tokenizer).as_dict() == found.as_dict()
+    some = curate.inspect(
+        [*given[:5], *({**row, "tools": None, "chat_template_kwargs": None} for row in rows[5:])], tokenizer
+    )
+    assert (some.prompt_lengths == [*found.prompt_lengths[:5], *plain.prompt_lengths[5:]]).all()
+    assert (
+        curate.inspect(given, tokenizer, columns={"tools": None, "chat_template_kwargs": None}).as_dict()
+        == plain.as_dict()
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "kind", "message"),
+    [
+        ("tools", "no json", TypeError, "tools, row 3: expected a list of tools, each a dict, .* got str 'no json'"),
+        ("tools", {"name": "x"}, TypeError, "tools, row 3: expected a list of tools, each a dict"),
+        ("tools", ["x"], TypeError, "tools, row 3: expected a list of tools, each a dict"),
+        (
+            "chat_template_kwargs",
+            "mood",
+            TypeError,
+            "chat_template_kwargs, row 3: expected a dict of .* got str 'mood'",
+        ),
+        (
+            "chat_template_kwargs",
+            {"tokenize": True},
+            ValueError,
+            "chat_template_kwargs, row 3: got 'tokenize', which is",
+        ),
+    ],
+)
+def test_wrong_tools_and_options(column, value, kind, message):
+    rows = inspected.messages(5)
+    rows = [{**row, column: value if at == 3 else None} for at, row in enumerate(rows)]
+    with pytest.raises(kind, match=message):
+        curate.inspect(rows, inspected.tokenizer())
+
+
+def test_a_bias_that_only_tokens_show():
+    """Responses of as many characters, of which the better take more tokens: words that the tokenizer never saw."""
+    rng = random.Random(0)
+    known, unknown = "because although ", "zqxjkvzq wvxkqjz "
+    rows = [
+        {
+            "prompt": f"{inspected.sentence(rng)} ({row})",
+            "chosen": f" {unknown * 3}x{row:03}.",
+            "rejected": f" {known * 3}y{row:03}.",
+        }
+        for row in range(100)
+    ]
+    assert len(known) == len(unknown)
+    assert curate.inspect(rows).ok
+    found = curate.inspect(rows, inspected.tokenizer())
+    assert [check.name for check in found.found] == ["length"]
+    assert "tokens" in found["length"].what and found["length"].numbers["share"] == 1.0
+    assert (
+        curate.inspect(
+            [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows], inspected.tokenizer()
+        )["length"].numbers["share"]
+        == 0.0
+    )

@@ -3,6 +3,7 @@
 The tables of the fused head are checked in `tests/linear/test_errors.py`.
 """
 
+import pathlib
 import re
 import sys
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import prefuse
-from prefuse import metrics, viz
+from prefuse import curate, metrics, viz
 from prefuse.functional import response_lengths, sequence_logps, token_logps, token_stats
 from prefuse.losses.preference import pair_loss, preference_loss
 from prefuse.objectives import dpo, kto
@@ -76,6 +77,16 @@ def without_matplotlib():
 
 def leaf():
     return X.clone().requires_grad_()
+
+
+DATA = {"prompt": "a", "chosen": "b", "rejected": "c"}
+LINE = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+
+
+def written(name, content):
+    """A file in the folder of the test."""
+    pathlib.Path(name).write_text(content)
+    return name
 
 
 CASES = {
@@ -178,6 +189,26 @@ CASES = {
     "viz: an objective that is not of pairs": lambda: viz.margin("kto"),
     "viz: one point": lambda: viz.margin(dpo, points=1),
     "viz: without matplotlib": without_matplotlib,
+    "inspect: no such file": lambda: curate.inspect("nothing.jsonl"),
+    "inspect: a name that says nothing": lambda: curate.inspect(written("a.txt", "")),
+    "inspect: an empty file": lambda: curate.inspect(written("a.jsonl", "")),
+    "inspect: a line that is no JSON": lambda: curate.inspect(written("a.jsonl", LINE + "nothing\n")),
+    "inspect: a line of CSV with fewer fields": lambda: curate.inspect(
+        written("a.csv", "prompt,chosen,rejected\na,b\n")
+    ),
+    "inspect: other columns": lambda: curate.inspect([{"question": "a"}]),
+    "inspect: no row": lambda: curate.inspect({"prompt": [], "chosen": [], "rejected": []}),
+    "inspect: a number for a response": lambda: curate.inspect([{"prompt": "a", "chosen": 1, "rejected": "c"}]),
+    "inspect: messages without roles": lambda: curate.inspect(
+        [{"prompt": "a", "chosen": [{"from": "x", "value": "b"}], "rejected": "c"}]
+    ),
+    "inspect: tools that are no schemas": lambda: curate.inspect(
+        [{"prompt": "a", "chosen": "b", "rejected": "c", "tools": ["x"]}]
+    ),
+    "inspect: an unknown name of a column": lambda: curate.inspect([DATA], columns={"good": "chosen"}),
+    "inspect: a tokenizer that is none": lambda: curate.inspect([DATA], tokenizer=3),
+    "inspect: sample of 0": lambda: curate.inspect([DATA], sample=0),
+    "inspect: tolerance of 1": lambda: curate.inspect([DATA], tolerance=1.0),
 }
 
 
@@ -189,7 +220,8 @@ def test_every_row_of_the_page_is_tested_and_every_case_documented():
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("passed,raises,message,more", TABLE, ids=[row[0] for row in TABLE])
-def test_message(passed, raises, message, more):
+def test_message(passed, raises, message, more, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(Exception) as caught:
         CASES[passed]()
     assert type(caught.value).__name__ == raises

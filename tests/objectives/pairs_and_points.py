@@ -277,6 +277,8 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("average_hinge", {"alpha": 0.5, "nll": "response_mean"}),
     ("multimodal_dpo", {"beta": 0.3, "image_weight": 0.6, "anchor_weight": 0.4, "delta": 0.1}),
     ("dmpo", {"beta": 0.3, "discount": 0.7}),
+    ("humanline_dpo", {"beta": 0.3}),
+    ("humanline_dpo", {"beta": 0.3, "low": -0.4, "high": 0.2, "label_smoothing": 0.1}),
     ("gdpo", {"beta": 0.3}),
     ("upo", {"beta": 0.3, "alpha": 0.5}),
     ("ropo", {"beta": 0.3, "alpha": 2.5}),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 
 import prefuse.trl
+from prefuse.trl import compatibility
 from tests.integration.models import VOCABULARY, causal_lm, saved
 
 WORDS = [f"w{number}" for number in range(VOCABULARY - 5)]
@@ -116,6 +117,23 @@ def reward(completions: list[str], **_: Any) -> list[float]:
     return [float(sum(map(ord, completion)) % 17) for completion in completions]
 
 
+@contextlib.contextmanager
+def no_logits(trainer: Any) -> Iterator[None]:
+    """Refuses the LM head of what is trained and of its reference, but for what generates or proves the head."""
+    models = [trainer.model, getattr(trainer, "ref_model", None)]
+    heads = {model.get_output_embeddings() for model in models if model is not None}
+    linear = nn.Linear.forward
+
+    def forward(self: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+        if self in heads and hidden.shape[:-1].numel() > 6:
+            raise AssertionError("the logits were made")
+        return linear(self, hidden)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Linear, "forward", forward)
+        yield
+
+
 class Run(NamedTuple):
     """What came of a training run."""
 
@@ -169,16 +187,17 @@ def assert_same(found: Run, expected: Run, rtol: float = 1e-4, atol: float = 1e-
 
 
 def trainer(kind: str) -> tuple[type, type]:
-    """A trainer's class and that of its configuration."""
-    homes = {
-        "CPO": "trl.experimental.cpo",
-        "ORPO": "trl.experimental.orpo",
-        "TPO": "trl.experimental.tpo",
-        "OnlineDPO": "trl.experimental.online_dpo",
-        "Preference": "prefuse.trl",
-    }
-    home = importlib.import_module(homes.get(kind, "trl"))
-    return getattr(home, f"{kind}Trainer"), getattr(home, f"{kind}Config")
+    """A trainer's class and that of its configuration, where the installed TRL has them."""
+    places = ("trl.experimental." + HOMES[kind], "trl") if kind in HOMES else ("trl",)
+    for name in ("prefuse.trl",) if kind == "Preference" else places:
+        home = compatibility.module(name)
+        if hasattr(home, f"{kind}Trainer"):
+            return getattr(home, f"{kind}Trainer"), getattr(home, f"{kind}Config")
+    raise LookupError(f"trl has no {kind}Trainer")
+
+
+HOMES = {"CPO": "cpo", "KTO": "kto", "ORPO": "orpo", "TPO": "tpo", "OnlineDPO": "online_dpo"}
+"""The folders below `trl.experimental` of the trainers that are or were there."""
 
 
 def make(kind: str, folder: Path, model: Any = "llama", **options: Any) -> Any:

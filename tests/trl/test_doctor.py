@@ -38,10 +38,14 @@ def test_versions(monkeypatch, name, version, problem):
     assert finding.advice == (f"{library(name).integration}: {problem}" if problem else "")
 
 
-def test_a_trl_that_has_moved(monkeypatch):
-    monkeypatch.setattr("prefuse.trl.compatibility.fit", lambda: "prefuse.trl: trl 9 has not this")
+@pytest.mark.parametrize(
+    ("fits", "state"), [("", "prefuse.trl does not fit"), ("DPOTrainer", "prefuse.trl fits DPOTrainer")]
+)
+def test_a_trl_that_has_moved(monkeypatch, fits, state):
+    monkeypatch.setattr("prefuse.trl.compatibility.fit", lambda: (fits, "SFTTrainer: trl 9 has not this"))
     finding = doctor._library(library("trl"))
-    assert finding.state.endswith("prefuse.trl does not fit") and "trl 9 has not this" in finding.advice
+    assert finding.state.endswith(f", {state}")
+    assert finding.advice == "prefuse.trl: SFTTrainer: trl 9 has not this"
 
 
 def test_missing(monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from typing import Any
@@ -30,11 +29,9 @@ def everything() -> dict[str, Any]:
         for name in (
             compatibility.UTILITIES,
             *compatibility.KERNELS,
-            *compatibility.FUSED_TRAINERS,
-            *(t.module for t in compatibility.LOGIT_TRAINERS),
         )
     ]
-    homes += [getattr(compatibility.module(trainer.module), trainer.name) for trainer in compatibility.LOGIT_TRAINERS]
+    homes += [home for place in compatibility.places() for home in (place.home, place.cls)]
     return {
         f"{home.__name__}.{name}": value
         for home in homes
@@ -51,7 +48,7 @@ def test_of_all():
         assert "trl.trainer.dpo_trainer.add_fused_lm_head" in changed
         assert "trl.trainer.utils._ChunkedLogProbFunction" in changed
         assert "TPOTrainer._compute_loss" in changed
-        assert repr(handle).startswith("Acceleration(trl.add_fused_lm_head, ")
+        assert repr(handle).startswith("Acceleration(DPOTrainer, KTOTrainer, ")
     assert everything() == before
     handle.remove()  # a second time does nothing
     assert everything() == before and repr(handle) == "Acceleration(removed)"
@@ -156,62 +153,111 @@ def test_another_kind_of_trainer():
         prefuse.trl.accelerate(types.SimpleNamespace(model=causal_lm("llama"), ref_model=None))
 
 
+FUSED = {"DPOTrainer", "KTOTrainer", "GRPOTrainer", "RLOOTrainer", "SFTTrainer"}
+
+
 @pytest.mark.parametrize(
-    ("owner", "name", "value", "what"),
+    ("owner", "name", "value", "left", "reason"),
     [
-        (
-            utils,
-            "add_fused_lm_head",
-            lambda model, temperature: None,
-            "utils.add_fused_lm_head(model, temperature, ",
-        ),
-        (utils, "FusedCausalLMOutput", object, "utils.FusedCausalLMOutput with the fields"),
-        (utils, "_ChunkedLogProbFunction", object, "utils._ChunkedLogProbFunction with the arguments"),
-        (dpo_trainer, "add_fused_lm_head", None, "add_fused_lm_head in trl.trainer.dpo_trainer"),
+        (utils, "add_fused_lm_head", lambda model, temperature: None, FUSED, "add_fused_lm_head has other arguments"),
+        (utils, "FusedCausalLMOutput", object, FUSED, "utils.FusedCausalLMOutput has other fields than loss, log"),
+        (utils, "_ChunkedLogProbFunction", object, FUSED, "utils._ChunkedLogProbFunction has other arguments than"),
+        (dpo_trainer, "add_fused_lm_head", None, {"DPOTrainer"}, "DPOTrainer._compute_loss has another source than"),
         (
             cpo_trainer.CPOTrainer,
             "get_batch_logps",
             lambda logits: None,
-            "cpo_trainer.CPOTrainer.get_batch_logps with the source",
+            {"CPOTrainer"},
+            "cpo_trainer.CPOTrainer.get_batch_logps has another source than those that prefuse knows",
+        ),
+        (
+            cpo_trainer.CPOTrainer,
+            "get_batch_logps",
+            None,
+            {"CPOTrainer"},
+            "cpo_trainer.CPOTrainer has no get_batch_logps",
         ),
         (
             cpo_trainer,
             "selective_log_softmax",
             lambda logits: None,
-            "cpo_trainer.selective_log_softmax(logits, index",
+            {"CPOTrainer"},
+            "cpo_trainer.selective_log_softmax has other arguments than logits, index",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_trl_that_has_moved(monkeypatch, owner, name, value, what):
-    """One error that says which version, what is not there, and what fits; nothing is changed."""
+def test_a_trl_that_has_moved(monkeypatch, owner, name, value, left, reason):
+    """What it concerns is left, and named with the reason; the others run."""
+    known = {place.trainer.name for place in compatibility.places()}
     if value is None:
         monkeypatch.delattr(owner, name)
     else:
         monkeypatch.setattr(owner, name, value)
     before = everything()
+    with prefuse.trl.accelerate() as handle:
+        assert left <= handle.left.keys() <= left | {"AsyncGRPOTrainer"}
+        assert set(handle.places) == known - handle.left.keys()
+        assert all(reason in handle.left[trainer] for trainer in left)
+        assert reason in repr(handle)
+        fits, problem = compatibility.fit()
+        assert set(fits.split(", ")) == set(handle.places) and reason in problem
+    assert everything() == before and handle.left == {}
+
+
+def test_a_trl_of_which_nothing_fits(monkeypatch):
+    places = [place._replace(reason="it is new") for place in compatibility.places()]
+    monkeypatch.setattr(compatibility, "places", lambda: places)
+    before = everything()
     with pytest.raises(RuntimeError) as raised:
         prefuse.trl.accelerate()
     assert str(raised.value).startswith(
-        f"prefuse.trl fits trl {compatibility.FITS}, and trl {trl.__version__} differs from it"
+        f"prefuse.trl was tried with trl {compatibility.TRIED[0]} to {compatibility.TRIED[1]}, and the installed trl "
+        f"{trl.__version__} differs where prefuse takes hold of it: DPOTrainer: it is new; KTOTrainer: it is new; "
     )
-    assert re.search(rf"not found is (trl\.[\w.]+\.)?{re.escape(what)}", str(raised.value))
-    assert compatibility.fit() == str(raised.value)
-    assert everything() == before
+    assert str(raised.value).endswith("Nothing was changed")
+    assert compatibility.fit()[0] == "" and everything() == before
 
 
 def test_a_moved_trainer_does_not_concern_the_others(monkeypatch, tmp_path):
     monkeypatch.setattr(cpo_trainer.CPOTrainer, "get_batch_logps", lambda logits: None)
     prefuse.trl.accelerate(make("DPO", tmp_path)).remove()
-    with pytest.raises(RuntimeError, match="CPOTrainer"):
+    with pytest.raises(RuntimeError, match=r"CPOTrainer: .*Nothing was changed"):
         prefuse.trl.accelerate(make("CPO", tmp_path))
+
+
+def test_what_is_said(caplog, monkeypatch, tmp_path):
+    """One line of the logger, which can be silenced, and of the first process alone."""
+    with prefuse.trl.accelerate(make("DPO", tmp_path)):
+        pass
+    assert caplog.messages == [
+        f"prefuse runs the LM heads of trl {trl.__version__}: DPOTrainer.model, DPOTrainer.ref_model"
+    ]
+    caplog.clear()
+    monkeypatch.setattr(cpo_trainer.CPOTrainer, "get_batch_logps", lambda logits: None)
+    prefuse.trl.accelerate().remove()
+    (said,) = caplog.messages
+    assert ", KTOTrainer, " in said and "; left as they are: CPOTrainer (trl.experimental.cpo.cpo_trainer.CPO" in said
+    caplog.clear()
+    with caplog.at_level("WARNING", "prefuse.trl.acceleration"):
+        prefuse.trl.accelerate().remove()
+    monkeypatch.setenv("RANK", "1")
+    prefuse.trl.accelerate().remove()
+    assert caplog.messages == []
+
+
+def test_what_is_said_where_nobody_has_set_up_logging():
+    code = "import prefuse.trl; prefuse.trl.accelerate().remove(); prefuse.trl.accelerate()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if line.startswith("prefuse runs the LM heads of trl ")]
+    assert done.returncode == 0 and len(said) == 2 and done.stdout == ""
 
 
 def test_a_fused_head_without_settings(monkeypatch):
     monkeypatch.setattr(fused, "settings_of", lambda model: None)
     with (
         prefuse.trl.accelerate(),
-        pytest.raises(RuntimeError, match="not found is the settings of the fused head of Llama"),
+        pytest.raises(RuntimeError, match="the fused head of LlamaForCausalLM has no settings"),
     ):
         dpo_trainer.add_fused_lm_head(causal_lm("llama"))
 
@@ -219,15 +265,15 @@ def test_a_fused_head_without_settings(monkeypatch):
 def test_a_trainer_without_settings(monkeypatch, tmp_path):
     trainer = make("SFT", tmp_path, train_dataset=running.unpaired())
     monkeypatch.setattr(fused, "settings_of", lambda model: None)
-    with pytest.raises(RuntimeError, match="not found is the settings of the fused head of SFTTrainer"):
+    with pytest.raises(RuntimeError, match="the fused head of SFTTrainer has no settings"):
         prefuse.trl.accelerate(trainer)
 
 
 def test_without_trl(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
-    with pytest.raises(ImportError, match=r"prefuse\.trl: TRL is not installed; pip install 'trl>=1\.16'"):
+    with pytest.raises(ImportError, match=r"prefuse\.trl: TRL is not installed; pip install trl"):
         prefuse.trl.accelerate()
-    assert "not installed" in compatibility.fit()
+    assert compatibility.fit()[0] == "" and "not installed" in compatibility.fit()[1]
 
 
 def test_importing_loads_none_of_them():
@@ -278,6 +324,9 @@ def test_gathered_logits_are_indexed_as_logits_are():
     [
         (lambda logits: logits[..., 3], r"classes 3 were asked for"),
         (lambda logits: logits.argmax(0), r"dim=0 of them"),
+        (lambda logits: logits.mean(-1), r"their mean_logits were asked for"),
+        (lambda logits: logits / 0.7, r"temperature 1\.0, and 0\.7 was asked for"),
+        (lambda logits: logits.log_probs(0.7), r"temperature 1\.0, and 0\.7 was asked for"),
         (lambda logits: torch.softmax(logits, -1), r"torch\.softmax was called"),
         (lambda logits: torch.nn.functional.cross_entropy(logits, None, reduction="sum"), r"got reduction='sum'"),
         (lambda logits: torch.nn.functional.cross_entropy(logits, None, label_smoothing=0.1), r"label_smoothing=0\.1"),

@@ -5,6 +5,7 @@ accelerate launch tests/trl/two_processes.py FOLDER BATCH CASE …
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def run(case: str, folder: Path, batch: int) -> tuple[dict[str, torch.Tensor], l
     options = {"objective": case, "train_sampling_strategy": "sequential"} | options
     trainer = make("Preference", folder, per_device_train_batch_size=batch, **options)
     trainer.train()
+    sharded = all(isinstance(value, DTensor) for value in trainer.model.parameters())
+    assert sharded == uses_fsdp(), f"expected FSDP2: {uses_fsdp()}, every parameter is a part: {sharded}"
     weights = {}
     for name, value in trainer.accelerator.unwrap_model(trainer.model_wrapped).state_dict().items():
         weights[name] = (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
@@ -62,8 +65,24 @@ def run(case: str, folder: Path, batch: int) -> tuple[dict[str, torch.Tensor], l
     return weights, logs
 
 
+def uses_fsdp() -> bool:
+    """Whether the launch asked for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+
+
+def let_accelerate_shard_on_the_cpu() -> None:
+    """accelerate 1.15 runs DDP where there is no GPU, whatever was asked for: here gloo counts as one of GPUs."""
+    from accelerate.state import DistributedType, PartialState
+
+    torch.distributed.init_process_group("gloo")
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+
+
 def main(folder: Path, batch: int, cases: list[str]) -> None:
     torch.set_num_threads(1)
+    if uses_fsdp():
+        let_accelerate_shard_on_the_cpu()
     for case in cases:
         result = run(case, folder / case, batch)
         if torch.distributed.get_rank() == 0:

@@ -31,6 +31,7 @@ class Acceleration:
         while self._undo:
             self._undo.pop()()
         self.places = []
+        self.left = {}
 
     def __enter__(self) -> Acceleration:
         return self
@@ -39,4 +40,5 @@ class Acceleration:
         self.remove()
 
     def __repr__(self) -> str:
-        return f"Acceleration({', '.join(self.places) or 'removed'})"
+        left = "; ".join(f"{name}: {reason}" for name, reason in self.left.items())
+        return f"Acceleration({', '.join(self.places) or 'removed'}{f'; left: {left}' if left else ''})"

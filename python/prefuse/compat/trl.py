@@ -8,7 +8,7 @@ logits' dtype on the CPU, where log-probabilities have the bits of torch's ``log
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from prefuse.compat._shared import NO_LABEL_IGNORED, check_chunk_size
 from prefuse.functional import TokenStats, token_stats
-from prefuse.linear.functions import linear_token_stats
+from prefuse.linear.functions import LinearTokenStats, linear_token_stats
 from prefuse.linear.operands import Lora
+from prefuse.linear.plans import Plan
 
 __all__ = [
     "OPTIONAL_OUTPUTS",
@@ -100,7 +101,13 @@ class ChunkedLogProbFunction:
 
 
 def token_outputs(
-    hidden: Tensor, targets: Tensor, outputs: Sequence[str], tensors: Any = None, **options: Any
+    hidden: Tensor,
+    targets: Tensor,
+    outputs: Sequence[str],
+    tensors: Any = None,
+    *,
+    tell: Callable[[Plan | None], None] | None = None,
+    **options: Any,
 ) -> Outputs:
     """What `ChunkedLogProbFunction` returns, of any layout, labels to ignore, and adapters.
 
@@ -109,6 +116,7 @@ def token_outputs(
         targets: [*lead].
         outputs: some of `OPTIONAL_OUTPUTS`; "log_probs" may stand among them.
         tensors: the `prefuse.models.head.HeadTensors` of the model; None: `options` say the same.
+        tell: called with the plan, or None where the logits were there.
         options: further arguments of `prefuse.linear_token_stats`.
 
     Returns:
@@ -129,6 +137,8 @@ def token_outputs(
         made = tensors.token_stats(hidden, targets, statistics, **options)
         options |= tensors.arguments
     del options["differentiable"]
+    if tell is not None:
+        tell(made.plan if isinstance(made, LinearTokenStats) else None)
     found = {name: made[statistic].float() for name, statistic in names.items()}
     if on_demand:
         options.pop("sparse", None)  # the entropy's gradient is dense

@@ -54,16 +54,26 @@ def encode(pairs: Sequence[Pair], tokenizer: Tokenizer) -> list[Encoded]:
 
 def collate(pairs: Sequence[Encoded]) -> Batch:
     """Pads the pairs' sequences to one length."""
+    framed = [Encoded([BOS, *prompt, SEP], [[*ids, EOS] for ids in responses]) for prompt, responses in pairs]
+    return padded(framed, PAD)
+
+
+def padded(pairs: Sequence[Encoded], pad: int) -> Batch:
+    """Pairs whose tokens are complete as one batch, filled up with `pad`."""
     roles = range(len(pairs[0].responses))
-    sequences = [(pair.prompt, pair.responses[role]) for role in roles for pair in pairs]
-    length = max(len(prompt) + len(response) for prompt, response in sequences) + 3  # <bos>, <sep>, <eos>
-    tokens = torch.full((len(sequences), length), PAD)
-    labels = torch.full((len(sequences), length), IGNORED)
-    for row, (prompt, response) in enumerate(sequences):
-        ids = torch.tensor([BOS, *prompt, SEP, *response, EOS])
-        tokens[row, : len(ids)] = ids
-        labels[row, len(prompt) + 2 : len(ids)] = ids[len(prompt) + 2 :]
-    return Batch(tokens, labels, len(pairs))
+    return laid_out([(pair.prompt, pair.responses[role]) for role in roles for pair in pairs], len(pairs), pad)
+
+
+def laid_out(rows: Sequence[tuple[list[int], list[int]]], pairs: int, pad: int) -> Batch:
+    """Prompts and what follows each of them, one row for each."""
+    length = max(len(prompt) + len(response) for prompt, response in rows)
+    tokens = torch.full((len(rows), length), pad)
+    labels = torch.full((len(rows), length), IGNORED)
+    for row, (prompt, response) in enumerate(rows):
+        end = len(prompt) + len(response)
+        tokens[row, :end] = torch.tensor([*prompt, *response])
+        labels[row, len(prompt) : end] = tokens[row, len(prompt) : end]
+    return Batch(tokens, labels, pairs)
 
 
 def in_order(pairs: Sequence[Encoded], size: int) -> list[Batch]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from prefuse.functional import sequence_logps
 from prefuse.language import Objective
 
 from .batches import Batch
-from .model import logits_of
-from .scored import needs_reference, rewards, score, share_above
+from .scored import Scored, margins, share_above
 
 _NORMAL_95 = 1.959963984540054
 
@@ -51,38 +49,29 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def held_out(objective: Objective, policy: nn.Module, reference: nn.Module, batches: Sequence[Batch]) -> HeldOut:
+def held_out(objective: Objective, score: Callable[[Batch], Scored], batches: Sequence[Batch]) -> HeldOut:
     """Rewards and log-probabilities of the policy on held-out pairs.
 
     The rewards are the objective's own; of an objective that has none for both responses, the log-ratios to the model
-    before preference training.
+    before preference training. `score` is a pass of policy and reference over a batch.
     """
-    margins, chosen_logps, rejected_logps = (
-        torch.cat(parts)
-        for parts in zip(*(_figures(objective, policy, reference, batch) for batch in batches), strict=True)
+    differences, chosen_logps, rejected_logps = (
+        torch.cat(parts) for parts in zip(*(_figures(objective, score, batch) for batch in batches), strict=True)
     )
-    accuracy = share_above(margins)
+    accuracy = share_above(differences)
     return HeldOut(
-        pairs=len(margins),
+        pairs=len(differences),
         accuracy=accuracy,
-        interval=wilson(accuracy, len(margins)),
-        margin=margins.mean().item(),
+        interval=wilson(accuracy, len(differences)),
+        margin=differences.mean().item(),
         preferred=share_above(chosen_logps - rejected_logps),
         chosen_logp=chosen_logps.mean().item(),
         rejected_logp=rejected_logps.mean().item(),
     )
 
 
-def _figures(
-    objective: Objective, policy: nn.Module, reference: nn.Module, batch: Batch
-) -> tuple[Tensor, Tensor, Tensor]:
+def _figures(objective: Objective, score: Callable[[Batch], Scored], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Reward margins and log-probabilities of chosen and rejected responses, [B] each."""
-    logits = logits_of(policy, batch.tokens)
-    reference_logits = logits_of(reference, batch.tokens)
-    logps = sequence_logps(logits, batch.labels, shift=True)
-    scored = score(objective, logits, batch, reference_logits if needs_reference(objective) else None)
-    both = rewards(objective, scored, batch)
-    if both is None:
-        ratios = logps - sequence_logps(reference_logits, batch.labels, shift=True)
-        both = ratios[: batch.pairs], ratios[batch.pairs : 2 * batch.pairs]
-    return both[0] - both[1], logps[: batch.pairs], logps[batch.pairs : 2 * batch.pairs]
+    scored = score(batch)
+    found = margins(objective, scored, batch)
+    return found, scored.logps[: batch.pairs], scored.logps[batch.pairs : 2 * batch.pairs]

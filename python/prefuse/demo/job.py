@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from prefuse.language import Objective
 
 from .batches import Batch, encode, endless, in_order
 from .evaluate import HeldOut, held_out
-from .model import small_model
+from .model import Models, small_model
 from .pairs import Documented, Split, make_pairs, split, stdlib_functions
 from .progress import Display
 from .scored import roles_of
@@ -190,8 +191,11 @@ def _prefer(
         for name, functions in ((FUNCTIONS, data.parts.unseen), (MODULES, data.parts.of_unseen_modules))
     }
 
+    models = Models(policy, reference)
+
     def evaluate() -> dict[str, HeldOut]:
-        return {name: held_out(objective, policy, reference, batches) for name, batches in sets.items()}
+        score = partial(models.score, objective, compare=True)
+        return {name: held_out(objective, score, batches) for name, batches in sets.items()}
 
     history: list[Step] = []
     evaluations = {0: evaluate()}
@@ -211,7 +215,8 @@ def _prefer(
 
         stream = settings.seed * 2 * _STREAMS + _STREAMS
         batches = endless(data.parts.training, data.tokenizer, settings.pairs, stream, responses, settings.renamed)
-        prefer(objective, policy, reference, batches, settings.steps, settings.rate, report, settings.share_prompts)
+        score = partial(models.score, objective, share_prompts=settings.share_prompts)
+        prefer(objective, policy.parameters(), score, batches, settings.steps, settings.rate, report)
     return history, evaluations
 
 

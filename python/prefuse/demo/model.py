@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from prefuse.packing import PackedBatch, tree_attention
+from prefuse.functional import sequence_logps
+from prefuse.language import Objective
+from prefuse.packing import PackedBatch, share, tree_attention
 
+from .batches import Batch
+from .scored import Scored, needs_reference, score
+
+_SHORTEST_SHARED = 8  # tokens; the demo's prompts are short
 _HEAD_WIDTH = 32
 _LONGEST = 128
 _SPREAD = 0.05
@@ -60,3 +66,28 @@ def logits_of(model: Any, tokens: Tensor, packed: PackedBatch | None = None) -> 
         hidden = model.model(**packed.model_inputs()).last_hidden_state
     logits = model.lm_head(packed.unpack(hidden))
     return logits
+
+
+class Models(NamedTuple):
+    """The policy and the frozen model that it is compared with."""
+
+    policy: nn.Module
+    reference: nn.Module
+
+    def score(
+        self, objective: Objective, batch: Batch, *, share_prompts: bool = False, compare: bool = False
+    ) -> Scored:
+        """A pass of both over a batch, from logits; the reference runs where the objective or `compare` asks for it."""
+        packed = share(batch.tokens, minimum=_SHORTEST_SHARED) if share_prompts else None
+        wanted = needs_reference(objective)
+        with torch.no_grad():
+            reference = logits_of(self.reference, batch.tokens, packed) if wanted or compare else None
+            logps_there = None if reference is None else sequence_logps(reference, batch.labels, shift=True)
+        logits = logits_of(self.policy, batch.tokens, packed)
+        logps = sequence_logps(logits.detach(), batch.labels, shift=True)
+        return Scored(
+            score(objective, logits, batch, reference if wanted else None),
+            logps,
+            logps_there if compare else None,
+            batch.tokens.numel() if packed is None else packed.tree.tokens,
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,22 @@ from .batches import IGNORED, Batch
 
 # What a response's own docstring scores under these names, and another function's.
 _TRUTHS = {"label": (1.0, 0.0), "reward": (1.0, 0.0), "score": (1.0, 0.0), "win_prob": (1.0, 0.0)}
+
+
+class Scored(NamedTuple):
+    """What a pass over a batch gives.
+
+    Attributes:
+        score: the objective's.
+        logps: [R] log-probabilities of the responses, in nats, without gradients.
+        reference: [R] those of the reference model; None where it was not asked.
+        computed: tokens that went through the model's layers.
+    """
+
+    score: Score
+    logps: Tensor
+    reference: Tensor | None
+    computed: int
 
 
 def roles_of(objective: Objective) -> tuple[str, ...]:
@@ -44,10 +60,9 @@ def score(objective: Objective, logits: Tensor, batch: Batch, reference: Tensor 
         logits=logits,
         labels=batch.labels,
         reference=reference,
-        groups=torch.arange(len(batch.tokens)) % batch.pairs if objective.kind == "group" else None,
         shift=True,
         inplace=True,
-        **_known(objective, batch),
+        **known_columns(objective, batch),
         **_mismatched(objective, logits, batch, reference),
     )
 
@@ -65,9 +80,20 @@ def rehearse(objective: Objective) -> None:
     score(objective, logits, Batch(tokens, labels, 2), logits if needs_reference(objective) else None)
 
 
-def rewards(objective: Objective, scored: Score, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """Rewards of chosen and rejected responses, [B] each; None if the objective does not define both."""
-    found = scored.rewards
+def margins(objective: Objective, scored: Scored, batch: Batch) -> Tensor:
+    """reward(chosen) − reward(rejected), [B].
+
+    Of an objective that does not define both rewards: log-ratios to the reference, or without one log-probabilities.
+    """
+    both = _rewards(objective, scored.score, batch)
+    if both is None:
+        ratios = scored.logps if scored.reference is None else scored.logps - scored.reference
+        both = ratios[: batch.pairs], ratios[batch.pairs : 2 * batch.pairs]
+    return both[0] - both[1]
+
+
+def _rewards(objective: Objective, score: Score, batch: Batch) -> tuple[Tensor, Tensor] | None:
+    found = score.rewards
     if objective.kind == "pair":
         return (found["chosen"], found["rejected"]) if {"chosen", "rejected"} <= set(found) else None
     if not isinstance(found, Tensor) or found.shape != (len(batch.tokens),):
@@ -80,9 +106,11 @@ def share_above(differences: Tensor) -> float:
     return ((differences > 0).double() + (differences == 0).double() / 2).mean().item()
 
 
-def _known(objective: Objective, batch: Batch) -> dict[str, Any]:
-    """Columns that follow from which docstring is the function's own."""
+def known_columns(objective: Objective, batch: Batch) -> dict[str, Any]:
+    """Columns that follow from which response of a pair is the chosen one, and which rows are of one prompt."""
     columns = {}
+    if objective.kind == "group":
+        columns["groups"] = torch.arange(len(batch.tokens)) % batch.pairs
     for name, (own, other) in _TRUTHS.items():
         for role in roles_of(objective):
             if f"{role}_{name}" in objective.columns:

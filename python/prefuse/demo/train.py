@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,18 +10,16 @@ from torch import Tensor, nn
 
 from prefuse.functional import response_lengths, sequence_logps
 from prefuse.language import Objective
-from prefuse.packing import share
 
 from .batches import Batch
 from .model import logits_of
-from .scored import needs_reference, rewards, score, share_above
+from .scored import Scored, margins, share_above
 
 _WARM_UP_STEPS = 20
 _LAST_RATE = 0.1  # of the highest learning rate
 _LONGEST_GRADIENT = 1.0
 _WEIGHT_DECAY = 0.05
 _BETAS = (0.9, 0.95)
-_SHORTEST_SHARED = 8  # tokens; the demo's prompts are short
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def fine_tune(
         rate: the highest learning rate.
         report: called after each step with its number, from 1, and its loss in nats per token.
     """
-    trainer = _Trainer(model, steps, rate)
+    trainer = _Trainer(model.parameters(), steps, rate, _WARM_UP_STEPS)
     for step in range(1, steps + 1):
         batch = next(batches)
         tokens, labels = batch.tokens[: batch.pairs], batch.labels[: batch.pairs]
@@ -66,38 +64,42 @@ def fine_tune(
 
 def prefer(
     objective: Objective,
-    policy: nn.Module,
-    reference: nn.Module,
+    parameters: Iterable[nn.Parameter],
+    score: Callable[[Batch], Scored],
     batches: Iterator[Batch],
     steps: int,
     rate: float,
     report: Callable[[Step], None],
-    share_prompts: bool = False,
+    *,
+    warm_up: int = _WARM_UP_STEPS,
 ) -> None:
-    """Preference training of `policy` against the frozen `reference`, with any objective the demo can feed.
+    """Preference training with any objective the demo can feed.
 
-    The other arguments are as in `fine_tune`; `share_prompts` computes what rows begin with alike once.
+    Args:
+        objective: what `score` scores by.
+        parameters: trained in place.
+        score: a pass of policy and reference over a batch.
+        batches: where the pairs come from.
+        steps: how many updates.
+        rate: the highest learning rate.
+        report: called after each step.
+        warm_up: steps in which the learning rate rises to `rate`.
     """
-    trainer = _Trainer(policy, steps, rate)
+    trainer = _Trainer(parameters, steps, rate, warm_up)
     for step in range(1, steps + 1):
         batch = next(batches)
-        packed = share(batch.tokens, minimum=_SHORTEST_SHARED) if share_prompts else None
-        with torch.no_grad():
-            reference_logits = logits_of(reference, batch.tokens, packed) if needs_reference(objective) else None
-        logits = logits_of(policy, batch.tokens, packed)
-        logps = sequence_logps(logits.detach(), batch.labels, shift=True)
-        scored = score(objective, logits, batch, reference_logits)
-        trainer.update(scored.loss)
-        chosen, rejected = logps[: batch.pairs], logps[batch.pairs : 2 * batch.pairs]
-        margins = torch.sub(*(rewards(objective, scored, batch) or (chosen, rejected)))
+        scored = score(batch)
+        trainer.update(scored.score.loss)
+        chosen, rejected = scored.logps[: batch.pairs], scored.logps[batch.pairs : 2 * batch.pairs]
+        found = margins(objective, scored, batch)
         report(
             Step(
                 step=step,
                 tokens=batch.tokens.numel(),
-                computed=batch.tokens.numel() if packed is None else packed.tree.tokens,
-                loss=scored.loss.item(),
-                accuracy=share_above(margins),
-                margin=margins.mean().item(),
+                computed=scored.computed,
+                loss=scored.score.loss.item(),
+                accuracy=share_above(found),
+                margin=found.mean().item(),
                 chosen_logp=chosen.mean().item(),
                 rejected_logp=rejected.mean().item(),
             )
@@ -107,12 +109,12 @@ def prefer(
 class _Trainer:
     """AdamW with a linear warm-up and decay and a clipped gradient."""
 
-    def __init__(self, model: nn.Module, steps: int, rate: float) -> None:
-        self._parameters = list(model.parameters())
+    def __init__(self, parameters: Iterable[nn.Parameter], steps: int, rate: float, warm_up: int) -> None:
+        self._parameters = list(parameters)
         self._optimizer = torch.optim.AdamW(self._parameters, lr=rate, betas=_BETAS, weight_decay=_WEIGHT_DECAY)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer,
-            lambda step: min(1.0, (step + 1) / _WARM_UP_STEPS) * (1.0 - (1.0 - _LAST_RATE) * step / steps),
+            lambda step: min(1.0, (step + 1) / warm_up) * (1.0 - (1.0 - _LAST_RATE) * step / steps),
         )
 
     def update(self, loss: Tensor) -> None:

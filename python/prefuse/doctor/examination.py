@@ -41,12 +41,13 @@ class Library(NamedTuple):
     Attributes:
         name: of its distribution.
         integration: what of prefuse works with it.
-        problem: from its version, why that does not fit; empty where it does.
+        problem: from its version, why that does not fit; empty where it does. Of a library that may fit in part: what
+            fits, and the problem of the rest.
     """
 
     name: str
     integration: str
-    problem: Callable[[str], str]
+    problem: Callable[[str], str | tuple[str, str]]
 
 
 def _at_least(oldest: str) -> Callable[[str], str]:
@@ -59,7 +60,7 @@ def _as_of(followed: str) -> Callable[[str], str]:
     )
 
 
-def _trl_fits(_: str) -> str:
+def _trl_fits(_: str) -> tuple[str, str]:
     from prefuse.trl import compatibility  # which imports all of TRL
 
     return compatibility.fit()
@@ -202,7 +203,9 @@ def _library(library: Library) -> Finding:
     except metadata.PackageNotFoundError:
         return Finding(library.name, "not installed")
     problem = library.problem(version)
-    state = f"{version}, {library.integration} {'does not fit' if problem else 'fits'}"
+    fits, problem = problem if isinstance(problem, tuple) else ("", problem)
+    verdict = f"fits {fits}" if fits and problem else "does not fit" if problem else "fits"
+    state = f"{version}, {library.integration} {verdict}"
     return Finding(library.name, state, f"{library.integration}: {problem}" if problem else "")
 
 

@@ -17,6 +17,7 @@ from prefuse._parallel.sharded_weights import gathered_head
 from prefuse._parallel.vocabulary import shard_of
 from prefuse._statistics.request import check_statistics
 from prefuse._statistics.responses import count_scored, sum_responses
+from prefuse._statistics.support import Support, check_support
 from prefuse.functional import TokenStats
 from prefuse.linear.automatic import settle
 from prefuse.linear.call import SMOOTHED
@@ -34,6 +35,7 @@ from prefuse.linear.operands import (
 )
 from prefuse.linear.plans import WORKSPACE_BYTES, Plan, choose
 from prefuse.linear.sparse import Sparse
+from prefuse.linear.support import check_alone, supported
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -43,7 +45,7 @@ __all__ = ["LinearTokenStats", "linear_sequence_logps", "linear_token_logps", "l
 
 
 class LinearTokenStats(TokenStats[Tensor]):
-    """Statistics by name, and the plan by which they were made: None where a model made its logits itself."""
+    """Statistics by name, and the plan that made them: None with a support, or where a model made its logits itself."""
 
     def __init__(self, values: dict[str, Tensor], plan: Plan | None) -> None:
         super().__init__(values)
@@ -75,6 +77,7 @@ def linear_token_stats(
     group: ProcessGroup | None = None,
     sparse: float | str | Sparse | None = None,
     logits_dtype: torch.dtype | None = None,
+    support: Support | None = None,
 ) -> LinearTokenStats:
     """What `token_stats` gives for the logits ``hidden @ weight.T + bias``, which are never whole in memory.
 
@@ -126,6 +129,9 @@ def linear_token_stats(
             otherwise, the largest error of the head. All matrices are converted at each call, and products are those of
             float32, which take 3 to 7 times as long as those of bfloat16 where the processor has instructions for these
             (measured with AMX). None: that of `hidden`.
+        support: statistics of the probabilities renormalised over the classes that a sampler could have drawn, see
+            `prefuse.Support`. The backward pass makes the logits again; `lora`, `group`, `sparse`, `label_smoothing`, a
+            reference, ZeRO-3 parameters and plans but "recompute" are refused beside it, and ``result.plan`` is None.
 
     Returns:
         A `LinearTokenStats`: one [*lead] tensor per statistic, float32 (float64 for float64 hidden states).
@@ -139,6 +145,8 @@ def linear_token_stats(
     asked = tuple(SMOOTHED if name == "logp" and smoothing else name for name in names)
     wanted = differentiable_statistics(names, differentiable)
     check_group(group, names)
+    if check_support(support, names) is not None:
+        check_alone({"lora": lora, "group": group, "sparse": sparse, "label_smoothing": smoothing, "plan": plan})
     with gathered_head(weight, bias, lora, reference_weight, reference_bias):
         operands = check_operands(
             hidden,
@@ -154,8 +162,13 @@ def linear_token_stats(
             scale=scale,
             logits_dtype=logits_dtype,
             names=asked,
-            shared=group is not None,
+            plain=group is None and support is None,
         )
+        if support is not None:
+            found = supported(
+                operands, operands.scored_index(), names, wanted, check_k(k), support, check_workspace(workspace_bytes)
+            )
+            return LinearTokenStats(found, None)
         statistics = Statistics(
             asked,
             tuple(name for name, plain in zip(asked, names, strict=True) if plain in wanted),
@@ -189,6 +202,7 @@ class HeadOptions(TypedDict, total=False):
     group: ProcessGroup | None
     sparse: float | str | Sparse | None
     logits_dtype: torch.dtype | None
+    support: Support | None
 
 
 class LogpOptions(HeadOptions, total=False):

@@ -24,7 +24,7 @@ from ..language import (
     where,
 )
 from ._policy_terms import k3
-from ._terms import NON_NEGATIVE, POSITIVE, log_ratio_margin
+from ._terms import NON_NEGATIVE, POSITIVE, PROBABILITY, log_ratio_margin, logistic
 
 Rewards = dict[str, Expression]
 
@@ -242,6 +242,35 @@ def dmpo(pair: PairView, *, beta: float = 0.1, discount: float = 0.9) -> Express
     """
     chosen, rejected = (turns_weighted(pair.response(role).token, discount) for role in ("chosen", "rejected"))
     return -log_sigmoid(beta * (chosen - rejected))
+
+
+@pair_objective(
+    paper=Paper("2509.24207", "Humanline: Online Alignment as Perceptual Loss", "Liu et al. 2025"),
+    equation="humanline clipping; `get_sequence_rewards` of the authors' code (HALOs)",
+    identities=("humanline_dpo(low=-1000, high=1000) = dpo",),
+    bounds={"beta": POSITIVE, "low": "(-inf, 0]", "high": NON_NEGATIVE, "label_smoothing": PROBABILITY},
+)
+def humanline_dpo(
+    pair: PairView,
+    *,
+    beta: float = 0.1,
+    low: float = -1.0,
+    high: float = 1.5,
+    label_smoothing: float | None = None,
+) -> tuple[Expression, Rewards]:
+    """Humanline DPO, log-ratios limited by token.
+
+    ``-(1-ε) log σ(βΔ) - ε log σ(-βΔ)`` with ``Δ = Σ_t clip(h_t(w), L, U) - Σ_t clip(h_t(l), L, U)``: tokens that have
+    moved further than L or U from the reference count as much, and have no gradient. The paper copies the policy into
+    the reference every few steps (`prefuse.outer.refresh_reference`).
+
+    beta: 0.05-0.5. low, high: L and U, log ε_P and log ε_R of the paper, in nats; -1 and 1.5 in the authors' code.
+    label_smoothing: ε, the believed share of flipped labels, below 0.5; None is 0.
+    Libraries: HALOs, with ``humanline=true``, its CDPO trainer for ε.
+    """
+    total = {role: clamp(pair.response(role).token.logratio, low, high).sum() for role in ("chosen", "rejected")}
+    rewards = {role: beta * value for role, value in total.items()}
+    return logistic(beta * (total["chosen"] - total["rejected"]), label_smoothing), rewards
 
 
 def turns_weighted(token: TokenView, discount: float) -> Expression:

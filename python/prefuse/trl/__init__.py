@@ -18,6 +18,9 @@ _HOMES = {
 }
 """Which module each public name comes from."""
 
+_NEEDS = {"PreferenceConfig": "TRL 1.16", "PreferenceTrainer": "TRL 1.16"}
+"""What is not tried with other versions; `accelerate` looks at the installed one itself."""
+
 __all__ = ["Acceleration", "PreferenceConfig", "PreferenceTrainer", "accelerate"]
 
 
@@ -30,7 +33,7 @@ def __getattr__(name: str) -> Any:
         if (error.name or "").partition(".")[0] != "trl":
             raise
         raise ImportError(
-            f"prefuse.trl.{name} needs TRL, is written for its version 1.16, and finds {_found()}: {error}",
+            f"prefuse.trl.{name} needs {_NEEDS.get(name, 'TRL')}, and finds {_found()}: {error}",
             name=error.name,
         ) from error
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import logging
+import os
 import types
 import weakref
 from collections.abc import Callable
@@ -16,10 +18,14 @@ from prefuse._patches import Acceleration, Patch, original, patch
 from prefuse.compat.trl import ChunkedLogProbFunction
 from prefuse.linear.sparse import Sparse, as_sparse
 from prefuse.models.causal_lm import check_fallback
-from prefuse.trl import compatibility, fused, gathered
+from prefuse.trl import asked, compatibility, fused, gathered
 from prefuse.trl.dropout import DropoutRates
 
 __all__ = ["Acceleration", "accelerate"]
+
+_log = logging.getLogger(__name__)
+if _log.level == logging.NOTSET:
+    _log.setLevel(logging.INFO)
 
 
 def accelerate(
@@ -32,9 +38,12 @@ def accelerate(
 ) -> Acceleration:
     """Have the LM heads of TRL's trainers run by prefuse.
 
-    DPO, KTO, GRPO, RLOO, SFT and async GRPO, which have a fused head of TRL's, get prefuse's in its place. The
-    experimental CPO (with SimPO), ORPO, TPO and online DPO build all logits, and no longer do. Losses, gradients and
-    logged metrics are TRL's own, but for rounding.
+    DPO, KTO, GRPO, RLOO, SFT and async GRPO, which since TRL 1.15 have a fused head of TRL's, get prefuse's in its
+    place. CPO (with SimPO), ORPO, TPO and online DPO, and in older versions DPO, KTO, GRPO and RLOO, too, build all
+    logits, and no longer do. Losses, gradients and logged metrics are TRL's own, but for rounding. Each trainer is
+    looked at by itself: what the installed TRL has in another form than prefuse knows is left as it is, and named.
+    One line of the logger ``prefuse.trl.acceleration`` (INFO) says what runs on prefuse; ``docs/trl.md`` has the
+    versions.
 
     Args:
         trainer: whose models are to run on prefuse, already built. None: TRL as a whole, trainers that are built later
@@ -53,11 +62,13 @@ def accelerate(
             whose head is not fused, stay dense. None: dense.
 
     Returns:
-        An `Acceleration`, to be used as context manager or until `remove`.
+        An `Acceleration`, to be used as context manager or until `remove`; `places` are the trainers that run on
+        prefuse, `left` those that do not, with the reason of each.
 
     Raises:
         ImportError: TRL is not installed.
-        RuntimeError: the installed TRL has other internals than prefuse knows; it says which, and nothing was changed.
+        RuntimeError: `trainer`, or every trainer of the installed TRL, has other internals than prefuse knows; it says
+            which, and nothing was changed.
         ValueError: `trainer` is of none of these kinds, `disable_dropout` without one, or another `fallback`.
 
     Example::
@@ -79,33 +90,46 @@ def accelerate(
 
 
 def _accelerate_all(running: fused.Running) -> Acceleration:
-    compatibility.check_fused()
-    trainers = [trainer for trainer in compatibility.LOGIT_TRAINERS if compatibility.module(trainer.module) is not None]
-    for trainer in trainers:
-        compatibility.check_logit_trainer(trainer)
+    found = compatibility.places()
+    taken = [place for place in found if not place.reason]
+    if not taken:
+        reasons = [f"{place.trainer.name}: {place.reason}" for place in found]
+        raise compatibility.not_fitting("; ".join(reasons) or "none of its trainers can be imported")
     made = Acceleration()
-    patched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-    made.add("trl.add_fused_lm_head", functools.partial(_unpatch, patched))
-    for name in (compatibility.UTILITIES, *compatibility.FUSED_TRAINERS):
-        if (module := compatibility.module(name)) is not None:
-            made.add(None, patch(module, "add_fused_lm_head", functools.partial(_adding, patched, running)).remove)
-    for name, attribute in _KERNELS:
-        made.add(f"trl.{attribute.lstrip('_')}", patch(compatibility.module(name), attribute, _kernel).remove)
-    for trainer in trainers:
-        _gather(made, trainer, getattr(compatibility.module(trainer.module), trainer.name), running)
+    made.left.update({place.trainer.name: place.reason for place in found if place.reason})
+    if any(place.way is None for place in taken):
+        _fuse(made, running)
+    for place in taken:
+        if place.way is None:
+            made.add(place.trainer.name, _nothing)
+        else:
+            _gather(made, place, place.cls, running)
+    _announce(made)
     return made
 
 
 def _accelerate_one(trainer: Any, running: fused.Running) -> Acceleration:
-    version = compatibility.installed()
-    kinds = [(kind.__module__, f"{kind.__module__}.{kind.__name__}") for kind in type(trainer).__mro__]
+    found = compatibility.places()
+    of_mro = [place for kind in type(trainer).__mro__ for place in found if place.cls is kind]
     made = Acceleration()
-    for each in compatibility.LOGIT_TRAINERS:
-        if each.path in [path for _, path in kinds]:
-            compatibility.check_logit_trainer(each)
-            _gather(made, each, trainer, running)
-            return made
-    compatibility.check_fused()
+    if not of_mro:
+        raise ValueError(
+            "trainer: expected a DPO, KTO, GRPO, RLOO, SFT, CPO, ORPO, TPO or online DPO trainer of trl "
+            f"{compatibility.installed()}'s, got {type(trainer).__name__}, which has no LM head that prefuse can run"
+        )
+    place = of_mro[0]
+    if place.reason:
+        raise compatibility.not_fitting(f"{place.trainer.name}: {place.reason}")
+    if place.way is not None:
+        _gather(made, place, trainer, running)
+    else:
+        _fuse_models(made, trainer, running)
+    _announce(made)
+    return made
+
+
+def _fuse_models(made: Acceleration, trainer: Any, running: fused.Running) -> None:
+    """Patches the models of one trainer that have a fused head of TRL's."""
     try:
         for name in ("model", "ref_model"):
             causal_lm = _patched(getattr(trainer, name, None), running)
@@ -114,14 +138,45 @@ def _accelerate_one(trainer: Any, running: fused.Running) -> Acceleration:
     except ValueError:
         made.remove()
         raise
-    if made.places:
-        return made
-    if any(module in compatibility.FUSED_TRAINERS for module, _ in kinds):
+    if not made.places:
         raise compatibility.no_settings(type(trainer).__name__)
-    raise ValueError(
-        f"trainer: expected a DPO, KTO, GRPO, RLOO, SFT, CPO, ORPO, TPO or online DPO trainer of trl {version}'s, "
-        f"got {type(trainer).__name__}, which has no LM head that prefuse can run"
-    )
+
+
+def _fuse(made: Acceleration, running: fused.Running) -> None:
+    """Patches what gives models a fused head of TRL's, and the kernel of those that have one."""
+    patched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    made.add(None, functools.partial(_unpatch, patched))
+    homes = [home for trainer in compatibility.TRAINERS for home in trainer.homes]
+    for name in (compatibility.UTILITIES, *homes):
+        module = compatibility.module(name)
+        if hasattr(module, "add_fused_lm_head"):
+            made.add(None, patch(module, "add_fused_lm_head", functools.partial(_adding, patched, running)).remove)
+    for name, attribute in _KERNELS:
+        made.add(None, patch(compatibility.module(name), attribute, _kernel).remove)
+
+
+def _announce(made: Acceleration) -> None:
+    """Says once a process group what runs on prefuse now. Shown unless the logger is set to less than INFO."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    own = None if _log.hasHandlers() else logging.StreamHandler()  # nobody has set up logging
+    if own is not None:
+        _log.addHandler(own)
+    try:
+        left = [f"{name} ({reason})" for name, reason in made.left.items()]
+        _log.info(
+            "prefuse runs the LM heads of trl %s: %s%s",
+            compatibility.installed(),
+            ", ".join(made.places),
+            f"; left as they are: {', '.join(left)}" if left else "",
+        )
+    finally:
+        if own is not None:
+            _log.removeHandler(own)
+
+
+def _nothing() -> None:
+    """What is undone with others."""
 
 
 def _disable_dropout(made: Acceleration, trainer: Any) -> None:
@@ -171,13 +226,20 @@ def _adding(patched: weakref.WeakSet[nn.Module], running: fused.Running, here: P
     return add_fused_lm_head
 
 
-def _gather(made: Acceleration, kind: compatibility.LogitTrainer, owner: Any, running: fused.Running) -> None:
-    """Patches the method that builds logits, of a class or of one trainer, and the functions that it gives them to."""
-    module = compatibility.module(kind.module)
-    for name in kind.functions:
-        made.add(None, patch(module, name, gathered.FUNCTIONS[name]).remove)
-    heads = gathered.Heads(running)
-    made.add(None, heads.remove)
-    method = gathered.METHODS[kind.name](original(getattr(module, kind.name), kind.method), heads)
-    place = method if inspect.isclass(owner) else types.MethodType(method, owner)
-    made.add(kind.name, patch(owner, kind.method, lambda _: place).remove)
+def _gather(made: Acceleration, place: compatibility.Place, owner: Any, running: fused.Running) -> None:
+    """Patches the methods that read logits, of a class or of one trainer, and the functions that are given them."""
+    assert place.way is not None
+    for name in place.functions:
+        made.add(None, patch(place.home, name, gathered.FUNCTIONS[name]).remove)
+    name = place.trainer.name
+    models: Any = gathered.Heads(running) if name in gathered.METHODS else asked.Models(running)
+    methods: Any = gathered.METHODS.get(name) or asked.METHODS[name]
+    made.add(None, models.remove)
+    for method in place.way.methods:
+        replaced = methods[method](original(place.cls, method), models)
+        bound = replaced if inspect.isclass(owner) else types.MethodType(replaced, owner)
+        made.add(name, patch(owner, method, functools.partial(_always, bound)).remove)
+
+
+def _always(replaced: Any, _: Patch) -> Any:
+    return replaced

@@ -1,7 +1,8 @@
-"""Where prefuse takes hold of TRL, and whether a TRL still has these places as they were.
+"""Where prefuse takes hold of TRL, trainer by trainer, and whether a TRL has these places as they are known.
 
-`FITS` says which version they were written and are tested with. Another version is taken where every place is the
-same; where one is not, nothing is changed and one error says which.
+A trainer with a fused head of TRL's is taken by structure: signatures and fields. One that calls its model for logits
+is taken by source: which tokens are scored is known of its methods' sources alone, and their digests are here, of every
+version that was read. What has neither is left as it is, and named.
 """
 
 from __future__ import annotations
@@ -16,82 +17,181 @@ from typing import Any, NamedTuple
 from prefuse._patches import original
 from prefuse.compat.trl import ChunkedLogProbFunction
 
-FITS = "1.16"
-"""The version of TRL whose places these are."""
-
-FUSED_TRAINERS = (
-    "trl.trainer.dpo_trainer",
-    "trl.trainer.grpo_trainer",
-    "trl.trainer.kto_trainer",
-    "trl.trainer.rloo_trainer",
-    "trl.trainer.sft_trainer",
-    "trl.experimental.async_grpo.async_grpo_trainer",
-)
-"""The modules that import `add_fused_lm_head` by name."""
+TRIED = ("0.24.0", "1.16.0")
+"""The oldest and the newest version of TRL that was tried; docs/trl.md has all."""
 
 UTILITIES = "trl.trainer.utils"
 KERNELS = ("trl.kernels", "trl.kernels.chunked_logprob")
 
 
-class LogitTrainer(NamedTuple):
-    """A trainer that builds all logits.
+class Way(NamedTuple):
+    """How a trainer makes its log-probabilities in some versions.
 
     Attributes:
-        module: where it is.
-        name: of the class.
-        method: in which the model is called and its logits are read.
-        sources: digests of the methods that decide which tokens are scored, which is known of these alone.
-        functions: of the module's, those that are given logits.
+        methods: those that call a model and read its logits, and so are replaced.
+        sources: digests by method of all that decide which tokens are scored, one for each source that is known.
     """
 
-    module: str
+    methods: tuple[str, ...]
+    sources: dict[str, frozenset[str]]
+
+
+class Trainer(NamedTuple):
+    """A trainer of TRL's.
+
+    Attributes:
+        name: of the class.
+        homes: the modules where it is or was, the newest first.
+        ways: those without a fused head of TRL's.
+    """
+
     name: str
-    method: str
-    sources: dict[str, str]
-    functions: tuple[str, ...]
-
-    @property
-    def path(self) -> str:
-        """The class by its full name."""
-        return f"{self.module}.{self.name}"
+    homes: tuple[str, ...]
+    ways: tuple[Way, ...] = ()
 
 
-LOGIT_TRAINERS = (
-    LogitTrainer(
-        "trl.experimental.cpo.cpo_trainer",
+def _way(*methods: str, **sources: str) -> Way:
+    """`sources`: by method, digests with blanks between."""
+    return Way(methods, {name: frozenset(digests.split()) for name, digests in sources.items()})
+
+
+TRAINERS = (
+    Trainer(
+        "DPOTrainer",
+        ("trl.trainer.dpo_trainer",),
+        (
+            _way(  # 1.14
+                "_compute_loss",
+                "compute_ref_log_probs",
+                _compute_loss="6be3a70c5a4b126e",
+                compute_ref_log_probs="d643beaac47db303",
+                _compute_ref_log_probs="65bfe8c1518cc91d",
+            ),
+            _way(  # 0.29 to 1.13
+                "_compute_loss",
+                "compute_ref_log_probs",
+                _compute_loss=(
+                    "299a8fa4943459ef 36174ff2b52233aa 6a433f54b1ffecb9 22966f34f75f3261 60580c2af1653790 "
+                    "151685605b018465 605d10adbf1dac85 5ee5385c3af48a7d 24593b630a1b08cd"
+                ),
+                compute_ref_log_probs=(
+                    "a251e32eb2bcb4f8 8128dbaa5186b938 6c73c56ee9ed43e7 8eac3c7b74a938f5 37eec8ae841baa33 "
+                    "cfec9f76537446de"
+                ),
+            ),
+        ),
+    ),
+    Trainer(
+        "KTOTrainer",
+        ("trl.trainer.kto_trainer", "trl.experimental.kto.kto_trainer"),
+        (
+            _way(  # 1.14
+                "_compute_loss",
+                "compute_ref_log_probs",
+                _compute_loss="bd613c600c9b8e63",
+                _compute_kl_logps="95f62c933500abb7",
+                compute_ref_log_probs="d643beaac47db303",
+                _compute_ref_log_probs="b090ccd779eee9ae",
+            ),
+            _way(  # 1.6 to 1.13
+                "_compute_loss",
+                "compute_ref_log_probs",
+                _compute_loss=("aa5070fd9fdb12ad 30c7efbc402bca46 dfd7be5bded66507 951ff0b89b3ae27a 764b7fed1c7a219a"),
+                _compute_kl_logps="3354677140ba28e7 a1d0a67e692de7d4 2e11ddfc5a9498c5 dbf4e63a0f5941e5",
+                compute_ref_log_probs="947fc82eb8343340 924de8feffc88e06 d6ac5b69ff1caa82 13536462679a6e15",
+            ),
+            _way(  # 0.28 to 1.5
+                "forward",
+                "compute_reference_log_probs",
+                forward="1304d7825738f3d9",
+                get_batch_logps="41651a543dd772e8",
+                _compute_kl_logps="31402a4f800817e3",
+                compute_reference_log_probs="30c4158e82942dfc",
+            ),
+        ),
+    ),
+    Trainer(
+        "GRPOTrainer",
+        ("trl.trainer.grpo_trainer",),
+        (
+            _way(  # 1.14
+                "_full_logits_logps",
+                _full_logits_logps="cf48ae6698938b8c",
+            ),
+            _way(  # 0.24 to 1.13
+                "_get_per_token_logps_and_entropies",
+                _get_per_token_logps_and_entropies=(
+                    "331ae01b88d8e2cf 1f88afa27d61b617 4af3691399f30834 f6a06497779df70e 4eaf29e63e9edce1 "
+                    "2a1b927a527f7658 eb0ec4b68248974e d54b441bc6b9fc87 32e8909f872fdc08"
+                ),
+            ),
+        ),
+    ),
+    Trainer(
+        "RLOOTrainer",
+        ("trl.trainer.rloo_trainer",),
+        (
+            _way(  # 0.24 to 1.14
+                "_get_per_token_logps_and_entropies",
+                _get_per_token_logps_and_entropies=(
+                    "f88387ec9965d030 fd6788d73941fb5d 7b57618d114b070f f6a06497779df70e 4eaf29e63e9edce1 "
+                    "2a1b927a527f7658 eb0ec4b68248974e d54b441bc6b9fc87 ee6efa8ac4e2db9c 28dbb87fde212e48"
+                ),
+            ),
+        ),
+    ),
+    Trainer("SFTTrainer", ("trl.trainer.sft_trainer",)),
+    Trainer("AsyncGRPOTrainer", ("trl.experimental.async_grpo.async_grpo_trainer",)),
+    Trainer(
         "CPOTrainer",
-        "concatenated_forward",
-        {"concatenated_forward": "c61e2bd63c7caa9e", "get_batch_logps": "b7189cbbd3ca1f04"},
-        ("selective_log_softmax",),
+        ("trl.experimental.cpo.cpo_trainer", "trl.trainer.cpo_trainer"),
+        (
+            _way(
+                "concatenated_forward",
+                concatenated_forward="c61e2bd63c7caa9e 319203dc8fc310a1 6aa57055c5420f56",
+                get_batch_logps="b7189cbbd3ca1f04 64a2961f30480f51",
+            ),
+        ),
     ),
-    LogitTrainer(
-        "trl.experimental.orpo.orpo_trainer",
+    Trainer(
         "ORPOTrainer",
-        "concatenated_forward",
-        {"concatenated_forward": "232b07ef2acee006", "get_batch_logps": "c4344d4313e1ec96"},
-        ("selective_log_softmax",),
+        ("trl.experimental.orpo.orpo_trainer", "trl.trainer.orpo_trainer"),
+        (
+            _way(
+                "concatenated_forward",
+                concatenated_forward="232b07ef2acee006 22f69afff0b4c1dd d6fd4896c9de3c18",
+                get_batch_logps="c4344d4313e1ec96 62185eeb7f2c9936",
+            ),
+        ),
     ),
-    LogitTrainer(
-        "trl.experimental.tpo.tpo_trainer",
+    Trainer(
         "TPOTrainer",
-        "_compute_loss",
-        {"_compute_loss": "95a27e767b144fc9"},
-        ("selective_log_softmax_and_entropy",),
+        ("trl.experimental.tpo.tpo_trainer",),
+        (
+            _way(
+                "_compute_loss",
+                _compute_loss="95a27e767b144fc9 bd438aab90a7cdf6 bb30eb28b38e9fbf 19b73d5b384ea6af",
+            ),
+        ),
     ),
-    LogitTrainer(
-        "trl.experimental.online_dpo.online_dpo_trainer",
+    Trainer(
         "OnlineDPOTrainer",
-        "_forward",
-        {"_forward": "556b6dce447a4aae"},
-        (),
+        ("trl.experimental.online_dpo.online_dpo_trainer", "trl.trainer.online_dpo_trainer"),
+        (_way("_forward", _forward="556b6dce447a4aae a7f79084e44f1213"),),
     ),
 )
 
-_SIGNATURES = {
-    "add_fused_lm_head": ("model", "temperature", "cast_lm_head_to_fp32", "outputs"),
-    "selective_log_softmax": ("logits", "index", "temperature", "row_mask"),
-    "selective_log_softmax_and_entropy": ("logits", "index", "entropy_requires_grad", "temperature", "row_mask"),
+FUNCTIONS = {
+    "entropy_from_logits": (("logits",), ("chunk_size",)),
+    "selective_log_softmax": (("logits", "index"), ("temperature", "row_mask")),
+    "selective_log_softmax_and_entropy": (
+        ("logits", "index"),
+        ("entropy_requires_grad", "temperature", "row_mask"),
+    ),
 }
+"""The functions that trainers give logits to: their arguments, and those that there may be in some versions."""
+
+_ADD_FUSED = ("model", "temperature", "cast_lm_head_to_fp32", "outputs")
 _OUTPUT_FIELDS = (
     "loss",
     "log_probs",
@@ -104,6 +204,29 @@ _OUTPUT_FIELDS = (
 )
 
 
+class Place(NamedTuple):
+    """A trainer of the installed TRL.
+
+    Attributes:
+        trainer: which.
+        home: its module.
+        cls: its class.
+        way: how it makes log-probabilities; None: by a fused head of TRL's.
+        reason: why prefuse leaves it; empty where it takes it.
+    """
+
+    trainer: Trainer
+    home: Any
+    cls: Any
+    way: Way | None
+    reason: str
+
+    @property
+    def functions(self) -> list[str]:
+        """Those of `FUNCTIONS` that its module has."""
+        return [name for name in FUNCTIONS if hasattr(self.home, name)]
+
+
 def installed() -> str:
     """The version of TRL.
 
@@ -113,7 +236,7 @@ def installed() -> str:
     try:
         import trl
     except ImportError as error:
-        raise ImportError(f"prefuse.trl: TRL is not installed; pip install 'trl>={FITS}'") from error
+        raise ImportError("prefuse.trl: TRL is not installed; pip install trl") from error
     return str(trl.__version__)
 
 
@@ -127,80 +250,107 @@ def module(name: str) -> Any:
             return None
 
 
-def check_fused() -> None:
-    """Looks at the places of the fused head.
+def places() -> list[Place]:
+    """The trainers that the installed TRL has and that can be imported.
 
     Raises:
         ImportError: TRL is not installed.
-        RuntimeError: one of them has changed.
     """
-    version, utilities = installed(), module(UTILITIES)
-    _check(version, f"{UTILITIES}.add_fused_lm_head", utilities, "add_fused_lm_head")
-    missing = [path for path in FUSED_TRAINERS[:5] if not hasattr(module(path), "add_fused_lm_head")]
-    fields = getattr(getattr(utilities, "FusedCausalLMOutput", None), "__dataclass_fields__", {})
+    installed()
+    return [found for trainer in TRAINERS if (found := place(trainer)) is not None]
+
+
+def place(trainer: Trainer) -> Place | None:
+    """Where a trainer is; None where it is not, or cannot be imported."""
+    for path in trainer.homes:
+        home = module(path)
+        cls = getattr(home, trainer.name, None)
+        if cls is not None and cls.__module__ == path and not _is_alias(cls):
+            break
+    else:
+        return None
+    if hasattr(home, "add_fused_lm_head"):
+        return Place(trainer, home, cls, None, why_not_fused())
+    if not trainer.ways:
+        return Place(trainer, home, cls, None, f"{path} has no add_fused_lm_head, as since TRL 1.15")
+    for way in trainer.ways:
+        if all(hasattr(cls, method) for method in way.sources):
+            reason = _why_unknown(trainer, path, cls, way) or _why_other_functions(home)
+            if not reason:
+                return Place(trainer, home, cls, way, "")
+    missing = [method for method in trainer.ways[-1].sources if not hasattr(cls, method)]
     if missing:
-        raise _moved(version, f"add_fused_lm_head in {missing[0]}")
+        reason = f"{path}.{trainer.name} has no {missing[0]}"
+    return Place(trainer, home, cls, None, reason)
+
+
+def why_not_fused() -> str:
+    """Why the fused head of the installed TRL is none that prefuse knows; empty where it is."""
+    utilities = module(UTILITIES)
+    if _parameters(original(utilities, "add_fused_lm_head")) != list(_ADD_FUSED):
+        return f"{UTILITIES}.add_fused_lm_head has other arguments than {', '.join(_ADD_FUSED)}"
+    fields = getattr(getattr(utilities, "FusedCausalLMOutput", None), "__dataclass_fields__", {})
     if tuple(fields) != _OUTPUT_FIELDS:
-        raise _moved(version, f"{UTILITIES}.FusedCausalLMOutput with the fields that it had")
+        return f"{UTILITIES}.FusedCausalLMOutput has other fields than {', '.join(_OUTPUT_FIELDS)}"
     for path, name in ((UTILITIES, "_ChunkedLogProbFunction"), *((path, "ChunkedLogProbFunction") for path in KERNELS)):
         function = original(module(path), name)
         found = _parameters(getattr(function, "forward", None))[1:]
-        if found != _parameters(ChunkedLogProbFunction.apply):
-            raise _moved(version, f"{path}.{name} with the arguments that it had")
-
-
-def check_logit_trainer(trainer: LogitTrainer) -> None:
-    """Looks at the places of one of `LOGIT_TRAINERS`, whose module is there.
-
-    Raises:
-        ImportError: TRL is not installed.
-        RuntimeError: one of them has changed.
-    """
-    version, home = installed(), module(trainer.module)
-    found = getattr(home, trainer.name, None)
-    for method, digest in trainer.sources.items():
-        if _digest(original(found, method)) != digest:
-            raise _moved(version, f"{trainer.path}.{method} with the source that it had")
-    for function in trainer.functions:
-        _check(version, f"{trainer.module}.{function}", home, function)
-
-
-def fit() -> str:
-    """One line for `doctor`: whether everything fits, or what does not."""
-    try:
-        check_fused()
-        for trainer in LOGIT_TRAINERS:
-            if module(trainer.module) is not None:
-                check_logit_trainer(trainer)
-    except (ImportError, RuntimeError) as error:
-        return str(error)
+        if found != (known := _parameters(ChunkedLogProbFunction.apply)):
+            return f"{path}.{name} has other arguments than {', '.join(known)}"
     return ""
+
+
+def not_fitting(reason: str) -> RuntimeError:
+    """The error for what cannot be taken."""
+    return RuntimeError(
+        f"prefuse.trl was tried with trl {TRIED[0]} to {TRIED[1]}, and the installed trl {installed()} differs where "
+        f"prefuse takes hold of it: {reason}. Nothing was changed"
+    )
 
 
 def no_settings(causal_lm: str) -> RuntimeError:
     """The error for a fused head of TRL's that does not tell its settings."""
-    return _moved(installed(), f"the settings of the fused head of {causal_lm}")
+    return not_fitting(f"the fused head of {causal_lm} has no settings that prefuse knows")
 
 
-def _check(version: str, what: str, owner: Any, name: str) -> None:
-    if _parameters(original(owner, name)) != list(_SIGNATURES[name]):
-        raise _moved(version, f"{what}({', '.join(_SIGNATURES[name])})")
+def fit() -> tuple[str, str]:
+    """For `doctor`: what fits, in words, and what does not, and why; each empty where there is nothing."""
+    try:
+        found = places()
+    except ImportError as error:
+        return "", str(error)
+    left = "; ".join(f"{each.trainer.name}: {each.reason}" for each in found if each.reason)
+    taken = [each.trainer.name for each in found if not each.reason]
+    return ("" if not taken else "all" if not left else ", ".join(taken)), left
 
 
-def _moved(version: str, what: str) -> RuntimeError:
-    return RuntimeError(
-        f"prefuse.trl fits trl {FITS}, and trl {version} differs from it where prefuse takes hold of it: not found is "
-        f"{what}. Nothing was changed. Install trl {FITS} or a newer prefuse; prefuse.trl.accelerate(trainer) looks at "
-        "what that trainer needs alone"
-    )
+def _is_alias(cls: Any) -> bool:
+    """Whether a class is an empty one, under an old name, over that where the trainer has moved to."""
+    return any(base.__name__ == cls.__name__ for base in cls.__mro__[1:])
+
+
+def _why_unknown(trainer: Trainer, path: str, cls: Any, way: Way) -> str:
+    for method, digests in way.sources.items():
+        if _digest(original(cls, method)) not in digests:
+            return f"{path}.{trainer.name}.{method} has another source than those that prefuse knows"
+    return ""
+
+
+def _why_other_functions(home: Any) -> str:
+    for name, (needed, possible) in FUNCTIONS.items():
+        if hasattr(home, name):
+            found = _parameters(original(home, name))
+            if tuple(found[: len(needed)]) != needed or not set(found[len(needed) :]) <= set(possible):
+                return f"{home.__name__}.{name} has other arguments than {', '.join((*needed, *possible))}"
+    return ""
 
 
 def _parameters(function: Callable[..., Any] | None) -> list[str]:
     return [] if function is None else list(inspect.signature(function).parameters)
 
 
-def _digest(function: Callable[..., Any]) -> str:
+def _digest(function: Callable[..., Any] | None) -> str:
     try:
-        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]  # type: ignore[arg-type]
     except (OSError, TypeError):
         return ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +13,12 @@ from torch import Tensor, nn
 
 from prefuse._arguments.layout import shift_left
 from prefuse.compat.trl import token_outputs
+from prefuse.linear.plans import Plan
 from prefuse.linear.sparse import Sparse
 from prefuse.models import patching
 from prefuse.models.causal_lm import HeadTensors, find_causal_lm, run_inside
+from prefuse.models.sharing import counts
+from prefuse.trl import training_line
 
 _KEY = "_prefuse_trl"
 
@@ -86,8 +91,11 @@ def _fused_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     settings, running = patched.settings
     own = {name: kwargs.pop(name, None) for name in ("fused_lm_head", "shift_labels", "num_items_in_batch")}
 
+    before = replace(counts(self))
+
     def inside(hidden: Tensor, tensors: HeadTensors) -> Any:
-        return _output(hidden, tensors, settings, running.sparse, own["shift_labels"], own["num_items_in_batch"])
+        tell = training_line.teller(self, hidden, counts(self).since(before) if running.share_prompts else None)
+        return _output(hidden, tensors, settings, running.sparse, tell, own["shift_labels"], own["num_items_in_batch"])
 
     original = functools.partial(patching.call_original, self, _KEY)
     return patched.around(run_inside)(self, inside, args, kwargs, original, running.fallback, running.share_prompts)
@@ -98,6 +106,7 @@ def _output(
     tensors: HeadTensors,
     settings: Settings,
     sparse: Sparse | str | None,
+    tell: Callable[[Plan | None], None] | None,
     shift_labels: Tensor | None,
     items: Any,
 ) -> Any:
@@ -113,7 +122,7 @@ def _output(
         if settings.cast_lm_head_to_fp32:
             hidden, tensors = hidden.float(), tensors.in_float32()
         options = {"temperature": settings.temperature, "sparse": sparse}
-        found = token_outputs(hidden, targets, settings.outputs, tensors, **options)
+        found = token_outputs(hidden, targets, settings.outputs, tensors, tell=tell, **options)
     log_probs = found[0][:, keep]
     others = [None if values is None else values[:, keep] for values in found[1:]]
     mask = targets[:, keep] != -100

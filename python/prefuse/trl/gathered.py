@@ -1,4 +1,4 @@
-"""Logits that are not there, for the trainers of TRL's that build them all: CPO, ORPO, TPO, online DPO.
+"""Logits that are not there, for the trainers of TRL's that build them all.
 
 Those trainers call the model and ask its logits for a few numbers per token, all of which `Gathered` has: the model's
 forward pass has made them of hidden states, and the logits never existed. The trainers' own code runs on, so that
@@ -7,9 +7,11 @@ losses and metrics are theirs.
 
 from __future__ import annotations
 
+import functools
 import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,9 +22,11 @@ from prefuse._parallel.sharded_weights import gathered, whole
 from prefuse._patches import Patch
 from prefuse.compat.trl import OPTIONAL_OUTPUTS, token_outputs
 from prefuse.linear.functions import linear_token_stats
+from prefuse.linear.plans import Plan
 from prefuse.linear.sparse import Sparse
 from prefuse.models.causal_lm import HeadTensors
 from prefuse.models.head import Head, head
+from prefuse.trl import training_line
 from prefuse.trl.fused import Running
 
 LabelsOf = Callable[[Tensor], Tensor]
@@ -49,12 +53,19 @@ class GatheringModel:
         self._labels_of = labels_of
         self._outputs = tuple(outputs)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._head.model, name)
+
     def __call__(self, input_ids: Tensor, **inputs: Any) -> Any:
         """The model's output, as far as the trainers look at it: `.logits` and `.aux_loss`."""
         labels = self._labels_of(input_ids).to(input_ids.device)
 
+        before = replace(self._head.tokens)
+
         def inside(hidden: Tensor, tensors: HeadTensors) -> dict[str, Tensor]:
-            return _statistics(hidden, tensors, self._outputs, self._sparse)
+            shared = self._head.tokens.since(before) if self._head.share_prompts else None
+            tell = training_line.teller(self._head.causal_lm, hidden, shared)
+            return _statistics(hidden, tensors, self._outputs, self._sparse, tell)
 
         found = self._head.run(inside, labels=labels, inputs={"input_ids": input_ids, **inputs})
         found = {name: values[:, -labels.shape[1] :] if values.ndim else values for name, values in found.items()}
@@ -75,13 +86,22 @@ class Gathered:
         labels: [N], which token each row was scored on.
         positions: [...], the rows of these logits among the N.
         classes: V.
+        temperature: by which the logits are divided in the statistics, and have not been divided yet.
     """
 
-    def __init__(self, statistics: Mapping[str, Tensor], labels: Tensor, positions: Tensor, classes: int) -> None:
+    def __init__(
+        self,
+        statistics: Mapping[str, Tensor],
+        labels: Tensor,
+        positions: Tensor,
+        classes: int,
+        temperature: float = 1.0,
+    ) -> None:
         self._statistics = statistics
         self._labels = labels
         self._positions = positions
         self._classes = classes
+        self._temperature = temperature
 
     @property
     def shape(self) -> torch.Size:
@@ -93,18 +113,47 @@ class Gathered:
         """Where the logits would be."""
         return self._positions.device
 
-    def log_probs(self) -> Tensor:
-        """Of the label of each row: 0 where none is scored."""
-        return self._of("log_probs")
+    @property
+    def ndim(self) -> int:
+        """How many dimensions the logits have."""
+        return self._positions.ndim + 1
 
-    def entropy(self) -> Tensor:
+    def size(self, dim: int | None = None) -> Any:
+        """As of a tensor."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def log_probs(self, temperature: float = 1.0) -> Tensor:
+        """Of the label of each row, of the logits over `temperature`: 0 where none is scored."""
+        return self.divided(temperature)._of("log_probs")
+
+    def entropy(self, temperature: float = 1.0) -> Tensor:
         """Of each row; 0 where none is scored."""
-        return self._of("entropy")
+        return self.divided(temperature)._of("entropy")
+
+    def divided(self, temperature: float) -> Gathered:
+        """Divided by the number that the statistics were made with."""
+        if temperature != self._temperature:
+            raise TypeError(
+                f"logits: prefuse has not made them; their statistics are those of temperature {self._temperature}, "
+                f"and {temperature} was asked for"
+            )
+        return self._at(self._positions, 1.0)
+
+    __truediv__ = divided
+
+    def div_(self, temperature: float) -> Gathered:
+        """`divided`, in place."""
+        self._temperature = self.divided(temperature)._temperature
+        return self
 
     def mean(self, dim: int | None = None) -> Tensor:
         """Over the classes, or over everything."""
         means = self._of("mean_logits")
         return means.mean() if dim is None else _along_classes(means, dim)
+
+    def nansum(self) -> Tensor:
+        """Over everything but rows that are not a number."""
+        return self._of("mean_logits").nansum() * self._classes
 
     def argmax(self, dim: int) -> Tensor:
         """The label where that is the most likely class, and −1 elsewhere: as good for comparing with labels."""
@@ -128,9 +177,21 @@ class Gathered:
                 raise TypeError(f"logits: prefuse has not made them, and classes {classes} were asked for")
         return self._at(self._positions[tuple(keys)])
 
+    def index_select(self, dim: int, index: Tensor) -> Gathered:
+        """Along another dimension than that of the classes."""
+        return self._at(self._positions.index_select(dim, index))
+
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Gathered, ...]:
         """Parts along another dimension than that of the classes."""
         return tuple(self._at(positions) for positions in self._positions.chunk(chunks, dim))
+
+    def split(self, rows: int, dim: int = 0) -> tuple[Gathered, ...]:
+        """Parts of so many rows along another dimension than that of the classes."""
+        return tuple(self._at(positions) for positions in torch.split(self._positions, rows, dim))
+
+    def to(self, *_: Any, **__: Any) -> Gathered:
+        """The same: its numbers are in float32, on the device of the model."""
+        return self
 
     def view(self, *shape: int) -> Gathered:
         """In another shape, whose last dimension is that of the classes."""
@@ -143,7 +204,7 @@ class Gathered:
     def detach(self) -> Gathered:
         """The same without gradient."""
         statistics = {name: values.detach() for name, values in self._statistics.items()}
-        return Gathered(statistics, self._labels, self._positions, self._classes)
+        return Gathered(statistics, self._labels, self._positions, self._classes, self._temperature)
 
     @classmethod
     def __torch_function__(
@@ -157,10 +218,13 @@ class Gathered:
         raise TypeError(f"logits: prefuse has not made them, and torch.{function.__name__} was called on them")
 
     def _of(self, name: str) -> Tensor:
+        if name not in self._statistics:
+            raise TypeError(f"logits: prefuse has not made them, and their {name} were asked for")
         return self._statistics[name][self._positions]
 
-    def _at(self, positions: Tensor) -> Gathered:
-        return Gathered(self._statistics, self._labels, positions, self._classes)
+    def _at(self, positions: Tensor, temperature: float | None = None) -> Gathered:
+        kept = self._temperature if temperature is None else temperature
+        return Gathered(self._statistics, self._labels, positions, self._classes, kept)
 
 
 class Heads:
@@ -190,27 +254,63 @@ class Heads:
 
 
 def _selective_log_softmax(here: Patch) -> Callable[..., Tensor]:
-    def selective_log_softmax(logits: Any, *arguments: Any, **options: Any) -> Tensor:
-        found: Tensor = (
-            logits.log_probs() if isinstance(logits, Gathered) else here.original(logits, *arguments, **options)
-        )
+    @functools.wraps(here.original)
+    def selective_log_softmax(
+        logits: Any, index: Tensor, temperature: float = 1.0, row_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        if isinstance(logits, Gathered):
+            return _one_label(logits, index).log_probs(temperature)
+        if temperature != 1.0:
+            options["temperature"] = temperature
+        if row_mask is not None:
+            options["row_mask"] = row_mask
+        found: Tensor = here.original(logits, index, **options)
         return found
 
     return selective_log_softmax
 
 
 def _selective_log_softmax_and_entropy(here: Patch) -> Callable[..., Any]:
-    def selective_log_softmax_and_entropy(logits: Any, *arguments: Any, **options: Any) -> Any:
+    @functools.wraps(here.original)
+    def selective_log_softmax_and_entropy(
+        logits: Any,
+        index: Tensor,
+        entropy_requires_grad: bool = True,
+        temperature: float = 1.0,
+        row_mask: Tensor | None = None,
+    ) -> Any:
         if not isinstance(logits, Gathered):
-            return here.original(logits, *arguments, **options)
-        return logits.log_probs(), logits.entropy().detach()
+            return here.original(logits, index, entropy_requires_grad, temperature, row_mask)
+        entropy = logits.entropy(temperature)
+        logps = _one_label(logits, index).log_probs(temperature)
+        return logps, entropy if entropy_requires_grad else entropy.detach()
 
     return selective_log_softmax_and_entropy
 
 
+def _entropy_from_logits(here: Patch) -> Callable[..., Tensor]:
+    @functools.wraps(here.original)
+    def entropy_from_logits(logits: Any, *arguments: Any, **options: Any) -> Tensor:
+        found: Tensor = (
+            logits.entropy() if isinstance(logits, Gathered) else here.original(logits, *arguments, **options)
+        )
+        return found
+
+    return entropy_from_logits
+
+
+def _one_label(logits: Gathered, index: Tensor) -> Gathered:
+    if index.shape != logits.shape[:-1]:
+        raise TypeError(
+            f"logits: prefuse has not made them; expected one label for each of {tuple(logits.shape[:-1])}, got "
+            f"{tuple(index.shape)}"
+        )
+    return logits
+
+
 def _cpo(original: Method, heads: Heads) -> Method:
     def concatenated_forward(self: Any, model: Any, batch: Mapping[str, Tensor]) -> Any:
-        if self.is_encoder_decoder or isinstance(model, GatheringModel):
+        if self.is_encoder_decoder or isinstance(model, GatheringModel) or _other_padding(self):
             return original(self, model, batch)
         labels = _roles([batch["chosen_labels"], batch["rejected_labels"]])
         return original(self, heads.gathering(model, lambda _: labels, ("mean_logits",)), batch)
@@ -220,7 +320,7 @@ def _cpo(original: Method, heads: Heads) -> Method:
 
 def _orpo(original: Method, heads: Heads) -> Method:
     def concatenated_forward(self: Any, model: Any, batch: Mapping[str, Tensor]) -> Any:
-        if self.is_encoder_decoder or isinstance(model, GatheringModel):
+        if self.is_encoder_decoder or isinstance(model, GatheringModel) or _other_padding(self):
             return original(self, model, batch)
         # The likelihood of a chosen response takes in its prompt.
         chosen = batch["chosen_input_ids"].masked_fill(batch["chosen_attention_mask"] != 1, -100)
@@ -256,7 +356,7 @@ def _online_dpo(original: Method, heads: Heads) -> Method:
         vision_inputs: Any = None,
     ) -> Any:
         responses = completion_ids.shape[1]
-        without_prompt = vision_inputs is None and responses >= self.max_length  # of which TRL reads other logits
+        without_prompt = responses >= self.max_length  # of which TRL reads other logits
         if not without_prompt and prompt_ids.shape[1] and not isinstance(model, GatheringModel):
             model = heads.gathering(model, lambda tokens: _last(tokens, responses))
         return original(self, model, prompt_ids, prompt_mask, completion_ids, completion_mask, vision_inputs)
@@ -264,17 +364,23 @@ def _online_dpo(original: Method, heads: Heads) -> Method:
     return _forward
 
 
+def _other_padding(trainer: Any) -> bool:
+    """Whether labels are padded by another number than −100, which trainers before TRL 0.28 let one choose."""
+    return bool(getattr(trainer, "label_pad_token_id", -100) != -100)
+
+
 FUNCTIONS = {
+    "entropy_from_logits": _entropy_from_logits,
     "selective_log_softmax": _selective_log_softmax,
     "selective_log_softmax_and_entropy": _selective_log_softmax_and_entropy,
 }
 """What takes the place of the functions that are given logits."""
 
-METHODS: dict[str, Callable[[Method, Heads], Method]] = {
-    "CPOTrainer": _cpo,
-    "ORPOTrainer": _orpo,
-    "TPOTrainer": _tpo,
-    "OnlineDPOTrainer": _online_dpo,
+METHODS: dict[str, dict[str, Callable[[Method, Heads], Method]]] = {
+    "CPOTrainer": {"concatenated_forward": _cpo},
+    "ORPOTrainer": {"concatenated_forward": _orpo},
+    "TPOTrainer": {"_compute_loss": _tpo},
+    "OnlineDPOTrainer": {"_forward": _online_dpo},
 }
 """What takes the place of the methods that build them: the same with another model to call."""
 
@@ -306,11 +412,17 @@ def _cross_entropy(logits: Gathered, labels: Tensor, **options: Any) -> Tensor:
 
 
 def _statistics(
-    hidden: Tensor, tensors: HeadTensors, outputs: Sequence[str], sparse: Sparse | str | None
+    hidden: Tensor,
+    tensors: HeadTensors,
+    outputs: Sequence[str],
+    sparse: Sparse | str | None,
+    tell: Callable[[Plan | None], None] | None = None,
+    temperature: float = 1.0,
 ) -> dict[str, Tensor]:
     """[B, T] each, that of position t for the token t + 1; mean logits of all positions, the others of scored ones."""
     targets = shift_left(tensors.given_labels(), None, -100, None)[0]
-    made = token_outputs(hidden, targets, [name for name in outputs if name != "mean_logits"], tensors, sparse=sparse)
+    scored = [name for name in outputs if name != "mean_logits"]
+    made = token_outputs(hidden, targets, scored, tensors, sparse=sparse, temperature=temperature, tell=tell)
     found = dict(zip(("log_probs", *OPTIONAL_OUTPUTS), made, strict=True))
     if "mean_logits" in outputs:
         found["mean_logits"] = _mean_logits(hidden, tensors)

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from datasets.fingerprint import Hasher
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
@@ -29,7 +30,9 @@ from prefuse.catalogue.entries import entry
 from prefuse.language import Objective, Score
 from prefuse.losses.preference import preference_loss
 from prefuse.metrics import ranking_accuracy
+from prefuse.models.causal_lm import find_causal_lm
 from prefuse.models.head import Head, HeadTensors, head
+from prefuse.trl import training_line
 from prefuse.trl.averages import Means
 from prefuse.trl.batches import PreferenceCollator, joined, labels_of, responses_in, roles_of, scored_of
 from prefuse.trl.config import PreferenceConfig
@@ -406,7 +409,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
             if self._requires.reference == "tokens":
                 return {"reference": self._token_logps(model, inputs)}
             hidden, tensors = self._inside(model, inputs, lambda hidden, tensors: (hidden, tensors))
-        own = {} if model is self.model else {"reference_weight": tensors.weight, "reference_bias": tensors.bias}
+        own = {} if model is self.model else _after_forward(model, hidden, tensors)
         return {"reference": hidden, **own}
 
     def _mismatched(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -500,6 +503,10 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
                 source["sparse"] = self.args.head_sparse
             score = preference_loss(self.objective, labels=labels, **source, **options)
             scores.append(score)
+            if hidden.requires_grad and not torch.compiler.is_compiling():
+                shared = self._head(model).tokens.since(computed) if self.args.share_prompts else None
+                causal_lm = self._head(model).causal_lm
+                training_line.say(causal_lm, self._name, score.plan, labels.numel(), shared)
             found = {"loss": score.loss}
             return found if tensors.aux_loss is None else {**found, "aux_loss": tensors.aux_loss}
 
@@ -720,3 +727,21 @@ def _is_to_be_copied(model: Any, args: PreferenceConfig, peft_config: Any) -> bo
     if isinstance(model, str):  # which TRL loads a second time
         return False
     return not (peft_config is not None or is_peft_model(model) or args.precompute_ref_log_probs)
+
+
+def _after_forward(model: Any, hidden: Tensor, tensors: HeadTensors) -> dict[str, Any]:
+    """The head of a model whose forward pass is over, as arguments of `preference_loss`.
+
+    FSDP frees what it gathered for the forward pass; the module has its parts then, which are gathered for the loss.
+    """
+    weight, bias = tensors.weight, tensors.bias
+    if weight is not None and not isinstance(weight, DTensor) and not weight.untyped_storage().size():
+        output = find_causal_lm(model).get_output_embeddings()
+        if not isinstance(output.weight, DTensor):
+            raise RuntimeError(
+                "reference: the weight of its head was freed after its forward pass and cannot be gathered again; "
+                "shard it with FSDP2 (fully_shard, fsdp_version 2), or leave the reference whole"
+            )
+        weight = output.weight.to(hidden.dtype)
+        bias = None if getattr(output, "bias", None) is None else output.bias.to(hidden.dtype)
+    return {"reference_weight": weight, "reference_bias": bias}

@@ -123,6 +123,14 @@ ROWS: list[Row] = [
         0.690458,
         {"chosen_token_logps": [[-0.023015, -0.049865, 0.0]], "rejected_token_logps": [[0.049865, 0.0]]},
     ),
+    # From the formula: log-ratios 0.5, -0.15, 0.6 beside -0.1, 0.4, a margin of 0.065.
+    (
+        "humanline_dpo",
+        {"low": -0.15, "high": 0.6},
+        token_pairs(H_W, H_L),
+        0.661175,
+        {"chosen_token_logps": [[-0.048376, 0.0, 0.0]], "rejected_token_logps": [[0.048376, 0.048376]]},
+    ),
     # token_rl_data.md, the survey's table
     ("dmpo", {}, TURNS, 0.671128, {"chosen_token_logps": [[-0.048887, -0.034671, -0.021878, -0.010363]]}),
     ("dmpo", {}, TURNS, 0.671128, {"rejected_token_logps": [[0.048887, 0.023157]]}),

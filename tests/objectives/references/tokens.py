@@ -21,6 +21,17 @@ def dmpo(c, *, beta=0.1, discount=0.9):
     return -log_sigmoid(beta * (chosen - rejected)), token_rewards(c, beta)
 
 
+@reads(TOKENS)
+def humanline_dpo(c, *, beta=0.1, low=-1.0, high=1.5, label_smoothing=0.0):
+    total = {}
+    for role in ROLES:
+        ratio = getattr(c, f"{role}_token_logps") - getattr(c, f"ref_{role}_token_logps")
+        total[role] = (getattr(c, f"{role}_mask") * torch.clip(ratio, low, high)).sum(1)
+    margin = beta * (total["chosen"] - total["rejected"])
+    smoothed = (1 - label_smoothing) * log_sigmoid(margin) + label_smoothing * log_sigmoid(-margin)
+    return -smoothed, {role: beta * value for role, value in total.items()}
+
+
 def sums(parts: list[Tensor]) -> Tensor:
     return torch.stack([part.sum() for part in parts])
 

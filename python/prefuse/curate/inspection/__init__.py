@@ -52,7 +52,8 @@ def inspect(
         data: a file (JSON lines, JSON, CSV, Parquet; the first and the third also as .gz), a folder that `datasets`
             saved, a list of dicts, a dict of columns, a `pandas.DataFrame` or a `datasets.Dataset`. Columns are
             prompt, chosen and rejected; chosen and rejected, which begin with the prompt; prompt, completion and label;
-            or prompt and completions, a list, with or without scores. All are text, or all lists of messages.
+            or prompt and completions, a list, with or without scores. All are text, or all lists of messages, which the
+            chat template writes with the row's ``tools`` and ``chat_template_kwargs``, if it has such columns.
         tokenizer: a transformers tokenizer or processor, or a name or folder of one.
         columns: other names of columns, such as {"prompt": "question"}; None leaves a column out.
         sample: how many rows are tokenised.
@@ -131,6 +132,8 @@ def _with_tokens(
     cut, notes = tokens.cut(given, max_length)
     if notes:
         checks["truncated"] = content.truncated(data, given.sample, cut, notes)
+    if not checks["length"].count and (of_tokens := tokens.length(given)).count:
+        checks["length"] = of_tokens  # the same number of characters, and more tokens
     checks["prefix"], checks["template"] = tokens.prefix(given), tokens.template(given)
     found = _result(data, given.sample, checks, tolerance)
     return replace(

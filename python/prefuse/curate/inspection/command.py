@@ -66,8 +66,7 @@ def _columns(assignments: list[str]) -> dict[str, str | None]:
 
 
 def _print(found: Inspection) -> None:
-    rows = [(name, what, count, of) for name, count, of, what in found.table_rows()]
-    show(found.title, ("check", "what", "found", "of"), rows)
+    show(found.title, ("check", "found", "of", "what"), found.table_rows(), text=("what",))
     print("\n".join(found.notes()))
 
 

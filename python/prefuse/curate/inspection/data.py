@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -13,7 +14,10 @@ import numpy as np
 from prefuse.curate._rows import Floats, Indices, table
 from prefuse.curate.inspection.files import rows_of
 
-COLUMNS = ("prompt", "chosen", "rejected", "completion", "completions", "label", "scores")
+COLUMNS = (
+    *("prompt", "chosen", "rejected", "completion", "completions", "label", "scores"),
+    *("tools", "chat_template_kwargs"),
+)
 EXPECTED = (
     "prompt, chosen and rejected (pairs; the prompt may be what both begin with), "
     "prompt, completion and label (labelled responses), or prompt and completions (lists)"
@@ -33,6 +37,7 @@ class Data:
         rows: the row of each response.
         roles: by name ("chosen", "rejected", "completion", …), which responses have it.
         scores: one per response (labels as 1 and 0, chosen 1 and rejected 0); NaN without.
+        template_options: one per row, what the chat template is given beside messages; empty where no row has any.
     """
 
     kind: str
@@ -42,6 +47,7 @@ class Data:
     rows: Indices
     roles: Mapping[str, Indices]
     scores: Floats
+    template_options: Sequence[Mapping[str, Any]] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -116,7 +122,60 @@ def read(source: Any, columns: Mapping[str, str | None] | None) -> Data:
     if not given.count:
         raise ValueError("data: expected at least one row, got none")
     values = {name: given.values(column) for name, column in there.items()}
-    return {"pairs": _pairs, "labelled": _labelled, "lists": _lists}[kind](values, there)
+    made = {"pairs": _pairs, "labelled": _labelled, "lists": _lists}[kind](values, there)
+    return replace(made, template_options=_template_options(values, there))
+
+
+def _template_options(values: Mapping[str, list[Any]], names: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """What rows give the chat template: their tools, and keyword arguments, as trainers hand them on."""
+    tools = _each_checked(values, names, "tools", _tools)
+    options = _each_checked(values, names, "chat_template_kwargs", _options)
+    if not (tools or options):
+        return ()
+    count = len(tools or options)
+    given = zip(options or [{}] * count, tools or [None] * count, strict=True)
+    return [{**own, "tools": row_tools} if row_tools else own for own, row_tools in given]
+
+
+def _each_checked(
+    values: Mapping[str, list[Any]], names: Mapping[str, Any], name: str, check: Callable[[Any, int, str], Any]
+) -> list[Any]:
+    return [check(value, row, names[name]) for row, value in enumerate(values.get(name, ()))]
+
+
+def _tools(value: Any, row: int, name: str) -> list[Any] | None:
+    """A list of tools' JSON schemas, or such as JSON text; None without any."""
+    expected = "a list of tools, each a dict, or such as JSON text"
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            _wrong_type(name, row, expected, value)
+    if _is_missing(found):
+        return None
+    found = found.tolist() if isinstance(found, np.ndarray) else found
+    if not isinstance(found, (list, tuple)) or not all(isinstance(tool, dict) for tool in found):
+        _wrong_type(name, row, expected, value)
+    return list(found)
+
+
+def _options(value: Any, row: int, name: str) -> dict[str, Any]:
+    if _is_missing(value):
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        _wrong_type(name, row, "a dict of the chat template's arguments by name", value)
+    if taken := next((key for key in _OWN_OPTIONS if key in value), None):
+        raise ValueError(f"data: {name}, row {row}: got {taken!r}, which is not the row's to say")
+    return {key: own for key, own in value.items() if own is not None}  # as a column of dicts fills up what rows lack
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value) or type(value).__name__ == "NAType"
+
+
+_OWN_OPTIONS = ("conversation", "chat_template", "tokenize", "add_generation_prompt")
+"""Arguments of `apply_chat_template` that whoever calls it sets."""
 
 
 @dataclass(frozen=True)
@@ -262,9 +321,7 @@ def _no_written_messages(values: Sequence[str], name: str) -> None:
 def _content(value: Any, row: int, name: str) -> Any:
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, float) and value != value:  # how pandas writes that something is missing
-        return None
-    if type(value).__name__ == "NAType":
+    if _is_missing(value):  # as pandas writes it
         return None
     if isinstance(value, np.ndarray):
         value = value.tolist()

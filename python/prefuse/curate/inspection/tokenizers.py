@@ -33,11 +33,14 @@ class Used:
         special = {token.content for token in added.values() if token.special}
         return frozenset(filter(None, {*self.tokenizer.all_special_tokens, *special}))
 
-    def written(self, messages: Sequence[dict[str, Any]], *, prompt: bool = False) -> str:
-        """Messages as the chat template writes them, a prompt with the beginning of an answer behind it."""
+    def written(self, messages: Sequence[dict[str, Any]], *, prompt: bool = False, **options: Any) -> str:
+        """Messages as the chat template writes them, a prompt with the beginning of an answer behind it.
+
+        `options` are the template's own: tools, and whatever it reads beside.
+        """
         given = [_in_parts(message) for message in messages] if self.parts else list(messages)
         text: str = self.tokenizer.apply_chat_template(
-            given, chat_template=self.template, tokenize=False, add_generation_prompt=prompt
+            given, chat_template=self.template, tokenize=False, add_generation_prompt=prompt, **options
         )
         return text
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from prefuse._display.progress import track
 from prefuse.curate._rows import Indices
 from prefuse.curate.inspection.data import Data, content_of
-from prefuse.curate.inspection.lengths import capped
+from prefuse.curate.inspection.lengths import bias, capped
 from prefuse.curate.inspection.results import EXAMPLES, Check, Example, short
 from prefuse.curate.inspection.tokenizers import Used
 from prefuse.packing.tree import prefix_tree
@@ -136,9 +136,9 @@ def _written(data: Data, used: Used, row: int, indices: Sequence[int]) -> tuple[
     """The prompt of a row as text, and with each response."""
     prompt = data.prompts[row]
     if data.messages:
-        prompt = prompt or []
-        alone = used.written(prompt, prompt=True) if prompt else ""
-        return alone, [used.written(prompt + data.responses[index]) for index in indices]
+        prompt, options = prompt or [], data.template_options[row] if data.template_options else {}
+        alone = used.written(prompt, prompt=True, **options) if prompt else ""
+        return alone, [used.written(prompt + data.responses[index], **options) for index in indices]
     end = used.tokenizer.eos_token or ""
     wholes = [(prompt or "") + data.responses[index] for index in indices]
     return prompt or "", [text if text.endswith(end) else text + end for text in wholes]
@@ -335,6 +335,19 @@ def same_tokens(given: Tokenised) -> dict[int, str]:
         if len(keys) > 1 and len({given.wholes[at][1].tobytes() for at in group}) == 1:
             found[row] = " | ".join(short(given.data.texts[given.responses[at]]) for at in group[:2])
     return found
+
+
+def length(given: Tokenised) -> Check:
+    """The check `length` in tokens of the sampled rows: what sums of log-probabilities count."""
+    data = given.data
+    lengths = np.full(len(data.responses), -1, np.int64)
+    lengths[given.responses] = given.lengths
+    if data.kind == "labelled":
+        good, bad = (lengths[data.roles[role]] for role in ("desirable", "undesirable"))
+        return bias(good[good >= 0], bad[bad >= 0], "tokens", len(given.sample), paired=False)
+    better, worse = data.preferred()
+    there = (lengths[better] >= 0) & (lengths[worse] >= 0)
+    return bias(lengths[better[there]], lengths[worse[there]], "tokens", len(given.sample))
 
 
 def cut(given: Tokenised, max_length: int | None) -> tuple[Any, list[str]]:

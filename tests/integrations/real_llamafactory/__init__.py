@@ -1,0 +1,1 @@
+"""The real LLaMA-Factory, on the CPU: `make test-llamafactory`; skipped elsewhere."""

@@ -1,0 +1,1 @@
+"""The real ms-swift, on the CPU: `make test-swift`; skipped elsewhere."""

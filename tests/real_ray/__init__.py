@@ -1,0 +1,1 @@
+"""Beside the real Ray: `make test-ray`."""

@@ -1,0 +1,1 @@
+"""Tests of `prefuse.runs` and of the dashboard."""
