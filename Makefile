@@ -7,7 +7,7 @@ WORKERS ?= 2
 RUST   := Cargo.toml Cargo.lock pyproject.toml $(shell find src kernels -type f 2>/dev/null)
 
 # `make bench` runs all of these, `make bench head` (or `make head`) those that are named.
-BENCHES := rows objectives head curate denoising prompts
+BENCHES := rows objectives head curate denoising prompts trainers
 BENCH   ?= $(or $(filter $(BENCHES),$(MAKECMDGOALS)),$(BENCHES))
 
 # Frameworks beside which prefuse is tested, each in an environment of its own: other packages behave differently there.
@@ -17,10 +17,10 @@ DEEPSPEED_VENV ?= $(VENV)-deepspeed
 RAY      := 2.60.0
 RAY_VENV ?= $(VENV)-ray
 
-# TRL of another version: make test-trl VERSION=1.15.0 [TRANSFORMERS=4.57.6]
-VERSION      ?= 1.15.0
-TRANSFORMERS ?=
-TRL_VENV     ?= $(VENV)-trl-$(VERSION)$(addprefix -,$(TRANSFORMERS))
+# TRL of another version: make test-trl VERSION=1.15.0, WITH= other versions of what it needs.
+VERSION  ?= 1.15.0
+WITH     ?=
+TRL_VENV ?= $(VENV)-trl-$(VERSION)$(if $(WITH),-with)
 
 # Without their dependencies, some of which take an older PyTorch; what is needed of those stands in
 # tests/integrations/real_NAME/requirements.txt.
@@ -43,9 +43,9 @@ help:
 	@echo "make demo-real  LoRA and DPO on SmolLM2-135M-Instruct out of a wheel (93 MB): answers before and after"
 	@echo "make test    all tests (Rust and Python)"
 	@echo "make test-NAME  beside the real NAME, on the CPU: $(TESTED_BESIDE)"
-	@echo "               (test-deepspeed takes g++ and compiles for minutes; test-trl VERSION=1.15.0 [TRANSFORMERS=4.57.6])"
+	@echo "               (test-deepspeed takes g++ and compiles for minutes; test-trl VERSION=0.24.0 WITH=\"transformers==4.57.6 datasets==4.4.2\")"
 	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest"
-	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising, prompts)"
+	@echo "make bench   CPU benchmarks beside their peers, results as JSON; one alone: make bench head (or rows, objectives, curate, denoising, prompts, trainers)"
 	@echo "make models  write the table of model families: the fused head beside the models' own logits (long)"
 	@echo "make gallery run the papers' toy experiments (examples/papers), draw their figures"
 	@echo "make site    build the documentation as a site into site/, with the pages of all objectives, without network"
@@ -151,7 +151,7 @@ $(RAY_VENV)/.created: $(VENV)/.test
 $(TRL_VENV)/.created: $(VENV)/.test
 	$(call environment,$(@D))
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps trl==$(VERSION)
-	$(if $(TRANSFORMERS),$(@D)/bin/pip install --quiet --disable-pip-version-check transformers==$(TRANSFORMERS))
+	$(if $(WITH),$(@D)/bin/pip install --quiet --disable-pip-version-check $(WITH))
 	touch $@
 
 $(FRAMEWORKS:%=$(VENV)-%/.created): $(VENV)-%/.created: $(VENV)/.test tests/integrations/real_%/requirements.txt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -148,6 +149,7 @@ WRONG = [
     ("a.csv", "prompt,chosen,rejected\na,b\n", "line 2: expected 3 fields"),
     ("a.parquet", "PAR1", "expected a Parquet file"),
     ("a.txt", ROW, "expected a name that ends in"),
+    ("a.jsonl", lines([{**row, "tools": "[{}]"} for row in MESSAGES]), "got tools or chat_template_kwargs"),
     ("a.jsonl", lines([{"prompt": "a", "completion": "b", "label": True}] * 9), "got labelled"),
 ]
 
@@ -330,6 +332,44 @@ def test_without_the_wheel(monkeypatch, tmp_path, capsys):
     assert "pip install --no-deps" in capsys.readouterr().err
 
 
+def test_a_conversion_is_there_whole_or_not_at_all(monkeypatch, tmp_path):
+    import transformers
+
+    class Model:
+        def save_pretrained(self, folder):
+            (folder / "weights").write_text("all")
+
+    def fails(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: Model())
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
+    folder = tmp_path / "models" / "made"
+    with pytest.raises(OSError, match="no space left"):
+        source._convert(tmp_path / "a.gguf", folder)
+    assert list(folder.parent.iterdir()) == []
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: Model())
+    source._convert(tmp_path / "a.gguf", folder)
+    (folder / "weights").write_text("of another process, which was first")
+    source._convert(tmp_path / "a.gguf", folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["made"]
+    assert (folder / "weights").read_text() == "of another process, which was first"
+
+
+def test_weights_that_are_broken(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"model: transformers cannot load .* as a causal LM with a tokenizer: "):
+        source.load(str(tmp_path / "broken"))
+
+
+def test_a_template_that_refuses(loaded):
+    _, tokenizer = loaded
+    tokenizer.chat_template = "{{ raise_exception('no users here') }}"
+    with pytest.raises(ValueError, match=r"data: the chat template refuses .*: no users here"):
+        encoding.prompt_ids(encoding.user("a"), tokenizer)
+
+
 def test_the_cache_is_where_it_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("PREFUSE_CACHE_DIR", str(tmp_path / "own"))
     assert source.cache_folder() == tmp_path / "own" / "models"
@@ -340,10 +380,10 @@ def test_the_cache_is_where_it_is_asked_for(monkeypatch, tmp_path):
 
 
 def test_smollm2_out_of_its_wheel(monkeypatch, tmp_path):
-    """Converted once, whole or not at all; the same logits as loaded directly."""
+    """Converted once, to the weights that gguf itself makes of the file; and the model answers."""
     if missing := source.has_smollm2():
         pytest.skip(missing)
-    pytest.importorskip("gguf", reason="gguf is not installed, which reads the wheel's file")
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed, which reads the wheel's file")
     monkeypatch.setenv("PREFUSE_CACHE_DIR", str(tmp_path))
     folder = source.smollm2_folder()
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
@@ -352,7 +392,10 @@ def test_smollm2_out_of_its_wheel(monkeypatch, tmp_path):
     assert (source.smollm2_folder() / "model.safetensors").stat().st_mtime_ns == stamp
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
     assert not getattr(model, "is_quantized", False) and model.dtype == torch.float32
-    ids = tokenizer("The Zen of Python: Beautiful is better than", return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        following = model(ids).logits[0, -1].argmax().item()
-    assert tokenizer.decode([following]).strip() == "ugly"
+    (stored,) = (one for one in gguf.GGUFReader(source._gguf_of_wheel()).tensors if one.name == "token_embd.weight")
+    expected = torch.from_numpy(gguf.quants.dequantize(stored.data, stored.tensor_type))
+    assert torch.equal(model.get_input_embeddings().weight, expected)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    ids = torch.tensor([encoding.prompt_ids(encoding.user("What is the capital of France?"), tokenizer)])
+    said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+    assert "Paris" in tokenizer.decode(said[0, ids.shape[1] :])

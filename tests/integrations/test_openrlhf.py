@@ -340,6 +340,20 @@ def test_removed(openrlhf: Modules) -> None:
     assert [getattr(*place) for place in places] == before
 
 
+def test_heads_go_with_the_last(openrlhf: Modules) -> None:
+    tokens, mask, actions = batch()
+    models = [small_model(), small_model()]
+    first, second = prefuse.integrations.openrlhf.accelerate(), prefuse.integrations.openrlhf.accelerate()
+    actor_of(openrlhf, models[0])(tokens, actions, mask)
+    first.remove()
+    assert "_prefuse_head" in vars(models[0])
+    actor_of(openrlhf, models[1])(tokens, actions, mask)
+    own = prefuse.head(small_model())
+    second.remove()
+    assert not any("_prefuse_head" in vars(model) for model in models)
+    assert "_prefuse_head" in vars(own.causal_lm)  # the user's
+
+
 @pytest.mark.parametrize("name", ["Actor", "unpad_and_slice_tensor"])
 def test_another_openrlhf_is_refused(openrlhf: Modules, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(openrlhf[ACTOR], name)

@@ -48,6 +48,8 @@ def theirs_sum_pi_squared(logits: Tensor) -> Tensor:
 
 
 class FusedLinearForPPO(torch.nn.Module):
+    chunk_size = 512
+
     def forward(self, hidden_states: Any, vocab_weights: Any, input_ids: Any, temperature: Any = 1.0) -> Any:
         logits = hidden_states @ vocab_weights.t() / temperature
         return theirs_logprobs(logits.float(), input_ids), theirs_entropy(logits.float()).to(logits.dtype)

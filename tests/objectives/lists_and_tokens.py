@@ -124,6 +124,8 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("rloo", {"beta": 0.2, "clip": 0.1, "clip_high": 0.3}),
     ("crpg", {"kl_max": 2.0}),
     ("crpg", {"kl_max": 2.0, "average": "tokens"}),
+    ("humanline_grpo", {"beta": 0.1}),
+    ("humanline_grpo", {"low": -0.3, "high": 0.2, "clip": 0.1, "estimator": "given", "num_tokens": 30.0}),
     ("grpo", {"beta": 0.1, "clip": 0.1, "clip_high": 0.3}),
     ("grpo", {"divergence": "none", "delta": 1.5, "estimator": "given", "average": "tokens"}),
     ("grpo", {"estimator": "batch_std", "average": "tokens", "num_tokens": 40.0}),

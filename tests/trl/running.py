@@ -38,6 +38,7 @@ def tokenizer() -> Any:
         eos_token="</s>",
         unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 

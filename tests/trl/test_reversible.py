@@ -64,6 +64,17 @@ def test_handles_in_any_order():
     assert everything() == before
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_models_that_were_called_between_handles(order, tmp_path):
+    trainer = make("CPO", tmp_path)
+    handles = [prefuse.trl.accelerate(), prefuse.trl.accelerate()]
+    handles[order[0]].remove()
+    trainer.train()
+    assert prefuse.head(trainer.model).fresh is False
+    handles[order[1]].remove()
+    assert "forward" not in vars(trainer.model)
+
+
 def test_of_models_that_were_built_under_it():
     """TRL's forward is back; what got hold of our functions in between passes on."""
     with prefuse.trl.accelerate():

@@ -25,6 +25,11 @@ from prefuse._display.html import bold, table
 from prefuse.doctor.compile_all import compile_all
 from prefuse.doctor.slots import count_all
 from prefuse.doctor.warm import architecture_of, warm
+from prefuse.integrations import llamafactory, swift
+from prefuse.integrations._places import Framework
+from prefuse.integrations.megatron import MEGATRON
+from prefuse.integrations.openrlhf import OPENRLHF
+from prefuse.integrations.verl import VERL
 
 
 class Finding(NamedTuple):
@@ -66,6 +71,17 @@ def _trl_fits(_: str) -> tuple[str, str]:
     return compatibility.fit()
 
 
+def _tried_with(framework: Framework) -> Callable[[str], str]:
+    tried = ", ".join(framework.tried)
+    return lambda version: (
+        "" if version in framework.tried else f"tried with {tried}; accelerate() looks whether this one fits"
+    )
+
+
+def _framework(fit: Callable[[], str]) -> Callable[[str], str]:
+    return lambda _: fit()
+
+
 LIBRARIES = (
     Library("transformers", "prefuse.head", _at_least("4.56")),
     Library("peft", "prefuse.head", _at_least("0.13")),
@@ -73,6 +89,12 @@ LIBRARIES = (
     Library("trl", "prefuse.trl", _trl_fits),
     Library("datasets", "prefuse.trl", _at_least("4.7")),
     Library("liger-kernel", "prefuse.compat.liger", _as_of("0.8.5")),
+    *(
+        Library(framework.name, f"prefuse.integrations.{framework.module}", _tried_with(framework))
+        for framework in (MEGATRON, OPENRLHF, VERL)
+    ),
+    Library("llamafactory", "prefuse.integrations.llamafactory", _framework(llamafactory.fit)),
+    Library("ms-swift", "prefuse.integrations.swift", _framework(swift.fit)),
 )
 
 

@@ -48,8 +48,8 @@ class Framework(NamedTuple):
         """
         try:
             return importlib.import_module(path)
-        except ImportError as error:
-            raise self.moved(f"the module {path} ({error})") from error
+        except Exception as error:  # whatever it, or what it imports, raises
+            raise self.moved(f"the module {path} ({type(error).__name__}: {error})") from error
 
     def check(self, owner: Any, name: str, parameters: tuple[str, ...]) -> Any:
         """The function `name` of `owner` as the framework made it.

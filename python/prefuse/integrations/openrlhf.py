@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import functools
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prefuse._patches import Acceleration, Patch
+from prefuse._patches import Acceleration, Patch, original
 from prefuse.functional import token_logps, token_stats
 from prefuse.integrations._functions import Make, replace
 from prefuse.integrations._places import Framework
@@ -67,9 +68,8 @@ def accelerate() -> Acceleration:
     OPENRLHF.check(utils, "compute_entropy", ("logits",))
 
     acceleration = Acceleration()
-    heads: list[Head] = []
-    acceleration.add(None, functools.partial(_remove, heads))
-    replace(acceleration, actor.Actor, "forward", functools.partial(_forward, actor, heads), f"{_ACTOR}.Actor.forward")
+    acceleration.add(None, functools.partial(_give_back, actor.Actor))
+    replace(acceleration, actor.Actor, "forward", functools.partial(_forward, actor), f"{_ACTOR}.Actor.forward")
     replace(acceleration, loss.DPOLoss, "forward", _dpo_forward, f"{_LOSS}.DPOLoss")
     functions: dict[str, Callable[..., Tensor]] = {
         "log_probs_from_logits": log_probs_from_logits,
@@ -165,7 +165,7 @@ def _while_active(function: Callable[..., Tensor]) -> Make:
     return make
 
 
-def _forward(module: Any, heads: list[Head], patch: Patch) -> Callable[..., Any]:
+def _forward(module: Any, patch: Patch) -> Callable[..., Any]:
     """`Actor.forward` without logits."""
 
     def forward(
@@ -199,7 +199,7 @@ def _forward(module: Any, heads: list[Head], patch: Patch) -> Callable[..., Any]
                 **mm_inputs,
             )
         if fused.fresh:
-            heads.append(fused)
+            _MODELS.add(fused.causal_lm)
         columns = None if action_mask is None or return_entropy else action_mask
         inputs, labels, padded = _inputs(module, self, sequences, attention_mask, columns, ring_attn_group, mm_inputs)
 
@@ -277,9 +277,17 @@ def _output(found: Mapping[str, Tensor], entropy: Tensor | None) -> Any:
     return output
 
 
-def _remove(heads: list[Head]) -> None:
-    while heads:
-        heads.pop().remove()
+_MODELS: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Those that have a fused head because of us."""
+
+
+def _give_back(actor: Any) -> None:
+    """The models' own forwards, once nobody wants ours in the actor's place."""
+    if original(actor, "forward") is not actor.forward:
+        return
+    for model in list(_MODELS):
+        head(model).remove()
+    _MODELS.clear()
 
 
 def _head(model: Any) -> Head | None:

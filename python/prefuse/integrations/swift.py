@@ -87,7 +87,7 @@ def accelerate(*, fallback: str = "logits", share_prompts: bool = False) -> Acce
         ("CPOTrainer, ORPOTrainer", places.mixin, "concatenated_forward", _cpo),
         ("GRPOTrainer", places.grpo, "_get_logps_via_local_forward", _grpo),
     ):
-        made.add(place, patch(owner, name, functools.partial(make, heads=heads)).remove)
+        made.add(place, patch(owner, name, functools.partial(make, heads)).remove)
     made.left.update(LEFT)
     return made
 
@@ -179,7 +179,7 @@ def _left(trainer: Any, model: Any) -> bool:
     )
 
 
-def _dpo(here: Patch, heads: Heads) -> Callable[..., Any]:
+def _dpo(heads: Heads, here: Patch) -> Callable[..., Any]:
     def concatenated_forward(self: Any, model: Any, batch: Mapping[str, Any], is_ref_model: bool = False) -> Any:
         if here.active and not _left(self, model):
             model = _gathering(heads, model, lambda _: batch["labels"])
@@ -188,7 +188,7 @@ def _dpo(here: Patch, heads: Heads) -> Callable[..., Any]:
     return concatenated_forward
 
 
-def _cpo(here: Patch, heads: Heads) -> Callable[..., Any]:
+def _cpo(heads: Heads, here: Patch) -> Callable[..., Any]:
     """Of CPO and ORPO, which score the same labels: ms-swift gives ORPO no tokens of the prompt."""
 
     def concatenated_forward(self: Any, model: Any, batch: Mapping[str, Any]) -> Any:
@@ -199,7 +199,7 @@ def _cpo(here: Patch, heads: Heads) -> Callable[..., Any]:
     return concatenated_forward
 
 
-def _kto(here: Patch, heads: Heads) -> Callable[..., Any]:
+def _kto(heads: Heads, here: Patch) -> Callable[..., Any]:
     def forward(self: Any, model: Any, batch: Mapping[str, Any]) -> Any:
         def labels_of(tokens: Tensor) -> Tensor:
             # The model is called twice, on these very tensors.
@@ -214,7 +214,7 @@ def _kto(here: Patch, heads: Heads) -> Callable[..., Any]:
     return forward
 
 
-def _grpo(here: Patch, heads: Heads) -> Callable[..., Any]:
+def _grpo(heads: Heads, here: Patch) -> Callable[..., Any]:
     def _get_logps_via_local_forward(
         self: Any,
         model: Any,
@@ -268,7 +268,7 @@ def response_stats(
     return kept["logps"], kept.get("entropies")
 
 
-def _get_per_token_logps(here: Patch, heads: Heads) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+def _get_per_token_logps(_: Heads, here: Patch) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     def get_per_token_logps(
         self: Any, logits: Any, labels: Tensor, label_pad_token_id: int = IGNORED, reduction: str = "mean"
     ) -> tuple[Tensor, Tensor, Tensor]:

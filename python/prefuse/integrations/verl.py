@@ -22,6 +22,7 @@ from prefuse.functional import token_logps, token_stats
 from prefuse.integrations._functions import Make, replace
 from prefuse.integrations._places import Framework
 from prefuse.linear.functions import linear_token_stats
+from prefuse.linear.plans import WORKSPACE_BYTES
 
 __all__ = [
     "VERL",
@@ -78,7 +79,11 @@ def accelerate() -> Acceleration:
 
 
 def fused_linear_for_ppo(
-    hidden_states: Tensor, vocab_weights: Tensor, input_ids: Tensor, temperature: float | Tensor = 1.0
+    hidden_states: Tensor,
+    vocab_weights: Tensor,
+    input_ids: Tensor,
+    temperature: float | Tensor = 1.0,
+    chunk_size: int = 512,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of ``z = hidden_states @ vocab_weights.T / temperature``, both differentiable.
 
@@ -88,6 +93,7 @@ def fused_linear_for_ppo(
         input_ids: [N] or [B, T], any integer dtype; −100 is not scored.
         temperature: a number above 0, or a tensor of such: one number, one for each sample ([B], beside [B, T, H]), or
             anything that expands to the shape of `input_ids`.
+        chunk_size: of how many tokens logits may be in memory at a time, as verl's module has it.
 
     Returns:
         (log_probs float32, entropy in the dtype of `hidden_states`), in nats and in the shape of `input_ids`; 0 where
@@ -98,7 +104,15 @@ def fused_linear_for_ppo(
     """
     if isinstance(temperature, Tensor) and input_ids.ndim == 2 and temperature.shape == input_ids.shape[:1]:
         temperature = temperature[:, None]
-    made = linear_token_stats(hidden_states, vocab_weights, input_ids, ("logp", "entropy"), temperature=temperature)
+    workspace = max(1, chunk_size) * vocab_weights.shape[0] * vocab_weights.dtype.itemsize
+    made = linear_token_stats(
+        hidden_states,
+        vocab_weights,
+        input_ids,
+        ("logp", "entropy"),
+        temperature=temperature,
+        workspace_bytes=min(workspace, WORKSPACE_BYTES),
+    )
     return made.logp, made.entropy.to(hidden_states.dtype)
 
 
@@ -158,7 +172,7 @@ def _fused_forward(patch: Patch) -> Callable[..., Any]:
     def forward(self: Any, hidden_states: Any, vocab_weights: Any, input_ids: Any, temperature: Any = 1.0) -> Any:
         if not _ours(patch, hidden_states):
             return patch.original(self, hidden_states, vocab_weights, input_ids, temperature)
-        return fused_linear_for_ppo(hidden_states, vocab_weights, input_ids, temperature)
+        return fused_linear_for_ppo(hidden_states, vocab_weights, input_ids, temperature, self.chunk_size)
 
     return forward
 

@@ -413,3 +413,16 @@ def _check_labels(operands: Operands, classes: int) -> None:
     if torch.compiler.is_compiling() or not looks:
         return
     check_values(operands.labels, operands.mask, operands.temperatures, operands.ignore_index, classes)
+
+
+def mean_row(matrix: Tensor) -> Tensor:
+    """The mean of the rows in float32, [H]; on the CPU, which would convert 16-bit numbers all at once, by parts."""
+    if matrix.device.type != "cpu" or matrix.dtype == torch.float32:
+        return matrix.mean(0, dtype=torch.float32)
+    rows = max(1, _PART // matrix.shape[-1])
+    parts = [part.sum(0, dtype=torch.float32) for part in torch.split(matrix, rows)]
+    return torch.stack(parts).sum(0) / len(matrix)
+
+
+_PART = 1 << 18
+"""Numbers that are converted at once."""

@@ -106,6 +106,37 @@ def grpo(
 
 
 @token_objective(
+    paper=Paper("2509.24207", "Humanline: Online Alignment as Perceptual Loss", "Liu et al. 2025"),
+    equation="humanline clipping; `get_ratios` and `GRPOTrainer.loss` of the authors' code (HALOs)",
+    bounds={"beta": NON_NEGATIVE, "clip": CLIP, "low": "(-inf, 0]", "high": NON_NEGATIVE, "num_tokens": POSITIVE},
+)
+def humanline_grpo(
+    token: TokenView,
+    *,
+    beta: float = 0.04,
+    clip: float = 0.2,
+    low: float = -1.0,
+    high: float = 1.5,
+    estimator: str = "std",
+    num_tokens: float | None = None,
+) -> Expression:
+    """Humanline GRPO, log-ratios limited by token before the clipped surrogate.
+
+    ``-min(ρ_t A, clip(ρ_t, 1-ε, 1+ε) A) + β k3_t`` with ``ρ_t = exp(clip(h_t, L, U))``, one mean over the batch's
+    tokens: the ratio is to the reference, into which the paper copies the policy every few steps
+    (`prefuse.outer.refresh_reference`). Tokens outside of [L, U] have no gradient but that of the KL estimate, of the
+    unlimited h.
+
+    beta: weight of the KL estimate. clip: ε. low, high: L and U, log ε_P and log ε_R of the paper, in nats; -1 and 1.5
+    in the authors' code. estimator: as above. num_tokens: the tokens of an optimiser step made of several calls.
+    Libraries: HALOs, with ``humanline=true``.
+    """
+    ratio = exp(clamp(token.logratio, low, high))
+    loss = clipped_surrogate(ratio, advantage_of(token.response, estimator), clip, clip)
+    return averaged(loss + beta * kl_to_reference(token), "tokens", None, num_tokens)
+
+
+@token_objective(
     paper=Paper("2503.14476", "DAPO: An Open-Source LLM Reinforcement Learning System at Scale", "Yu et al. 2025"),
     equation="eq. 8",
     identities=('dapo = grpo(clip=0.2, clip_high=0.28, divergence="none", average="tokens")',),

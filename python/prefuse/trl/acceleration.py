@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import logging
-import os
 import types
 import weakref
 from collections.abc import Callable
@@ -14,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from prefuse._display.notes import logger_of, note
 from prefuse._patches import Acceleration, Patch, original, patch
 from prefuse.compat.trl import ChunkedLogProbFunction
 from prefuse.linear.sparse import Sparse, as_sparse
@@ -23,9 +22,7 @@ from prefuse.trl.dropout import DropoutRates
 
 __all__ = ["Acceleration", "accelerate"]
 
-_log = logging.getLogger(__name__)
-if _log.level == logging.NOTSET:
-    _log.setLevel(logging.INFO)
+_log = logger_of(__name__)
 
 
 def accelerate(
@@ -156,23 +153,10 @@ def _fuse(made: Acceleration, running: fused.Running) -> None:
 
 
 def _announce(made: Acceleration) -> None:
-    """Says once a process group what runs on prefuse now. Shown unless the logger is set to less than INFO."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    own = None if _log.hasHandlers() else logging.StreamHandler()  # nobody has set up logging
-    if own is not None:
-        _log.addHandler(own)
-    try:
-        left = [f"{name} ({reason})" for name, reason in made.left.items()]
-        _log.info(
-            "prefuse runs the LM heads of trl %s: %s%s",
-            compatibility.installed(),
-            ", ".join(made.places),
-            f"; left as they are: {', '.join(left)}" if left else "",
-        )
-    finally:
-        if own is not None:
-            _log.removeHandler(own)
+    """Says what runs on prefuse now, and what does not."""
+    left = ", ".join(f"{name} ({reason})" for name, reason in made.left.items())
+    what = f"prefuse runs the LM heads of trl {compatibility.installed()}: {', '.join(made.places)}"
+    note(_log, f"{what}; left as they are: {left}" if left else what)
 
 
 def _nothing() -> None:
@@ -234,11 +218,22 @@ def _gather(made: Acceleration, place: compatibility.Place, owner: Any, running:
     name = place.trainer.name
     models: Any = gathered.Heads(running) if name in gathered.METHODS else asked.Models(running)
     methods: Any = gathered.METHODS.get(name) or asked.METHODS[name]
-    made.add(None, models.remove)
     for method in place.way.methods:
         replaced = methods[method](original(place.cls, method), models)
         bound = replaced if inspect.isclass(owner) else types.MethodType(replaced, owner)
-        made.add(name, patch(owner, method, functools.partial(_always, bound)).remove)
+        taken = patch(owner, method, functools.partial(_always, bound))
+        _models.setdefault(taken, models)
+        made.add(name, functools.partial(_leave, taken))
+
+
+_models: weakref.WeakKeyDictionary[Patch, Any] = weakref.WeakKeyDictionary()
+"""What patches the models that a method calls: that of the first who took the method, until the last has left it."""
+
+
+def _leave(taken: Patch) -> None:
+    taken.remove()
+    if not taken.active:
+        _models.pop(taken).remove()
 
 
 def _always(replaced: Any, _: Patch) -> Any:

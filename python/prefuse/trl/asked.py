@@ -13,7 +13,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from prefuse.models import patching, proof
 from prefuse.models.causal_lm import HeadTensors, find_causal_lm, refuse_or_warn, run_inside
+from prefuse.models.sharing import counts
+from prefuse.trl import training_line
 from prefuse.trl.fused import Running
-from prefuse.trl.gathered import Gathered, Method, _statistics
+from prefuse.trl.gathered import Gathered, Method, _statistics, other_padding
 
 _KEY = "_prefuse_trl_asked"
 
@@ -106,9 +108,12 @@ def _answering_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return own(*args, **kwargs)
     kept = given.pop("logits_to_keep", None) or 0
     given["labels"] = labels
+    before = replace(counts(self))
 
     def inside(hidden: Tensor, tensors: HeadTensors) -> Any:
-        found = _statistics(hidden, tensors, asked.outputs, asked.running.sparse, temperature=asked.temperature)
+        shared = counts(self).since(before) if asked.running.share_prompts else None
+        tell = training_line.teller(self, hidden, shared)
+        found = _statistics(hidden, tensors, asked.outputs, asked.running.sparse, tell, asked.temperature)
         aux_loss = found.pop("aux_loss", None)
         trimmed = {name: values[:, -labels.shape[1] :] for name, values in found.items()}
         classes = self.config.get_text_config().vocab_size
@@ -230,7 +235,7 @@ def _labelled(original: Method, models: Models) -> Method:
     @functools.wraps(original)
     def method(self: Any, *arguments: Any) -> Any:
         *model, batch = arguments
-        if _as_it_is(self):
+        if _as_it_is(self) or other_padding(self):
             return original(self, *arguments)
         names = ("completion", "KL_completion")
         pairs = [(batch[f"{name}_input_ids"], batch[f"{name}_labels"]) for name in names if f"{name}_labels" in batch]
@@ -238,6 +243,22 @@ def _labelled(original: Method, models: Models) -> Method:
             return original(self, *arguments)
 
     return method
+
+
+def _concatenated(original: Method, models: Models) -> Method:
+    """Of DPO before TRL 0.29, which cuts rows to length itself: every token that it attends to is scored."""
+
+    def labels_of(ids: Tensor, mask: Tensor | None) -> Tensor | None:
+        return None if mask is None else ids.masked_fill(mask == 0, -100)
+
+    def concatenated_forward(self: Any, model: Any, batch: Any, is_ref_model: bool = False) -> Any:
+        likelihood = self.args.rpo_alpha is not None or "sft" in self.loss_type
+        if _as_it_is(self) or self.padding_free or likelihood:
+            return original(self, model, batch, is_ref_model)
+        with models.asked([model], labels_of, ("mean_logits",)):
+            return original(self, model, batch, is_ref_model)
+
+    return concatenated_forward
 
 
 def _completions(original: Method, models: Models) -> Method:
@@ -267,7 +288,11 @@ def _completions(original: Method, models: Models) -> Method:
 
 
 METHODS: dict[str, dict[str, Callable[[Method, Models], Method]]] = {
-    "DPOTrainer": {"_compute_loss": _loss, "compute_ref_log_probs": _reference},
+    "DPOTrainer": {
+        "_compute_loss": _loss,
+        "compute_ref_log_probs": _reference,
+        "concatenated_forward": _concatenated,
+    },
     "KTOTrainer": {
         "_compute_loss": _loss,
         "compute_ref_log_probs": _reference,

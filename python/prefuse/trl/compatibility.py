@@ -79,6 +79,12 @@ TRAINERS = (
                     "cfec9f76537446de"
                 ),
             ),
+            _way(  # 0.24 to 0.28
+                "concatenated_forward",
+                concatenated_forward="dd92bf98f698d2d4 402b183e02642398",
+                compute_ref_log_probs="a5b3248532a160b8",
+                get_batch_loss_metrics="a498e3b539f2f64e 652f1208d6203d92",
+            ),
         ),
     ),
     Trainer(
@@ -100,13 +106,13 @@ TRAINERS = (
                 _compute_kl_logps="3354677140ba28e7 a1d0a67e692de7d4 2e11ddfc5a9498c5 dbf4e63a0f5941e5",
                 compute_ref_log_probs="947fc82eb8343340 924de8feffc88e06 d6ac5b69ff1caa82 13536462679a6e15",
             ),
-            _way(  # 0.28 to 1.5
+            _way(  # 0.24 to 1.5
                 "forward",
                 "compute_reference_log_probs",
-                forward="1304d7825738f3d9",
-                get_batch_logps="41651a543dd772e8",
-                _compute_kl_logps="31402a4f800817e3",
-                compute_reference_log_probs="30c4158e82942dfc",
+                forward=("1304d7825738f3d9 a1d2dc14c863b6c1 00ec2b31a3d4b201 872a0e7782ee9f53 f240cad5d82b1836"),
+                get_batch_logps="41651a543dd772e8 11a428ac59d670c2 c603591b5b7b5468",
+                _compute_kl_logps="31402a4f800817e3 7e1486fd3412fa1b 0c9a4719532a31ae",
+                compute_reference_log_probs="30c4158e82942dfc 9f8805e1a1442593 566c119374665124",
             ),
         ),
     ),
@@ -273,14 +279,16 @@ def place(trainer: Trainer) -> Place | None:
         return Place(trainer, home, cls, None, why_not_fused())
     if not trainer.ways:
         return Place(trainer, home, cls, None, f"{path} has no add_fused_lm_head, as since TRL 1.15")
+    reason = ""
     for way in trainer.ways:
         if all(hasattr(cls, method) for method in way.sources):
-            reason = _why_unknown(trainer, path, cls, way) or _why_other_functions(home)
-            if not reason:
+            found = _why_unknown(trainer, path, cls, way) or _why_other_functions(home)
+            if not found:
                 return Place(trainer, home, cls, way, "")
-    missing = [method for method in trainer.ways[-1].sources if not hasattr(cls, method)]
-    if missing:
-        reason = f"{path}.{trainer.name} has no {missing[0]}"
+            reason = reason or found
+    if not reason:
+        missing = next(method for method in trainer.ways[0].sources if not hasattr(cls, method))
+        reason = f"{path}.{trainer.name} has no {missing}"
     return Place(trainer, home, cls, None, reason)
 
 

@@ -22,6 +22,7 @@ from prefuse._parallel.sharded_weights import gathered, whole
 from prefuse._patches import Patch
 from prefuse.compat.trl import OPTIONAL_OUTPUTS, token_outputs
 from prefuse.linear.functions import linear_token_stats
+from prefuse.linear.operands import mean_row
 from prefuse.linear.plans import Plan
 from prefuse.linear.sparse import Sparse
 from prefuse.models.causal_lm import HeadTensors
@@ -310,7 +311,7 @@ def _one_label(logits: Gathered, index: Tensor) -> Gathered:
 
 def _cpo(original: Method, heads: Heads) -> Method:
     def concatenated_forward(self: Any, model: Any, batch: Mapping[str, Tensor]) -> Any:
-        if self.is_encoder_decoder or isinstance(model, GatheringModel) or _other_padding(self):
+        if self.is_encoder_decoder or isinstance(model, GatheringModel) or other_padding(self):
             return original(self, model, batch)
         labels = _roles([batch["chosen_labels"], batch["rejected_labels"]])
         return original(self, heads.gathering(model, lambda _: labels, ("mean_logits",)), batch)
@@ -320,7 +321,7 @@ def _cpo(original: Method, heads: Heads) -> Method:
 
 def _orpo(original: Method, heads: Heads) -> Method:
     def concatenated_forward(self: Any, model: Any, batch: Mapping[str, Tensor]) -> Any:
-        if self.is_encoder_decoder or isinstance(model, GatheringModel) or _other_padding(self):
+        if self.is_encoder_decoder or isinstance(model, GatheringModel) or other_padding(self):
             return original(self, model, batch)
         # The likelihood of a chosen response takes in its prompt.
         chosen = batch["chosen_input_ids"].masked_fill(batch["chosen_attention_mask"] != 1, -100)
@@ -364,7 +365,7 @@ def _online_dpo(original: Method, heads: Heads) -> Method:
     return _forward
 
 
-def _other_padding(trainer: Any) -> bool:
+def other_padding(trainer: Any) -> bool:
     """Whether labels are padded by another number than −100, which trainers before TRL 0.28 let one choose."""
     return bool(getattr(trainer, "label_pad_token_id", -100) != -100)
 
@@ -442,10 +443,10 @@ def _mean_logits(hidden: Tensor, tensors: HeadTensors) -> Tensor:
     matrices = () if tensors.lora is None else tensors.lora[:2]
     with gathered([tensors.weight, tensors.bias, *matrices]), torch.autocast(hidden.device.type, enabled=False):
         states = hidden.float()
-        means = states @ whole(tensors.weight).float().mean(0)
+        means = states @ mean_row(whole(tensors.weight))
         if tensors.lora is not None:
             first, second, scaling = tensors.lora
-            means = means + scaling * ((states @ whole(first).float().T) @ whole(second).float().mean(0))
+            means = means + scaling * ((states @ whole(first).float().T) @ mean_row(whole(second)))
         if tensors.bias is not None:
             means = means + whole(tensors.bias).float().mean()
         scaled: Tensor = means * tensors.scale

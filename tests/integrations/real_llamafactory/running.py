@@ -43,22 +43,12 @@ def data_folder(folder: Path) -> Path:
     return folder
 
 
-def train(model: Path, data: Path, output: Path, **arguments: Any) -> Run:
-    """A few steps from the same seed."""
-    from accelerate.state import AcceleratorState
-    from llamafactory.train import tuner
-    from llamafactory.train.dpo.trainer import CustomDPOTrainer
-    from llamafactory.train.kto.trainer import CustomKTOTrainer
-
-    # Both keep an earlier training's precision.
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
-    AcceleratorState._reset_state(True)
-    trainers: list[Any] = []
-    losses: list[float] = []
-    given = {
+def arguments(model: Path, data: Path, output: Path, **others: Any) -> dict[str, Any]:
+    """Of `run_exp`, for a few steps."""
+    return {
         "model_name_or_path": str(model),
         "dataset_dir": str(data),
-        "dataset": "tagged" if arguments.get("stage") == "kto" else "pairs",
+        "dataset": "tagged" if others.get("stage") == "kto" else "pairs",
         "template": "default",
         "output_dir": str(output),
         "stage": "dpo",
@@ -76,12 +66,26 @@ def train(model: Path, data: Path, output: Path, **arguments: Any) -> Run:
         "overwrite_cache": True,
         "preprocessing_num_workers": 1,
         "use_cpu": True,
-        **arguments,
+        **others,
     }
+
+
+def train(model: Path, data: Path, output: Path, **others: Any) -> Run:
+    """A few steps from the same seed."""
+    from accelerate.state import AcceleratorState
+    from llamafactory.train import tuner
+    from llamafactory.train.dpo.trainer import CustomDPOTrainer
+    from llamafactory.train.kto.trainer import CustomKTOTrainer
+
+    # Both keep an earlier training's precision.
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    AcceleratorState._reset_state(True)
+    trainers: list[Any] = []
+    losses: list[float] = []
     with contextlib.ExitStack() as stack:
         for kind in (CustomDPOTrainer, CustomKTOTrainer):
             stack.enter_context(_noting(kind, trainers, losses))
-        tuner.run_exp(given)
+        tuner.run_exp(arguments(model, data, output, **others))
     [trainer] = trainers
     history = [
         {name: value for name, value in entry.items() if not any(part in name for part in TIMES)}

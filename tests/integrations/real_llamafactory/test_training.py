@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
 
 import prefuse.integrations.llamafactory
 from tests.integrations.folders import save_model
-from tests.integrations.real_llamafactory.running import train
+from tests.integrations.real_llamafactory.running import arguments, train
 from tests.integrations.runs import differences, same_bits
 
 LORA = {"finetuning_type": "lora", "lora_target": "q_proj,v_proj", "lora_dropout": 0.0, "lora_rank": 2}
@@ -90,6 +94,33 @@ def test_the_objective_that_was_asked_for(asked, first, model, data, tmp_path):
 def test_a_loss_that_this_trl_has_not(model, data, tmp_path):
     with prefuse.integrations.llamafactory.accelerate(), pytest.raises(ValueError, match="kto_pair"):
         train(model, data, tmp_path / "out", pref_loss="kto_pair")
+
+
+PROGRAM = """
+import prefuse.integrations.llamafactory
+prefuse.integrations.llamafactory.accelerate()
+
+from llamafactory.train.tuner import run_exp
+
+if __name__ == "__main__":
+    run_exp()
+"""
+"""That of docs/integrations.md."""
+
+
+def test_as_a_program(model, data, tmp_path):
+    config, output = tmp_path / "config.yaml", tmp_path / "ours"
+    config.write_text(json.dumps(arguments(model, data, output, pref_loss="hinge")))
+    (tmp_path / "train.py").write_text(PROGRAM)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "train.py", str(config)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    with prefuse.integrations.llamafactory.accelerate():
+        here = train(model, data, tmp_path / "here", pref_loss="hinge")
+    logged = [json.loads(line) for line in (output / "trainer_log.jsonl").read_text().splitlines()]
+    assert [entry["loss"] for entry in logged if "loss" in entry] == [entry["loss"] for entry in here.logged[:-1]]
 
 
 def test_everything_is_put_back(model, data, tmp_path):

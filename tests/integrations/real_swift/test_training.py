@@ -9,6 +9,7 @@ import pytest
 
 from prefuse.integrations import swift
 from tests.integrations.folders import save_model
+from tests.integrations.real_swift import MADE
 from tests.integrations.real_swift.running import train
 from tests.integrations.runs import differences, same_bits
 
@@ -123,6 +124,30 @@ def test_what_is_left_is_scored_by_logits(model, data, tmp_path, monkeypatch):
     found = differences(plain, ours)
     assert found.pop("weights") < 5e-5
     assert max(found.values()) < 1e-5, found
+
+
+PLUGIN = """
+import prefuse.integrations.swift
+from tests.integrations.real_swift import MADE
+
+MADE.append(prefuse.integrations.swift.accelerate())
+"""
+
+
+def test_as_a_plugin(model, data, tmp_path):
+    """The two lines of docs/integrations.md, in a file that ms-swift imports."""
+    from swift.rlhf_trainers.dpo_trainer import DPOTrainer
+
+    before = DPOTrainer.concatenated_forward
+    plugin = tmp_path / "prefuse_plugin.py"
+    plugin.write_text(PLUGIN)
+    plain = train(model, data, tmp_path / "plain")
+    ours = train(model, data, tmp_path / "ours", external_plugins=str(plugin))
+    assert DPOTrainer.concatenated_forward is not before
+    [made] = MADE
+    made.remove()
+    assert DPOTrainer.concatenated_forward is before
+    assert max(differences(plain, ours).values()) < 5e-5
 
 
 def test_everything_is_put_back(model, data, tmp_path):

@@ -41,6 +41,14 @@ def test_members_of_the_family_are_grpo_with_options():
     )
 
 
+def test_humanline_grpo_without_limits_is_grpo_whose_old_policy_is_the_reference():
+    columns = random_lists("humanline_grpo", {}, seed=55)
+    old = columns | {"old_logps": columns["ref_logps"]}
+    options = {"beta": 0.1, "clip": 0.3}
+    found = list_losses("humanline_grpo", columns, low=-50.0, high=50.0, **options)
+    assert_allclose(found, list_losses("grpo", old, average="tokens", **options), rtol=1e-13)
+
+
 def test_a_constant_added_to_a_prompt_changes_nothing():
     by_prompt = np.unique(GROUPS, return_inverse=True)[1] * 1.5
     for name in ("grpo", "rloo"):

@@ -39,6 +39,14 @@ ROWS: list[Row] = [
     ("grpo", FREE | {"sampler": "token_truncate", "sampler_high": 1.2}, one_response(**ENGINE), -1.129365, {}),
     ("grpo", FREE | {"sampler": "token_mask", "sampler_high": 1.2}, one_response(**ENGINE), -0.409365, {}),
     ("grpo", FREE | {"sampler": "sequence_truncate"}, one_response(**ENGINE), -1.285427, {}),
+    # From the formula: log-ratios 0.3 and -0.3 count as 0.15 and -0.2, of which e^0.15 is clipped to 1.1.
+    (
+        "humanline_grpo",
+        {"estimator": "given", "beta": 0.1, "clip": 0.1, "low": -0.2, "high": 0.15},
+        one_response(logps=[-1.0, -2.0], ref_logps=[-1.3, -1.7], advantage=1.0),
+        -0.954832,
+        {"logps": [[0.012959, -0.017493]]},
+    ),
     # the KL estimate weighed by π/π_old
     (
         "grpo",

@@ -46,6 +46,30 @@ def engine_weights(sampler, low, high, mask, old_logps, sampler_logps) -> list[T
     return found
 
 
+def humanline_grpo(
+    *,
+    logps,
+    ref_logps,
+    mask,
+    reward=None,
+    groups=None,
+    advantage=None,
+    beta=0.04,
+    clip=0.2,
+    low=-1.0,
+    high=1.5,
+    estimator="std",
+    num_tokens=None,
+):
+    a = advantages(estimator, groups, reward, advantage)
+    terms = []
+    for r, (lp, ref) in enumerate(rows(mask, logps, ref_logps)):
+        ratio = torch.clip(lp - ref, low, high).exp()
+        surrogate = torch.minimum(ratio * a[r], torch.clip(ratio, 1 - clip, 1 + clip) * a[r])
+        terms.append(beta * k3(lp - ref) - surrogate)
+    return average_of(terms, "tokens", None, num_tokens)
+
+
 def grpo(
     *,
     logps,

@@ -1,4 +1,4 @@
-"""What the model answers: drawn at temperature 1, judged by the rule, and how far from the model before training."""
+"""What the model answers: drawn, judged by the rule, and how far it is there from the model before training."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from .policy import Passes
 
 LONGEST = 48
 """Tokens of an answer at most."""
+
+TEMPERATURE = 0.5
+"""At 1, models of this size leave the subject."""
 
 _TOGETHER = 32
 _NORMAL_95 = 1.959963984540054
@@ -72,8 +75,8 @@ class Spoken:
         tokens: of an answer, its end included; one that is cut off counts `LONGEST`.
         words: of an answer.
         complete: the share that the model ended.
-        kl: KL(model‖model before training) of an answer, in nats: the sum over its tokens, exact over the vocabulary at
-            each, on answers of the model itself.
+        kl: KL(model‖model before training) in nats, of the next token's distribution (at temperature 1), exact over the
+            vocabulary, summed over the tokens of an answer.
     """
 
     answers: int
@@ -85,7 +88,7 @@ class Spoken:
 
 
 def draw(model: Any, tokenizer: Any, prompts: Sequence[Content], seed: int) -> list[Answer]:
-    """An answer to each prompt, at temperature 1 from the whole vocabulary; the same for the same seed and prompts."""
+    """An answer to each prompt, at `TEMPERATURE` from the whole vocabulary; the same for the same seed and prompts."""
     torch.manual_seed(seed)
     ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
@@ -123,7 +126,7 @@ def _drawn(model: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> list[Ans
         attention_mask=mask,
         max_new_tokens=LONGEST,
         do_sample=True,
-        temperature=1.0,
+        temperature=TEMPERATURE,
         top_k=0,
         top_p=1.0,
         eos_token_id=end,

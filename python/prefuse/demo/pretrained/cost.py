@@ -6,6 +6,7 @@ do. Parts run alone on the hidden states of one batch; steps run whole. All take
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,6 +50,7 @@ class Cost:
         tokens: of each, padding included.
         scored: tokens that count.
         parts: the step's, and the whole step.
+        clock: of `parts`: "wall clock", or "processor time" where PyTorch has one thread.
         head_bytes: by hand, the peak of the policy's head, forward and backward, above inputs and gradients; None where
             the system cannot tell.
     """
@@ -57,6 +59,7 @@ class Cost:
     tokens: int
     scored: int
     parts: list[Part]
+    clock: str
     head_bytes: dict[str, int | None]
 
 
@@ -66,7 +69,9 @@ def measure(passes: Passes, batch: Batch, rounds: int = _ROUNDS) -> Cost:
     keys = {f"{part}: {by}": (part, by) for part, by in cases}
     for run in cases.values():  # once for what first calls do
         run()
-    timings = in_rounds({key: cases[place] for key, place in keys.items()}, rounds)
+    alone = torch.get_num_threads() == 1  # then other programs on the machine need not show
+    clock = time.process_time if alone else time.perf_counter
+    timings = in_rounds({key: cases[place] for key, place in keys.items()}, rounds, clock)
     for parameter in passes.parameters:
         parameter.grad = None
     scored = int((batch.labels != IGNORED).sum())
@@ -83,6 +88,7 @@ def measure(passes: Passes, batch: Batch, rounds: int = _ROUNDS) -> Cost:
         batch.tokens.shape[1],
         scored,
         [Part(*keys[key], timing.fastest, timing.median) for key, timing in timings.items()],
+        "processor time" if alone else "wall clock",
         {
             by: peak_extra_bytes("prefuse.demo.pretrained.cost:head_step", name=name, **shape)
             for by, name in ((PLAIN, hands.EAGER), (PREFUSE, hands.PREFUSE))

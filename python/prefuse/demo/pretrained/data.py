@@ -32,6 +32,8 @@ def pairs_in(rows: Any) -> list[Pair]:
     given = inspected.read(rows, None)
     if given.kind != "pairs":
         raise ValueError(f"data: expected the columns prompt, chosen and rejected (pairs), got {given.kind}")
+    if given.template_options:
+        raise ValueError("data: got tools or chat_template_kwargs, which the demo does not read; leave the columns out")
     chosen, rejected = (given.roles[role].tolist() for role in ("chosen", "rejected"))
     keys = given.keys
     pairs = []

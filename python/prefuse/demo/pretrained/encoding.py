@@ -86,4 +86,7 @@ def _response(row: int, prompt: Content, given: Content, complete: bool, tokeniz
 def _written(tokenizer: Any, messages: list[dict[str, Any]], *, prompt: bool = False) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("data: the rows are messages, and the model's tokenizer has no chat template; expected text")
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+    except Exception as error:  # a chat template is a program of someone else's
+        raise ValueError(f"data: the chat template refuses {str(messages)[:80]}…: {error}") from error

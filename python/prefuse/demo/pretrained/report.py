@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +18,7 @@ from prefuse.bench import machine
 
 from ..evaluate import HeldOut
 from . import cost as costs
-from .answers import Mean, Share, Spoken
+from .answers import TEMPERATURE, Mean, Share, Spoken
 from .cost import Cost
 from .job import HELD_OUT, KINDS, TOPICS, Outcome, Shown
 from .questions import MOST_WORDS
@@ -43,7 +44,9 @@ def write_data(path: Path, outcome: Outcome, cost: Cost | None, seconds: float, 
         "shown": [shown._asdict() for shown in outcome.shown],
         "cost": None if cost is None else asdict(cost),
         "rule": RULE if outcome.wins is not None else None,
+        "temperature": TEMPERATURE,
         "total_seconds": seconds,
+        "processor_seconds": time.process_time(),
         "peak_resident_bytes": peak,
         "machine": machine.describe() | {name: _version(name) for name in _LIBRARIES},
     }
@@ -149,7 +152,7 @@ def _mean(mean: Mean) -> str:
 
 def _answers_table(outcome: Outcome) -> Table:
     judged = outcome.wins is not None
-    table = Table(title="answers to held-out prompts, drawn at temperature 1 (95 % intervals)")
+    table = Table(title=f"answers to held-out prompts, drawn at temperature {TEMPERATURE} (95 % intervals)")
     table.add_column("")
     rows: dict[str, list[str]] = {}
     for name in outcome.after:
@@ -214,7 +217,7 @@ def _cut(text: str, most: int = 240) -> str:
 
 def _cost_table(cost: Cost) -> Table:
     table = Table(
-        title=f"a DPO step of {cost.rows} rows of {cost.tokens} tokens, {cost.scored} of them scored; float32"
+        title=f"a DPO step of {cost.rows} rows of {cost.tokens} tokens, {cost.scored} scored; float32, {cost.clock}"
     )
     for heading in ("part", "by", "ms, fastest", "ms, median", "head's peak extra MB"):
         table.add_column(heading, justify="left" if heading in ("part", "by") else "right")
