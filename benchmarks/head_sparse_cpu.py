@@ -6,20 +6,97 @@
 The policy's pass of a DPO step, in bfloat16 and float32, with the weight frozen and trained. The sizes are those of
 SmolLM2-135M; hidden states and weight are random, with probabilities spread like that model's, or those of a model:
 FILE holds (hidden [N, H], weight [V, H], labels [N]) as `torch.save` writes them, in float32. Then how far the
-gradients are from those of float64 on the same inputs.
+gradients are from those of float64 on the same inputs. "dropped" and "blocks" are what prefuse does not do: what is
+below the threshold left out, by lists or by blocks of 128 tokens and 128 classes that have nothing above it.
+
+Then log-probabilities alone, in bfloat16, over the one GEMM: with logits in bfloat16 and in float32.
 """
 
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+import prefuse
+from prefuse._backends import lists
+from prefuse._backends.rows import Rows, bits_of
 from prefuse._display import tables
 from prefuse.bench import head, machine, results, timing
 
 BARE = "bare GEMMs"
-HANDS = (head.PREFUSE, *head.SPARSE, head.EAGER, head.CROSS_ENTROPY, head.TORCH_LINEAR, head.TRL, head.LIGER)
+DROPPED, BLOCKS = "dropped below 2**-12", "blocks above 2**-12"
+THRESHOLD, SIDE = 2.0**-12, 128
+PEERS = (head.EAGER, head.CROSS_ENTROPY, head.TORCH_LINEAR, head.TRL, head.LIGER, head.CCE)
+HANDS = (head.PREFUSE, *head.SPARSE, DROPPED, BLOCKS, *PEERS)
+
+
+class Dropped(torch.autograd.Function):
+    """Log-probabilities whose gradient knows the classes above the threshold alone."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        logits = hidden @ weight.t()
+        rows = Rows(logits, labels, None, None, None, 1.0, 1.0, 0.0, head.IGNORED, bits_of(("logp", "lse")), 10)
+        table = logits.new_empty((2, len(labels)), dtype=torch.float32)
+        made = lists.make(rows, table, True, torch.arange(len(labels)), lists.Sampling(THRESHOLD, 0, 0))
+        above = made.values > THRESHOLD  # those at it were rounded up
+        offsets = torch.nn.functional.pad(above.cumsum(0), (1, 0))[
+            torch.nn.functional.pad(made.lengths.cumsum(0), (1, 0))
+        ]
+        ctx.save_for_backward(
+            hidden, weight, labels, offsets, made.classes[above], made.values[above], made.at_label[0]
+        )
+        return table[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, labels, *listed, own = ctx.saved_tensors
+        matrix = lists.Matrix(*listed, -grad, grad * own, labels, len(weight))
+        of_hidden, of_weight = torch.empty_like(hidden), None
+        matrix.by_row(weight, of_hidden)
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.empty_like(weight)
+            matrix.by_class(hidden, of_weight, None)
+        return of_hidden, of_weight, None
+
+
+class Blocks(torch.autograd.Function):
+    """Log-probabilities whose gradient knows the blocks alone in which something is above the threshold."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        logits = hidden @ weight.t()
+        leaf = logits.requires_grad_()
+        with torch.enable_grad():
+            logps = prefuse.token_logps(leaf * 1, labels, inplace=True)
+            (own,) = torch.autograd.grad(logps.sum(), leaf)
+        ctx.save_for_backward(hidden, weight, own)
+        return logps.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, own = ctx.saved_tensors
+        of_hidden = torch.empty_like(hidden)
+        of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(own), SIDE):
+            rows = slice(start, start + SIDE)
+            tile = torch.nn.functional.pad(own[rows], (0, -own.shape[1] % SIDE))
+            kept = (tile.abs().amax(0).view(-1, SIDE).amax(1) >= THRESHOLD).nonzero()
+            columns = (kept * SIDE + torch.arange(SIDE)).flatten()
+            columns = columns[columns < len(weight)]
+            few = tile[:, columns]
+            of_hidden[rows] = (few @ weight[columns]) * grad[rows, None]
+            if of_weight is not None:
+                scaled = (hidden[rows] * grad[rows, None]).to(few.dtype)
+                of_weight.index_add_(0, columns, (few.t() @ scaled).float())
+        return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None
+
+
+head.HANDS[DROPPED] = lambda task: head.through(Dropped.apply, task)
+head.HANDS[BLOCKS] = lambda task: head.through(Blocks.apply, task)
 
 
 def main() -> None:
@@ -31,6 +108,7 @@ def main() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         for trainable in (False, True):
             cases += compare(options, names, dtype, trainable)
+    cases += forward_only(options)
     report = {
         "comparison": "LM head of a DPO step, sparse gradients",
         "clock": "processor time" if options.processor_time else "wall clock",
@@ -104,6 +182,55 @@ def compare(options: argparse.Namespace, names: list[str], dtype: torch.dtype, t
     columns = ("hand", "s", "/ GEMMs", "fastest / GEMMs", "entries", "error, hidden", "error, weight")
     tables.show(title, columns, [row(case) for case in found])
     return found
+
+
+def forward_only(options: argparse.Namespace) -> list[dict]:
+    """Log-probabilities alone: their time over the one GEMM, and the error of a response's in nats."""
+    batch = batch_of(options, torch.bfloat16, False)
+    hidden, weight, labels = (tensor.detach() for tensor in batch)
+    rows, logits = hidden.flatten(0, 1), hidden.new_empty((labels.numel(), len(weight)))
+    kinds = {"logits in bfloat16": None, "logits in float32": torch.float32}
+    runs: dict[str, Any] = {BARE: lambda: torch.mm(rows, weight.t(), out=logits)}
+    for name, dtype in kinds.items():
+        runs[name] = lambda dtype=dtype: prefuse.linear_token_logps(hidden, weight, labels, logits_dtype=dtype)
+    clock = time.process_time if options.processor_time else time.perf_counter
+    with torch.no_grad():
+        timings = timing.interleaved(runs, options.rounds, warm_up=1, clock=clock)
+        exact = torch.cat(
+            [head.log_softmax_gather(h.double(), weight.double(), y) for h, y in zip(hidden, labels, strict=True)]
+        )
+        exact = exact.view(labels.shape).sum(-1)
+        found = []
+        for name, seconds in timings.items():
+            off = None if name == BARE else float((runs[name]().double().sum(-1) - exact).square().mean().sqrt())
+            found.append(
+                {
+                    "hand": name,
+                    "pass": "forward",
+                    "dtype": "bfloat16",
+                    "rows": len(rows),
+                    "seconds": seconds.as_dict(),
+                    "times_gemms": seconds.median / timings[BARE].median,
+                    "times_gemms_fastest": seconds.fastest / timings[BARE].fastest,
+                    "error_of_response": off,
+                }
+            )
+    cells = [
+        (
+            case["hand"],
+            f"{case['times_gemms']:.2f}",
+            f"{case['times_gemms_fastest']:.2f}",
+            _short(case["error_of_response"]),
+        )
+        for case in found
+    ]
+    title = f"log-probabilities alone, bfloat16, responses of {labels.shape[1]} tokens"
+    tables.show(title, ("", "/ GEMM", "fastest / GEMM", "error of a response, nats rms"), cells)
+    return found
+
+
+def _short(number: float | None) -> str:
+    return "" if number is None else f"{number:.2g}"
 
 
 def exact_gradients(batch: head.Batch) -> list[torch.Tensor]:

@@ -118,6 +118,7 @@ def test_special_numbers():
         {"names": ("logp", "entropy")},
         {"softcap": 30.0},
         {"label_smoothing": 0.1},
+        {"support": prefuse.Support(top_k=5)},
         {"lora": (normal(3, 20, seed=5).bfloat16(), normal(100, 3, seed=6).bfloat16(), 0.5)},
     ],
     ids=str,

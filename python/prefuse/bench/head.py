@@ -353,9 +353,15 @@ def _liger_scaled(task: str) -> Loss:
 
 
 def _cce(task: str) -> Loss:
-    cross_entropy = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    library = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+
+    def cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, **options: str) -> Tensor:
+        implementation = {} if hidden.is_cuda else {"impl": "torch_compile"}  # its kernels are Triton's
+        found: Tensor = library(hidden, weight, labels, **implementation, **options)
+        return found
+
     if task == NLL:
-        return lambda hidden, weight, labels: cross_entropy(hidden, weight, labels)
+        return cross_entropy
     return through(lambda *flat: -cross_entropy(*flat, reduction="none"), task)
 
 

@@ -162,7 +162,7 @@ def linear_token_stats(
             scale=scale,
             logits_dtype=logits_dtype,
             names=asked,
-            shared=group is not None,
+            plain=group is None and support is None,
         )
         if support is not None:
             found = supported(

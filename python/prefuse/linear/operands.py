@@ -142,12 +142,12 @@ def check_operands(
     scale: float,
     logits_dtype: torch.dtype | None = None,
     names: Sequence[str] = (),
-    shared: bool = False,
+    plain: bool = True,
 ) -> Operands:
     """Checks everything that can be seen without reading the tensors, and brings the arguments into one form.
 
     With a `logits_dtype` above that of the hidden states all matrices are in it, unless a kernel makes such logits of
-    them as they are: of the statistics `names`, of a vocabulary that is not `shared` by processes.
+    them as they are: of the statistics `names`, if they are `plain`: of all classes, and this process has them all.
     """
     refuse_transforms((hidden, weight, bias, *(lora or ())))
     hidden, weight, bias = _in_one_dtype(hidden, whole(weight), whole(bias))
@@ -158,7 +158,7 @@ def check_operands(
     wide = _is_wider(logits_dtype, hidden)
     exact = (
         wide
-        and not shared
+        and plain
         and lora is None
         and reference is None
         and not softcap

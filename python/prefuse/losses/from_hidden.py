@@ -71,7 +71,7 @@ class FromHidden:
             scale=transform.scale,
             logits_dtype=source.logits_dtype,
             names=names,
-            shared=source.group is not None,
+            plain=source.group is None,
         )
         through = scoring.statistics_with_gradient()
         self.statistics = Statistics(
