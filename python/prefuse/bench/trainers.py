@@ -1,9 +1,9 @@
 """How training frameworks make log-probabilities of hidden states, written out from what they do, beside prefuse.
 
-A path is one line of `PATHS`: the framework, what it does, and a function of hidden states [R, T, H], weight [V, H] and
-labels [R, T] (−100: not scored, as the first of a row) that returns log-probabilities of the responses or of the
-tokens. The frameworks' own arithmetic is written out by us after what their functions do, as they cannot be installed
-beside each other; `make test-llamafactory` and `make test-swift` compare it with these functions.
+A path is one line of `PATHS`: the framework, what it does, and a function of hidden states [R, T, H], weight [V, H]
+and labels [R, T] that returns what a loss reads, of the responses or of the tokens. The frameworks' own arithmetic is
+written out by us after what their functions do, as they cannot be installed beside each other; `make test-
+llamafactory`, `test-swift`, `test-openrlhf` and `test-verl` compare prefuse with these functions themselves.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from prefuse.linear.functions import linear_token_stats
 from prefuse.linear.operands import mean_row
 
+from . import trainers_rl
+
 Path = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -28,11 +30,13 @@ class Way(NamedTuple):
         framework: whose way it is.
         run: see the module.
         against: the way that prefuse's is compared with; None: none.
+        shifts: whether it moves labels to the position that predicts them; the first of a row is not scored then.
     """
 
     framework: str
     run: Path
     against: str | None = None
+    shifts: bool = False
 
 
 def llamafactory(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -64,10 +68,18 @@ def fused(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 PATHS: dict[str, Way] = {
-    "LLaMA-Factory 0.9.5": Way("LLaMA-Factory", llamafactory),
-    "LLaMA-Factory with prefuse": Way("LLaMA-Factory", fused, "LLaMA-Factory 0.9.5"),
-    "ms-swift 4.6.0": Way("ms-swift", swift),
-    "ms-swift with prefuse": Way("ms-swift", fused, "ms-swift 4.6.0"),
+    "LLaMA-Factory 0.9.5": Way("LLaMA-Factory", llamafactory, shifts=True),
+    "LLaMA-Factory with prefuse": Way("LLaMA-Factory", fused, "LLaMA-Factory 0.9.5", shifts=True),
+    "ms-swift 4.6.0": Way("ms-swift", swift, shifts=True),
+    "ms-swift with prefuse": Way("ms-swift", fused, "ms-swift 4.6.0", shifts=True),
+    "OpenRLHF 0.11.2": Way("OpenRLHF", trainers_rl.openrlhf_logps),
+    "OpenRLHF with prefuse": Way("OpenRLHF", trainers_rl.fused_logps, "OpenRLHF 0.11.2"),
+    "OpenRLHF 0.11.2, entropy": Way("OpenRLHF", trainers_rl.openrlhf),
+    "OpenRLHF with prefuse, entropy": Way("OpenRLHF", trainers_rl.fused, "OpenRLHF 0.11.2, entropy"),
+    "verl 0.9.1": Way("verl", trainers_rl.verl_logps),
+    "verl with prefuse": Way("verl", trainers_rl.fused_ppo_logps, "verl 0.9.1"),
+    "verl 0.9.1, entropy": Way("verl", trainers_rl.verl),
+    "verl with prefuse, entropy": Way("verl", trainers_rl.fused_ppo, "verl 0.9.1, entropy"),
 }
 
 
@@ -92,8 +104,9 @@ def step(name: str, tokens: int, features: int, classes: int, dtype: str = "bflo
     hidden = torch.randn(4, tokens // 4, features, generator=generator).to(kind).requires_grad_()
     weight = (torch.randn(classes, features, generator=generator) / features**0.5).to(kind).requires_grad_()
     labels = torch.randint(classes, hidden.shape[:2], generator=generator)
-    labels[:, 0] = -100
     run = PATHS[name].run
+    if PATHS[name].shifts:
+        labels[:, 0] = -100
 
     def once() -> tuple[Tensor, Tensor, Tensor]:
         total = run(hidden, weight, labels).float().sum()
