@@ -3,8 +3,8 @@
 Neither `tracemalloc` nor torch's allocator sees all of it (torch does not see a Rust buffer, Python sees no tensor), so
 the kernel's own count is taken: `VmHWM`, the resident set's high-water mark. Each case runs in a fresh process, because
 freed pages that an allocator keeps hide the next case's need, and `ru_maxrss` of a child starts at its parent's peak.
-In that process the case runs once (libraries load, thread pools start, compilers compile), the mark is reset, and the
-second run is measured. glibc is told to map every block of 1 MiB or more by itself, so that freeing it gives it back.
+In that process the case runs once (libraries load, thread pools start, compilers compile), what prefuse keeps for the
+next step is given back, the mark is reset, and the second run is measured. glibc is told to map every block of 1 MiB or more by itself, so that freeing it gives it back.
 
 This works on Linux. Elsewhere, or where the mark cannot be reset, the answer is None.
 """
@@ -18,6 +18,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+from prefuse._backends.storage import release_memory
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
@@ -55,6 +57,7 @@ def _measure(factory: str, arguments: dict[str, object]) -> int:
     run = getattr(importlib.import_module(module), function)(**arguments)
     run()
     gc.collect()
+    release_memory()  # which prefuse keeps for the next step: it is this step's need
     before = _status_bytes("VmRSS")
     _RESET.write_text(_RESET_PEAK)
     run()
