@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import pickle
 import sys
@@ -515,6 +516,7 @@ def test_a_row_without_a_value(tmp_path):
 def test_another_trl(monkeypatch):
     for name in ("trainer", "images", "batches", "rows"):
         monkeypatch.delitem(sys.modules, f"prefuse.trl.{name}", raising=False)
+    importlib.import_module("trl.trainer.dpo_trainer")  # which is whole; prefuse's modules alone are imported anew
     monkeypatch.delattr("trl.data_utils.common_prefix_length")
     with pytest.raises(ImportError, match=r"PreferenceTrainer needs TRL 1.16, and finds .*prefix_length"):
         prefuse.trl.PreferenceTrainer  # noqa: B018
