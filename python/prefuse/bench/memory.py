@@ -1,10 +1,11 @@
 """Peak extra memory of one run: how far the resident set rises above what the inputs already hold.
 
-Neither `tracemalloc` nor torch's allocator sees all of it (torch does not see a Rust buffer, Python sees no tensor), so
-the kernel's own count is taken: `VmHWM`, the resident set's high-water mark. Each case runs in a fresh process, because
-freed pages that an allocator keeps hide the next case's need, and `ru_maxrss` of a child starts at its parent's peak.
-In that process the case runs once (libraries load, thread pools start, compilers compile), what prefuse keeps for the
-next step is given back, the mark is reset, and the second run is measured. glibc is told to map every block of 1 MiB or more by itself, so that freeing it gives it back.
+Neither `tracemalloc` nor torch's allocator sees all of it (torch does not see a Rust buffer, Python sees no tensor),
+so the kernel's own count is taken: `VmHWM`, the resident set's high-water mark. Each case runs in a fresh process,
+because freed pages that an allocator keeps hide the next case's need, and `ru_maxrss` of a child starts at its
+parent's peak. In that process the case runs once (libraries load, thread pools start, compilers compile), what
+prefuse keeps for the next step is given back, the mark is reset, and the second run is measured. glibc is told to map
+every block of 1 MiB or more by itself, so that freeing it gives it back.
 
 This works on Linux. Elsewhere, or where the mark cannot be reset, the answer is None.
 """
