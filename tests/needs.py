@@ -41,11 +41,16 @@ def _sparse_memory() -> str:
     return "" if sys.platform == "linux" else "no memory that is reserved without being there: it takes Linux"
 
 
+def _fork() -> str:
+    return "" if hasattr(os, "fork") else "no fork: it takes Linux or macOS"
+
+
 MISSING: dict[str, Callable[[], str]] = {
     "compiler": _compiler,
     "nvrtc": _nvrtc,
     "nvdisasm": _nvdisasm,
     "sparse_memory": _sparse_memory,
+    "fork": _fork,
 }
 """By name: what is missing here, or nothing."""
 

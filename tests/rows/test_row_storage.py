@@ -151,7 +151,7 @@ def right_in_a_child(held, copy):
     return right and bool((mine == 3).all())
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.needs("fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_child_has_what_is_used_and_keeps_its_own():
     """The child sees the live gradient, nothing idle, and gives up without harm to the parent."""
