@@ -12,5 +12,5 @@ mod outputs;
 pub mod rows;
 pub mod segments;
 pub(crate) mod simd;
-mod storage;
+pub mod storage;
 pub mod threads;

@@ -414,6 +414,49 @@ impl ByClass<'_> {
     }
 }
 
+/// Work on the columns of rows, by blocks of N vectors and, what is left, one by one.
+trait Columns<E: Element> {
+    /// N vectors of columns from `at` on.
+    ///
+    /// # Safety
+    /// There are as many columns.
+    unsafe fn block<I: Isa, const N: usize>(&self, at: usize);
+
+    /// One column.
+    ///
+    /// # Safety
+    /// There is such a column.
+    unsafe fn column(&self, column: usize);
+}
+
+/// All columns, in blocks as large as there are.
+///
+/// # Safety
+/// There are so many columns.
+#[inline(always)]
+unsafe fn sweep<E: Element, I: Isa>(work: &impl Columns<E>, columns: usize) {
+    let lanes = <E::Vector<I> as Vector>::LANES;
+    let mut at = 0;
+    // SAFETY: blocks end before `columns`.
+    unsafe {
+        while at + BLOCKS[0] * lanes <= columns {
+            work.block::<I, { BLOCKS[0] }>(at);
+            at += BLOCKS[0] * lanes;
+        }
+        while at + BLOCKS[1] * lanes <= columns {
+            work.block::<I, { BLOCKS[1] }>(at);
+            at += BLOCKS[1] * lanes;
+        }
+        while at + lanes <= columns {
+            work.block::<I, { BLOCKS[2] }>(at);
+            at += lanes;
+        }
+        for column in at..columns {
+            work.column(column);
+        }
+    }
+}
+
 /// Writes Σ factor·source[row] over the terms into row `target` of `out`.
 ///
 /// # Safety
@@ -455,26 +498,8 @@ impl<E: Element> Kernel for Gather<'_, E> {
 
     #[inline(always)]
     fn run<I: Isa>(self) {
-        let lanes = <E::Vector<I> as Vector>::LANES;
-        let mut at = 0;
-        // SAFETY: that of `gather`; blocks end before `columns`.
-        unsafe {
-            while at + BLOCKS[0] * lanes <= self.columns {
-                self.block::<I, { BLOCKS[0] }>(at);
-                at += BLOCKS[0] * lanes;
-            }
-            while at + BLOCKS[1] * lanes <= self.columns {
-                self.block::<I, { BLOCKS[1] }>(at);
-                at += BLOCKS[1] * lanes;
-            }
-            while at + lanes <= self.columns {
-                self.block::<I, { BLOCKS[2] }>(at);
-                at += lanes;
-            }
-            for column in at..self.columns {
-                self.column(column);
-            }
-        }
+        // SAFETY: that of `gather`.
+        unsafe { sweep::<E, I>(&self, self.columns) };
     }
 }
 
@@ -489,11 +514,9 @@ impl<E: Element> Gather<'_, E> {
             }
         }
     }
+}
 
-    /// N vectors of columns from `at` on.
-    ///
-    /// # Safety
-    /// There are as many columns.
+impl<E: Element> Columns<E> for Gather<'_, E> {
     #[inline(always)]
     unsafe fn block<I: Isa, const N: usize>(&self, at: usize) {
         let lanes = <E::Vector<I> as Vector>::LANES;
@@ -526,10 +549,6 @@ impl<E: Element> Gather<'_, E> {
         }
     }
 
-    /// One column.
-    ///
-    /// # Safety
-    /// There is such a column.
     #[inline(always)]
     unsafe fn column(&self, column: usize) {
         let mut sum = E::Real::ZERO;
@@ -586,38 +605,12 @@ impl<E: Element> Kernel for Accumulate<'_, E> {
 
     #[inline(always)]
     fn run<I: Isa>(self) {
-        let lanes = <E::Vector<I> as Vector>::LANES;
-        let mut at = 0;
-        // SAFETY: that of `accumulate`; blocks end before `columns`.
-        unsafe {
-            while at + BLOCKS[0] * lanes <= self.columns {
-                self.block::<I, { BLOCKS[0] }>(at);
-                at += BLOCKS[0] * lanes;
-            }
-            while at + BLOCKS[1] * lanes <= self.columns {
-                self.block::<I, { BLOCKS[1] }>(at);
-                at += BLOCKS[1] * lanes;
-            }
-            while at + lanes <= self.columns {
-                self.block::<I, { BLOCKS[2] }>(at);
-                at += lanes;
-            }
-            for column in at..self.columns {
-                let sum = self.sums.add(column);
-                for &(row, factor) in self.terms {
-                    let x = self.source.offset(row as isize * self.stride).add(column);
-                    *sum = *sum + x.read_unaligned().to_real() * factor;
-                }
-            }
-        }
+        // SAFETY: that of `accumulate`.
+        unsafe { sweep::<E, I>(&self, self.columns) };
     }
 }
 
-impl<E: Element> Accumulate<'_, E> {
-    /// N vectors of columns from `at` on.
-    ///
-    /// # Safety
-    /// There are as many columns.
+impl<E: Element> Columns<E> for Accumulate<'_, E> {
     #[inline(always)]
     unsafe fn block<I: Isa, const N: usize>(&self, at: usize) {
         let lanes = <E::Vector<I> as Vector>::LANES;
@@ -637,6 +630,18 @@ impl<E: Element> Accumulate<'_, E> {
             }
             for (i, sum) in sums.into_iter().enumerate() {
                 Memory::<E::Real>::store(sum, self.sums.add(at + i * lanes));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn column(&self, column: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let sum = self.sums.add(column);
+            for &(row, factor) in self.terms {
+                let x = self.source.offset(row as isize * self.stride).add(column);
+                *sum = *sum + x.read_unaligned().to_real() * factor;
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Statistics of logits that are never written: of bf16 hidden states times a bf16 weight, in f32.
 //!
 //! Blocks of 32 classes by 32 tokens are made by matrix tiles (`simd::tiles`), the classes down the rows, so that a vector
-//! holds 16 tokens of one class. While the tiles make one block, the vector units add up the exponentials of the block before:
+//! holds tokens of one class. While the tiles make one block, the vector units add up the exponentials of the block before:
 //! a running maximum and a sum for each token, which are one chunk's when [`CHUNK`] classes are through. Chunks come together
 //! as those of the rows do, in f64 and in order, so results depend neither on threads nor on other tokens.
 //!
@@ -19,14 +19,16 @@ use super::exp::Exp;
 use super::{LiveRow, Rows, Stat, check_shape};
 use crate::array::{ArgumentError, Array, Dtype};
 use crate::rows::chunk::forward::Sums as ChunkSums;
-use crate::simd::tiles::{self, Line, STEP, Sums, Tiles};
+use crate::simd::tiles::{self, Line, PlainSums, STEP, Sums, TileSums};
 use crate::simd::{Isa, Kernel, Level, Memory, Vector, dispatch, prefetch};
 use crate::threads::for_each_range;
 
 /// Classes and tokens of a block.
 const BLOCK: usize = 32;
-/// Tokens in a vector.
+/// Tokens of a line of a block.
 const LANES: usize = BLOCK / 2;
+/// Vectors over the tokens of a block, at most.
+const MAX_PARTS: usize = 4;
 /// Classes that one maximum and one sum stand for.
 const CHUNK: usize = 2048;
 /// Features that a step of the tiles takes.
@@ -49,7 +51,7 @@ pub struct Product<'a> {
     pub bias: Option<&'a Array>,
 }
 
-/// Whether this machine can.
+/// Whether this machine has what makes it fast. Elsewhere the same is computed, slowly.
 pub fn available() -> bool {
     Level::current().is_ok_and(|level| level == Level::Avx512) && tiles::available()
 }
@@ -67,11 +69,6 @@ pub unsafe fn forward(
 ) -> Result<(), ArgumentError> {
     rows.check_forward(stats, 1, out)?;
     product.check(rows, stats)?;
-    if !available() {
-        return Err(ArgumentError::Value(
-            "hidden: this machine has no matrix tiles for bf16, or is told not to use them".into(),
-        ));
-    }
     let level = Level::current()?;
     // SAFETY: the caller's promise, and the checks above.
     let live = unsafe { rows.live()? };
@@ -358,11 +355,11 @@ struct Pending<V> {
     /// Its number of classes, and how many are through.
     classes: usize,
     through: usize,
-    origin: [V; 2],
-    factor: [V; 2],
-    mass: [V; 2],
+    origin: [V; MAX_PARTS],
+    factor: [V; MAX_PARTS],
+    mass: [V; MAX_PARTS],
     /// What the sums up to now are, from the new origin.
-    before: [V; 2],
+    before: [V; MAX_PARTS],
 }
 
 #[inline(always)]
@@ -371,11 +368,21 @@ fn load<V: Memory<f32>>(values: &[f32]) -> V {
     unsafe { V::load(values.as_ptr()) }
 }
 
+/// The logits of one class for one of the vectors of tokens.
+#[inline(always)]
+fn tokens_of<V: Vector>(block: &mut Block, class: usize, part: usize) -> &mut [f32] {
+    let token = part * V::LANES;
+    &mut block.0[token / LANES * BLOCK + class][token % LANES..]
+}
+
 impl<V: Vector<Scalar = f32> + Memory<f32>> Pending<V> {
+    /// Vectors over the tokens of a block.
+    const PARTS: usize = BLOCK / V::LANES;
+
     /// Of no classes.
     #[inline(always)]
     fn nothing() -> Self {
-        let zeros = [V::splat(0.0); 2];
+        let zeros = [V::splat(0.0); MAX_PARTS];
         Pending {
             block: 0,
             classes: 0,
@@ -391,17 +398,20 @@ impl<V: Vector<Scalar = f32> + Memory<f32>> Pending<V> {
     #[inline(always)]
     fn add(&mut self, block: &Block, count: usize) {
         let end = self.classes.min(self.through + count);
-        let [mut left, mut right] = self.mass;
+        let mut mass = self.mass;
         for class in self.through..end {
-            // SAFETY: a block has so many lines in each half.
-            let (x, y) = unsafe {
-                let line = block.0.as_ptr().add(class);
-                (V::load(line.cast()), V::load(line.add(BLOCK).cast()))
-            };
-            left = Exp::in_sum(x.sub(self.origin[0]).mul(self.factor[0])).add_to(left);
-            right = Exp::in_sum(y.sub(self.origin[1]).mul(self.factor[1])).add_to(right);
+            for (part, sum) in mass[..Self::PARTS].iter_mut().enumerate() {
+                let (half, token) = (part * V::LANES / LANES, part * V::LANES % LANES);
+                // SAFETY: a block has so many lines in each half, and a line so many tokens.
+                let x = unsafe {
+                    let line = block.0.as_ptr().add(half * BLOCK + class);
+                    V::load(line.cast::<f32>().add(token))
+                };
+                let exponent = x.sub(self.origin[part]).mul(self.factor[part]);
+                *sum = Exp::in_sum(exponent).add_to(*sum);
+            }
         }
-        self.mass = [left, right];
+        self.mass = mass;
         self.through = end;
     }
 
@@ -409,10 +419,10 @@ impl<V: Vector<Scalar = f32> + Memory<f32>> Pending<V> {
     #[inline(always)]
     fn finish(mut self, block: &Block, found: &mut Chunk) {
         self.add(block, BLOCK);
-        for half in 0..2 {
-            let total = self.before[half].add(self.mass[half]);
-            let target = &mut found.mass[self.block][half * LANES..];
-            // SAFETY: half a block of tokens is a vector.
+        for part in 0..Self::PARTS {
+            let total = self.before[part].add(self.mass[part]);
+            let target = &mut found.mass[self.block][part * V::LANES..];
+            // SAFETY: a part of the tokens is a vector.
             unsafe { Memory::<f32>::store(total, target.as_mut_ptr()) };
         }
     }
@@ -420,7 +430,7 @@ impl<V: Vector<Scalar = f32> + Memory<f32>> Pending<V> {
     /// Takes a block that has just been made: its maximum becomes the origin of its tokens' sums.
     #[inline(always)]
     fn new(
-        values: &Block,
+        values: &mut Block,
         (block, classes): (usize, usize),
         factors: &[f32; BLOCK],
         found: &mut Chunk,
@@ -430,8 +440,8 @@ impl<V: Vector<Scalar = f32> + Memory<f32>> Pending<V> {
             classes,
             ..Pending::nothing()
         };
-        for half in 0..2 {
-            let lanes = half * LANES..(half + 1) * LANES;
+        for part in 0..Self::PARTS {
+            let lanes = part * V::LANES..(part + 1) * V::LANES;
             let (max, mass) = (
                 &mut found.max[block][lanes.clone()],
                 &found.mass[block][lanes.clone()],
@@ -439,17 +449,17 @@ impl<V: Vector<Scalar = f32> + Memory<f32>> Pending<V> {
             let old: V = load(max);
             let mut most = old;
             for class in 0..classes {
-                most = load::<V>(&values.0[half * BLOCK + class]).larger(most);
+                most = load::<V>(tokens_of::<V>(values, class, part)).larger(most);
             }
-            // SAFETY: half a block of tokens is a vector.
+            // SAFETY: a part of the tokens is a vector.
             unsafe { Memory::<f32>::store(most, max.as_mut_ptr()) };
             // Nothing but −inf is measured from 0.
             let origin = most.or_zero(most.not_equal(V::splat(f32::NEG_INFINITY)));
             let factor: V = load(&factors[lanes]);
             let moved = Exp::in_sum(old.sub(origin).mul(factor)).value();
-            pending.origin[half] = origin;
-            pending.factor[half] = factor;
-            pending.before[half] = moved.mul(load(mass));
+            pending.origin[part] = origin;
+            pending.factor[part] = factor;
+            pending.before[part] = moved.mul(load(mass));
         }
         pending
     }
@@ -460,10 +470,20 @@ impl Kernel for Sweep<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self) {
-        assert_eq!(<I::F32 as Vector>::LANES, LANES, "tiles go with AVX-512");
+        if available() {
+            self.through::<I, TileSums>();
+        } else {
+            self.through::<I, PlainSums>();
+        }
+    }
+}
+
+impl Sweep<'_> {
+    #[inline(always)]
+    fn through<I: Isa, S: Sums>(self) {
         let (call, steps) = (self.call, self.call.steps);
-        // SAFETY: `forward` has looked.
-        let tiles = unsafe { Tiles::take() };
+        // SAFETY: `run` has looked.
+        let registers = unsafe { S::registers() };
         let mut packed = vec![Line::ZERO; steps * STEP];
         let [mut one, mut other] = [[[0.0; LANES]; 2 * BLOCK]; 2].map(Block);
         let (mut current, mut before) = (&mut one, &mut other);
@@ -477,7 +497,7 @@ impl Kernel for Sweep<'_> {
             let mut labels = call.labels_in(start / BLOCK, rows);
             for block in self.tokens.clone() {
                 let place = block - self.tokens.start;
-                let mut sums = Sums::new(&tiles);
+                let mut sums = S::new(&registers);
                 for step in 0..steps {
                     // SAFETY: both have as many lines for each step.
                     unsafe {
@@ -521,9 +541,9 @@ fn add_bias<V: Vector<Scalar = f32> + Memory<f32>>(
     for (row, class) in classes.clone().enumerate() {
         // SAFETY: one per class.
         let own = V::splat(unsafe { bias.pointer::<f32>(class as isize).read_unaligned() });
-        for half in 0..2 {
-            let line = &mut block.0[half * BLOCK + row];
-            // SAFETY: a line is a vector.
+        for part in 0..Pending::<V>::PARTS {
+            let line = tokens_of::<V>(block, row, part);
+            // SAFETY: a part of the tokens is a vector.
             unsafe { Memory::<f32>::store(load::<V>(line).add(own), line.as_mut_ptr()) };
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! Eight registers of 16 rows of 64 bytes, of which 0 to 3 are sums here. A step of [`Sums::add`] multiplies 32 rows by 32
 //! columns over 32 terms: sums of 16×16 f32, operands of 16 rows of 16 pairs of bf16, the right one with pairs down its
-//! columns. The instructions are written as assembly, since the language has no stable names for them.
+//! columns. The instructions are written as assembly, since the language has no stable names for them. [`PlainSums`] computes
+//! the same without tiles: far slower, so that what is built on them can be tested on every machine.
 
 use std::sync::OnceLock;
 
@@ -101,13 +102,42 @@ impl Drop for Tiles {
     }
 }
 
-/// Sums of 32×32 products in four tiles, [row half][column half].
-pub struct Sums<'a>(#[expect(dead_code, reason = "held")] &'a Tiles);
+/// Sums of 32×32 products.
+pub trait Sums: Sized {
+    /// What has to be there while there are sums.
+    type Registers;
 
-impl<'a> Sums<'a> {
+    /// # Safety
+    /// Tiles are [`available`], where the registers are such.
+    unsafe fn registers() -> Self::Registers;
+
     /// Zeros.
+    fn new(registers: &Self::Registers) -> Self;
+
+    /// Adds a step's products.
+    ///
+    /// # Safety
+    /// `left` and `right` have [`STEP`] lines.
+    unsafe fn add(&mut self, left: *const Line, right: *const Line);
+
+    /// Writes the sums: 32 rows of the left 16 columns, then 32 rows of the right ones.
+    fn write(self, target: &mut [[f32; 16]; 64]);
+}
+
+/// Sums in four tiles, [row half][column half].
+pub struct TileSums;
+
+impl Sums for TileSums {
+    type Registers = Tiles;
+
     #[inline(always)]
-    pub fn new(tiles: &'a Tiles) -> Sums<'a> {
+    unsafe fn registers() -> Tiles {
+        // SAFETY: the caller's promise.
+        unsafe { Tiles::take() }
+    }
+
+    #[inline(always)]
+    fn new(_: &Tiles) -> TileSums {
         // SAFETY: the tiles are configured.
         unsafe {
             asm!(
@@ -118,15 +148,11 @@ impl<'a> Sums<'a> {
                 options(nostack, nomem, preserves_flags)
             );
         }
-        Sums(tiles)
+        TileSums
     }
 
-    /// Adds a step's products.
-    ///
-    /// # Safety
-    /// `left` and `right` have [`STEP`] lines.
     #[inline(always)]
-    pub unsafe fn add(&mut self, left: *const Line, right: *const Line) {
+    unsafe fn add(&mut self, left: *const Line, right: *const Line) {
         // SAFETY: reads 2 KiB of each.
         unsafe {
             asm!(
@@ -146,9 +172,8 @@ impl<'a> Sums<'a> {
         }
     }
 
-    /// Writes the sums: 32 rows of the left 16 columns, then 32 rows of the right ones.
     #[inline(always)]
-    pub fn write(self, target: &mut [[f32; 16]; 64]) {
+    fn write(self, target: &mut [[f32; 16]; 64]) {
         // SAFETY: writes 4 KiB.
         unsafe {
             asm!(
@@ -161,5 +186,48 @@ impl<'a> Sums<'a> {
                 options(nostack, preserves_flags)
             );
         }
+    }
+}
+
+/// Sums in memory.
+pub struct PlainSums([[f32; 16]; 64]);
+
+impl Sums for PlainSums {
+    type Registers = ();
+
+    unsafe fn registers() {}
+
+    fn new((): &()) -> PlainSums {
+        PlainSums([[0.0; 16]; 64])
+    }
+
+    unsafe fn add(&mut self, left: *const Line, right: *const Line) {
+        let halves = |pair: u32| {
+            [
+                f32::from_bits(pair << 16),
+                f32::from_bits(pair & 0xffff_0000),
+            ]
+        };
+        // SAFETY: the caller's promise.
+        let (left, right) = unsafe {
+            (
+                std::slice::from_raw_parts(left, STEP),
+                std::slice::from_raw_parts(right, STEP),
+            )
+        };
+        for (place, sums) in self.0.iter_mut().enumerate() {
+            let (half, row) = (place / STEP, place % STEP);
+            for (pair, line) in right[half * 16..][..16].iter().enumerate() {
+                let [a, b] = halves(left[row].0[pair]);
+                for (sum, column) in sums.iter_mut().zip(line.0) {
+                    let [x, y] = halves(column);
+                    *sum += a * x + b * y;
+                }
+            }
+        }
+    }
+
+    fn write(self, target: &mut [[f32; 16]; 64]) {
+        *target = self.0;
     }
 }

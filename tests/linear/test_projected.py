@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -12,8 +16,13 @@ from prefuse._backends.arrays import capsule
 from tests.devices import integers, normal
 from tests.linear.oracle import statistics
 
-pytestmark = pytest.mark.skipif(not projected.AVAILABLE, reason="no matrix tiles for bfloat16")
 SIZES = [(1, 1, 1), (5, 7, 3), (33, 32, 31), (64, 64, 64), (70, 100, 5000), (40, 96, 4100), (3, 576, 2049)]
+
+
+@pytest.fixture(autouse=True)
+def everywhere(monkeypatch):
+    """Machines without matrix tiles compute the same without them, if they are told to."""
+    monkeypatch.setattr(projected, "AVAILABLE", True)
 
 
 def problem(rows, features, classes):
@@ -171,3 +180,16 @@ def test_the_extension_refuses_what_does_not_match():
     with pytest.raises(ValueError, match="labels: 100 at"):
         labels[2] = 100
         call(hidden, weight)
+
+
+LEVELS = ["portable", "avx2", "avx512"]
+
+
+@pytest.mark.parametrize("level", LEVELS[: LEVELS.index(_prefuse.simd_level())])
+def test_machines_without_tiles(level):
+    """The same tests at lower levels, where products are made without tiles."""
+    command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", __file__, "-k", "not without_tiles"]
+    done = subprocess.run(
+        command, env={**os.environ, "PREFUSE_SIMD": level}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

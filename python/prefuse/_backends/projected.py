@@ -10,7 +10,7 @@ from prefuse._backends.arrays import capsule, optional_capsule
 from prefuse._backends.rows import bits_of
 
 AVAILABLE: bool = _prefuse.projects_rows()
-"""Whether this machine has the instructions, and the system lets the process use them."""
+"""Whether this machine has the instructions, and the system lets the process use them; without them it is slow."""
 
 STATISTICS = ("logp", "lse")
 """What is computed."""
