@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -15,6 +18,34 @@ class Run(NamedTuple):
     """Of each call, which the log rounds to four digits."""
     logged: list[dict[str, float]]
     weights: dict[str, Tensor]
+
+
+@contextlib.contextmanager
+def noting(kind: Any, scored: Any, method: str, made: list[Any], losses: list[float]) -> Iterator[None]:
+    """Notes the instances of `kind` that are made, and the losses that a method of the class `scored` returns."""
+    init, compute = kind.__init__, getattr(scored, method)
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        made.append(self)
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = compute(self, *args, **kwargs)
+        losses.append(float(loss))
+        return loss
+
+    with mock.patch.object(kind, "__init__", __init__), mock.patch.object(scored, method, noted):
+        yield
+
+
+def run_of(trainer: Any, losses: list[float], changing: tuple[str, ...]) -> Run:
+    """What a trainer logged at its steps, without names that have a part in `changing`, and its weights."""
+    logged = [
+        {name: float(value) for name, value in entry.items() if not any(part in name for part in changing)}
+        for entry in trainer.state.log_history
+    ]
+    weights = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    return Run(losses, [entry for entry in logged if entry], weights)
 
 
 def differences(one: Run, other: Run) -> dict[str, float]:

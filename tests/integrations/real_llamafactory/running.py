@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from tests.integrations.folders import pair, save_rows
-from tests.integrations.runs import Run
+from tests.integrations.runs import Run, noting, run_of
 
 TIMES = ("runtime", "per_second", "total_flos")
 """Parts of the names of what is logged and differs from run to run."""
@@ -84,30 +82,7 @@ def train(model: Path, data: Path, output: Path, **others: Any) -> Run:
     losses: list[float] = []
     with contextlib.ExitStack() as stack:
         for kind in (CustomDPOTrainer, CustomKTOTrainer):
-            stack.enter_context(_noting(kind, trainers, losses))
+            stack.enter_context(noting(kind, kind, "compute_loss", trainers, losses))
         tuner.run_exp(arguments(model, data, output, **others))
     [trainer] = trainers
-    history = [
-        {name: value for name, value in entry.items() if not any(part in name for part in TIMES)}
-        for entry in trainer.state.log_history
-    ]
-    weights = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-    return Run(losses, history, weights)
-
-
-@contextlib.contextmanager
-def _noting(kind: Any, made: list[Any], losses: list[float]) -> Iterator[None]:
-    """Notes the trainers of a class that are made, and the losses that they compute."""
-    init, compute_loss = kind.__init__, kind.compute_loss
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        made.append(self)
-
-    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = compute_loss(self, *args, **kwargs)
-        losses.append(float(loss))
-        return loss
-
-    with mock.patch.object(kind, "__init__", __init__), mock.patch.object(kind, "compute_loss", noted):
-        yield
+    return run_of(trainer, losses, TIMES)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from tests.integrations.folders import pair, save_rows
-from tests.integrations.runs import Run
+from tests.integrations.runs import Run, noting, run_of
 
 TIMES = ("runtime", "per_second", "total_flos", "time", "speed", "memory", "elapsed", "step", "percentage")
 """Parts of the names of what is logged and differs from run to run, or is text."""
@@ -41,6 +38,8 @@ def train(model: Path, data: Path, output: Path, rlhf_type: str = "dpo", **argum
     """A few steps from the same seed."""
     from accelerate.state import AcceleratorState
     from swift.pipelines import rlhf_main
+    from swift.trainers import SwiftMixin
+    from transformers import Trainer
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # which keeps an earlier training's precision
@@ -73,44 +72,14 @@ def train(model: Path, data: Path, output: Path, rlhf_type: str = "dpo", **argum
         "check_model": False,  # by the network
         **arguments,
     }
-    with noting() as (trainers, losses):
+    trainers: list[Any] = []
+    losses: list[float] = []
+    with noting(SwiftMixin, Trainer, "training_step", trainers, losses):
         rlhf_main([text for name, value in given.items() for text in (f"--{name}", *_texts(value))])
     [trainer] = trainers
-    history = [
-        {name: float(value) for name, value in entry.items() if not any(part in name for part in TIMES)}
-        for entry in trainer.state.log_history
-        if "loss" in entry
-    ]
-    weights = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-    return Run(losses, history, weights)
+    return run_of(trainer, losses, TIMES)
 
 
 def _texts(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
     return [str(each).lower() if isinstance(each, bool) else str(each) for each in values]
-
-
-@contextlib.contextmanager
-def noting() -> Iterator[tuple[list[Any], list[float]]]:
-    """The trainers that are made, and the losses that they compute."""
-    from swift.trainers import SwiftMixin
-    from transformers import Trainer
-
-    made: list[Any] = []
-    losses: list[float] = []
-    init, step = SwiftMixin.__init__, Trainer.training_step
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        made.append(self)
-
-    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = step(self, *args, **kwargs)
-        losses.append(float(loss))
-        return loss
-
-    with (
-        mock.patch.object(SwiftMixin, "__init__", __init__),
-        mock.patch.object(Trainer, "training_step", training_step),
-    ):
-        yield made, losses
