@@ -36,7 +36,20 @@ constexpr int UNROLL = sizeof(LOGIT) == 8 ? (NEEDS_REFERENCE ? 1 : 2) : NEEDS_RE
 constexpr i64 STEP = i64(ROW_THREADS) * UNIT;       // elements between the units of one thread
 constexpr i64 TILE = UNROLL * STEP;
 // Blocks resident on a multiprocessor: as many as there are registers for without spilling.
-constexpr int RESIDENT_BLOCKS = sizeof(A) == 8 ? (NEEDS_REFERENCE ? 1 : 2) : NEEDS_REFERENCE || NEEDS_TOPK || SOFTCAP ? 2 : 3;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool BLACKWELL = true;
+#else
+constexpr bool BLACKWELL = false;
+#endif
+constexpr bool F32_BOTH = sizeof(LOGIT) == 4 && sizeof(REFERENCE) == 4 && !NEEDS_TOPK && !SOFTCAP;
+constexpr int REFERENCE_BLOCKS = BLACKWELL && F32_BOTH && ROWS_PER_BLOCK == 1 ? 3 : 2;
+constexpr bool F32_FEW_SUMS = sizeof(LOGIT) == 4 && !needs(ENTROPY) && !needs(LOG_SUM_SQ) && !needs(MEAN_LOGIT) && !needs(TOP1) &&
+                              !(BLACKWELL && ROWS_PER_BLOCK > 1);
+constexpr int RESIDENT_BLOCKS = sizeof(A) == 8          ? (NEEDS_REFERENCE ? 1 : 2)
+                                : NEEDS_REFERENCE       ? REFERENCE_BLOCKS
+                                : NEEDS_TOPK || SOFTCAP ? 2
+                                : F32_FEW_SUMS          ? 4
+                                                        : 3;
 
 typedef Row<LOGIT, UNIT> X;
 typedef Row<REFERENCE, UNIT> Ref;

@@ -67,10 +67,23 @@ __device__ inline void pull_back(const X& x, const Ref& ref, const X& out, i64 b
     }
 }
 
+// The label's gradient and where it belongs (null: another thread has it), while it waits for the end of the row. With f32 logits four
+// blocks fit where that is in shared memory, each thread's own place; from sm_100 on where it is in registers.
+struct LabelGradient {
+    LOGIT* at;
+    A value;
+};
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool LABEL_WAITS_IN_SHARED = false;
+#else
+constexpr bool LABEL_WAITS_IN_SHARED = sizeof(LOGIT) == 4 && needs(LOGP);
+#endif
+
 // Entropy and mean together leave too few registers for three blocks on some devices.
 constexpr int BACKWARD_BLOCKS = RESIDENT_BLOCKS > 2 && needs(ENTROPY) && needs(MEAN_LOGIT) ? 2 : RESIDENT_BLOCKS;
 
 extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) rows_backward(const RowsArgs a) {
+    __shared__ LabelGradient labels[LABEL_WAITS_IN_SHARED ? THREADS : 1];
     int group = threadIdx.x / ROW_THREADS, lane = threadIdx.x % ROW_THREADS;
     for (i64 item = i64(blockIdx.x) * ROWS_PER_BLOCK + group; item < a.rows * a.parts; item += i64(gridDim.x) * ROWS_PER_BLOCK) {
         i64 row = item / a.parts;
@@ -89,9 +102,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) rows_back
         bool has_label = needs(LOGP) && info.label < a.width && label_lane(info.label - begin) == lane;
         A label = 0;
         if (has_label) label = element_gradient(load(x.data + info.label), NEEDS_REFERENCE ? load(ref.data + info.label) : A(0), true, s);
+        if (LABEL_WAITS_IN_SHARED) labels[threadIdx.x] = {has_label ? gradient + info.label : 0, label};
         Folded f = folded(s);
         if (f.moderate) pull_back<true>(x, ref, out, begin, lane, f);
         else pull_back<false>(x, ref, out, begin, lane, s);
-        if (has_label) store(gradient + info.label, label);
+        if (LABEL_WAITS_IN_SHARED) {
+            LabelGradient own = labels[threadIdx.x];
+            if (own.at) store(own.at, own.value);
+        } else if (has_label) store(gradient + info.label, label);
     }
 }
