@@ -235,6 +235,16 @@ class Call:
         return table
 
 
+def smoothed(names: Sequence[str], smoothing: float) -> tuple[str, ...]:
+    """The statistics that are computed where `names` are asked for: with smoothing another log-probability."""
+    return tuple(SMOOTHED if name == "logp" and smoothing else name for name in names)
+
+
+def set_of(names: Sequence[str]) -> int:
+    """The set that they are in; a smoothed log-probability has the bit of the other, as they are never both there."""
+    return bits_of("logp" if name == SMOOTHED else name for name in names)
+
+
 def expansion(name: str, smoothing: float) -> dict[str, float]:
     """A statistic as a combination of the rows' own."""
     if name != SMOOTHED:

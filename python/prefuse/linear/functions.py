@@ -13,6 +13,7 @@ from prefuse._arguments.checks import (
     check_k,
 )
 from prefuse._arguments.layout import check_layout, shift_left
+from prefuse._backends.rows import bits_of, names_of
 from prefuse._parallel.sharded_weights import gathered_head
 from prefuse._parallel.vocabulary import shard_of
 from prefuse._statistics.request import check_statistics
@@ -20,7 +21,7 @@ from prefuse._statistics.responses import count_scored, sum_responses
 from prefuse._statistics.support import Support, check_support
 from prefuse.functional import TokenStats
 from prefuse.linear.automatic import settle
-from prefuse.linear.call import SMOOTHED
+from prefuse.linear.call import smoothed
 from prefuse.linear.operands import (
     Lora,
     Statistics,
@@ -142,8 +143,9 @@ def linear_token_stats(
     """
     names = check_statistics(stats, reference_hidden, "reference_hidden")
     smoothing = check_smoothing(label_smoothing)
-    asked = tuple(SMOOTHED if name == "logp" and smoothing else name for name in names)
     wanted = differentiable_statistics(names, differentiable)
+    made = names_of(bits_of(names))
+    asked = smoothed(made, smoothing)
     check_group(group, names)
     if check_support(support, names) is not None:
         check_alone({"lora": lora, "group": group, "sparse": sparse, "label_smoothing": smoothing, "plan": plan})
@@ -171,7 +173,7 @@ def linear_token_stats(
             return LinearTokenStats(found, None)
         statistics = Statistics(
             asked,
-            tuple(name for name, plain in zip(asked, names, strict=True) if plain in wanted),
+            smoothed([name for name in made if name in wanted], smoothing),
             check_k(k),
             smoothing,
             keeps_wide(gradient_dtype, operands.inputs[0]),
@@ -183,10 +185,8 @@ def linear_token_stats(
         stacked, chosen = run(operands, statistics, index, chosen)
         # The stack is saved for backward; what is handed out may be changed in place.
         values = [value.clone() if stacked.requires_grad else value for value in stacked.unbind(0)]
-        found = dict(zip(names, values, strict=True))
-    return LinearTokenStats(
-        {name: value if name in wanted else value.detach() for name, value in found.items()}, chosen
-    )
+        found = dict(zip(made, values, strict=True))
+    return LinearTokenStats({name: found[name] if name in wanted else found[name].detach() for name in names}, chosen)
 
 
 class HeadOptions(TypedDict, total=False):

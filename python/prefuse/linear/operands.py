@@ -26,6 +26,7 @@ from prefuse._parallel.data import check_process_group
 from prefuse._parallel.sharded_weights import is_zero3, whole
 from prefuse._parallel.vocabulary import UNSUPPORTED, Shard
 from prefuse.linear import operators
+from prefuse.linear.call import set_of
 from prefuse.linear.gemm import HALVES, sum_dtype
 from prefuse.linear.plans import Job, Plan
 from prefuse.linear.sparse import Sparse
@@ -79,7 +80,10 @@ class Operands(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What is asked for: which statistics, gradients through which of them, how, and of which classes."""
+    """What is asked for: which statistics, gradients through which of them, how, and of which classes.
+
+    Names are in the order of their bits, which is that of the results.
+    """
 
     names: tuple[str, ...]
     differentiated: tuple[str, ...]
@@ -105,8 +109,8 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
     sparse = statistics.sparse if plan.name == "lists" else None
     return operators.Request(
         *operands[:-2],
-        stats=",".join(statistics.names),
-        differentiated=",".join(statistics.differentiated),
+        stats=set_of(statistics.names),
+        differentiated=set_of(statistics.differentiated),
         k=statistics.k,
         smoothing=statistics.smoothing,
         plan=plan.name,

@@ -1,7 +1,7 @@
 """The fused head as `torch.library` operators: what autograd, `torch.compile` and the dispatcher see of it.
 
-`prefuse::linear_token_stats` returns, in a list, the statistics asked for [S, *lead], followed by the kernel
-statistics [K, N], and what its plan keeps for `prefuse::linear_token_stats_backward`.
+`prefuse::linear_token_stats` returns, in a list, the statistics asked for [S, *lead] in the order of their bits,
+followed by the kernel statistics [K, N], and what its plan keeps for `prefuse::linear_token_stats_backward`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from torch import Tensor
 from prefuse._arguments.layout import scored_tokens
 from prefuse._arguments.transforms import refuse_vmap
 from prefuse._backends.lists import Sampling
+from prefuse._backends.rows import names_of
 from prefuse._parallel.sharded_weights import gathered
 from prefuse._parallel.vocabulary import Shard
 from prefuse._statistics.schema import arguments_of
 from prefuse.linear import passes, sparse
-from prefuse.linear.call import Call, Projection, Transform, kernel_names
+from prefuse.linear.call import Call, Projection, Transform, kernel_names, smoothed
 from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.passes import Gradients, Wants, directions
 
@@ -32,7 +33,8 @@ ONCE_DIFFERENTIABLE = (
 class Request(NamedTuple):
     """The arguments of the operators, which take no objects: tensors, the transform, what is asked, the plan.
 
-    `stats` and `differentiated` are comma-separated; `wants` has an entry per input, per weight, and for the bias;
+    `stats` and `differentiated` are sets as `bits_of` makes them, a smoothed `logp` with the bit of `logp`; `wants` has
+    an entry per input, per weight, and for the bias;
     `exact` has float32 logits made of bfloat16 matrices by `passes.exact_forward`, for the plan "forward";
     `eps` (0: dense), `seed` (-1: drawn), `step` and `first_row` are those of `prefuse.linear.sparse.Sparse`; `live` has
     the flat positions of the scored rows, None where they are found when it runs.
@@ -49,8 +51,8 @@ class Request(NamedTuple):
     scale: float
     softcap: float
     ignore_index: int
-    stats: str
-    differentiated: str
+    stats: int
+    differentiated: int
     k: int
     smoothing: float
     plan: str
@@ -71,13 +73,13 @@ class Request(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The statistics asked for."""
-        return tuple(self.stats.split(","))
+        """The statistics asked for, in the order of their bits."""
+        return smoothed(names_of(self.stats), self.smoothing)
 
     @property
     def with_gradient(self) -> tuple[str, ...]:
         """Those of them that a gradient may come to."""
-        return tuple(self.differentiated.split(",")) if self.differentiated else ()
+        return smoothed(names_of(self.differentiated), self.smoothing)
 
     @property
     def shape(self) -> torch.Size:
