@@ -6,6 +6,8 @@ import json
 import math
 import re
 import shutil
+import sys
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("peft")
 
 from prefuse.demo.batches import IGNORED, padded
-from prefuse.demo.pretrained import answers, compare, cost, data, encoding, policy, questions, report, source
+from prefuse.demo.pretrained import answers, compare, cost, data, encoding, policy, questions, report, source, trl_step
 from tests.curate import inspected
 
 
@@ -290,14 +292,64 @@ def test_encoded_messages_are_those_of_the_template(loaded):
 def test_the_cost_of_a_step(loaded):
     model, tokenizer = loaded
     passes = policy.with_lora(model, tokenizer, 0, share_prompts=True, sparse=1e-4)
-    pairs = [encoding.Pair(row["prompt"], row["chosen"], row["rejected"]) for row in MESSAGES[:2]]
-    batch = padded(encoding.encode(pairs, tokenizer, 64), passes.pad)
-    found = cost.measure(passes, batch, rounds=2)
+    batch = batch_of(MESSAGES[:2], tokenizer)
+    found = cost.measure(passes, tokenizer, batch, rounds=2)
     steps = [part.by for part in found.parts if part.part == cost.STEP]
-    assert steps == [cost.PLAIN, cost.PREFUSE, cost.SPARSE, cost.SHARED]
+    assert steps == [cost.TRL, cost.PLAIN, cost.PREFUSE, cost.SPARSE, cost.SHARED]
+    assert found.trl == version("trl") and set(found.head_bytes) == {cost.TRL, cost.PLAIN, cost.PREFUSE}
     assert all(0 < part.seconds <= part.median for part in found.parts)
     assert found.rows == 4 and found.scored == int((batch.labels != IGNORED).sum())
     assert all(parameter.grad is None for parameter in passes.parameters)
+
+
+def batch_of(rows, tokenizer):
+    pairs = [encoding.Pair(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+    return padded(encoding.encode(pairs, tokenizer, 64), tokenizer.pad_token_id)
+
+
+def test_the_step_of_trl_is_the_same_step(loaded):
+    """Loss and gradients of TRL's trainer are those of the demo's, from the same weights and the same reference."""
+    pytest.importorskip("trl")
+    model, tokenizer = loaded
+    passes = policy.with_lora(model, tokenizer, 0)
+    torch.manual_seed(0)
+    for parameter in passes.parameters:
+        torch.nn.init.normal_(parameter, std=0.2)
+    batch = batch_of(MESSAGES[:4], tokenizer)
+
+    def gradients(loss):
+        loss.backward()
+        found = [parameter.grad for parameter in passes.parameters]
+        for parameter in passes.parameters:
+            parameter.grad = None
+        return found
+
+    def ours():
+        return passes.score(objectives.get("dpo"), batch).score.loss
+
+    before = ours()
+    expected = gradients(before)
+    step = trl_step.step_of(passes, tokenizer, batch, 0.1)
+    loss = step.whole()
+    assert loss.item() == pytest.approx(before.item(), abs=1e-6) != pytest.approx(math.log(2), abs=1e-3)
+    for found, wanted in zip(gradients(loss), expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+    hidden = passes.hidden(batch, passes.inputs(batch)).detach().requires_grad_()
+    given = step.head(hidden)  # the reference's states, too
+    assert given.item() == pytest.approx(math.log(2), abs=1e-6)
+    assert torch.autograd.grad(given, [hidden])[0].abs().max() > 0
+    assert step.whole().item() == loss.item()
+    assert ours().item() == before.item()
+
+
+def test_without_trl(loaded, monkeypatch):
+    model, tokenizer = loaded
+    passes = policy.with_lora(model, tokenizer, 0)
+    monkeypatch.setitem(sys.modules, "trl", None)
+    found = cost.measure(passes, tokenizer, batch_of(MESSAGES[:2], tokenizer), rounds=2)
+    assert found.trl == "not measured: ImportError: TRL is not installed; pip install 'trl>=0.24'"
+    assert [part.by for part in found.parts if part.part == cost.STEP] == [cost.PLAIN, cost.PREFUSE]
+    assert cost.TRL not in found.head_bytes
 
 
 def test_objectives_compared_from_the_same_start(loaded):
@@ -307,16 +359,23 @@ def test_objectives_compared_from_the_same_start(loaded):
     pairs = [encoding.Pair(row["prompt"], row["chosen"], row["rejected"]) for row in MESSAGES]
     encoded = encoding.encode(pairs, tokenizer, 64)
     batches = [padded(encoded[start : start + 4], passes.pad) for start in (0, 4)]
-    given = passes, tokenizer, batches, padded(encoded[8:], passes.pad), [row["prompt"] for row in MESSAGES[8:]]
+    prompts = [row["prompt"] for row in MESSAGES[8:]]
+    kept = compare.HeldOut(padded(encoded[8:], passes.pad), prompts, lambda place, answer: place < 3, 1, 2)
+    given = passes, tokenizer, batches, kept
     start = [parameter.detach().clone() for parameter in passes.parameters]
     several = {"sft": objectives.sft(), "dpo": objectives.dpo(beta=0.5)}
-    both = compare.compare(several, *given, rate=1e-2, every=1)
-    alone = compare.compare({"dpo": several["dpo"]}, *given, rate=1e-2, every=1)
-    assert all(map(torch.equal, passes.parameters, start))
+    reported = []
+    both = compare.compare(several, *given, rate=1e-2, warm_up=1, report=lambda *found: reported.append(found))
+    alone = compare.compare({"dpo": several["dpo"]}, *given, rate=1e-2, warm_up=1)
+    assert all(map(torch.equal, passes.parameters, start)) and reported == list(both.items())
     assert both["dpo"] == alone["dpo"]
     for course in both.values():
         assert course.steps == [0, 1, 2] and abs(course.kl[0]) < 1e-6 < course.kl[-1]
-        assert len(course.answer_tokens) == 4 == len(course.texts)
+        assert course.answered == [0, 2] and abs(course.answer_kl[0]) < 1e-5 < course.answer_kl[-1]
+        assert course.follow == [0.75, 0.75] and len(course.texts) == 4
+    before = answers.draw(passes.model, tokenizer, prompts, 0)
+    assert both["sft"].answer_tokens[0] == sum(len(answer.ids) for answer in before) / 4
+    assert both["sft"].ended[0] == sum(answer.complete for answer in before) / 4
     assert both["sft"].chosen[-1] > both["sft"].chosen[0] == pytest.approx(both["dpo"].chosen[0], abs=1e-4)
     assert both["dpo"].chosen[-1] - both["dpo"].rejected[-1] > both["dpo"].chosen[0] - both["dpo"].rejected[0]
 

@@ -137,10 +137,11 @@ class Outcome:
 
 
 class Trained(NamedTuple):
-    """The outcome, and what was trained with the batches it was trained on."""
+    """The outcome, and what was trained with some of what it was trained on."""
 
     outcome: Outcome
     passes: Passes
+    tokenizer: Any
     batch: Batch
 
 
@@ -188,7 +189,7 @@ def run(objective: Objective, settings: Settings, display: Display) -> Trained:
         shown=_shown(data, after),
         seconds=seconds,
     )
-    return Trained(outcome, passes, last)
+    return Trained(outcome, passes, tokenizer, last)
 
 
 def _asked(model: Any, tokenizer: Any, settings: Settings, display: Display) -> Data:
