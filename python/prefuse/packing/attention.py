@@ -381,13 +381,18 @@ class _Block:
 
     def of_queries(self, values: Tensor) -> Tensor:
         """What belongs to the queries, [1, heads, N, …], as a view [rows, heads, n, …]."""
-        return values[0, :, self.queries].unflatten(1, (self.rows, -1)).transpose(0, 1)
+        return _parts(values[0, :, self.queries], 1, self.rows).transpose(0, 1)
 
     def of_keys(self, values: Tensor) -> Tensor:
         """What belongs to the keys, likewise: where they are not the queries' own, every row's are the same memory."""
         if self.own:
             return self.of_queries(values)
         return values[:, :, self.keys].expand(self.rows, -1, -1, -1)
+
+
+def _parts(values: Tensor, dim: int, count: int) -> Tensor:
+    """A dimension in `count` equal parts."""
+    return values.view(*values.shape[:dim], count, -1, *values.shape[dim + 1 :])
 
 
 @functools.lru_cache(maxsize=4)  # of a batch's layers, forward and backward
@@ -441,9 +446,8 @@ def _within(tree: PrefixTree, segment: int, window: int, dtype: torch.dtype) -> 
         distance = torch.arange(depth, depth + queries)[:, None] - torch.arange(first, last)
         begin = tree.starts[segment] + first - tree.depths[segment]
         mask = None if bool((distance < window).all()) else _bias(distance < window, dtype)
-        yield _Block(
-            slice(tree.starts[each], tree.starts[each] + queries), slice(begin, tree.starts[segment + 1]), 1, False, mask
-        )
+        seen = slice(begin, tree.starts[segment + 1])
+        yield _Block(slice(tree.starts[each], tree.starts[each] + queries), seen, 1, False, mask)
 
 
 def _bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -485,8 +489,13 @@ class _Blocks(torch.autograd.Function):
         tree, scale, window = ctx.given
         sums = [torch.empty_like(each, dtype=lse.dtype) for each in (query, key, value)]
         for block in _blocks(tree, window, query.dtype):
-            by_query = [block.of_queries(each) for each in (grad, query, out, lse)]
-            made = _block_gradients(*by_query, block.of_keys(key), block.of_keys(value), block, scale)
+            made = _block_gradients(
+                *(block.of_queries(each) for each in (grad, query)),
+                *(block.of_keys(each) for each in (key, value)),
+                *(block.of_queries(each) for each in (out, lse)),
+                block=block,
+                scale=scale,
+            )
             for total, part in zip(sums, made, strict=True):
                 if block.own:  # these come first
                     block.of_queries(total).copy_(part)
@@ -497,23 +506,25 @@ class _Blocks(torch.autograd.Function):
         return *(total.to(query.dtype) for total in sums), None, None, None
 
 
-def _block_gradients(
-    grad: Tensor, query: Tensor, out: Tensor, lse: Tensor, key: Tensor, value: Tensor, block: _Block, scale: float | None
-) -> tuple[Tensor, ...]:
+def _block_gradients(*given: Tensor, block: _Block, scale: float | None) -> tuple[Tensor, ...]:
     """Of a block's queries, keys and values: [rows, heads or key heads, n, head size].
 
     PyTorch's kernel divides rows and key heads among the threads. Where these do not come out even, as in the single
     row of a prompt, the query heads of a key head become rows of their own, whose gradients of the keys are added up.
+
+    Args:
+        given: d(loss)/d(out), query, key, value, out and its log-sum-exps.
+        block: what they belong to.
+        scale: of the scores.
     """
-    rows, heads, shared = block.rows, key.shape[1], query.shape[1] // key.shape[1]
+    rows, heads = given[2].shape[:2]
+    shared = given[1].shape[1] // heads
+    kernel = functools.partial(_backward, dropout_p=0.0, is_causal=block.causal, attn_mask=block.mask, scale=scale)
     if shared == 1 or rows * heads % torch.get_num_threads() == 0:
-        given = grad, query, key, value, out, lse
-        return tuple(_backward(*given, 0.0, block.causal, attn_mask=block.mask, scale=scale))
-    grad, query, out, lse = (
-        each.unflatten(1, (heads, shared)).transpose(1, 2).flatten(0, 1) for each in (grad, query, out, lse)
-    )
+        return tuple(kernel(*given))
+    grad, query, key, value, out, lse = given
+    grad, query, out, lse = (_parts(each, 1, heads).transpose(1, 2).flatten(0, 1) for each in (grad, query, out, lse))
     key, value = (each[:, None].expand(-1, shared, -1, -1, -1).flatten(0, 1) for each in (key, value))
-    given = grad, query, key, value, out, lse
-    made, *parts = _backward(*given, 0.0, block.causal, attn_mask=block.mask, scale=scale)
-    own = made.unflatten(0, (rows, shared)).transpose(1, 2).flatten(1, 2)
-    return own, *(each.unflatten(0, (rows, shared)).sum(1, dtype=lse.dtype) for each in parts)
+    made, *of_keys = kernel(grad, query, key, value, out, lse)
+    summed = (_parts(each, 0, rows).sum(1, dtype=lse.dtype) for each in of_keys)
+    return _parts(made, 0, rows).transpose(1, 2).flatten(1, 2), *summed
