@@ -109,14 +109,14 @@ def test_a_wrong_rank_is_seen():
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("    if (CLUSTER > 1) cluster_wait();", "    if (CLUSTER > 1) __syncwarp();"),
+        ("    if (CLUSTER > 1) cluster_barrier();\n    else", "    if (CLUSTER > 1) __syncthreads();\n    else"),
         (
             "    if (lane == 0) warps[buffer][warp] = p;\n    __syncthreads();",
             "    if (lane == 0) warps[buffer][warp] = p;",
         ),
-        ("        const Kept kept = groups[group];", "        const Kept& kept = groups[group];"),
+        ("        place = kept.place ^ 1;\n", ""),
     ],
-    ids=["no wait for the cluster", "no barrier between warps", "kept is read behind the barrier"],
+    ids=["no barrier of the cluster", "no barrier between warps", "rows use the same places"],
 )
 def test_races_are_seen(right, wrong):
     with pytest.raises(MachineError, match="race in shared memory"):

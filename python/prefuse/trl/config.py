@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from trl import DPOConfig
 
 from prefuse.language import Objective
-from prefuse.linear.plans import WORKSPACE_BYTES
 from prefuse.linear.sparse import AUTO, as_sparse
 from prefuse.losses.preference import _objective
 from prefuse.models.causal_lm import check_fallback
@@ -103,8 +102,8 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
         default="step",
         metadata={"help": 'What means over tokens are taken over: "step", all accumulated batches, or "micro_batch".'},
     )
-    workspace_bytes: int = field(
-        default=WORKSPACE_BYTES, metadata={"help": "Memory for the logits that are there at a time, in bytes."}
+    workspace_bytes: int | None = field(
+        default=None, metadata={"help": "Memory for the logits that are there at a time, in bytes; None: see prefuse."}
     )
     head_sparse: float | str | None = field(
         default=None,
