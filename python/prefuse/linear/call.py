@@ -141,8 +141,13 @@ class Call:
         step = 16 // self.dtype.itemsize if self.labels.device.type == "cuda" else 1
         return storage.empty((rows, -(-classes // step) * step), self.dtype, self.labels.device)[:, :classes]
 
-    def tile(self, part: Tensor | slice, buffer: Tensor, block: tuple[int, int] | None = None) -> Rows:
-        """Makes the logits of some rows (and of a block of classes, by its bounds) in `buffer`."""
+    def tile(
+        self, part: Tensor | slice, buffer: Tensor, block: tuple[int, int] | None = None, kept: Tensor | None = None
+    ) -> Rows:
+        """Makes the logits of some rows (and of a block of classes, by its bounds) in `buffer`.
+
+        `kept`: those of all scored rows, which a tile of all rows takes its block from.
+        """
         start, stop = block or (0, self.head.classes)
         labels = self.labels[part]
         count = labels.shape[0]
@@ -151,6 +156,10 @@ class Call:
         reference = None
         if self.reference is not None:
             reference = buffer[count : 2 * count, : stop - start]
+        if kept is not None:
+            made = buffer[: count * (1 if reference is None else 2), : stop - start]
+            made.copy_(kept[: made.shape[0], start:stop])
+        elif self.reference is not None:
             self._project_both(part, head, self.reference.block(start, stop), buffer[: 2 * count, : stop - start])
         else:
             project(head.rows(part), head.weights, head.bias, logits)

@@ -23,6 +23,7 @@ from prefuse.linear import passes, sparse
 from prefuse.linear.call import Call, Projection, Transform, kernel_names, smoothed
 from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.passes import Gradients, Wants, directions
+from prefuse.linear.plans import NARROWEST_BLOCK
 
 ONCE_DIFFERENTIABLE = (
     "the fused head is differentiable once: its gradient has no derivative of its own; take second derivatives of the "
@@ -144,8 +145,7 @@ def linear_token_stats(*arguments: Any) -> list[Tensor]:
         table, kept = passes.single_pass(call, request.tile_rows, named, request.wanted().inputs, request.wide)
     elif request.plan == "keep":
         room = call.tokens if request.live is None else request.live.shape[0]
-        table, one = passes.keep(call, request.with_gradient[0], room)
-        kept = [one]
+        table, kept = passes.keep(call, request.with_gradient[0], room)
     elif request.plan == "lists":
         sampling = Sampling(request.eps, sparse.draw_seed() if request.seed < 0 else request.seed, request.step)
         table, lists = sparse.forward(call, request.tile_rows, sampling, request.first_row)
@@ -175,7 +175,11 @@ def _(*arguments: Any) -> list[Tensor]:
         ]
     elif request.plan == "keep":
         room = tokens if request.live is None else request.live.shape[0]
-        kept = [make((room, request.weights[0].shape[0]), dtype=logits_dtype)]
+        shared = bool(request.group)
+        shape = passes.kept_shape(request.weights[0].shape[0], room, shared and bool(request.reference))
+        kept = [make(shape, dtype=logits_dtype)]
+        if not shared and passes.keeps_labels_apart(logits_dtype):
+            kept.append(make((room,), dtype=dtype))
     elif request.plan == "lists":
         rows, entries = (0, 0) if request.labels.is_meta else _unknown_sizes(request.live)
         kept = [
@@ -229,9 +233,12 @@ def _pull_back(
     wants = request.wanted()
     if request.plan == "single-pass":
         return passes.backward_from_inputs(call, kept, directions(request.with_gradient), table, grads, wants)
+    if request.plan == "keep" and request.group:
+        tile = call.count, min(call.head.classes, NARROWEST_BLOCK)
+        return passes.recompute(call, tile, table, grads, wants, kept[0])
     if request.plan == "keep":
         (factors,) = grads.values()
-        return passes.backward_from_logits(call, kept[0], factors, wants)
+        return passes.backward_from_logits(call, kept, factors, wants)
     if request.plan == "lists":
         return sparse.backward(call, sparse.Kept(*kept), grads, wants)
     return passes.recompute(call, (request.backward_rows, request.backward_classes), table, grads, wants)
