@@ -46,6 +46,18 @@ __device__ inline unsigned max_bf16x2(unsigned a, unsigned b) {
     return word;
 }
 
+// NaN where one of them is.
+__device__ inline float max_or_nan(float a, float b) {
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
+__device__ inline float min_or_nan(float a, float b) {
+    float y;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
+
 // x, of which the compiler does not know where it comes from.
 __device__ inline long long opaque(long long x) {
     asm("" : "+l"(x));

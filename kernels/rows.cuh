@@ -41,6 +41,13 @@ constexpr int RESIDENT_BLOCKS = sizeof(A) == 8 ? (NEEDS_REFERENCE ? 1 : 2) : NEE
 typedef Row<LOGIT, UNIT> X;
 typedef Row<REFERENCE, UNIT> Ref;
 
+// Whether exponential i of a unit is computed on the FMA pipes. WORTH: the kernel does little beside exponentials, so that these bound it.
+constexpr bool FEW_LOGITS_PER_UNIT = UNIT < ONE_ON_FMA_IN || sizeof(LOGIT) != 2 || SOFTCAP;
+template <bool WORTH> __device__ inline A exp2_of_unit(int i, A x) {
+    const bool on_fma = WORTH && ONE_ON_FMA_IN && !FEW_LOGITS_PER_UNIT && (i + 1) % (ONE_ON_FMA_IN ? ONE_ON_FMA_IN : 1) == 0;
+    return on_fma ? A(exp2_on_fma(float(x))) : exp2_of(x);
+}
+
 // Shapes and strides in elements; every array has its own strides over the same `rank` leading dimensions.
 struct RowsArgs {
     const LOGIT* logits;

@@ -100,6 +100,8 @@ static float exp2_fast(float x) {
     float y = exp2f(x);
     return y < 1.17549435e-38f ? 0.0f : y;
 }
+static float max_or_nan(float a, float b) { return a != a || b != b ? NAN : fmaxf(a, b); }
+static float min_or_nan(float a, float b) { return a != a || b != b ? NAN : fminf(a, b); }
 static float f16_to_f32(unsigned short bits) { return float(bits_as<_Float16>(bits)); }
 static unsigned short f32_to_f16(float x) { return bits_as<unsigned short>(_Float16(x)); }
 static unsigned short f32_to_bf16(float x) {
