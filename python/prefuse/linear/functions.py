@@ -132,8 +132,8 @@ def linear_token_stats(
             float32, which take 3 to 7 times as long as those of bfloat16 where the processor has instructions for these
             (measured with AMX). None: that of `hidden`.
         support: statistics of the probabilities renormalised over the classes that a sampler could have drawn, see
-            `prefuse.Support`. The backward pass makes the logits again; `lora`, `group`, `sparse`, `label_smoothing`, a
-            reference, ZeRO-3 parameters and plans but "recompute" are refused beside it, and ``result.plan`` is None.
+            `prefuse.Support`. The backward pass makes the logits again; `group`, `sparse`, `label_smoothing`, a
+            reference and plans but "recompute" are refused beside it, and ``result.plan`` is None.
 
     Returns:
         A `LinearTokenStats`: one [*lead] tensor per statistic, float32 (float64 for float64 hidden states).
@@ -149,7 +149,7 @@ def linear_token_stats(
     asked = smoothed(made, smoothing)
     check_group(group, names)
     if check_support(support, names) is not None:
-        check_alone({"lora": lora, "group": group, "sparse": sparse, "label_smoothing": smoothing, "plan": plan})
+        check_alone({"group": group, "sparse": sparse, "label_smoothing": smoothing, "plan": plan})
     with gathered_head(weight, bias, lora, reference_weight, reference_bias):
         operands = check_operands(
             hidden,
