@@ -26,6 +26,8 @@ from prefuse._parallel.data import check_process_group
 from prefuse._parallel.sharded_weights import is_zero3, whole
 from prefuse._parallel.vocabulary import UNSUPPORTED, Shard
 from prefuse.linear import operators
+from prefuse.linear.call import set_of
+from prefuse.linear.costs import Device, device_of
 from prefuse.linear.gemm import HALVES, sum_dtype
 from prefuse.linear.plans import Job, Plan
 from prefuse.linear.sparse import Sparse
@@ -75,11 +77,15 @@ class Operands(NamedTuple):
             reference=bool(self.reference),
             kept_itemsize=(sum_dtype(dtype) if statistics.wide else dtype).itemsize,
             eps=0.0 if statistics.sparse is None else float(statistics.sparse.eps),
+            device=_figures(self.labels.device),
         )
 
 
 class Statistics(NamedTuple):
-    """What is asked for: which statistics, gradients through which of them, how, and of which classes."""
+    """What is asked for: which statistics, gradients through which of them, how, and of which classes.
+
+    Names are in the order of their bits, which is that of the results.
+    """
 
     names: tuple[str, ...]
     differentiated: tuple[str, ...]
@@ -105,8 +111,8 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
     sparse = statistics.sparse if plan.name == "lists" else None
     return operators.Request(
         *operands[:-2],
-        stats=",".join(statistics.names),
-        differentiated=",".join(statistics.differentiated),
+        stats=set_of(statistics.names),
+        differentiated=set_of(statistics.differentiated),
         k=statistics.k,
         smoothing=statistics.smoothing,
         plan=plan.name,
@@ -208,6 +214,14 @@ def _widened(value: Any, wide: bool) -> Any:
     return value.float() if wide and isinstance(value, Tensor) and value.dtype in HALVES else value
 
 
+def _figures(device: torch.device) -> Device | None:
+    """What tiles are measured by on a GPU; None on the CPU, and while PyTorch compiles."""
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return None
+    found = torch.cuda.get_device_properties(device)
+    return device_of(found.name, found.multi_processor_count)
+
+
 def check_smoothing(label_smoothing: float) -> float:
     """`label_smoothing` as a float in [0, 1)."""
     if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, int | float):
@@ -217,8 +231,10 @@ def check_smoothing(label_smoothing: float) -> float:
     return float(label_smoothing)
 
 
-def check_workspace(workspace_bytes: int) -> int:
-    """`workspace_bytes` as an int above 0."""
+def check_workspace(workspace_bytes: int | None) -> int | None:
+    """`workspace_bytes` as an int above 0; None where it is for the planner to say."""
+    if workspace_bytes is None:
+        return None
     workspace_bytes = check_integer("workspace_bytes", workspace_bytes)
     if workspace_bytes < 1:
         raise ValueError(f"workspace_bytes: expected at least 1, got {workspace_bytes}")
