@@ -150,6 +150,20 @@ def test_gradient_checkpointing(reentrant):
     assert same(model, logps(*batch())) == []
 
 
+def test_a_shared_prompt_has_one_mask_of_dropout():
+    """So two rows of one prompt, of which only responses differ, agree in what they make of it."""
+    model = causal_lm("phi", resid_pdrop=0.5).train()
+    inputs, _ = batch()
+    tokens = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)  # prompts, too
+    made = []
+    for share in (False, True):
+        with prefuse.head(model, share_prompts=share) as head, torch.no_grad():
+            torch.manual_seed(0)
+            made.append(head.token_logps(tokens, inputs=inputs)[:, : PROMPT - 1])
+    assert float((made[0][0] - made[0][2]).abs().max()) > 0.1
+    assert torch.equal(made[1][0], made[1][2]) and torch.equal(made[1][1], made[1][3])
+
+
 def error_from_float32(model: nn.Module, share: bool, run: Callable[[nn.Module, bool], Tensor]) -> tuple[float, float]:
     """Of values and gradients, root mean squares beside those of the model in float64."""
     exact = copy.deepcopy(model).double()

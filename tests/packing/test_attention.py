@@ -17,6 +17,8 @@ pytest.importorskip("transformers")
 
 HEADS, KEY_HEADS, SIZE = 6, 2, 16
 WINDOWS = (None, 1, 2, 4, 12, 40)
+GROUPS = PrefixTree((7, 5, 5, 5, 9, 6, 3, 3, 2, 2, 2), (-1, 0, 0, 0, -1, 4, 5, 5, 4, -1, -1))
+"""Responses of one length, at once and one by one; a response that branches again; rows that share nothing."""
 
 
 class Layer(nn.Module):
@@ -95,13 +97,18 @@ def sdpa() -> Callable[..., Any]:
 
 
 def compare(
-    original: Callable[..., Any], dtype: torch.dtype, window: int | None, tolerance: float, **given: Any
+    original: Callable[..., Any],
+    dtype: torch.dtype,
+    window: int | None,
+    tolerance: float,
+    tree: PrefixTree = PAIR,
+    **given: Any,
 ) -> None:
-    query, key, value = inputs(PAIR, dtype)
-    mask = TreeMask.of(PAIR)
+    query, key, value = inputs(tree, dtype)
+    mask = TreeMask.of(tree)
     found = packed.attend(original, Layer(), query, key, value, mask, sliding_window=window, **given)
     assert mask.windows == [window]
-    wanted = reference(query, key, value, allowed(PAIR, window), given.get("softcap"))
+    wanted = reference(query, key, value, allowed(tree, window), given.get("softcap"))
     grad = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     right = torch.autograd.grad(wanted, (query, key, value), grad)
     made = torch.autograd.grad(found, (query, key, value), grad.to(dtype))
@@ -113,8 +120,24 @@ def compare(
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 4e-2)]
 )
-def test_blocks_put_together_by_their_sums(window, dtype, tolerance):
-    compare(sdpa(), dtype, window, tolerance)
+@pytest.mark.parametrize("tree", [PAIR, GROUPS], ids=["pair", "groups"])
+def test_blocks_put_together_by_their_sums(window, dtype, tolerance, tree):
+    compare(sdpa(), dtype, window, tolerance, tree)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_however_many_threads_share_the_work(threads, monkeypatch):
+    """Query heads become rows of their own where key heads do not come out even."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for tree in (PAIR, GROUPS):
+        compare(sdpa(), torch.float64, None, 1e-13, tree)
+
+
+def test_responses_of_one_length_are_one_call():
+    tree = PrefixTree((5, 3, 3, 3, 4, 2, 2), (-1, 0, 0, 0, -1, 4, 4))
+    found = [(b.queries.start, b.queries.stop, b.keys.start, b.rows) for b in packed._blocks(tree, None, torch.float32)]
+    own = [(0, 5, 0, 1), (5, 14, 5, 3), (14, 18, 14, 1), (18, 22, 18, 2)]
+    assert found == [*own, (5, 14, 0, 3), (18, 22, 14, 2)]
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -184,12 +207,14 @@ def test_no_more_is_computed_than_is_seen(monkeypatch):
     def counted(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
         nonlocal met
         rows, keys = query.shape[2], key.shape[2]
-        met += rows * (rows + 1) // 2 if args[-1] else rows * keys
+        met += len(query) * (rows * (rows + 1) // 2 if args[-1] else rows * keys)
         return forward(query, key, *args, **kwargs)
 
     monkeypatch.setattr(packed, "_forward", counted)
-    packed.attend(sdpa(), Layer(), *inputs(PAIR, torch.float32), TreeMask.of(PAIR))
-    assert met == int(allowed(PAIR, None).sum())
+    for tree in (PAIR, GROUPS):
+        met = 0
+        packed.attend(sdpa(), Layer(), *inputs(tree, torch.float32), TreeMask.of(tree))
+        assert met == int(allowed(tree, None).sum())
 
 
 @pytest.mark.parametrize(

@@ -172,3 +172,29 @@ def test_batches_within_a_budget():
         plan_batches(prompts[1:], RESPONSES, tokens=35)
     for rows in plan_batches(prompts, RESPONSES, tokens=36):
         assert pack([prompts[row] for row in rows], [RESPONSES[row] for row in rows]).tree.tokens <= 36
+
+
+def test_a_budget_counts_what_is_packed():
+    """Short prompts stand once per response, and so does what is left of a prompt that begins as another does."""
+    generator = torch.Generator().manual_seed(2)
+
+    def made(length: int) -> list[int]:
+        return torch.randint(1000, (length,), generator=generator).tolist()
+
+    start = made(20)
+    of_prompts = {"short": [made(10) for _ in range(3)], "alike": [start + made(10) for _ in range(3)]}
+    for heads in of_prompts.values():
+        prompts, responses = [prompt for prompt in heads for _ in range(4)], [made(3) for _ in range(12)]
+
+        def packed(rows, prompts=prompts, responses=responses, **given):
+            return pack([prompts[row] for row in rows], [responses[row] for row in rows], **given).tree.tokens
+
+        alone = max(packed(range(first, first + 4)) for first in (0, 4, 8))
+        for tokens in range(alone, packed(range(12)) + 1, 5):
+            plan = plan_batches(prompts, responses, tokens=tokens)
+            assert sorted(itertools.chain(*plan)) == list(range(12))
+            assert max(map(packed, plan)) <= tokens
+        assert plan_batches(prompts, responses, tokens=packed(range(12))) == [list(range(12))]
+    with pytest.raises(ValueError, match="tokens: expected at least 52, the length of the prompt of row 0"):
+        plan_batches([made(10)] * 4, [made(3) for _ in range(4)], tokens=30)
+    assert plan_batches([[1] * 10] * 2, [[2, 3], [4]], tokens=13, minimum=1) == [[0, 1]]

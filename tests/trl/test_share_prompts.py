@@ -43,6 +43,11 @@ def lists() -> Dataset:
     )
 
 
+def answered() -> Dataset:
+    """Each prompt twice in a row, with a completion each."""
+    return judged().remove_columns("label")
+
+
 def prompts() -> Dataset:
     return pairs().select_columns(["prompt"])
 
@@ -70,19 +75,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "simpo, sliding windows": ("CPO", {"loss_type": "simpo", "cpo_alpha": 0.0, "model": "gemma2"}),
     "orpo": ("ORPO", {}),
+    "tpo": ("TPO", {}),
+    "sft": (
+        "SFT",
+        {"train_dataset": answered, "per_device_train_batch_size": 4, "train_sampling_strategy": "sequential"},
+    ),
+    "online dpo": (
+        "OnlineDPO",
+        {"train_dataset": prompts, "reward_funcs": running.reward, "max_new_tokens": 5},
+    ),
     "grpo": ("GRPO", GENERATED),
+    "grpo, pass of the policy before": ("GRPO", {**GENERATED, "num_iterations": 2}),
     "rloo": ("RLOO", GENERATED),
 }
 
 
 @contextlib.contextmanager
 def spared(trainer: Any, least: float) -> Iterator[None]:
-    """The policy has computed fewer tokens than it was given."""
-    causal_lm = find_causal_lm(trainer.model)
-    before = copy.copy(counts(causal_lm))
+    """The policy and its reference have computed fewer tokens than they were given."""
+    precomputed = getattr(trainer.args, "precompute_ref_log_probs", False)  # before the training
+    models = [trainer.model, None if precomputed else getattr(trainer, "ref_model", None)]
+    found = [find_causal_lm(model) for model in models if model is not None]
+    before = [copy.copy(counts(causal_lm)) for causal_lm in found]
     yield
-    made: Counts = counts(causal_lm).since(before)
-    assert made.spared > least, made
+    for causal_lm, earlier in zip(found, before, strict=True):
+        made: Counts = counts(causal_lm).since(earlier)
+        assert made.spared > least, made
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -97,9 +115,10 @@ def test_trls_trainers(case, tmp_path):
 
     expected = train(made, "plain")
     how = ("before", "after")[list(CASES).index(case) % 2]
-    found = train(made, how, lambda trainer: spared(trainer, 0.2), share_prompts=True)
+    least = 0.5 if kind in ("GRPO", "RLOO") else 0.2  # of groups, in all of their passes
+    found = train(made, how, lambda trainer: spared(trainer, least), share_prompts=True)
     # Mean logits are taken of padding, too, whose hidden states are others.
-    for run in (expected, found) if kind in ("CPO", "ORPO") else ():
+    for run in (expected, found) if kind in ("CPO", "ORPO", "TPO") else ():
         for entry in run.logs:
             for name in [name for name in entry if name.startswith("logits/")]:
                 del entry[name]

@@ -120,7 +120,7 @@ def _show(title: str, cases: list[dict[str, Any]]) -> None:
         )
         for case in cases
     ]
-    headings = ("hand", "ms", "time / GEMMs", "TRL / time", "MiB beside the gradients", "allowed")
+    headings = ("hand", "ms", "time / GEMMs", "TRL / time", "MiB without the gradients", "allowed")
     tables.show(title, headings, rows)
 
 

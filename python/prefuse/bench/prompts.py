@@ -48,6 +48,21 @@ class Shape(NamedTuple):
         """Tokens with every prompt once."""
         return self.groups * (self.prompt + self.responses * self.response)
 
+    @property
+    def pairs_whole(self) -> int:
+        """Pairs of a query and a key of all rows."""
+        return self.groups * self.responses * _causal(self.prompt + self.response)
+
+    @property
+    def pairs_packed(self) -> int:
+        """Those with every prompt once."""
+        own = self.responses * (_causal(self.response) + self.prompt * self.response)
+        return self.groups * (_causal(self.prompt) + own)
+
+
+def _causal(tokens: int) -> int:
+    return tokens * (tokens + 1) // 2
+
 
 class Batch(NamedTuple):
     """Tokens [R, T], and labels with −100 at prompts; the first responses of all prompts come first."""
@@ -127,6 +142,24 @@ def _random(layers: int, width: int, head_size: int, key_heads: int) -> Any:
         tie_word_embeddings=True,
     )
     return LlamaForCausalLM(config)
+
+
+def most(shape: Shape, model: Any) -> float:
+    """The speed-up by multiplications alone, were all of them equally fast and nothing else took time.
+
+    A weight of the layers takes part in three products per token (forward, and the gradients of its input and of
+    itself), a weight of the frozen head in two per token of a response, and a pair of a query and a key in seven
+    of a head's size per head (two forward, five backward). Of the head nothing is shared, of attention less than of
+    the layers.
+    """
+    config, head = model.config, model.get_output_embeddings()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    layers = sum(each.weight.numel() for each in model.modules() if isinstance(each, torch.nn.Linear))
+    weights = layers - head.weight.numel()
+    scored = 2 * head.weight.numel() * shape.groups * shape.responses * shape.response
+    pair = 7 * config.num_hidden_layers * config.num_attention_heads * size
+    whole = 3 * weights * shape.whole + scored + pair * shape.pairs_whole
+    return whole / (3 * weights * shape.packed + scored + pair * shape.pairs_packed) if shape.prompt else 1.0
 
 
 def batch(shape: Shape, vocabulary: int, seed: int = 0) -> Batch:

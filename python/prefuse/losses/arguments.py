@@ -125,12 +125,12 @@ class HeadInputs:
         taken = [name for name in given if name in reads]
         if taken:
             raise TypeError(
-                f"{taken[0]}: an argument beside hidden and a column that the objective reads; "
+                f"{taken[0]}: an argument that goes with hidden, and a column that the objective reads; "
                 "give the column another name"
             )
         if logits is not None:
             raise TypeError("logits: given together with hidden; give one of the two")
         if self.weight is None:
-            raise TypeError("weight: missing beside hidden")
+            raise TypeError("weight: missing, and hidden needs it")
         if inplace:
-            raise ValueError("inplace: expected False beside hidden, from which there are no logits to write over")
+            raise ValueError("inplace: expected False with hidden, from which there are no logits to write over")

@@ -365,16 +365,34 @@ class _Block:
 
     Attributes:
         queries, keys: the spans.
-        causal: whether they are the same span, and a token attends to those before it.
+        rows: of how many equal parts the queries are, each of which attends to its own part where the spans are the
+            same, or to all keys: responses of one length go through the kernel as one batch.
+        causal: whether a token attends to those before it only.
         mask: which keys each query attends to, where a window hides some.
     """
 
-    def __init__(self, queries: slice, keys: slice, causal: bool, mask: Tensor | None = None) -> None:
-        self.queries, self.keys, self.causal, self.mask = queries, keys, causal, mask
+    def __init__(self, queries: slice, keys: slice, rows: int, causal: bool, mask: Tensor | None = None) -> None:
+        self.queries, self.keys, self.rows, self.causal, self.mask = queries, keys, rows, causal, mask
 
-    def of(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the block."""
-        return query[:, :, self.queries], key[:, :, self.keys], value[:, :, self.keys]
+    @property
+    def own(self) -> bool:
+        """Whether segments attend to themselves."""
+        return self.queries == self.keys
+
+    def of_queries(self, values: Tensor) -> Tensor:
+        """What belongs to the queries, [1, heads, N, …], as a view [rows, heads, n, …]."""
+        return _parts(values[0, :, self.queries], 1, self.rows).transpose(0, 1)
+
+    def of_keys(self, values: Tensor) -> Tensor:
+        """What belongs to the keys, likewise: where they are not the queries' own, every row's are the same memory."""
+        if self.own:
+            return self.of_queries(values)
+        return values[:, :, self.keys].expand(self.rows, -1, -1, -1)
+
+
+def _parts(values: Tensor, dim: int, count: int) -> Tensor:
+    """A dimension in `count` equal parts."""
+    return values.view(*values.shape[:dim], count, -1, *values.shape[dim + 1 :])
 
 
 @functools.lru_cache(maxsize=4)  # of a batch's layers, forward and backward
@@ -384,18 +402,32 @@ def _blocks(tree: PrefixTree, window: int | None, dtype: torch.dtype) -> tuple[_
 
 
 def _own_blocks(tree: PrefixTree, window: int | None, dtype: torch.dtype) -> Iterator[_Block]:
-    for start, end in itertools.pairwise(tree.starts):
-        span = slice(start, end)
-        if window is None or end - start <= window:
-            yield _Block(span, span, True)
+    segment = 0
+    while segment < len(tree.lengths):
+        length, rows = tree.lengths[segment], _alike(tree, segment)
+        span = slice(tree.starts[segment], tree.starts[segment + rows])
+        if window is None or length <= window:
+            yield _Block(span, span, rows, True)
         else:
-            yield _Block(span, span, False, _bias(_lower_right(end - start, end - start, window, None), dtype))
+            yield _Block(span, span, rows, False, _bias(_lower_right(length, length, window, None), dtype))
+        segment += rows
+
+
+def _alike(tree: PrefixTree, first: int) -> int:
+    """How many segments from this one on are equally long leaves of one parent; 1 where it is none."""
+    kind = tree.lengths[first], tree.parents[first]
+    for each in range(first, len(tree.lengths)):
+        if (tree.lengths[each], tree.parents[each]) != kind or tree.ends[each] != tree.starts[each + 1]:
+            return max(1, each - first)
+    return len(tree.lengths) - first
 
 
 def _prefix_blocks(tree: PrefixTree, window: int | None, dtype: torch.dtype) -> Iterator[_Block]:
     for segment, (start, end) in enumerate(itertools.pairwise(tree.starts)):
         if tree.ends[segment] > end and window is None:
-            yield _Block(slice(end, tree.ends[segment]), slice(start, end), False)
+            rows = _alike(tree, segment + 1)
+            all_alike = tree.starts[segment + 1 + rows] == tree.ends[segment]
+            yield _Block(slice(end, tree.ends[segment]), slice(start, end), rows if all_alike else 1, False)
         elif tree.ends[segment] > end:
             yield from _within(tree, segment, window or 0, dtype)
 
@@ -414,9 +446,8 @@ def _within(tree: PrefixTree, segment: int, window: int, dtype: torch.dtype) -> 
         distance = torch.arange(depth, depth + queries)[:, None] - torch.arange(first, last)
         begin = tree.starts[segment] + first - tree.depths[segment]
         mask = None if bool((distance < window).all()) else _bias(distance < window, dtype)
-        yield _Block(
-            slice(tree.starts[each], tree.starts[each] + queries), slice(begin, tree.starts[segment + 1]), False, mask
-        )
+        seen = slice(begin, tree.starts[segment + 1])
+        yield _Block(slice(tree.starts[each], tree.starts[each] + queries), seen, 1, False, mask)
 
 
 def _bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -435,16 +466,17 @@ class _Blocks(torch.autograd.Function):
         out = torch.empty(1, tree.tokens, heads, value.shape[-1], dtype=wide).transpose(1, 2)
         lse = torch.empty(1, heads, tree.tokens, dtype=wide)
         for block in _blocks(tree, window, query.dtype):
-            rows, keys = block.queries, block.keys
-            operands = block.of(query, key, value)
+            operands = block.of_queries(query), block.of_keys(key), block.of_keys(value)
             made, made_lse = _forward(*operands, 0.0, block.causal, attn_mask=block.mask, scale=scale)
-            if rows.start == keys.start:  # the segment itself, which comes first
-                out[:, :, rows], lse[:, :, rows] = made, made_lse
+            rows, rows_lse = block.of_queries(out), block.of_queries(lse)
+            if block.own:  # these come first
+                rows.copy_(made)
+                rows_lse.copy_(made_lse)
             else:
                 # σ(lse₂ − lse₁) is the share of the second softmax.
-                share = torch.sigmoid(made_lse - lse[:, :, rows])
-                out[:, :, rows].lerp_(made.to(wide), share[..., None])
-                lse[:, :, rows] = torch.logaddexp(lse[:, :, rows], made_lse)
+                share = torch.sigmoid(made_lse - rows_lse)
+                rows.lerp_(made.to(wide), share[..., None])
+                torch.logaddexp(rows_lse, made_lse, out=rows_lse)
         out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.given = tree, scale, window
@@ -455,13 +487,44 @@ class _Blocks(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
         tree, scale, window = ctx.given
-        wide = lse.dtype
-        sums = [torch.zeros(each.shape, dtype=wide) for each in (query, key, value)]
+        sums = [torch.empty_like(each, dtype=lse.dtype) for each in (query, key, value)]
         for block in _blocks(tree, window, query.dtype):
-            rows, keys = block.queries, block.keys
-            results = out[:, :, rows], lse[:, :, rows]
-            operands = grad[:, :, rows], *block.of(query, key, value), *results
-            made = _backward(*operands, 0.0, block.causal, attn_mask=block.mask, scale=scale)
-            for total, part, span in zip(sums, made, (rows, keys, keys), strict=True):
-                total[:, :, span] += part
+            made = _block_gradients(
+                *(block.of_queries(each) for each in (grad, query)),
+                *(block.of_keys(each) for each in (key, value)),
+                *(block.of_queries(each) for each in (out, lse)),
+                block=block,
+                scale=scale,
+            )
+            for total, part in zip(sums, made, strict=True):
+                if block.own:  # these come first
+                    block.of_queries(total).copy_(part)
+                elif total is sums[0]:
+                    block.of_queries(total).add_(part)
+                else:
+                    total[0, :, block.keys] += part.sum(0, dtype=total.dtype)
         return *(total.to(query.dtype) for total in sums), None, None, None
+
+
+def _block_gradients(*given: Tensor, block: _Block, scale: float | None) -> tuple[Tensor, ...]:
+    """Of a block's queries, keys and values: [rows, heads or key heads, n, head size].
+
+    PyTorch's kernel divides rows and key heads among the threads. Where these do not come out even, as in the single
+    row of a prompt, the query heads of a key head become rows of their own, whose gradients of the keys are added up.
+
+    Args:
+        given: d(loss)/d(out), query, key, value, out and its log-sum-exps.
+        block: what they belong to.
+        scale: of the scores.
+    """
+    rows, heads = given[2].shape[:2]
+    shared = given[1].shape[1] // heads
+    kernel = functools.partial(_backward, dropout_p=0.0, is_causal=block.causal, attn_mask=block.mask, scale=scale)
+    if shared == 1 or rows * heads % torch.get_num_threads() == 0:
+        return tuple(kernel(*given))
+    grad, query, key, value, out, lse = given
+    grad, query, out, lse = (_parts(each, 1, heads).transpose(1, 2).flatten(0, 1) for each in (grad, query, out, lse))
+    key, value = (each[:, None].expand(-1, shared, -1, -1, -1).flatten(0, 1) for each in (key, value))
+    made, *of_keys = kernel(grad, query, key, value, out, lse)
+    summed = (_parts(each, 0, rows).sum(1, dtype=lse.dtype) for each in of_keys)
+    return _parts(made, 0, rows).transpose(1, 2).flatten(1, 2), *summed

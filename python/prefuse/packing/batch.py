@@ -203,13 +203,16 @@ def share(
     )
 
 
-def plan_batches(prompts: Sequence[Tokens], responses: Sequence[Tokens], *, tokens: int) -> list[list[int]]:
+def plan_batches(
+    prompts: Sequence[Tokens], responses: Sequence[Tokens], *, tokens: int, minimum: int = MINIMUM
+) -> list[list[int]]:
     """Which rows to pack together, so that no packed row is longer than a budget; rows of one prompt stay together.
 
     Args:
         prompts: token ids of one prompt per response.
         responses: token ids of each response.
-        tokens: the most that a packed row may hold, each prompt counted once.
+        tokens: the most that a packed row may hold, as `pack` makes it.
+        minimum: as given to `pack`.
 
     Returns:
         Lists of row numbers, each for one call of `pack`.
@@ -219,10 +222,17 @@ def plan_batches(prompts: Sequence[Tokens], responses: Sequence[Tokens], *, toke
     """
     if len(prompts) != len(responses):
         raise ValueError(f"prompts: expected one per response, {len(responses)}, got {len(prompts)}")
+    heads = [_ids(each, f"prompts[{row}]") for row, each in enumerate(prompts)]
+    tails = [_ids(each, f"responses[{row}]") for row, each in enumerate(responses)]
+    whole = [np.concatenate(pair) for pair in zip(heads, tails, strict=True)]
     groups: dict[bytes, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(_ids(prompt, f"prompts[{row}]").tobytes(), []).append(row)
-    sized = [(len(prompts[rows[0]]) + sum(len(responses[row]) for row in rows), rows) for rows in groups.values()]
+    for row, head in enumerate(heads):
+        groups.setdefault(head.tobytes(), []).append(row)
+
+    def packed(rows: list[int]) -> int:
+        return prefix_tree([whole[row] for row in rows], minimum)[0].tokens
+
+    sized = [(packed(rows), rows) for rows in groups.values()]
     found: list[tuple[int, list[int]]] = []
     for size, rows in sorted(sized, key=lambda each: -each[0]):  # first fit, the longest first
         if size > tokens:
@@ -230,10 +240,14 @@ def plan_batches(prompts: Sequence[Tokens], responses: Sequence[Tokens], *, toke
                 f"tokens: expected at least {size}, the length of the prompt of row {rows[0]} and its responses, "
                 f"got {tokens}"
             )
-        place = next((place for place, (used, _) in enumerate(found) if used + size <= tokens), len(found))
-        if place == len(found):
-            found.append((0, []))
-        found[place] = (found[place][0] + size, found[place][1] + rows)
+        least = sum(len(tails[row]) for row in rows)  # what they add to any row, were the prompt there already
+        for place, (used, others) in enumerate(found):
+            # Two prompts that begin alike may take more or fewer tokens than the sum, so the row is tried.
+            if used + least <= tokens and (total := packed(others + rows)) <= tokens:
+                found[place] = total, others + rows
+                break
+        else:
+            found.append((size, rows))
     return [sorted(rows) for _, rows in found]
 
 

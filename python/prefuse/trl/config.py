@@ -79,7 +79,7 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
     )
     log_statistics: list[str] = field(
         default_factory=lambda: ["entropy", "mean_logit", "top1", "gradient"],
-        metadata={"help": f"What to log beside the objective's metrics, out of {', '.join(STATISTICS)}."},
+        metadata={"help": f"What to log in addition to the objective's metrics, out of {', '.join(STATISTICS)}."},
     )
     padding_free: bool = field(
         default=False, metadata={"help": "Pack the responses of a batch end to end instead of padding them."}
@@ -131,7 +131,7 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
                 "logging_nan_inf_filter: expected False, got True, which logs a loss that is not finite as 0.0"
             )
         if self.padding_free and self.pad_to_multiple_of is not None:
-            raise ValueError("pad_to_multiple_of: expected None beside padding_free, which pads nothing")
+            raise ValueError("pad_to_multiple_of: expected None with padding_free, which pads nothing")
 
     def resolved_objective(self) -> Objective:
         """The objective with all hyper-parameters set."""
