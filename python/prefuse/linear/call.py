@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prefuse._backends import backend, storage
+from prefuse._backends.projected import Projected
 from prefuse._backends.rows import REFERENCE_STATISTICS, Rows, bits_of, names_of, with_backward_needs
 from prefuse._parallel.vocabulary import Shard, needs
 from prefuse.linear.gemm import add_factors, project, sum_dtype
@@ -178,6 +179,19 @@ class Call:
             self.k,
             self.shard.first_class + start,
             self.shard.classes or self.head.classes,
+        )
+
+    def projected(self) -> Projected:
+        """The scored rows with float32 logits that are not made here."""
+        part, transform = self.part(0, self.count), self.transform
+        return Projected(
+            self.head.inputs[0][part],
+            self.head.weights[0],
+            self.head.bias,
+            self.labels[part],
+            transform.temperature if transform.temperatures is None else transform.temperatures[part],
+            transform.scale,
+            self.ignore_index,
         )
 
     def _project_both(self, part: Tensor | slice, head: Projection, reference: Projection, out: Tensor) -> None:

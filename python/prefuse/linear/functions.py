@@ -166,6 +166,7 @@ def linear_token_stats(
             logits_dtype=logits_dtype,
             names=asked,
             plain=group is None and support is None,
+            sparse=sparse,
         )
         if support is not None:
             found = supported(

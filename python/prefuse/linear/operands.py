@@ -30,7 +30,7 @@ from prefuse.linear.call import set_of
 from prefuse.linear.costs import Device, device_of
 from prefuse.linear.gemm import HALVES, sum_dtype
 from prefuse.linear.plans import Job, Plan
-from prefuse.linear.sparse import Sparse
+from prefuse.linear.sparse import AUTO, Sparse
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -40,7 +40,7 @@ Lora = tuple[Tensor, Tensor, float]
 
 class Operands(NamedTuple):
     """Checked arguments of the head, before they are flattened; `wants` says whether each of inputs, weights and bias
-    wants a gradient, `exact` that logits are made in float32 of bfloat16 matrices where nothing does."""
+    wants a gradient, `exact` for which plans logits are made in float32 of bfloat16 matrices as they are."""
 
     inputs: list[Tensor]
     weights: list[Tensor]
@@ -54,7 +54,7 @@ class Operands(NamedTuple):
     softcap: float
     ignore_index: int
     wants: list[bool]
-    exact: bool = False
+    exact: tuple[str, ...] = ()
 
     def scored_index(self) -> Tensor | None:
         """The flat positions of the scored rows; None while they cannot be looked at."""
@@ -128,7 +128,7 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
         seed=-1 if sparse is None or sparse.seed is None else sparse.seed,
         step=0 if sparse is None else sparse.step,
         first_row=0 if sparse is None else sparse.first_row,
-        exact=operands.exact and plan.name == "forward",
+        exact=plan.name in operands.exact,
         live=index,
     )
 
@@ -149,11 +149,13 @@ def check_operands(
     logits_dtype: torch.dtype | None = None,
     names: Sequence[str] = (),
     plain: bool = True,
+    sparse: float | str | Sparse | None = None,
 ) -> Operands:
     """Checks everything that can be seen without reading the tensors, and brings the arguments into one form.
 
     With a `logits_dtype` above that of the hidden states all matrices are in it, unless a kernel makes such logits of
-    them as they are: of the statistics `names`, if they are `plain`: of all classes, and this process has them all.
+    them as they are: of the statistics `names`, if they are `plain`: of all classes, and this process has them all;
+    without a gradient, or with lists (`sparse`) for it.
     """
     refuse_transforms((hidden, weight, bias, *(lora or ())))
     hidden, weight, bias = _in_one_dtype(hidden, whole(weight), whole(bias))
@@ -162,16 +164,20 @@ def check_operands(
     mask = check_scored(labels, mask, hidden, "hidden")
     _check_bias("bias", bias, weight)
     wide = _is_wider(logits_dtype, hidden)
-    exact = (
-        wide
-        and plain
+    possible = (
+        plain
         and lora is None
         and reference is None
         and not softcap
         and set(projected.STATISTICS).issuperset(names)
         and _projects(hidden, weight, bias)
     )
-    wide = wide and not exact
+    differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
+    listed = differentiated and (sparse not in (None, AUTO) or (sparse == AUTO and not wide))
+    exact: tuple[str, ...] = ()
+    if possible and (listed or (wide and not differentiated)):
+        exact = ("forward", "lists") if wide else ("lists",)
+        wide = False
     hidden, weight, bias = (_widened(tensor, wide) for tensor in (hidden, weight, bias))
     inputs, weights = [hidden], [weight]
     if lora is not None:
@@ -193,12 +199,9 @@ def check_operands(
 
 
 def _projects(*tensors: Tensor | None) -> bool:
-    """Whether a kernel makes float32 logits of these as they are: in bfloat16 on this CPU, without a gradient."""
+    """Whether a kernel makes float32 logits of these as they are: in bfloat16 on this CPU."""
     given = [tensor for tensor in tensors if tensor is not None]
-    return projected.AVAILABLE and all(
-        t.dtype == torch.bfloat16 and t.device.type == "cpu" and not (t.requires_grad and torch.is_grad_enabled())
-        for t in given
-    )
+    return projected.AVAILABLE and all(t.dtype == torch.bfloat16 and t.device.type == "cpu" for t in given)
 
 
 def _is_wider(logits_dtype: torch.dtype | None, hidden: Tensor) -> bool:

@@ -36,7 +36,7 @@ class Request(NamedTuple):
 
     `stats` and `differentiated` are sets as `bits_of` makes them, a smoothed `logp` with the bit of `logp`; `wants` has
     an entry per input, per weight, and for the bias;
-    `exact` has float32 logits made of bfloat16 matrices by `passes.exact_forward`, for the plan "forward";
+    `exact` has float32 logits made of bfloat16 matrices that are never written, for the plans "forward" and "lists";
     `eps` (0: dense), `seed` (-1: drawn), `step` and `first_row` are those of `prefuse.linear.sparse.Sparse`; `live` has
     the flat positions of the scored rows, None where they are found when it runs.
     """
@@ -148,7 +148,10 @@ def linear_token_stats(*arguments: Any) -> list[Tensor]:
         table, kept = passes.keep(call, request.with_gradient[0], room)
     elif request.plan == "lists":
         sampling = Sampling(request.eps, sparse.draw_seed() if request.seed < 0 else request.seed, request.step)
-        table, lists = sparse.forward(call, request.tile_rows, sampling, request.first_row)
+        if request.exact:
+            table, lists = sparse.exact_forward(call, sampling, request.first_row)
+        else:
+            table, lists = sparse.forward(call, request.tile_rows, sampling, request.first_row)
         kept = [*lists]
     elif request.exact:
         table = passes.exact_forward(call)

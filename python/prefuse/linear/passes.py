@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prefuse._backends import backend, projected, storage
+from prefuse._backends import backend, storage
 from prefuse._backends.rows import Rows
 from prefuse.linear.call import Call
 from prefuse.linear.gemm import (
@@ -60,19 +60,9 @@ def forward(call: Call, rows: int) -> Tensor:
 def exact_forward(call: Call) -> Tensor:
     """As `forward`, of bfloat16 matrices whose logits are made in float32 and never written."""
     table = call.new_table(call.tokens).zero_()
-    part, transform = call.part(0, call.count), call.transform
     own = call.new_table(call.count)
-    projected.forward(
-        call.head.inputs[0][part],
-        call.head.weights[0],
-        call.head.bias,
-        call.labels[part],
-        transform.temperature if transform.temperatures is None else transform.temperatures[part],
-        transform.scale,
-        call.ignore_index,
-        own,
-    )
-    table[:, part] = own
+    call.projected().forward(own)
+    table[:, call.part(0, call.count)] = own
     return table
 
 

@@ -72,6 +72,7 @@ class FromHidden:
             logits_dtype=source.logits_dtype,
             names=names,
             plain=source.group is None,
+            sparse=source.sparse,
         )
         through = scoring.statistics_with_gradient()
         names = names_of(bits_of(names))
