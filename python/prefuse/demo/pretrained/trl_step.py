@@ -14,7 +14,7 @@ from torch import Tensor
 from ..batches import IGNORED, Batch
 from .policy import Passes
 
-_ROW = {"prompt": "a", "chosen": "b", "rejected": "c"}  # a trainer takes no empty data set
+_ROW = {"prompt": "a", "chosen": " b", "rejected": " c"}  # a trainer takes no empty data set
 
 
 class TrlStep(NamedTuple):
