@@ -29,8 +29,9 @@ from prefuse.bench import head, machine, results, timing
 BARE = "bare GEMMs"
 DROPPED, BLOCKS = "dropped below 2**-12", "blocks above 2**-12"
 THRESHOLD, SIDE = 2.0**-12, 128
+EXACT = "prefuse, sparse=2**-12, logits in float32"
 PEERS = (head.EAGER, head.CROSS_ENTROPY, head.TORCH_LINEAR, head.TRL, head.LIGER, head.CCE)
-HANDS = (head.PREFUSE, *head.SPARSE, DROPPED, BLOCKS, *PEERS)
+HANDS = (head.PREFUSE, *head.SPARSE, EXACT, DROPPED, BLOCKS, *PEERS)
 
 
 class Dropped(torch.autograd.Function):
@@ -95,6 +96,14 @@ class Blocks(torch.autograd.Function):
         return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None
 
 
+def exact_logps(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Log-probabilities of logits in float32 with sparse gradients; of bfloat16 the logits are never written."""
+    return prefuse.linear_token_logps(
+        hidden, weight, labels, sparse=prefuse.Sparse(THRESHOLD, seed=0), logits_dtype=torch.float32
+    )
+
+
+head.HANDS[EXACT] = lambda task: head.through(exact_logps, task)
 head.HANDS[DROPPED] = lambda task: head.through(Dropped.apply, task)
 head.HANDS[BLOCKS] = lambda task: head.through(Blocks.apply, task)
 
@@ -175,7 +184,7 @@ def compare(options: argparse.Namespace, names: list[str], dtype: torch.dtype, t
                 "times_gemms_fastest": seconds.fastest / timings[BARE].fastest,
                 "error_of_hidden": errors[0] if errors else None,
                 "error_of_weight": errors[1] if len(errors) > 1 else None,
-                "entries": entries(batch, head.SPARSE.get(name)),
+                "entries": entries(batch, THRESHOLD if name == EXACT else head.SPARSE.get(name)),
             }
         )
     title = f"DPO, {dtype}, weight {found[0]['weight']}, {batch.scored} tokens"
