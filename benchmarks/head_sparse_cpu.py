@@ -1,7 +1,8 @@
 """Sparse gradients of the LM head on the CPU, beside dense ones, the bare GEMMs and what else is in use.
 
     python benchmarks/head_sparse_cpu.py [--pairs 2] [--tokens 256] [--features 576] [--vocabulary 49152] [--rounds 5]
-                                         [--data FILE] [--processor-time] [--hands NAME …] [--results DIR]
+                                         [--data FILE] [--processor-time] [--dtypes NAME …] [--hands NAME …]
+                                         [--results DIR]
 
 The policy's pass of a DPO step, in bfloat16 and float32, with the weight frozen and trained. The sizes are those of
 SmolLM2-135M; hidden states and weight are random, with probabilities spread like that model's, or those of a model:
@@ -114,7 +115,7 @@ def main() -> None:
     print(about)
     names, absent = head.available(tuple(options.hands), head.DPO)
     cases = []
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (getattr(torch, name) for name in options.dtypes):
         for trainable in (False, True):
             cases += compare(options, names, dtype, trainable)
     cases += forward_only(options)
@@ -138,6 +139,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--processor-time", action="store_true", help="of one thread, where other programs run too")
+    parser.add_argument("--dtypes", nargs="+", default=("bfloat16", "float32"), choices=("bfloat16", "float32"))
     parser.add_argument("--hands", nargs="+", default=HANDS, choices=HANDS, metavar="NAME")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     return parser.parse_args()
