@@ -1,7 +1,8 @@
 """Sparse gradients of the LM head on the CPU, beside dense ones, the bare GEMMs and what else is in use.
 
     python benchmarks/head_sparse_cpu.py [--pairs 2] [--tokens 256] [--features 576] [--vocabulary 49152] [--rounds 5]
-                                         [--data FILE] [--processor-time] [--hands NAME …] [--results DIR]
+                                         [--data FILE] [--processor-time] [--dtypes NAME …] [--hands NAME …]
+                                         [--results DIR]
 
 The policy's pass of a DPO step, in bfloat16 and float32, with the weight frozen and trained. The sizes are those of
 SmolLM2-135M; hidden states and weight are random, with probabilities spread like that model's, or those of a model:
@@ -29,8 +30,9 @@ from prefuse.bench import head, machine, results, timing
 BARE = "bare GEMMs"
 DROPPED, BLOCKS = "dropped below 2**-12", "blocks above 2**-12"
 THRESHOLD, SIDE = 2.0**-12, 128
+EXACT = "prefuse, sparse=2**-12, logits in float32"
 PEERS = (head.EAGER, head.CROSS_ENTROPY, head.TORCH_LINEAR, head.TRL, head.LIGER, head.CCE)
-HANDS = (head.PREFUSE, *head.SPARSE, DROPPED, BLOCKS, *PEERS)
+HANDS = (head.PREFUSE, *head.SPARSE, EXACT, DROPPED, BLOCKS, *PEERS)
 
 
 class Dropped(torch.autograd.Function):
@@ -95,6 +97,14 @@ class Blocks(torch.autograd.Function):
         return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None
 
 
+def exact_logps(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Log-probabilities of logits in float32 with sparse gradients; of bfloat16 the logits are never written."""
+    return prefuse.linear_token_logps(
+        hidden, weight, labels, sparse=prefuse.Sparse(THRESHOLD, seed=0), logits_dtype=torch.float32
+    )
+
+
+head.HANDS[EXACT] = lambda task: head.through(exact_logps, task)
 head.HANDS[DROPPED] = lambda task: head.through(Dropped.apply, task)
 head.HANDS[BLOCKS] = lambda task: head.through(Blocks.apply, task)
 
@@ -105,7 +115,7 @@ def main() -> None:
     print(about)
     names, absent = head.available(tuple(options.hands), head.DPO)
     cases = []
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (getattr(torch, name) for name in options.dtypes):
         for trainable in (False, True):
             cases += compare(options, names, dtype, trainable)
     cases += forward_only(options)
@@ -129,6 +139,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--processor-time", action="store_true", help="of one thread, where other programs run too")
+    parser.add_argument("--dtypes", nargs="+", default=("bfloat16", "float32"), choices=("bfloat16", "float32"))
     parser.add_argument("--hands", nargs="+", default=HANDS, choices=HANDS, metavar="NAME")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     return parser.parse_args()
@@ -175,7 +186,7 @@ def compare(options: argparse.Namespace, names: list[str], dtype: torch.dtype, t
                 "times_gemms_fastest": seconds.fastest / timings[BARE].fastest,
                 "error_of_hidden": errors[0] if errors else None,
                 "error_of_weight": errors[1] if len(errors) > 1 else None,
-                "entries": entries(batch, head.SPARSE.get(name)),
+                "entries": entries(batch, THRESHOLD if name == EXACT else head.SPARSE.get(name)),
             }
         )
     title = f"DPO, {dtype}, weight {found[0]['weight']}, {batch.scored} tokens"

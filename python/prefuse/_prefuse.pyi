@@ -18,7 +18,8 @@ __all__ = [
     "cuda_segment_expand", "cuda_segment_sum", "curate_ends", "curate_first_beaten", "curate_pairs",
     "curate_rank", "distance_backward", "distance_forward", "kept_storage", "lists_by_class", "lists_by_row",
     "prefer_huge_pages", "projected_lists", "projects_rows", "release_storage", "rows_backward", "rows_both",
-    "rows_forward", "rows_lists", "rows_projected", "segment_expand", "segment_sum", "simd_level", "statistic_names", "storage_idle"
+    "rows_forward", "rows_lists", "rows_projected", "segment_expand", "segment_sum", "simd_level", "statistic_names",
+    "storage_idle"
 ]
 # fmt: on
 __version__: str

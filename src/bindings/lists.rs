@@ -36,13 +36,12 @@ impl Lists {
             ))
             .into());
         }
+        let (to_lengths, to_classes) = (vector("lengths", &lengths)?, vector("classes", &classes)?);
         // SAFETY: the Python half has made the tensors for this.
-        let (lengths, classes) = unsafe {
-            (
-                integers_to_write("lengths", &lengths, self.0.lengths.len())?,
-                integers_to_write("classes", &classes, self.0.len())?,
-            )
-        };
+        let (lengths, classes) =
+            unsafe { (to_lengths.as_mut_integers(), to_classes.as_mut_integers()) };
+        let lengths = of_length("lengths", lengths, self.0.lengths.len())?;
+        let classes = of_length("classes", classes, self.0.len())?;
         lengths.copy_from_slice(&self.0.lengths);
         let mut start = 0;
         for list in &self.0.lists {
@@ -59,15 +58,13 @@ impl Lists {
     }
 }
 
-/// # Safety
-/// Nobody else looks at the tensor's memory meanwhile.
-unsafe fn integers_to_write<'a>(
+/// A slice of so many, if it is one.
+fn of_length<'a>(
     name: &str,
-    given: &'a Borrowed<'_>,
+    slice: Option<&'a mut [i64]>,
     len: usize,
 ) -> Result<&'a mut [i64], ArgumentError> {
-    // SAFETY: passed on to the caller.
-    unsafe { vector(name, given)?.as_mut_integers() }
+    slice
         .filter(|slice| slice.len() == len)
         .ok_or_else(|| ArgumentError::Value(format!("{name}: expected {len} contiguous i64")))
 }

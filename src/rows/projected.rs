@@ -109,21 +109,18 @@ pub unsafe fn lists(
         let listing = Listing::new(rows, product, per_row, sampling, &live);
         let call = Call::new(rows, product, &live, level, Some(listing));
         let done = call.run(threads);
-        call.write_all(stats, table, &live, &done);
+        call.clear(table);
         per_row.clear_labels();
         let found: Vec<OnceLock<List>> = live.iter().map(|_| OnceLock::new()).collect();
         for_each_range(threads, live.len(), BLOCK, |range| {
             let mut scratch = (Vec::new(), Vec::new());
             for place in range {
                 let chunks = call.chunks_of(place, &done);
+                let of_row = call.row((&live[place], place), chunks);
+                call.write(stats, table, &live[place], of_row);
+                let at = (&live[place], place);
                 found[place].get_or_init(|| {
-                    call.list(
-                        per_row,
-                        sampling,
-                        (&live[place], place),
-                        chunks,
-                        &mut scratch,
-                    )
+                    call.list((per_row, sampling), at, of_row, chunks, &mut scratch)
                 });
             }
         });
@@ -433,11 +430,19 @@ impl<'a> Call<'a> {
     ) {
         // SAFETY: `out` is a contiguous table of [stats, rows], as was checked.
         unsafe {
-            (out.address as *mut u8).write_bytes(0, out.len() * out.dtype.size());
+            self.clear(out);
             for (place, row) in live.iter().enumerate() {
-                self.write(stats, out, (row, place), self.chunks_of(place, done));
+                let of_row = self.row((row, place), self.chunks_of(place, done));
+                self.write(stats, out, row, of_row);
             }
         }
+    }
+
+    /// # Safety
+    /// `out` is contiguous, and may be written.
+    unsafe fn clear(&self, out: &Array) {
+        // SAFETY: passed on to the caller.
+        unsafe { (out.address as *mut u8).write_bytes(0, out.len() * out.dtype.size()) };
     }
 
     /// Multiplies a group of tokens with a chunk of classes.
@@ -592,20 +597,13 @@ impl<'a> Call<'a> {
     ///
     /// # Safety
     /// The promise of [`forward`].
-    unsafe fn write(
-        &self,
-        stats: &[Stat],
-        out: &Array,
-        row: (&LiveRow, usize),
-        chunks: &[OnceLock<Chunk>],
-    ) {
-        let (state, z) = self.row(row, chunks);
+    unsafe fn write(&self, stats: &[Stat], out: &Array, row: &LiveRow, (state, z): (Row, f64)) {
         for (position, stat) in stats.iter().enumerate() {
             let value = match stat {
                 Stat::Logp => state.log_p(z),
                 _ => state.lse(),
             };
-            let place = (position * self.rows.count() + row.0.index) as isize;
+            let place = (position * self.rows.count() + row.index) as isize;
             // SAFETY: a table of [stats, rows] f32.
             unsafe { out.pointer::<f32>(place).write_unaligned(value as f32) };
         }
@@ -619,13 +617,12 @@ impl Call<'_> {
     /// The promise of [`lists`].
     unsafe fn list(
         &self,
-        per_row: &PerRow<'_>,
-        sampling: Sampling,
+        (per_row, sampling): (&PerRow<'_>, Sampling),
         (row, place): (&LiveRow, usize),
+        (state, z): (Row, f64),
         chunks: &[OnceLock<Chunk>],
         (classes, logits): &mut (Vec<u32>, Vec<f32>),
     ) -> List {
-        let (state, z) = self.row((row, place), chunks);
         let lse = state.lse();
         if lse == f64::NEG_INFINITY {
             return List::default(); // nothing but -inf: the gradient is 0

@@ -11,8 +11,8 @@ import torch
 
 import prefuse
 import prefuse._prefuse as _prefuse
-from prefuse._backends import projected
 from prefuse._backends import lists as backend
+from prefuse._backends import projected
 from prefuse._backends.arrays import capsule
 from prefuse._backends.rows import Rows, bits_of
 from tests.devices import integers, normal
@@ -180,7 +180,8 @@ def listed(hidden, weight, labels, sampling, bias=None, temperature=1.0, scale=1
 
 
 def places(lists):
-    return list(zip(torch.arange(len(lists.lengths)).repeat_interleave(lists.lengths).tolist(), lists.classes.tolist()))
+    rows = torch.arange(len(lists.lengths)).repeat_interleave(lists.lengths)
+    return torch.stack([rows, lists.classes]).tolist()
 
 
 @pytest.mark.parametrize("eps", [1.0, 2.0**-5, 2.0**-12, 2.0**-30], ids=str)
@@ -238,7 +239,9 @@ def test_the_mean_of_sparse_gradients_is_the_exact_one():
     weight.requires_grad_()
     eps, sums = 2.0**-5, [0, 0]
     for seed in range(256):
-        logps = prefuse.linear_token_logps(hidden, weight, labels, sparse=prefuse.Sparse(eps, seed=seed))
+        logps = prefuse.linear_token_logps(
+            hidden, weight, labels, sparse=prefuse.Sparse(eps, seed=seed), logits_dtype=torch.float32
+        )
         torch.testing.assert_close(logps.detach().double(), exact.detach(), rtol=1e-6, atol=3e-6)
         for i, gradient in enumerate(torch.autograd.grad(logps.sum(), (hidden, weight))):
             sums[i] = sums[i] + gradient.double()
@@ -252,29 +255,40 @@ def test_the_mean_of_sparse_gradients_is_the_exact_one():
         assert 0.5 * squared < error < 1.6 * squared + rounding, (i, error, squared, rounding)
 
 
-def test_what_lists_it_makes(monkeypatch):
-    """Of bfloat16 without an adapter or a soft cap, whatever `logits_dtype`; not of an "auto" that may turn out dense."""
-    made = []
-    kernel = _prefuse.projected_lists
-    monkeypatch.setattr(_prefuse, "projected_lists", lambda *given: made.append(1) or kernel(*given))
+def test_which_lists_it_makes(monkeypatch):
+    """Of bfloat16 without an adapter or a soft cap, where float32 logits are asked for."""
+    made, kernel = [], _prefuse.projected_lists
+
+    def counted(*given):
+        made.append(1)
+        return kernel(*given)
+
+    monkeypatch.setattr(_prefuse, "projected_lists", counted)
     hidden, weight, labels = problem(40, 20, 100)
     hidden.requires_grad_()
     lora = (normal(3, 20, seed=5).bfloat16(), normal(100, 3, seed=6).bfloat16(), 0.5)
     for calls, options in (
         (1, {}),
-        (1, {"logits_dtype": torch.float32}),
+        (0, {"logits_dtype": None}),
         (0, {"softcap": 30.0}),
         (0, {"lora": lora}),
         (0, {"sparse": "auto"}),
         (0, {"sparse": None}),
     ):
         made.clear()
-        logps = prefuse.linear_token_logps(hidden, weight, labels, **{"sparse": 2.0**-8, **options})
+        logps = prefuse.linear_token_logps(
+            hidden, weight, labels, **{"sparse": 2.0**-8, "logits_dtype": torch.float32, **options}
+        )
         torch.autograd.grad(logps.sum(), hidden)
         assert len(made) == calls, options
     made.clear()
     score = prefuse.preference_loss(
-        "simpo", hidden=hidden.view(4, 10, 20), weight=weight, labels=labels.view(4, 10), sparse=2.0**-8
+        "simpo",
+        hidden=hidden.view(4, 10, 20),
+        weight=weight,
+        labels=labels.view(4, 10),
+        sparse=2.0**-8,
+        logits_dtype=torch.float32,
     )
     score.loss.backward()
     assert len(made) == 1 and score.plan.name == "lists"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Projected(NamedTuple):
     scale: float
     ignore_index: int
 
-    def _arguments(self) -> tuple[object, ...]:
+    def _arguments(self) -> tuple[tuple[Any, ...], int, tuple[Any, Any, Any]]:
         rows, classes = self.hidden.shape[0], self.weight.shape[0]
         temperature, bias = self.temperature, self.bias
         return (

@@ -173,10 +173,9 @@ def check_operands(
         and _projects(hidden, weight, bias)
     )
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
-    listed = differentiated and (sparse not in (None, AUTO) or (sparse == AUTO and not wide))
     exact: tuple[str, ...] = ()
-    if possible and (listed or (wide and not differentiated)):
-        exact = ("forward", "lists") if wide else ("lists",)
+    if wide and possible and (not differentiated or sparse not in (None, AUTO)):
+        exact = ("forward", "lists")
         wide = False
     hidden, weight, bias = (_widened(tensor, wide) for tensor in (hidden, weight, bias))
     inputs, weights = [hidden], [weight]
