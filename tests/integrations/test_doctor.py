@@ -10,7 +10,7 @@ from prefuse import integrations
 from prefuse.doctor import examination
 
 
-@pytest.mark.parametrize("name", ["megatron", "openrlhf", "verl"])
+@pytest.mark.parametrize("name", ["megatron", "nemo_rl", "openrlhf", "verl"])
 @pytest.mark.parametrize(("version", "fits"), [("tried", True), ("99.0", False)])
 def test_a_framework(name: str, version: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     framework = getattr(getattr(integrations, name), name.upper())

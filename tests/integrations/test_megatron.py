@@ -288,6 +288,54 @@ def test_no_less_exact_than_megatron(processes: Processes, spread: float, option
     processes.run(check_no_less_exact, spread, options)
 
 
+def check_scattered(dtype: torch.dtype) -> None:
+    """Sequence-parallel, with options by token: no sum over the ranks is sent whole."""
+    hidden, weight, labels = head_problem(dtype)
+    mask, up = normal(ROWS, POSITIONS, seed=8) > -1, normal(ROWS, POSITIONS, seed=6)
+    options: dict[str, Any] = {"mask": mask, "temperature": torch.linspace(0.5, 2, ROWS)[:, None], "plan": "recompute"}
+    group: Any = dist.group.WORLD
+
+    def gradients(given: Tensor, sequence_parallel: bool) -> tuple[list[Tensor], list[str]]:
+        own, rows = given.clone().requires_grad_(), part(weight).requires_grad_()
+        sent: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("all_reduce", "reduce_scatter_tensor"):
+                run = getattr(dist, name)
+                patch.setattr(dist, name, lambda *a, _run=run, _name=name, **k: sent.append(_name) or _run(*a, **k))
+            made = token_stats(own, rows, labels, group=group, sequence_parallel=sequence_parallel, **options)
+            found = torch.autograd.grad((made.logp * up).sum(), (own, rows))
+        return [made.logp.detach(), *found], sent
+
+    whole, sent = gradients(hidden, False)
+    assert sent == ["all_reduce"]
+    ours, sent = gradients(part(hidden), True)
+    assert sent == ["reduce_scatter_tensor"]
+    whole[1] = part(whole[1])
+    tolerance = {F64: 1e-12, F32: 1e-5, BF16: 0.02}[dtype]
+    for found, right in zip(ours, whole, strict=True):
+        torch.testing.assert_close(found, right, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [F64, F32, BF16])
+def test_sequence_parallel_gradients_are_scattered(processes: Processes, dtype: torch.dtype) -> None:
+    processes.run(check_scattered, dtype)
+
+
+def check_scatter_refused() -> None:
+    hidden, weight, labels = torch.zeros(5, 4), torch.zeros(6, 4), torch.zeros(5, dtype=torch.long)
+    with pytest.raises(ValueError, match="scatter_gradient: there is no group to scatter over"):
+        prefuse.linear_token_logps(hidden, weight, labels, scatter_gradient=True)
+    with pytest.raises(ValueError, match="scatter_gradient: 5 rows have no equal shares for"):
+        prefuse.linear_token_logps(hidden, weight, labels, scatter_gradient=True, group=dist.group.WORLD)
+    lora = (torch.zeros(1, 4), torch.zeros(6, 1), 1.0)
+    with pytest.raises(ValueError, match="lora: its A needs the whole gradient"):
+        prefuse.linear_token_logps(hidden, weight, labels, scatter_gradient=True, group=dist.group.WORLD, lora=lora)
+
+
+def test_what_cannot_be_scattered(processes: Processes) -> None:
+    processes.run(check_scatter_refused)
+
+
 def test_layouts_that_do_not_fit() -> None:
     hidden, weight, labels = head_problem(F32)
     with pytest.raises(ValueError, match=r"labels: expected \[B, S\] = \(3, 8\), got \(8, 3\)"):

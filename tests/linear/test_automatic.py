@@ -70,7 +70,9 @@ def request_of(hidden, weight, labels):
 
     zeros = (None, None, 1.0, 1.0, 0.0, -100)
     given = ([hidden], [weight], None, [], labels, *zeros, "logp,lse", "", 10, 0.0, "forward", 256, 0, 0, [False] * 3)
-    return operators.Request(*given, False, "", 0, len(weight), 0.0, -1, 0, 0, False, torch.arange(len(labels))).call()
+    return operators.Request(
+        *given, False, "", 0, len(weight), False, 0.0, -1, 0, 0, False, torch.arange(len(labels))
+    ).call()
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def arguments(
         "",
         0,
         53,
+        False,
         eps,
         3,
         0,

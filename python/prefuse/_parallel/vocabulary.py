@@ -34,13 +34,15 @@ UNSUPPORTED = frozenset({"top1", "topk_mass", "topk_entropy"})
 class Shard:
     """Which classes this process holds: from `first_class` on, of `classes` in all; `name` is the group's, or empty.
 
-    `widest` is the largest number of classes that one process holds.
+    `widest` is the largest number of classes that one process holds; `scattered` says that of a sum over the processes
+    each gets its own share of rows alone: the first process the first, and so on.
     """
 
     name: str = ""
     first_class: int = 0
     classes: int | None = None
     widest: int | None = None
+    scattered: bool = False
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -60,13 +62,26 @@ class Shard:
         return torch.stack([combined[name] for name in names]).to(table.dtype)
 
     def reduce(self, total: Tensor) -> Tensor:
-        """`total` summed over the processes, in place."""
-        if self.name:
+        """`total` summed over the processes, in place; scattered: outside of this process's rows it is anything."""
+        if self.name and not (self.scattered and self._scatter(total)):
             dist.all_reduce(total, group=self.group)
         return total
 
+    def _scatter(self, total: Tensor) -> bool:
+        """Puts the sums of this process's rows into `total`; False where the backend cannot (gloo of old versions)."""
+        rank, rows = dist.get_rank(self.group), total.shape[0] // dist.get_world_size(self.group)
+        own = total.new_empty(rows, *total.shape[1:])
+        try:
+            dist.reduce_scatter_tensor(own, total.contiguous(), group=self.group)
+        except RuntimeError as error:
+            if "does not support reduce_scatter" not in str(error):
+                raise
+            return False
+        total[rank * rows : (rank + 1) * rows] = own
+        return True
 
-def shard_of(group: ProcessGroup | None, weight: Tensor) -> Shard:
+
+def shard_of(group: ProcessGroup | None, weight: Tensor, scattered: bool = False) -> Shard:
     """The shard of this process, whose classes follow those of the lower ranks; they tell each other how many.
 
     On a GPU the host waits for the answer, at every call: a size remembered from an earlier one may be another
@@ -79,7 +94,7 @@ def shard_of(group: ProcessGroup | None, weight: Tensor) -> Shard:
         counts = [width] * dist.get_world_size(group)
     else:
         counts = all_gather(torch.tensor([width], device=weight.device), group).flatten().tolist()
-    return Shard(group.group_name, sum(counts[:rank]), sum(counts), max(counts))
+    return Shard(group.group_name, sum(counts[:rank]), sum(counts), max(counts), scattered)
 
 
 def needs(names: Sequence[str]) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from prefuse.doctor.warm import architecture_of, warm
 from prefuse.integrations import llamafactory, swift
 from prefuse.integrations._places import Framework
 from prefuse.integrations.megatron import MEGATRON
+from prefuse.integrations.nemo_rl import NEMO_RL
 from prefuse.integrations.openrlhf import OPENRLHF
 from prefuse.integrations.verl import VERL
 
@@ -91,7 +92,7 @@ LIBRARIES = (
     Library("liger-kernel", "prefuse.compat.liger", _as_of("0.8.5")),
     *(
         Library(framework.name, f"prefuse.integrations.{framework.module}", _tried_with(framework))
-        for framework in (MEGATRON, OPENRLHF, VERL)
+        for framework in (MEGATRON, NEMO_RL, OPENRLHF, VERL)
     ),
     Library("llamafactory", "prefuse.integrations.llamafactory", _framework(llamafactory.fit)),
     Library("ms-swift", "prefuse.integrations.swift", _framework(swift.fit)),

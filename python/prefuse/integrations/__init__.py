@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-NAMES = ("llamafactory", "megatron", "openrlhf", "swift", "verl")
+NAMES = ("llamafactory", "megatron", "nemo_rl", "openrlhf", "swift", "verl")
 """The frameworks, as their modules here are called."""
 
 __all__ = ["NAMES"]

@@ -203,17 +203,31 @@ def token_stats(
     expected = (hidden.shape[1], hidden.shape[0])
     if tuple(labels.shape) != expected:
         raise ValueError(f"labels: expected [B, S] = {expected}, got {tuple(labels.shape)}")
-    return linear_token_stats(
-        hidden.transpose(0, 1),
+    given = {name: _by_position(name, value, expected) for name, value in options.items()}
+    made = linear_token_stats(
+        hidden,
         weight,
-        labels,
+        labels.t(),
         stats,
         group=group,
         bias=bias,
         ignore_index=ignore_index,
         differentiable=differentiable,
-        **options,
+        scatter_gradient=sequence_parallel and options.get("lora") is None and options.get("support") is None,
+        **given,
     )
+    return LinearTokenStats({name: value.t() for name, value in made.items()}, made.plan)
+
+
+def _by_position(name: str, value: Any, shape: tuple[int, int]) -> Any:
+    """An option [B, S] as [S, B], the order in which a rank's positions follow each other."""
+    if not isinstance(value, Tensor):
+        return value
+    if name == "reference_hidden":
+        return value.transpose(0, 1)
+    if name in ("mask", "temperature"):
+        return value.expand(shape).t()
+    return value
 
 
 def _own_rows(weight: Tensor, group: ProcessGroup | None) -> tuple[Tensor, ProcessGroup | None]:
@@ -235,7 +249,7 @@ def _own_rows(weight: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Proce
 
 
 class _Gathered(torch.autograd.Function):
-    """The positions of all ranks, [S, B, H]; back, this rank's part of a gradient that is whole on each of them."""
+    """The positions of all ranks, [S, B, H]; back, this rank's part of a gradient, which is summed there."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, group: Any) -> Tensor:

@@ -27,6 +27,7 @@ from prefuse.linear.operands import (
     Statistics,
     check_group,
     check_operands,
+    check_scattered,
     check_smoothing,
     check_workspace,
     differentiable_statistics,
@@ -76,6 +77,7 @@ def linear_token_stats(
     plan: str | None = None,
     workspace_bytes: int | None = None,
     group: ProcessGroup | None = None,
+    scatter_gradient: bool = False,
     sparse: float | str | Sparse | None = None,
     logits_dtype: torch.dtype | None = None,
     support: Support | None = None,
@@ -120,6 +122,9 @@ def linear_token_stats(
             B, `reference_weight` and `reference_bias` are this rank's, everything else, the labels too, is the same on
             all ranks, and so are the statistics and the gradient of `hidden`. ``top1`` and the top-k statistics are not
             given then. The ranks tell each other their number of classes, for which a GPU's host waits.
+        scatter_gradient: with `group`, the gradient of `hidden` is summed over the ranks by a reduce-scatter: each has
+            its equal share of the rows (the first rank the first), and numbers without a meaning elsewhere. For hidden
+            states that were gathered from the ranks along their first dimension; `lora` and `support` are refused.
         sparse: eps in [2^-40, 1], or a `Sparse` with seed and step: gradients from short lists of probabilities, those
             from eps on as they are, smaller ones rounded at random to 0 or eps, so that their expectation is the dense
             gradient. On the CPU, through ``logp`` and ``lse``; statistics are the same. See docs/sparse-head.md for the
@@ -149,7 +154,15 @@ def linear_token_stats(
     asked = smoothed(made, smoothing)
     check_group(group, names)
     if check_support(support, names) is not None:
-        check_alone({"group": group, "sparse": sparse, "label_smoothing": smoothing, "plan": plan})
+        check_alone(
+            {
+                "group": group,
+                "scatter_gradient": scatter_gradient,
+                "sparse": sparse,
+                "label_smoothing": smoothing,
+                "plan": plan,
+            }
+        )
     with gathered_head(weight, bias, lora, reference_weight, reference_bias):
         operands = check_operands(
             hidden,
@@ -179,13 +192,14 @@ def linear_token_stats(
                 check_workspace(workspace_bytes) or WORKSPACE_BYTES,
             )
             return LinearTokenStats(found, None)
+        check_scattered(scatter_gradient, group, labels, lora)
         statistics = Statistics(
             asked,
             smoothed([name for name in made if name in wanted], smoothing),
             check_k(k),
             smoothing,
             keeps_wide(gradient_dtype, operands.inputs[0]),
-            shard_of(group, operands.weights[0]),
+            shard_of(group, operands.weights[0], scatter_gradient),
         )
         index = operands.scored_index()
         statistics = settle(sparse, operands, statistics, index)
@@ -208,6 +222,7 @@ class HeadOptions(TypedDict, total=False):
     plan: str | None
     workspace_bytes: int | None
     group: ProcessGroup | None
+    scatter_gradient: bool
     sparse: float | str | Sparse | None
     logits_dtype: torch.dtype | None
     support: Support | None

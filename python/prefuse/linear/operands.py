@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from prefuse._arguments.checks import (
     FLOATS,
     check_device,
+    check_flag,
     check_integer,
     check_scored,
     check_tensor,
@@ -124,6 +126,7 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
         group=shard.name,
         first_class=shard.first_class,
         classes=shard.classes or classes,
+        scattered=shard.scattered,
         eps=0.0 if sparse is None else sparse.eps,
         seed=-1 if sparse is None or sparse.seed is None else sparse.seed,
         step=0 if sparse is None else sparse.step,
@@ -251,6 +254,18 @@ def check_group(group: ProcessGroup | None, names: Sequence[str]) -> None:
             f"stats: {', '.join(sorted(UNSUPPORTED.intersection(names)))} cannot be put together from the parts of a "
             "vocabulary over a group; leave them out"
         )
+
+
+def check_scattered(scatter_gradient: bool, group: ProcessGroup | None, labels: Tensor, lora: Lora | None) -> None:
+    """Refuses a gradient in shares where there is no group, no equal share, or a matrix that needs the whole of it."""
+    if not check_flag("scatter_gradient", scatter_gradient):
+        return
+    if group is None:
+        raise ValueError("scatter_gradient: there is no group to scatter over; pass group, or leave it out")
+    if lora is not None:
+        raise ValueError("lora: its A needs the whole gradient of hidden; leave out lora or scatter_gradient")
+    if labels.numel() % (size := dist.get_world_size(group)):
+        raise ValueError(f"scatter_gradient: {labels.numel()} rows have no equal shares for {size} processes")
 
 
 def keeps_wide(gradient_dtype: torch.dtype | None, hidden: Tensor) -> bool:

@@ -65,6 +65,7 @@ class Request(NamedTuple):
     group: str
     first_class: int
     classes: int
+    scattered: bool
     eps: float
     seed: int
     step: int
@@ -112,7 +113,7 @@ class Request(NamedTuple):
             self.names,
             self.smoothing,
             self.k,
-            Shard(self.group, self.first_class, self.classes or None),
+            Shard(self.group, self.first_class, self.classes or None, scattered=self.scattered),
         )
 
     def _reference_head(self) -> Projection | None:
