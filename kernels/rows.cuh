@@ -41,6 +41,13 @@ constexpr int RESIDENT_BLOCKS = sizeof(A) == 8 ? (NEEDS_REFERENCE ? 1 : 2) : NEE
 typedef Row<LOGIT, UNIT> X;
 typedef Row<REFERENCE, UNIT> Ref;
 
+// Whether exponential i of a unit is computed on the FMA pipes. WORTH: the kernel does little beside exponentials, so that these bound it.
+constexpr bool FEW_LOGITS_PER_UNIT = UNIT < ONE_ON_FMA_IN || sizeof(LOGIT) != 2 || SOFTCAP;
+template <bool WORTH> __device__ inline A exp2_of_unit(int i, A x) {
+    const bool on_fma = WORTH && ONE_ON_FMA_IN && !FEW_LOGITS_PER_UNIT && (i + 1) % (ONE_ON_FMA_IN ? ONE_ON_FMA_IN : 1) == 0;
+    return on_fma ? A(exp2_on_fma(float(x))) : exp2_of(x);
+}
+
 // Shapes and strides in elements; every array has its own strides over the same `rank` leading dimensions.
 struct RowsArgs {
     const LOGIT* logits;
@@ -149,26 +156,33 @@ __device__ inline void merge(Partial& a, const Partial& b) {
     a.logit_sum += b.logit_sum, a.outranked += b.outranked;
 }
 
-// A copy of another lane's or block's partial, number by number as `from` fetches it, only the sums that the statistics need.
-template <typename From> __device__ inline OnlineSoftmax fetched(const OnlineSoftmax& s, From from) {
-    OnlineSoftmax other = {from(s.max), from(s.sum), 0, 0, 0};
-    if (needs(ENTROPY)) other.moment = from(s.moment);
-    if (needs(LOG_SUM_SQ)) other.squares = from(s.squares);
-    if (needs(KL) || needs(RKL)) other.cross = from(s.cross);
-    return other;
+// Copies a partial number by number, only the sums that the statistics need; `copy` does one.
+template <typename Copy> __device__ inline void copy_sums(OnlineSoftmax& to, const OnlineSoftmax& s, Copy copy) {
+    copy(to.max, s.max), copy(to.sum, s.sum);
+    if (needs(ENTROPY)) copy(to.moment, s.moment);
+    if (needs(LOG_SUM_SQ)) copy(to.squares, s.squares);
+    if (needs(KL) || needs(RKL)) copy(to.cross, s.cross);
 }
-template <typename From> __device__ inline Partial fetched(const Partial& p, From from) {
+template <typename Copy> __device__ inline void copy_sums(Partial& to, const Partial& p, Copy copy) {
+    copy_sums(to.policy, p.policy, copy);
+    if (NEEDS_REFERENCE) copy_sums(to.reference, p.reference, copy);
+    if (needs(MEAN_LOGIT)) copy(to.logit_sum, p.logit_sum);
+    if (needs(TOP1)) copy(to.outranked, p.outranked);
+}
+// A copy of another's partial.
+template <typename Copy> __device__ inline Partial fetched(const Partial& p, Copy copy) {
     Partial other = empty_partial();
-    other.policy = fetched(p.policy, from);
-    if (NEEDS_REFERENCE) other.reference = fetched(p.reference, from);
-    if (needs(MEAN_LOGIT)) other.logit_sum = from(p.logit_sum);
-    if (needs(TOP1)) other.outranked = from(p.outranked);
+    copy_sums(other, p, copy);
     return other;
 }
 
+struct Here {
+    __device__ void operator()(A& to, const A& x) const { to = x; }
+};
 struct FromLane {
     int distance;
     __device__ A operator()(const A& x) const { return __shfl_xor_sync(0xffffffffu, x, distance); }
+    __device__ void operator()(A& to, const A& x) const { to = (*this)(x); }
 };
 // The partials of a warp's lanes in one, the same bits in every lane: merge() is commutative.
 __device__ inline void merge_warp(Partial& p) {

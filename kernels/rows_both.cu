@@ -6,13 +6,15 @@
 //
 // Between the two the row is in shared memory: a cluster of CLUSTER blocks shares it out in PARTS chunks of 64 KiB per block (rows
 // that are one chunk to a warp: a warp has a row). A thread differentiates the very units that it has read, so no other thread
-// touches them; the one that has the label's then puts the label's gradient over what it has written for it. Blocks exchange the
-// partials of their chunks through distributed shared memory: every thread merges all of them in the order of the row, as
-// rows_forward does. Clusters stride over the rows.
+// touches them; the one that has the label's then puts the label's gradient over what it has written for it. A block writes the
+// partials of its chunks into the shared memory of all blocks of its cluster; every thread merges all of them in the order of the
+// row, as rows_forward does. Clusters stride over the rows.
 //
-// Two barriers per row. After the first all partials can be read, and all of the row's logits have been, the label's as well, which
-// is why the gradient may lie over them. The second keeps partials until everybody has read them: a block neither writes
-// those of its next row nor ends before; it is waited for after the gradient has been written.
+// One barrier per row. After it all partials are there, and all of the row's logits have been read, the label's as well, which
+// is why the gradient may lie over them. Partials, and what lane 0 keeps of a row, have two places that rows take in turns: who
+// writes for the next row has passed this one's barrier but not the next one's, which nobody arrives at before he has read what
+// was written for this one. For the same reason a block that has passed its last barrier may end: nobody writes to it any more. One
+// more barrier at the beginning: nothing may be written to a block that has not begun.
 //
 // Invariants: those of the two; no reference logits, no top-k statistics; rows of logits and of gradient begin at 16-byte boundaries.
 // More compile-time constants: CLUSTER  blocks that share a row; PARTS  chunks of a block
@@ -35,17 +37,18 @@ struct SharedRow {
     }
 };
 
-struct FromBlock {
+struct ToBlock {
     unsigned rank;
-    __device__ A operator()(const A& x) const { return CLUSTER > 1 ? cluster_load(&x, rank) : x; }
+    __device__ void operator()(A& to, const A& x) const {
+        if (CLUSTER > 1) cluster_store(&to, rank, x);
+        else to = x;
+    }
 };
 
-// The barrier of those who share a row. Without a cluster it is one step, taken in wait().
-__device__ inline void arrive() {
-    if (CLUSTER > 1) cluster_arrive();
-}
-__device__ inline void wait() {
-    if (CLUSTER > 1) cluster_wait();
+// The barrier of those who share a row. Warps come to that of a cluster as a whole.
+__device__ inline void cluster_barrier() { __syncwarp(), cluster_arrive(), cluster_wait(); }
+__device__ inline void barrier() {
+    if (CLUSTER > 1) cluster_barrier();
     else if (ROWS_PER_BLOCK == 1) __syncthreads();
     else __syncwarp();
 }
@@ -79,9 +82,10 @@ __device__ inline void backward_from_shared(const X& out, const SharedRow& share
 }
 
 // What a group keeps for the second half of its row, in shared memory: the registers are for the loops. Written by lane 0 before the
-// first barrier, read before anyone has passed the second.
+// row's barrier, read behind it.
 struct Kept {
     unsigned turn;
+    int place;
     i64 row;
     RowInfo info;
     LOGIT* gradient;
@@ -115,12 +119,14 @@ constexpr bool CROWDED = needs(TOP1) && needs(MEAN_LOGIT) && ROWS_PER_BLOCK > 1;
 constexpr int BOTH_BLOCKS = RESIDENT_BLOCKS > 2 && CROWDED ? 2 : RESIDENT_BLOCKS;
 
 extern "C" __global__ void __launch_bounds__(THREADS, BOTH_BLOCKS) rows_both(const RowsArgs a) {
-    __shared__ Partial partials[PARTS];
-    __shared__ Kept groups[ROWS_PER_BLOCK];
+    __shared__ Partial partials[2][CLUSTER * PARTS];
+    __shared__ Kept groups[2][ROWS_PER_BLOCK];
     int group = threadIdx.x / ROW_THREADS, lane = threadIdx.x % ROW_THREADS;
     unsigned rank = blockIdx.x % CLUSTER;
     i64 begin = i64(rank) * PARTS * CHUNK, end = begin + PARTS * CHUNK < a.width ? begin + PARTS * CHUNK : a.width;
     SharedRow shared_row = {dynamic_shared() + group * ((a.width + UNIT - 1) / UNIT), begin, end};
+    int place = 0;
+    if (CLUSTER > 1) cluster_barrier();
     for (unsigned turn = 0;; turn++) {
         i64 row = (i64(turn) * (gridDim.x / CLUSTER) + blockIdx.x / CLUSTER) * ROWS_PER_BLOCK + group;
         if (row >= a.rows) break;
@@ -135,27 +141,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, BOTH_BLOCKS) rows_both(con
         X x(a.logits + offset(a, row, a.logits_stride), a.width, 0);
         A logit = label_logit(x.data, a.width, info);
         Context context = {z_scale(a, info.temperature) * A(LOG2E), softcap_slope(a), a.width, info.label, logit, 0};
-        if (lane == 0) groups[group] = {turn, row, info, gradient, logit};
+        if (lane == 0) groups[place][group] = {turn, place, row, info, gradient, logit};
         Partial p = empty_partial();
         TopK topk = empty_topk();
 #pragma unroll 1
         for (int part = 0; part < PARTS && begin + part * CHUNK < end; part++) {
             p = traverse(x, Ref(0, 0, 0), begin + part * CHUNK, lane, context, topk, shared_row);
             merge_group(p, part % 2);
-            if (ROWS_PER_BLOCK == 1 && lane == 0) partials[part] = p;
+            if (ROWS_PER_BLOCK == 1 && lane < CLUSTER) copy_sums(partials[place][rank * PARTS + part], p, ToBlock{unsigned(lane)});
         }
-        arrive(), wait();
+        barrier();
         Partial total = empty_partial();
         if (ROWS_PER_BLOCK > 1) merge(total, p);
-#pragma unroll 1
-        for (int chunk = 0; ROWS_PER_BLOCK == 1 && chunk * CHUNK < a.width; chunk++)
-            merge(total, fetched(partials[chunk % PARTS], FromBlock{unsigned(chunk / PARTS)}));
-        const Kept kept = groups[group];  // before the barrier: behind it lane 0 may be at the next row
-        arrive();
+#pragma unroll 2
+        for (int chunk = 0; ROWS_PER_BLOCK == 1 && chunk * CHUNK < a.width; chunk++) merge(total, fetched(partials[place][chunk], Here()));
+        const Kept& kept = groups[place][group];
         Values v = evaluate(a, kept.info, total, kept.logit, A(0));
         if (rank == 0 && lane == 0) store_values(a, kept.row, v);
         write_gradient(a, shared_row, lane, kept, v);
         turn = kept.turn;
-        wait();
+        place = kept.place ^ 1;
     }
 }

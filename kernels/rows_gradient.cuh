@@ -111,6 +111,7 @@ __device__ inline A element_gradient(A x, A ref, bool is_label, const Coefficien
 
 // A unit without regard to the label, gradient over x; of a row whose factors are moderate.
 __device__ inline void differentiate(A (&x)[UNIT], const A (&ref)[UNIT], const Folded& f) {
+    constexpr bool FEW_TERMS = !needs(ENTROPY) && !needs(KL) && !needs(RKL);  // statistics without a gradient change nothing
     const A log2e = A(LOG2E);
 #pragma unroll
     for (int i = 0; i < UNIT; i++) {
@@ -122,7 +123,7 @@ __device__ inline void differentiate(A (&x)[UNIT], const A (&ref)[UNIT], const F
             if (needs(KL)) g = fma_of(f.cross, l - m, g);
             if (needs(RKL)) rest = fma_of(-f.rkl, exp2_of(BASE_TWO ? m : log2e * m), rest);
         }
-        A p = exp2_of(BASE_TWO ? l : log2e * l);
+        A p = exp2_of_unit<FEW_TERMS>(i, BASE_TWO ? l : log2e * l);
         A gradient = needs(MEAN_LOGIT) || needs(RKL) ? fma_of(p, g, rest) : p * g;
         x[i] = SOFTCAP ? gradient * (1 - t * t) : gradient;
     }

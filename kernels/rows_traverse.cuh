@@ -62,10 +62,11 @@ __device__ inline void add_with_care(OnlineSoftmax& unit, const A (&t)[UNIT], co
 // What one unit adds to the sums of its logits; MOMENTS, CROSS: which of them are needed.
 template <bool MOMENT, bool SQUARES, bool CROSS>
 __device__ inline void add_unit(OnlineSoftmax& p, const A (&t)[UNIT], const A (&other)[UNIT], A c, A finite_max) {
+    constexpr bool FEW_SUMS = !MOMENT && !SQUARES && !CROSS && !NEEDS_REFERENCE && !NEEDS_TOPK;
     OnlineSoftmax unit = {0, 0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < UNIT; i++) {
-        A d = fma_of(c, t[i], -finite_max), e = exp2_of(d);
+        A d = fma_of(c, t[i], -finite_max), e = exp2_of_unit<FEW_SUMS>(i, d);
         unit.sum += e;
         if (MOMENT) unit.moment = fma_of(e, d, unit.moment);
         if (SQUARES) p.squares = fma_of(e, e, p.squares);

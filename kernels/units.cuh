@@ -43,6 +43,29 @@ __device__ inline double fma_of(double a, double b, double c) { return fma(a, b,
 __device__ inline float max_of(float a, float b) { return fmaxf(a, b); }
 __device__ inline double max_of(double a, double b) { return fmax(a, b); }
 
+// 2^x without the special function unit, of any x: relative error 2^-23.5, 0 below 2^-127, +inf from 128 on, NaN of NaN.
+// x = n + r, n a whole number, |r| ≤ 1/2; 2^r is a polynomial, the best of degree 6 for the relative error; 2^n is made of its bits.
+__device__ inline float exp2_on_fma(float x) {
+    const float to_whole = 12582912.0f;  // 1.5·2^23: a sum with it is rounded to a whole number, which its lowest bits hold
+    x = min_or_nan(max_or_nan(x, -127.0f), 128.0f);
+    float shifted = x + to_whole, r = x - (shifted - to_whole);
+    float y = fmaf(0.00015345812f, r, 0.0013399931f);
+    y = fmaf(y, r, 0.009618489f);
+    y = fmaf(y, r, 0.055503286f);
+    y = fmaf(y, r, 0.24022646f);
+    y = fmaf(y, r, 0.6931472f);
+    y = fmaf(y, r, 1.0f);
+    return y * __uint_as_float((__float_as_uint(shifted) << 23) + 0x3f800000u);
+}
+
+// On B200 (sm_100) the special function units, one exponential in eight clocks of a scheduler, bound the bandwidth of kernels that do
+// little else: there one exponential in so many is computed on the FMA pipes. 0: none.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 1000
+constexpr int ONE_ON_FMA_IN = 8;
+#else
+constexpr int ONE_ON_FMA_IN = 0;
+#endif
+
 template <typename A> __device__ inline A infinity() { return A(__int_as_float(0x7f800000)); }
 template <typename A> __device__ inline A not_a_number() { return A(__int_as_float(0x7fc00000)); }
 template <typename A> __device__ inline A lowest() { return A(__int_as_float(int(0xff7fffffu))); }  // the least finite float

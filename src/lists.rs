@@ -18,13 +18,14 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use crate::array::{ArgumentError, Array, Dtype};
+use crate::outputs;
 use crate::simd::{
-    Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch, prefetch,
+    Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch, fence, prefetch,
 };
 use crate::threads::for_each_range;
 
 /// Vectors of sums that are held in registers: as many as there are, then fewer for the columns that are left.
-const BLOCKS: [usize; 3] = [16, 4, 1];
+const BLOCKS: [usize; 4] = [16, 8, 4, 1];
 
 /// By how many terms rows are asked for ahead: they are anywhere in memory.
 const AHEAD: usize = 4;
@@ -34,9 +35,11 @@ const CACHE_LINE: usize = 64;
 /// Classes that a thread takes at a time.
 const CLASSES: usize = 64;
 
-/// Of a large matrix so many bytes are gathered from at a time, for so many bytes of sums: together a second-level cache.
-const BLOCK_BYTES: usize = 1 << 20;
-const SUM_BYTES: usize = 3 << 18;
+/// Of a large matrix so many columns and bytes are gathered from at a time, for so many bytes of sums: together most of a
+/// second-level cache.
+const PART: usize = 256;
+const BLOCK_BYTES: usize = 1 << 19;
+const SUM_BYTES: usize = 1 << 19;
 
 /// How often a row of the other matrix is gathered in the mean, from where on it pays to take the sums from memory and back.
 const REUSES: usize = 4;
@@ -287,42 +290,87 @@ impl ByRow<'_> {
         bytes > 2 * BLOCK_BYTES && self.matrix.classes.len() >= REUSES * self.matrix.width
     }
 
-    /// As `run`, to the bit: the rows of a range by blocks of classes, whose rows of W stay in the cache, the sums in memory.
+    /// As `run`, to the bit: the rows of a range by blocks of columns and classes, so that what is gathered of W stays in
+    /// the cache, the sums in memory.
     ///
     /// # Safety
     /// As for `run`.
     unsafe fn blocked<E: Element>(&self, rows: Range<usize>) {
-        let columns = self.weight.shape[1];
-        let block = (BLOCK_BYTES / (columns * size_of::<E>())).max(1);
         let mut terms = Vec::new();
-        let mut left = Vec::with_capacity(rows.len());
-        let mut sums = vec![E::Real::ZERO; rows.len() * columns];
-        for (place, row) in rows.clone().enumerate() {
+        let mut lists = Vec::with_capacity(rows.len());
+        for row in rows.clone() {
             let begin = terms.len();
-            // SAFETY: passed on to the caller, here and below; a row has `columns` sums.
-            unsafe {
-                let own = self.matrix.row::<E::Real>(row, &mut terms);
-                let sums = sums[place * columns..].as_mut_ptr();
-                accumulate::<E>(self.level, self.weight, &terms[begin..begin + own], sums);
-                left.push(begin + own..terms.len());
-            }
+            // SAFETY: passed on to the caller.
+            let own = unsafe { self.matrix.row::<E::Real>(row, &mut terms) };
+            lists.push((begin..begin + own, begin + own..terms.len()));
         }
-        for end in (block..self.matrix.width + block).step_by(block) {
-            for (place, left) in left.iter_mut().enumerate() {
-                let within = |(class, _): &&Term<E::Real>| (*class as usize) < end;
-                let count = terms[left.clone()].iter().take_while(within).count();
-                let now = &terms[left.start..left.start + count];
-                left.start += count;
-                // SAFETY: as above.
-                unsafe {
-                    let sums = sums[place * columns..].as_mut_ptr();
-                    accumulate::<E>(self.level, self.weight, now, sums);
+        let all = self.weight.shape[1];
+        let mut sums = vec![E::Real::ZERO; rows.len() * all.min(PART)];
+        for first in (0..all).step_by(PART) {
+            let columns = first..all.min(first + PART);
+            let sums = &mut sums[..rows.len() * columns.len()];
+            sums.fill(E::Real::ZERO);
+            // SAFETY: passed on to the caller; W has these columns, and a row as many sums.
+            unsafe {
+                self.sum_part::<E>(&columns, &terms, &lists, sums);
+                for (sums, row) in sums.chunks_exact(columns.len()).zip(rows.clone()) {
+                    write_row::<E>(self.level, sums, self.out, (row, first));
                 }
             }
         }
-        for (sums, row) in sums.chunks_exact(columns).zip(rows) {
-            // SAFETY: as above.
-            unsafe { write_row::<E>(self.level, sums, self.out, row) };
+    }
+
+    /// Adds the terms of some rows, those of their labels and the others, to their sums of some columns.
+    ///
+    /// # Safety
+    /// W has the columns, and each row as many sums.
+    unsafe fn sum_part<E: Element>(
+        &self,
+        columns: &Range<usize>,
+        terms: &[Term<E::Real>],
+        lists: &[(Range<usize>, Range<usize>)],
+        sums: &mut [E::Real],
+    ) {
+        let width = self.matrix.width;
+        let block = (BLOCK_BYTES / (columns.len() * size_of::<E>())).max(1);
+        let mut left: Vec<_> = lists.iter().map(|(_, others)| others.clone()).collect();
+        let mut add = |place: usize, terms: &[Term<E::Real>]| {
+            let sums = sums[place * columns.len()..].as_mut_ptr();
+            // SAFETY: passed on to the caller.
+            unsafe { accumulate::<E>(self.level, self.weight, columns, terms, sums) };
+        };
+        for (place, (own, _)) in lists.iter().enumerate() {
+            add(place, &terms[own.clone()]);
+        }
+        for begin in (0..width).step_by(block) {
+            let end = width.min(begin + block);
+            let next = end..width.min(end + block);
+            for (place, left) in left.iter_mut().enumerate() {
+                self.prefetch::<E>(columns, &next, (place, lists.len()));
+                let within = |(class, _): &&Term<E::Real>| (*class as usize) < end;
+                let count = terms[left.clone()].iter().take_while(within).count();
+                add(place, &terms[left.start..left.start + count]);
+                left.start += count;
+            }
+        }
+    }
+
+    /// Asks for a share of some columns of a block of W.
+    #[inline(always)]
+    fn prefetch<E: Element>(
+        &self,
+        columns: &Range<usize>,
+        classes: &Range<usize>,
+        (part, parts): (usize, usize),
+    ) {
+        let share = classes.len().div_ceil(parts);
+        let last = classes.end.min(classes.start + (part + 1) * share);
+        for class in classes.start + part * share..last {
+            let row = self.weight.offset(class, 1) + columns.start as isize;
+            let row = (self.weight.address as *const E).wrapping_offset(row);
+            for byte in (0..columns.len() * size_of::<E>()).step_by(CACHE_LINE) {
+                prefetch::<false, E>(row.wrapping_byte_add(byte));
+            }
         }
     }
 }
@@ -331,7 +379,7 @@ impl Typed for ByRow<'_> {
     unsafe fn run<E: Element>(self) {
         let columns = self.weight.shape[1];
         if columns > 0 && self.reuses() {
-            let group = (SUM_BYTES / (columns * size_of::<E::Real>())).max(1);
+            let group = (SUM_BYTES / (columns.min(PART) * size_of::<E::Real>())).max(1);
             let group = group.min(self.matrix.rows().div_ceil(self.threads));
             // SAFETY: the promise of `by_row`.
             for_each_range(self.threads, self.matrix.rows(), group, |rows| unsafe {
@@ -346,7 +394,7 @@ impl Typed for ByRow<'_> {
                 // SAFETY: the promise of `by_row`.
                 unsafe {
                     self.matrix.row::<E::Real>(row, &mut terms);
-                    gather::<E>(self.level, self.weight, &terms, self.out, row);
+                    gather::<E>(self.level, self.weight, &terms, (self.out, row), false);
                 }
             }
         });
@@ -366,16 +414,26 @@ impl Typed for ByClass<'_> {
     unsafe fn run<E: Element>(self) {
         // SAFETY: the promise of `by_class`.
         let (starts, terms) = unsafe { self.by_class::<E::Real>() };
+        let row = self.out.shape[1] * self.out.dtype.size();
+        let aligned = self.out.is_contiguous()
+            && row.is_multiple_of(CACHE_LINE)
+            && self.out.address.is_multiple_of(CACHE_LINE);
+        let streams = aligned && self.out.dtype == self.inputs.dtype && outputs::streams(self.out);
         for_each_range(self.threads, self.matrix.width, CLASSES, |range| {
             for class in range {
                 let terms = &terms[starts[class]..starts[class + 1]];
                 // SAFETY: as above.
-                unsafe { gather::<E>(self.level, self.inputs, terms, self.out, class) };
+                unsafe {
+                    gather::<E>(self.level, self.inputs, terms, (self.out, class), streams);
+                }
                 if let Some(sums) = self.sums {
                     let sum = terms.iter().fold(E::Real::ZERO, |sum, (_, a)| sum + *a);
                     // SAFETY: a contiguous vector of V numbers of this type, as was checked.
                     unsafe { sums.pointer::<E::Real>(class as isize).write_unaligned(sum) };
                 }
+            }
+            if streams {
+                fence();
             }
         });
     }
@@ -447,8 +505,12 @@ unsafe fn sweep<E: Element, I: Isa>(work: &impl Columns<E>, columns: usize) {
             work.block::<I, { BLOCKS[1] }>(at);
             at += BLOCKS[1] * lanes;
         }
-        while at + lanes <= columns {
+        while at + BLOCKS[2] * lanes <= columns {
             work.block::<I, { BLOCKS[2] }>(at);
+            at += BLOCKS[2] * lanes;
+        }
+        while at + lanes <= columns {
+            work.block::<I, { BLOCKS[3] }>(at);
             at += lanes;
         }
         for column in at..columns {
@@ -457,17 +519,18 @@ unsafe fn sweep<E: Element, I: Isa>(work: &impl Columns<E>, columns: usize) {
     }
 }
 
-/// Writes Σ factor·source[row] over the terms into row `target` of `out`.
+/// Writes Σ factor·source[row] over the terms into row `target` of `out`, with `streams` around the caches: a [`fence`] is
+/// to follow.
 ///
 /// # Safety
 /// `source` is a matrix of `E`s and `out` one of `E`s or of their reals, as many columns wide, both with dense rows; the
-/// terms name rows of `source`.
+/// terms name rows of `source`. Rows of `E`s that are streamed begin at multiples of a cache line.
 unsafe fn gather<E: Element>(
     level: Level,
     source: &Array,
     terms: &[Term<E::Real>],
-    out: &Array,
-    target: usize,
+    (out, target): (&Array, usize),
+    streams: bool,
 ) {
     let address = out.offset(target, 1) * out.dtype.size() as isize;
     dispatch(
@@ -479,6 +542,7 @@ unsafe fn gather<E: Element>(
             terms,
             out: (out.address as *mut u8).wrapping_offset(address),
             rounds: out.dtype == source.dtype,
+            streams,
         },
     );
 }
@@ -489,8 +553,9 @@ struct Gather<'a, E: Element> {
     columns: usize,
     terms: &'a [Term<E::Real>],
     out: *mut u8,
-    /// Whether the result is of `E`s.
+    /// Whether the result is of `E`s, and goes around the caches.
     rounds: bool,
+    streams: bool,
 }
 
 impl<E: Element> Kernel for Gather<'_, E> {
@@ -535,8 +600,11 @@ impl<E: Element> Columns<E> for Gather<'_, E> {
                 }
             }
             for (i, sum) in sums.into_iter().enumerate() {
-                if self.rounds {
-                    Memory::<E>::store(sum, self.out.cast::<E>().add(at + i * lanes));
+                let target = self.out.cast::<E>().add(at + i * lanes);
+                if self.streams {
+                    Memory::<E>::stream(sum, target);
+                } else if self.rounds {
+                    Memory::<E>::store(sum, target);
                 } else {
                     let mut numbers = [E::Real::ZERO; MAX_LANES];
                     sum.write(&mut numbers);
@@ -568,13 +636,14 @@ impl<E: Element> Columns<E> for Gather<'_, E> {
     }
 }
 
-/// Adds Σ factor·source[row] over the terms to `sums`, one after the other as [`gather`] does.
+/// Adds Σ factor·source[row, columns] over the terms to `sums`, one after the other as [`gather`] does.
 ///
 /// # Safety
-/// `source` is a matrix of `E`s with dense rows, which the terms name; there are as many sums as it has columns.
+/// `source` is a matrix of `E`s with dense rows, which the terms name; it has these columns, and there are as many sums.
 unsafe fn accumulate<E: Element>(
     level: Level,
     source: &Array,
+    columns: &Range<usize>,
     terms: &[Term<E::Real>],
     sums: *mut E::Real,
 ) {
@@ -582,9 +651,9 @@ unsafe fn accumulate<E: Element>(
         dispatch(
             level,
             Accumulate::<E> {
-                source: source.address as *const E,
+                source: (source.address as *const E).wrapping_add(columns.start),
                 stride: source.strides[0],
-                columns: source.shape[1],
+                columns: columns.len(),
                 terms,
                 sums,
             },
@@ -647,12 +716,17 @@ impl<E: Element> Columns<E> for Accumulate<'_, E> {
     }
 }
 
-/// Writes sums into row `target` of `out`, rounded to its elements.
+/// Writes sums into row `target` of `out` from a column on, rounded to its elements.
 ///
 /// # Safety
-/// `out` is a matrix of `E`s or of their reals with dense rows, as many columns wide.
-unsafe fn write_row<E: Element>(level: Level, sums: &[E::Real], out: &Array, target: usize) {
-    let address = out.offset(target, 1) * out.dtype.size() as isize;
+/// `out` is a matrix of `E`s or of their reals with dense rows, which have as many columns from there on.
+unsafe fn write_row<E: Element>(
+    level: Level,
+    sums: &[E::Real],
+    out: &Array,
+    (target, column): (usize, usize),
+) {
+    let address = (out.offset(target, 1) + column as isize) * out.dtype.size() as isize;
     let row = (out.address as *mut u8).wrapping_offset(address);
     // SAFETY: passed on to the caller.
     unsafe {

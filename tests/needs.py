@@ -1,19 +1,20 @@
 """What some tests need of the machine: ``pytest.mark.needs("compiler")`` and so on, one rule for all.
 
-Where it is missing they are skipped and say so. With ``CI=true`` in the environment they fail instead: kernels that
-were neither run nor compiled must not pass for checked.
+Where it is missing they are skipped and say so. With ``CI=true`` in the environment they fail instead: what was neither
+run nor compiled must not pass for checked.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
 
 import pytest
 
-from prefuse import _prefuse
+from prefuse import _prefuse, _smollm2
 from prefuse._backends.nvrtc import prepare
 from prefuse.doctor.machine_code import disassembler
 from tests.emulator import emulator
@@ -45,12 +46,19 @@ def _fork() -> str:
     return "" if hasattr(os, "fork") else "no fork: it takes Linux or macOS"
 
 
+def _model() -> str:
+    if missing := _smollm2.missing_smollm2():
+        return missing
+    return "" if importlib.util.find_spec("gguf") else "no gguf to read the file of SmolLM2's wheel: pip install gguf"
+
+
 MISSING: dict[str, Callable[[], str]] = {
     "compiler": _compiler,
     "nvrtc": _nvrtc,
     "nvdisasm": _nvdisasm,
     "sparse_memory": _sparse_memory,
     "fork": _fork,
+    "smollm2": _model,
 }
 """By name: what is missing here, or nothing."""
 

@@ -17,8 +17,8 @@ __all__ = [
     "cuda_rows_backward", "cuda_rows_both", "cuda_rows_forward", "cuda_rows_workspace", "cuda_search_nvrtc",
     "cuda_segment_expand", "cuda_segment_sum", "curate_ends", "curate_first_beaten", "curate_pairs",
     "curate_rank", "distance_backward", "distance_forward", "kept_storage", "lists_by_class", "lists_by_row",
-    "prefer_huge_pages", "projects_rows", "release_storage", "rows_backward", "rows_both", "rows_forward", "rows_lists",
-    "rows_projected", "segment_expand", "segment_sum", "simd_level", "statistic_names", "storage_idle"
+    "prefer_huge_pages", "projected_lists", "projects_rows", "release_storage", "rows_backward", "rows_both",
+    "rows_forward", "rows_lists", "rows_projected", "segment_expand", "segment_sum", "simd_level", "statistic_names", "storage_idle"
 ]
 # fmt: on
 __version__: str
@@ -99,6 +99,18 @@ def rows_lists(
     With `fresh` the statistics come first, into `table` [S, rows], which has them otherwise. `numbers` are those of the
     rows for the hash, `sampling` is eps, seed and step.
     """
+
+def projected_lists(
+    rows: _Rows,
+    stats: int,
+    product: tuple[_Capsule, _Capsule, _Capsule | None],
+    table: _Capsule,
+    numbers: _Capsule,
+    at_label: _Capsule,
+    sampling: tuple[float, int, int],
+    threads: int,
+) -> Lists:
+    """`rows_lists` of rows whose logits, a shape, are those of `rows_projected`; their statistics go into `table`."""
 
 _Matrix: TypeAlias = tuple[Any, ...]
 """A matrix as lists: offsets, classes, values, rest, at_label, labels, number of columns."""

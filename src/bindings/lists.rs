@@ -3,19 +3,20 @@
 use pyo3::prelude::*;
 
 use super::arrays::{Borrowed, Place, by_statistic, vector};
-use super::rows::{PyRows, check_threads, statistics};
+use super::rows::{PyProduct, PyRows, check_threads, statistics};
 use crate::array::{ArgumentError, Array, Dtype};
 use crate::lists::{self, Matrix};
 use crate::rows::lists::{Lists as Found, PerRow, Sampling, lists as list_rows};
+use crate::rows::projected;
 
 /// What `rows_lists` has found, until it is written into tensors of its length.
 #[pyclass(frozen)]
-pub struct Lists(Found);
+pub struct Lists(pub(super) Found);
 
 #[pymethods]
 impl Lists {
     fn __len__(&self) -> usize {
-        self.0.classes.len()
+        self.0.len()
     }
 
     /// Writes the length of each row's list, the classes, and the values.
@@ -26,35 +27,49 @@ impl Lists {
         values: Borrowed<'_>,
     ) -> PyResult<()> {
         let values = vector("values", &values)?;
-        if values.len() != self.0.values.len() || !values.dtype.is_float() {
+        if values.len() != self.0.len() || !values.dtype.is_float() || !values.is_contiguous() {
             return Err(ArgumentError::Value(format!(
-                "values: {} of dtype {}, expected {} floats",
+                "values: {} of dtype {}, expected {} contiguous floats",
                 values.len(),
                 values.dtype.name(),
-                self.0.values.len()
+                self.0.len()
             ))
             .into());
         }
-        values.write(&self.0.values);
-        for (name, target, source) in [
-            ("lengths", &lengths, &self.0.lengths),
-            ("classes", &classes, &self.0.classes),
-        ] {
-            // SAFETY: the Python half has made the tensor for this.
-            let slice = unsafe { vector(name, target)?.as_mut_integers() };
-            match slice.filter(|slice| slice.len() == source.len()) {
-                Some(slice) => slice.copy_from_slice(source),
-                None => {
-                    return Err(ArgumentError::Value(format!(
-                        "{name}: expected {} contiguous i64",
-                        source.len()
-                    ))
-                    .into());
-                }
-            }
+        // SAFETY: the Python half has made the tensors for this.
+        let (lengths, classes) = unsafe {
+            (
+                integers_to_write("lengths", &lengths, self.0.lengths.len())?,
+                integers_to_write("classes", &classes, self.0.len())?,
+            )
+        };
+        lengths.copy_from_slice(&self.0.lengths);
+        let mut start = 0;
+        for list in &self.0.lists {
+            let end = start + list.classes.len();
+            classes[start..end].copy_from_slice(&list.classes);
+            let address = values.address + start * values.dtype.size();
+            // SAFETY: a part of the tensor's memory.
+            let part = unsafe { Array::new(address, values.dtype, &[list.values.len()], &[1]) };
+            let part = part.map_err(ArgumentError::Value)?;
+            part.write(&list.values);
+            start = end;
         }
         Ok(())
     }
+}
+
+/// # Safety
+/// Nobody else looks at the tensor's memory meanwhile.
+unsafe fn integers_to_write<'a>(
+    name: &str,
+    given: &'a Borrowed<'_>,
+    len: usize,
+) -> Result<&'a mut [i64], ArgumentError> {
+    // SAFETY: passed on to the caller.
+    unsafe { vector(name, given)?.as_mut_integers() }
+        .filter(|slice| slice.len() == len)
+        .ok_or_else(|| ArgumentError::Value(format!("{name}: expected {len} contiguous i64")))
 }
 
 /// Lists the probabilities of every row; with `fresh` its statistics come first, into `table`, which has them otherwise.
@@ -93,6 +108,39 @@ pub fn rows_lists(
             sampling,
             threads,
         )
+    })?;
+    Ok(Lists(found))
+}
+
+/// `rows_lists` of rows whose logits, a shape, are `hidden @ weight.T + bias`; their statistics go into `table`.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+pub fn projected_lists(
+    py: Python<'_>,
+    rows: PyRows<'_>,
+    stats: u32,
+    product: PyProduct<'_>,
+    table: Borrowed<'_>,
+    numbers: Borrowed<'_>,
+    at_label: Borrowed<'_>,
+    sampling: (f64, u64, u64),
+    threads: usize,
+) -> PyResult<Lists> {
+    let rows = rows.unmade(Some(Place::Cpu))?;
+    let stats = statistics(stats)?;
+    check_threads(threads)?;
+    let table = by_statistic("table", table.cpu("table")?)?;
+    let at_label = by_statistic("at_label", at_label.cpu("at_label")?)?;
+    let per_row = PerRow {
+        numbers: numbers.cpu("numbers")?,
+        at_label: &at_label,
+    };
+    let (eps, seed, step) = sampling;
+    let sampling = Sampling { eps, seed, step };
+    let product = product.get()?;
+    // SAFETY: as in `rows_lists`.
+    let found = py.detach(|| unsafe {
+        projected::lists(&rows, &stats, &product, &table, &per_row, sampling, threads)
     })?;
     Ok(Lists(found))
 }

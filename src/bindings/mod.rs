@@ -29,7 +29,7 @@ mod _prefuse {
     #[pymodule_export]
     use super::distances::{distance_backward, distance_forward};
     #[pymodule_export]
-    use super::lists::{Lists, lists_by_class, lists_by_row, rows_lists};
+    use super::lists::{Lists, lists_by_class, lists_by_row, projected_lists, rows_lists};
     #[pymodule_export]
     use super::rows::{
         prefer_huge_pages, projects_rows, rows_backward, rows_both, rows_forward, rows_projected,

@@ -60,7 +60,7 @@ impl PyRows<'_> {
     }
 
     /// The same, of logits that need not exist.
-    fn unmade(&self, place: Option<Place>) -> Result<Rows, ArgumentError> {
+    pub(super) fn unmade(&self, place: Option<Place>) -> Result<Rows, ArgumentError> {
         self.with(*self.0.shape(), place)
     }
 
@@ -110,13 +110,28 @@ pub fn rows_forward(
     Ok(())
 }
 
+/// Hidden states, weight, bias.
+#[derive(FromPyObject)]
+pub(super) struct PyProduct<'py>(Borrowed<'py>, Borrowed<'py>, Option<Borrowed<'py>>);
+
+impl PyProduct<'_> {
+    pub(super) fn get(&self) -> Result<Product<'_>, ArgumentError> {
+        let PyProduct(hidden, weight, bias) = self;
+        Ok(Product {
+            hidden: hidden.cpu("hidden")?,
+            weight: weight.cpu("weight")?,
+            bias: bias.as_ref().map(|bias| bias.cpu("bias")).transpose()?,
+        })
+    }
+}
+
 /// Writes the statistics of rows whose logits, a shape, are `hidden @ weight.T + bias`, as `rows_forward` does.
 #[pyfunction]
 pub fn rows_projected(
     py: Python<'_>,
     rows: PyRows<'_>,
     stats: u32,
-    product: (Borrowed<'_>, Borrowed<'_>, Option<Borrowed<'_>>),
+    product: PyProduct<'_>,
     out: Borrowed<'_>,
     threads: usize,
 ) -> PyResult<()> {
@@ -124,12 +139,7 @@ pub fn rows_projected(
     let stats = statistics(stats)?;
     check_threads(threads)?;
     let out = by_statistic("out", out.cpu("out")?)?;
-    let (hidden, weight, bias) = product;
-    let product = Product {
-        hidden: hidden.cpu("hidden")?,
-        weight: weight.cpu("weight")?,
-        bias: bias.as_ref().map(|bias| bias.cpu("bias")).transpose()?,
-    };
+    let product = product.get()?;
     // SAFETY: as in `rows_forward`.
     py.detach(|| unsafe { projected::forward(&rows, &stats, &product, &out, threads) })?;
     Ok(())

@@ -295,7 +295,7 @@ impl Hold {
         /// What every such device can do, unless it has fewer multiprocessors.
         const LARGEST_CLUSTER: usize = 8;
         /// More than the kernel's static shared memory.
-        const STATIC: usize = 2048;
+        const STATIC: usize = 8192;
         let largest = LARGEST_CLUSTER.min(target.multiprocessors).max(1);
         let chunks = width.div_ceil(geometry.chunk).max(1);
         let parts = chunks.div_ceil(largest);

@@ -90,6 +90,13 @@ impl<V: Vector> Exp<V> {
             .or_zero(self.is_normal)
     }
 
+    /// e^x but for another rounding
+    #[inline(always)]
+    pub fn rough(&self) -> V {
+        let factor = self.slope.mul_add(self.r, V::splat(V::Scalar::ONE));
+        self.power.mul(factor).or_zero(self.is_normal)
+    }
+
     /// `sum + e^x`
     #[inline(always)]
     pub fn add_to(&self, sum: V) -> V {

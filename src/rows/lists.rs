@@ -39,15 +39,88 @@ pub struct Sampling {
     pub step: u64,
 }
 
-/// The lists of all rows, one behind the other.
-#[derive(Default)]
+/// The lists of all rows.
 pub struct Lists {
     /// How long each row's is; 0 for ignored rows.
     pub lengths: Vec<i64>,
+    /// Those of the live rows.
+    pub lists: Vec<List>,
+}
+
+/// The entries of a row.
+#[derive(Default)]
+pub struct List {
     /// Places in the row, rising.
     pub classes: Vec<i64>,
     /// `max(p, eps)·dz/dx`, rounded to the dtype of statistics when they are written.
     pub values: Vec<f64>,
+}
+
+impl PerRow<'_> {
+    /// Writes `(1 − p)·dz/dx` and `p·dz/dx` of a label.
+    ///
+    /// # Safety
+    /// `at_label` is a contiguous table [2, rows] of this type.
+    pub(super) unsafe fn write_label<R: Real>(&self, row: usize, slope: f64, log_p: f64) {
+        let pair = [-log_p.exp_m1() * slope, log_p.exp() * slope];
+        for (line, value) in pair.into_iter().enumerate() {
+            let place = (line * self.at_label.shape[1] + row) as isize;
+            // SAFETY: passed on to the caller.
+            unsafe {
+                self.at_label
+                    .pointer::<R>(place)
+                    .write_unaligned(R::from_f64(value))
+            };
+        }
+    }
+
+    /// # Safety
+    /// As for [`PerRow::write_label`], of whatever type.
+    pub(super) unsafe fn clear_labels(&self) {
+        let (labels, bytes) = (
+            self.at_label,
+            self.at_label.len() * self.at_label.dtype.size(),
+        );
+        // SAFETY: passed on to the caller.
+        unsafe { (labels.address as *mut u8).write_bytes(0, bytes) };
+    }
+}
+
+impl List {
+    /// All classes but the label, as NaN.
+    pub(super) fn of_nan(width: usize, label: Option<usize>) -> List {
+        let others = (0..width).filter(|place| Some(*place) != label);
+        let classes: Vec<i64> = others.map(|place| place as i64).collect();
+        let values = vec![f64::NAN; classes.len()];
+        List { classes, values }
+    }
+
+    fn with_capacity(capacity: usize) -> List {
+        List {
+            classes: Vec::with_capacity(capacity),
+            values: Vec::with_capacity(capacity),
+        }
+    }
+}
+
+impl Lists {
+    /// `lists` has one per live row of `count` rows.
+    pub(super) fn new(count: usize, live: &[LiveRow], lists: Vec<List>) -> Lists {
+        let mut lengths = vec![0; count];
+        for (row, list) in live.iter().zip(&lists) {
+            lengths[row.index] = list.classes.len() as i64;
+        }
+        Lists { lengths, lists }
+    }
+
+    /// The number of all entries.
+    pub fn len(&self) -> usize {
+        self.lists.iter().map(|list| list.classes.len()).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// What belongs to each row beside its logits.
@@ -97,7 +170,7 @@ pub unsafe fn lists(
     })
 }
 
-fn check(
+pub(super) fn check(
     rows: &Rows,
     stats: &[Stat],
     per_row: &PerRow<'_>,
@@ -147,13 +220,13 @@ fn mix(mut x: u64) -> u64 {
 
 /// What the hash of a row's classes is keyed with.
 #[derive(Clone, Copy)]
-struct Key {
-    first: u32,
-    second: u32,
+pub(super) struct Key {
+    pub first: u32,
+    pub second: u32,
 }
 
 impl Key {
-    fn new(sampling: Sampling, row: i64) -> Key {
+    pub fn new(sampling: Sampling, row: i64) -> Key {
         let mut key = 0;
         for word in [sampling.seed, sampling.step, row as u64] {
             key = mix((key ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15));
@@ -166,26 +239,19 @@ impl Key {
 
     /// What the hash of a class begins with; that of the next class is [`STRIDE`] more.
     #[inline(always)]
-    fn begin(self, class: u32) -> u32 {
+    pub fn begin(self, class: u32) -> u32 {
         class.wrapping_mul(STRIDE).wrapping_add(self.first)
     }
 
     /// The bits of a class, of which the high ones are the good ones.
     #[inline(always)]
-    fn finish(self, begun: u32) -> u32 {
+    pub fn finish(self, begun: u32) -> u32 {
         (begun ^ (begun >> 15) ^ self.second).wrapping_mul(0x846c_a68b)
     }
 }
 
 /// 2^32 over the golden ratio: multiples of it are spread evenly.
-const STRIDE: u32 = 0x9e37_79b1;
-
-/// The entries of a row.
-#[derive(Default)]
-struct List {
-    classes: Vec<i64>,
-    values: Vec<f64>,
-}
+pub(super) const STRIDE: u32 = 0x9e37_79b1;
 
 /// No vector has fewer lanes than this.
 const FEWEST_LANES: usize = 4;
@@ -255,10 +321,7 @@ impl<E: Element> Sweep<'_, E> {
         at: usize,
         count: usize,
     ) {
-        let p = exp(bound.log_p(x));
-        let mut listed = V::bits(p.not_less(bound.thresholds(at))) & ((1 << count) - 1);
-        let mut numbers = [E::Real::ZERO; MAX_LANES];
-        p.write(&mut numbers);
+        let (mut listed, numbers) = bound.listed(x, bound.hashes(at), count);
         while listed != 0 {
             let lane = listed.trailing_zeros() as usize;
             listed &= listed - 1;
@@ -320,9 +383,25 @@ impl<V: Vector> Bound<V> {
             .mul_add(self.factor, self.minus_remainder)
     }
 
-    /// eps·u of the classes of the vector that begins at `at`.
+    /// Which of the first `count` lanes are to be listed, by their hashes, and p of all.
     #[inline(always)]
-    fn thresholds(&self, at: usize) -> V {
+    fn listed(&self, x: V, hashes: V, count: usize) -> (u32, [V::Scalar; MAX_LANES]) {
+        let p = exp(self.log_p(x));
+        let mut numbers = [V::Scalar::ZERO; MAX_LANES];
+        p.write(&mut numbers);
+        let listed = V::bits(p.not_less(self.thresholds(hashes)));
+        (listed & ((1 << count) - 1), numbers)
+    }
+
+    /// eps·u
+    #[inline(always)]
+    fn thresholds(&self, hashes: V) -> V {
+        hashes.mul_add(self.scale, self.half)
+    }
+
+    /// Of the classes of the vector that begins at `at`.
+    #[inline(always)]
+    fn hashes(&self, at: usize) -> V {
         let mut hashes = [V::Scalar::ZERO; MAX_LANES];
         // A plain loop, which the compiler makes vectors of; not of an iterator's.
         let ahead = (at as u32).wrapping_mul(STRIDE);
@@ -333,15 +412,70 @@ impl<V: Vector> Bound<V> {
             lane += 1;
         }
         // SAFETY: no vector has more than MAX_LANES lanes.
-        let hashes: V = unsafe { Memory::<V::Scalar>::load(hashes.as_ptr()) };
-        hashes.mul_add(self.scale, self.half)
+        unsafe { Memory::<V::Scalar>::load(hashes.as_ptr()) }
     }
 
     /// Whether p may be at least its threshold in some lane.
     #[inline(always)]
     fn may_exceed(&self, x: V, at: usize) -> bool {
         let most = V::power_above(x.mul_add(self.log2_factor, self.minus_log2));
-        V::any(self.thresholds(at).less(most))
+        V::any(self.thresholds(self.hashes(at)).less(most))
+    }
+}
+
+/// Candidates of a row: classes of which some are to be listed, and no others are, with their logits; a multiple of
+/// [`MAX_LANES`], filled up with −inf.
+pub(super) struct Candidates<'a> {
+    pub classes: &'a [u32],
+    pub logits: &'a [f32],
+    pub log_p: Shift<f32>,
+    pub key: Key,
+    pub eps: f64,
+    /// dz/dx
+    pub unit: f64,
+    pub label: Option<usize>,
+}
+
+impl Kernel for Candidates<'_> {
+    type Output = List;
+
+    #[inline(always)]
+    fn run<I: Isa>(self) -> List {
+        let lanes = <I::F32 as Vector>::LANES;
+        let bound = Bound::<I::F32>::new(self.log_p, self.eps, self.key, 0);
+        let mut list = List::with_capacity(self.classes.len());
+        let (classes, _) = self.classes.as_chunks::<MAX_LANES>();
+        let (logits, _) = self.logits.as_chunks::<MAX_LANES>();
+        for (classes, logits) in classes.iter().zip(logits) {
+            let mut hashes = [0.0; MAX_LANES];
+            // A plain loop, which the compiler makes vectors of; not of an iterator's.
+            let mut lane = 0;
+            while lane < MAX_LANES {
+                hashes[lane] = self.key.finish(self.key.begin(classes[lane])) as f32;
+                lane += 1;
+            }
+            for at in (0..MAX_LANES).step_by(lanes) {
+                // SAFETY: MAX_LANES is a multiple of the number of lanes.
+                let (x, hashes): (I::F32, I::F32) = unsafe {
+                    (
+                        Memory::<f32>::load(logits[at..].as_ptr()),
+                        Memory::<f32>::load(hashes[at..].as_ptr()),
+                    )
+                };
+                let (mut listed, numbers) = bound.listed(x, hashes, lanes);
+                while listed != 0 {
+                    let lane = listed.trailing_zeros() as usize;
+                    listed &= listed - 1;
+                    let class = classes[at + lane];
+                    if self.label != Some(class as usize) {
+                        let p = f64::from(numbers[lane]).max(self.eps);
+                        list.classes.push(i64::from(class));
+                        list.values.push(p * self.unit);
+                    }
+                }
+            }
+        }
+        list
     }
 }
 
@@ -372,8 +506,7 @@ impl Call<'_> {
         let found: Vec<OnceLock<List>> = live.iter().map(|_| OnceLock::new()).collect();
         // SAFETY: passed on to the caller; a row's logits and its statistics are nobody else's.
         unsafe {
-            let labels = self.per_row.at_label;
-            (labels.address as *mut u8).write_bytes(0, labels.len() * labels.dtype.size());
+            self.per_row.clear_labels();
             if let Some(forward) = forward {
                 forward.clear();
             }
@@ -396,17 +529,10 @@ impl Call<'_> {
                 last = list.classes.len();
             }
         });
-        let mut lists = Lists {
-            lengths: vec![0; self.rows.count()],
-            ..Lists::default()
-        };
-        for (row, list) in live.iter().zip(found) {
-            let list = list.into_inner().unwrap_or_default();
-            lists.lengths[row.index] = list.classes.len() as i64;
-            lists.classes.extend(list.classes);
-            lists.values.extend(list.values);
-        }
-        lists
+        let lists = found
+            .into_iter()
+            .map(|list| list.into_inner().unwrap_or_default());
+        Lists::new(self.rows.count(), live, lists.collect())
     }
 
     /// A statistic of a row.
@@ -428,11 +554,7 @@ impl Call<'_> {
         expected: usize,
         room: &mut Option<Room<E::Real>>,
     ) -> List {
-        let capacity = expected + expected / 4;
-        let mut list = List {
-            classes: Vec::with_capacity(capacity),
-            values: Vec::with_capacity(capacity),
-        };
+        let mut list = List::with_capacity(expected + expected / 4);
         let [lse, log_p] = [Stat::Lse, Stat::Logp].map(|stat| self.saved(stat, row.index));
         if lse == f64::NEG_INFINITY {
             return list; // nothing but -inf: the gradient is 0
@@ -454,13 +576,13 @@ impl Call<'_> {
                 z - lse
             };
             // SAFETY: passed on to the caller.
-            unsafe { self.write_label::<E::Real>(row.index, unit * slope, log_p) };
+            unsafe {
+                self.per_row
+                    .write_label::<E::Real>(row.index, unit * slope, log_p)
+            };
         }
         if lse.is_nan() {
-            let others = (0..self.rows.width()).filter(|place| Some(*place) != row.label);
-            list.classes.extend(others.map(|place| place as i64));
-            list.values.resize(list.classes.len(), f64::NAN);
-            return list;
+            return List::of_nan(self.rows.width(), row.label);
         }
         // SAFETY: `numbers` has one per row.
         let number = unsafe { self.per_row.numbers.read_i64(row.index) };
@@ -516,24 +638,6 @@ impl Call<'_> {
                 list,
             },
         );
-    }
-
-    /// Writes `(1 − p)·dz/dx` and `p·dz/dx` of a label.
-    ///
-    /// # Safety
-    /// As for [`Call::run`].
-    unsafe fn write_label<R: Real>(&self, row: usize, slope: f64, log_p: f64) {
-        let pair = [-log_p.exp_m1() * slope, log_p.exp() * slope];
-        for (line, value) in pair.into_iter().enumerate() {
-            let place = (line * self.rows.count() + row) as isize;
-            // SAFETY: a contiguous table [2, rows] of this type, as was checked.
-            unsafe {
-                self.per_row
-                    .at_label
-                    .pointer::<R>(place)
-                    .write_unaligned(R::from_f64(value))
-            };
-        }
     }
 }
 
@@ -606,10 +710,8 @@ mod tests {
                 };
                 call.run::<f32>(&live, Some(&forward), 1)
             };
-            let mut start = 0;
             for row in 0..ROWS {
-                let end = start + lists.lengths[row] as usize;
-                let found = &lists.classes[start..end];
+                let found = &lists.lists[row].classes;
                 assert!(
                     found.is_sorted() && found.len() > 100,
                     "{level:?}: {}",
@@ -622,7 +724,7 @@ mod tests {
                     sampling,
                     found,
                 );
-                start = end;
+                assert_eq!(lists.lengths[row], found.len() as i64);
             }
         }
     }

@@ -9,18 +9,20 @@
 //! cycles each). The hidden states are packed once; the weight is read once for each group of tokens.
 
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use half::bf16;
 
 use super::combine::{ChunkResult, Partial, Row};
 use super::cpu::Transform;
 use super::exp::Exp;
+use super::lists::{self, Candidates, Key, List, Lists, PerRow, Sampling};
 use super::{LiveRow, Rows, Stat, check_shape};
 use crate::array::{ArgumentError, Array, Dtype};
 use crate::rows::chunk::forward::Sums as ChunkSums;
 use crate::simd::tiles::{self, Line, PlainSums, STEP, Sums, TileSums};
-use crate::simd::{Isa, Kernel, Level, Memory, Vector, dispatch, prefetch};
+use crate::simd::{Isa, Kernel, Level, MAX_LANES, Memory, Vector, dispatch, prefetch};
 use crate::threads::for_each_range;
 
 /// Classes and tokens of a block.
@@ -71,30 +73,94 @@ pub unsafe fn forward(
     product.check(rows, stats)?;
     let level = Level::current()?;
     // SAFETY: the caller's promise, and the checks above.
-    let live = unsafe { rows.live()? };
-    let call = Call::new(rows, product, &live, level);
-    let tasks = call.groups * call.chunks;
-    let done: Vec<OnceLock<Chunk>> = (0..tasks).map(|_| OnceLock::new()).collect();
-    for_each_range(threads, tasks, 1, |range| {
-        for task in range {
-            // SAFETY: passed on to the caller.
-            done[task]
-                .get_or_init(|| unsafe { call.chunk(task / call.chunks, task % call.chunks) });
-        }
-    });
-    // SAFETY: `out` is a contiguous table of [stats, rows], as was checked.
     unsafe {
-        (out.address as *mut u8).write_bytes(0, out.len() * out.dtype.size());
-        for (place, row) in live.iter().enumerate() {
-            let group = place / (call.group * BLOCK);
-            let found = &done[group * call.chunks..(group + 1) * call.chunks];
-            call.write(stats, out, (row, place % (call.group * BLOCK)), found);
-        }
+        let live = rows.live()?;
+        let call = Call::new(rows, product, &live, level, None);
+        let done = call.run(threads);
+        call.write_all(stats, out, &live, &done);
     }
     Ok(())
 }
 
+/// Lists the probabilities of the rows as [`super::lists::lists`] does, to the bit what that makes of the same f32 logits
+/// and the same log-sum-exp; the statistics go into `table`.
+///
+/// A class is a candidate where its probability would be listed if the log-sum-exp were no more than what is known of it
+/// when its logit is there: it only grows. Which of them are listed is seen when it is known.
+///
+/// # Safety
+/// As for [`forward`]; `table` and the arrays of `per_row` are as there.
+pub unsafe fn lists(
+    rows: &Rows,
+    stats: &[Stat],
+    product: &Product<'_>,
+    table: &Array,
+    per_row: &PerRow<'_>,
+    sampling: Sampling,
+    threads: usize,
+) -> Result<Lists, ArgumentError> {
+    rows.check_forward(stats, 1, table)?;
+    product.check(rows, stats)?;
+    lists::check(rows, stats, per_row, sampling)?;
+    let level = Level::current()?;
+    // SAFETY: the caller's promise, and the checks above.
+    unsafe {
+        let live = rows.live()?;
+        let listing = Listing::new(rows, product, per_row, sampling, &live);
+        let call = Call::new(rows, product, &live, level, Some(listing));
+        let done = call.run(threads);
+        call.write_all(stats, table, &live, &done);
+        per_row.clear_labels();
+        let found: Vec<OnceLock<List>> = live.iter().map(|_| OnceLock::new()).collect();
+        for_each_range(threads, live.len(), BLOCK, |range| {
+            let mut scratch = (Vec::new(), Vec::new());
+            for place in range {
+                let chunks = call.chunks_of(place, &done);
+                found[place].get_or_init(|| {
+                    call.list(
+                        per_row,
+                        sampling,
+                        (&live[place], place),
+                        chunks,
+                        &mut scratch,
+                    )
+                });
+            }
+        });
+        let lists = found
+            .into_iter()
+            .map(|list| list.into_inner().unwrap_or_default());
+        Ok(Lists::new(rows.count(), &live, lists.collect()))
+    }
+}
+
 impl Product<'_> {
+    /// A logit, or a little less: sums in another order are not the same.
+    ///
+    /// # Safety
+    /// The promise of [`forward`]; there are such a row and such a class.
+    unsafe fn least(&self, row: usize, class: usize) -> f32 {
+        let (x, w) = (row_of(self.hidden, row), row_of(self.weight, class));
+        let features = self.hidden.shape[1];
+        // As the tiles read them: without subnormal numbers.
+        let read = |source: *const bf16, feature| {
+            // SAFETY: passed on to the caller.
+            let value = unsafe { source.add(feature).read_unaligned() }.to_f32();
+            if value.is_subnormal() { 0.0 } else { value }
+        };
+        let (mut sum, mut magnitude) = (0.0, 0.0);
+        for feature in 0..features {
+            let product = read(x, feature) * read(w, feature);
+            sum += product;
+            magnitude += product.abs();
+        }
+        if let Some(bias) = self.bias {
+            // SAFETY: one per class.
+            sum += unsafe { bias.pointer::<f32>(class as isize).read_unaligned() };
+        }
+        sum - magnitude * (features + 8) as f32 * 2.0 * f32::EPSILON
+    }
+
     fn check(&self, rows: &Rows, stats: &[Stat]) -> Result<(), ArgumentError> {
         let value = |message: String| Err(ArgumentError::Value(message));
         for stat in stats {
@@ -144,6 +210,118 @@ struct Chunk {
     mass: Vec<[f32; BLOCK]>,
     /// (token of the group, its label's logit) where the label is in the chunk.
     labels: Vec<(usize, f32)>,
+    /// What may be listed; by token and then by class when the chunk is through.
+    candidates: Entries,
+    /// Where the candidates of each token begin.
+    starts: Vec<u32>,
+}
+
+/// Candidates: their logits, and their names: class of the chunk and token of the group, 16 bits each.
+#[derive(Default)]
+struct Entries {
+    logits: Vec<f32>,
+    names: Vec<u32>,
+}
+
+impl Entries {
+    fn of(count: usize) -> Entries {
+        Entries {
+            logits: vec![0.0; count],
+            names: vec![0; count],
+        }
+    }
+
+    /// Makes space for so many more.
+    #[inline(always)]
+    fn reserve(&mut self, count: usize) {
+        let capacity = self.logits.capacity().min(self.names.capacity());
+        if capacity - self.logits.len() < count {
+            self.logits.reserve(CHUNK + count);
+            self.names.reserve(CHUNK + count);
+        }
+    }
+
+    fn clear(&mut self) {
+        self.logits.clear();
+        self.names.clear();
+    }
+}
+
+/// What tells which classes may be listed, for every token of the blocks of live rows.
+struct Listing {
+    /// eps/2^32
+    unit: f32,
+    /// Of the hashes.
+    first: Vec<[u32; BLOCK]>,
+    second: Vec<[u32; BLOCK]>,
+    /// z of the labels, or less.
+    labels: Vec<[f32; BLOCK]>,
+    /// log Σ e^z over the chunks that are through, or less.
+    known: Vec<AtomicU32>,
+}
+
+impl Listing {
+    /// What is known of some blocks of tokens now.
+    fn known(&self, tokens: &Range<usize>) -> Vec<[f32; BLOCK]> {
+        let mut known = vec![[0.0; BLOCK]; tokens.len()];
+        let values = &self.known[tokens.start * BLOCK..tokens.end * BLOCK];
+        for (known, value) in known.as_flattened_mut().iter_mut().zip(values) {
+            *known = f32::from_bits(value.load(Ordering::Relaxed));
+        }
+        known
+    }
+}
+
+/// Candidates of two classes and a block's tokens that are entered at a time.
+const SPECULATIVE: usize = 3;
+
+/// What a candidate's probability may be off by, relative.
+const MARGIN: f32 = 1e-3;
+
+impl Listing {
+    /// # Safety
+    /// The promise of [`lists`].
+    unsafe fn new(
+        rows: &Rows,
+        product: &Product<'_>,
+        per_row: &PerRow<'_>,
+        sampling: Sampling,
+        live: &[LiveRow],
+    ) -> Listing {
+        let blocks = live.len().div_ceil(BLOCK);
+        let mut listing = Listing {
+            unit: (sampling.eps / (1u64 << 32) as f64) as f32 * (1.0 - MARGIN),
+            first: vec![[0; BLOCK]; blocks],
+            second: vec![[0; BLOCK]; blocks],
+            // Where there is no token everything is below what is known.
+            labels: vec![[f32::INFINITY; BLOCK]; blocks],
+            known: Vec::new(),
+        };
+        listing.known.resize_with(blocks * BLOCK, || {
+            AtomicU32::new(f32::NEG_INFINITY.to_bits())
+        });
+        for (place, row) in live.iter().enumerate() {
+            let (block, token) = (place / BLOCK, place % BLOCK);
+            // SAFETY: passed on to the caller; `numbers` has one per row, and the label is a class.
+            let (number, label) = unsafe {
+                (
+                    per_row.numbers.read_i64(row.index),
+                    row.label.map(|label| product.least(row.index, label)),
+                )
+            };
+            let key = Key::new(sampling, number);
+            listing.first[block][token] = key.first;
+            listing.second[block][token] = key.second;
+            let factor = (rows.scale / row.temperature) as f32;
+            listing.labels[block][token] = below(label.map_or(f32::NEG_INFINITY, |x| x * factor));
+        }
+        listing
+    }
+}
+
+/// A little less than a z.
+fn below(z: f32) -> f32 {
+    z - (MARGIN + z.abs() * 1e-6)
 }
 
 struct Call<'a> {
@@ -162,6 +340,9 @@ struct Call<'a> {
     group: usize,
     groups: usize,
     chunks: usize,
+    listing: Option<Listing>,
+    /// Memory for candidates that no thread uses now.
+    spare: Mutex<Vec<Entries>>,
 }
 
 /// Pointer to a row of bf16 pairs' halves.
@@ -171,7 +352,13 @@ fn row_of(view: &Array, row: usize) -> *const bf16 {
 }
 
 impl<'a> Call<'a> {
-    fn new(rows: &'a Rows, product: &'a Product<'a>, live: &[LiveRow], level: Level) -> Call<'a> {
+    fn new(
+        rows: &'a Rows,
+        product: &'a Product<'a>,
+        live: &[LiveRow],
+        level: Level,
+        listing: Option<Listing>,
+    ) -> Call<'a> {
         let features = product.hidden.shape[1];
         let steps = features.div_ceil(FEATURES);
         let blocks = live.len().div_ceil(BLOCK);
@@ -205,6 +392,51 @@ impl<'a> Call<'a> {
             group: blocks.div_ceil(groups.max(1)).max(1),
             groups,
             chunks: rows.width().div_ceil(CHUNK),
+            listing,
+            spare: Mutex::default(),
+        }
+    }
+
+    /// All groups of tokens times all chunks of classes: the chunks of a group one behind the other.
+    ///
+    /// # Safety
+    /// The promise of [`forward`].
+    unsafe fn run(&self, threads: usize) -> Vec<OnceLock<Chunk>> {
+        let tasks = self.groups * self.chunks;
+        let done: Vec<OnceLock<Chunk>> = (0..tasks).map(|_| OnceLock::new()).collect();
+        for_each_range(threads, tasks, 1, |range| {
+            for task in range {
+                // SAFETY: passed on to the caller.
+                done[task]
+                    .get_or_init(|| unsafe { self.chunk(task / self.chunks, task % self.chunks) });
+            }
+        });
+        done
+    }
+
+    /// Those of the group that a live row is in.
+    fn chunks_of<'c>(&self, place: usize, done: &'c [OnceLock<Chunk>]) -> &'c [OnceLock<Chunk>] {
+        let group = place / (self.group * BLOCK);
+        &done[group * self.chunks..(group + 1) * self.chunks]
+    }
+
+    /// Writes the statistics of all rows, 0 where one is not live.
+    ///
+    /// # Safety
+    /// The promise of [`forward`].
+    unsafe fn write_all(
+        &self,
+        stats: &[Stat],
+        out: &Array,
+        live: &[LiveRow],
+        done: &[OnceLock<Chunk>],
+    ) {
+        // SAFETY: `out` is a contiguous table of [stats, rows], as was checked.
+        unsafe {
+            (out.address as *mut u8).write_bytes(0, out.len() * out.dtype.size());
+            for (place, row) in live.iter().enumerate() {
+                self.write(stats, out, (row, place), self.chunks_of(place, done));
+            }
         }
     }
 
@@ -220,17 +452,51 @@ impl<'a> Call<'a> {
             max: vec![[f32::NEG_INFINITY; BLOCK]; tokens.len()],
             mass: vec![[0.0; BLOCK]; tokens.len()],
             labels: Vec::new(),
+            candidates: self.lock_spare().pop().unwrap_or_default(),
+            starts: Vec::new(),
         };
-        dispatch(
-            self.level,
-            Sweep {
-                call: self,
-                tokens,
-                classes,
-                found: &mut found,
-            },
-        );
+        let sweep = Sweep {
+            call: self,
+            tokens: tokens.clone(),
+            classes,
+            found: &mut found,
+        };
+        match &self.listing {
+            None => dispatch(self.level, Plain(sweep)),
+            Some(listing) => {
+                dispatch(self.level, Listed(sweep));
+                self.learn(listing, &tokens, &found);
+                let mut unsorted = found.sort();
+                unsorted.clear();
+                self.lock_spare().push(unsorted);
+            }
+        }
         found
+    }
+
+    fn lock_spare(&self) -> MutexGuard<'_, Vec<Entries>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a chunk to what is known of the tokens' log-sum-exps.
+    fn learn(&self, listing: &Listing, tokens: &Range<usize>, found: &Chunk) {
+        let values = found
+            .max
+            .as_flattened()
+            .iter()
+            .zip(found.mass.as_flattened());
+        let known = &listing.known[tokens.start * BLOCK..tokens.end * BLOCK];
+        let factors = self.factors[tokens.clone()].as_flattened();
+        for (((max, mass), known), factor) in values.zip(known).zip(factors) {
+            let own = below(max * factor + mass.ln());
+            let add = |old: u32| {
+                let old = f32::from_bits(old);
+                let (low, high) = (own.min(old), own.max(old));
+                let sum = below(high + (low - high).exp().ln_1p());
+                sum.is_finite().then(|| sum.max(high).to_bits())
+            };
+            let _ = known.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        }
     }
 
     /// Packs the rows of a block of the weight, zeros where there are none: by step, two tiles.
@@ -290,18 +556,10 @@ impl<'a> Call<'a> {
         &self.labels[before(places.start)..before(places.end)]
     }
 
-    /// Writes the statistics of a row, from its token of each chunk.
-    ///
-    /// # Safety
-    /// The promise of [`forward`].
-    unsafe fn write(
-        &self,
-        stats: &[Stat],
-        out: &Array,
-        (row, token): (&LiveRow, usize),
-        chunks: &[OnceLock<Chunk>],
-    ) {
+    /// A row as its chunks leave it, and z of its label.
+    fn row(&self, (row, place): (&LiveRow, usize), chunks: &[OnceLock<Chunk>]) -> (Row, f64) {
         let transform = Transform::of(self.rows, row);
+        let token = place % (self.group * BLOCK);
         let factor = f64::from(transform.factor as f32);
         let (mut state, mut logit) = (Row::new(), None);
         for chunk in chunks.iter().filter_map(OnceLock::get) {
@@ -327,15 +585,110 @@ impl<'a> Call<'a> {
         let z = logit.map_or(f64::NEG_INFINITY, |x| {
             transform.apply::<f32>(self.level, f64::from(x)).0
         });
+        (state, z)
+    }
+
+    /// Writes the statistics of a row.
+    ///
+    /// # Safety
+    /// The promise of [`forward`].
+    unsafe fn write(
+        &self,
+        stats: &[Stat],
+        out: &Array,
+        row: (&LiveRow, usize),
+        chunks: &[OnceLock<Chunk>],
+    ) {
+        let (state, z) = self.row(row, chunks);
         for (position, stat) in stats.iter().enumerate() {
             let value = match stat {
                 Stat::Logp => state.log_p(z),
                 _ => state.lse(),
             };
-            let place = (position * self.rows.count() + row.index) as isize;
+            let place = (position * self.rows.count() + row.0.index) as isize;
             // SAFETY: a table of [stats, rows] f32.
             unsafe { out.pointer::<f32>(place).write_unaligned(value as f32) };
         }
+    }
+}
+
+impl Call<'_> {
+    /// Lists a live row from its candidates, and writes what belongs to its label.
+    ///
+    /// # Safety
+    /// The promise of [`lists`].
+    unsafe fn list(
+        &self,
+        per_row: &PerRow<'_>,
+        sampling: Sampling,
+        (row, place): (&LiveRow, usize),
+        chunks: &[OnceLock<Chunk>],
+        (classes, logits): &mut (Vec<u32>, Vec<f32>),
+    ) -> List {
+        let (state, z) = self.row((row, place), chunks);
+        let lse = state.lse();
+        if lse == f64::NEG_INFINITY {
+            return List::default(); // nothing but -inf: the gradient is 0
+        }
+        let transform = Transform::of(self.rows, row);
+        let unit = self.rows.scale / row.temperature;
+        // SAFETY: passed on to the caller.
+        let number = unsafe {
+            if row.label.is_some() {
+                per_row.write_label::<f32>(row.index, unit, state.log_p(z));
+            }
+            per_row.numbers.read_i64(row.index)
+        };
+        if lse.is_nan() {
+            return List::of_nan(self.rows.width(), row.label);
+        }
+        classes.clear();
+        logits.clear();
+        let token = place % (self.group * BLOCK);
+        for (chunk, found) in chunks.iter().filter_map(OnceLock::get).enumerate() {
+            let own = found.starts[token] as usize..found.starts[token + 1] as usize;
+            let class_of = |name: &u32| (chunk * CHUNK) as u32 + (name >> 16);
+            classes.extend(found.candidates.names[own.clone()].iter().map(class_of));
+            logits.extend_from_slice(&found.candidates.logits[own]);
+        }
+        // As many as whole vectors have; what is added is never listed.
+        let whole = classes.len().next_multiple_of(MAX_LANES);
+        classes.resize(whole, 0);
+        logits.resize(whole, f32::NEG_INFINITY);
+        let candidates = Candidates {
+            classes: classes.as_slice(),
+            logits: logits.as_slice(),
+            log_p: transform.log_probability::<f32>(lse),
+            key: Key::new(sampling, number),
+            eps: sampling.eps,
+            unit,
+            label: row.label,
+        };
+        dispatch(self.level, candidates)
+    }
+}
+
+impl Chunk {
+    /// Sorts the candidates by token; those of a token stay in the order of classes. Returns them unsorted.
+    fn sort(&mut self) -> Entries {
+        let tokens = self.max.len() * BLOCK;
+        let token_of = |name: u32| usize::from(name as u16);
+        self.starts = vec![0; tokens + 1];
+        for name in &self.candidates.names {
+            self.starts[token_of(*name) + 1] += 1;
+        }
+        for token in 0..tokens {
+            self.starts[token + 1] += self.starts[token];
+        }
+        let mut next = self.starts.clone();
+        let mut sorted = Entries::of(self.candidates.names.len());
+        for (name, logit) in self.candidates.names.iter().zip(&self.candidates.logits) {
+            let place = &mut next[token_of(*name)];
+            sorted.names[*place as usize] = *name;
+            sorted.logits[*place as usize] = *logit;
+            *place += 1;
+        }
+        std::mem::replace(&mut self.candidates, sorted)
     }
 }
 
@@ -360,6 +713,45 @@ struct Pending<V> {
     mass: [V; MAX_PARTS],
     /// What the sums up to now are, from the new origin.
     before: [V; MAX_PARTS],
+    /// What a hash is multiplied with before a term of the sums is compared with it.
+    limit: [V; MAX_PARTS],
+    place: Place,
+    /// A bit for each token of a class that may be listed.
+    marks: [u32; BLOCK],
+}
+
+/// Where a block stands: its block of tokens among all, its first class, and its first candidate's name.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    tokens: usize,
+    class: u32,
+    name: u32,
+}
+
+impl Listing {
+    /// Hashes of a class for a block's tokens.
+    #[inline(always)]
+    fn hashes(&self, tokens: usize, class: u32) -> [f32; BLOCK] {
+        let mut hashes = [0.0; BLOCK];
+        let (first, second) = (&self.first[tokens], &self.second[tokens]);
+        // A plain loop, which the compiler makes vectors of; not of an iterator's.
+        let mut token = 0;
+        while token < BLOCK {
+            let key = Key {
+                first: first[token],
+                second: second[token],
+            };
+            hashes[token] = key.finish(key.begin(class)) as f32;
+            token += 1;
+        }
+        hashes
+    }
+}
+
+/// e^(z − origin), or less where that is beyond all numbers.
+#[inline(always)]
+fn mass_from<V: Vector<Scalar = f32>>(z: V, origin: V) -> V {
+    Exp::in_sum(z.sub(origin).smaller(V::splat(80.0))).value()
 }
 
 #[inline(always)]
@@ -391,6 +783,96 @@ impl<V: Vector<Scalar = f32> + Memory<f32>> Pending<V> {
             factor: zeros,
             mass: zeros,
             before: zeros,
+            limit: zeros,
+            place: Place::default(),
+            marks: [0; BLOCK],
+        }
+    }
+
+    /// As `add`, and marks what may be listed.
+    #[inline(always)]
+    fn add_listed(&mut self, block: &Block, count: usize, listing: &Listing) {
+        let end = self.classes.min(self.through + count);
+        let mut mass = self.mass;
+        for class in self.through..end {
+            let hashes = listing.hashes(self.place.tokens, self.place.class + class as u32);
+            let mut marks = 0;
+            for (part, sum) in mass[..Self::PARTS].iter_mut().enumerate() {
+                let (half, token) = (part * V::LANES / LANES, part * V::LANES % LANES);
+                // SAFETY: a block has so many lines in each half, and a line so many tokens.
+                let x = unsafe {
+                    let line = block.0.as_ptr().add(half * BLOCK + class);
+                    V::load(line.cast::<f32>().add(token))
+                };
+                let exponent = x.sub(self.origin[part]).mul(self.factor[part]);
+                let term = Exp::in_sum(exponent);
+                *sum = term.add_to(*sum);
+                let hash: V = load(&hashes[part * V::LANES..]);
+                let listed = hash.mul(self.limit[part]).less(term.rough());
+                marks |= V::bits(listed) << (part * V::LANES);
+            }
+            self.marks[class] = marks;
+        }
+        self.mass = mass;
+        self.through = end;
+    }
+
+    /// Enters what is marked, when the block is through: stores whose places depend on what has been found would hold up the
+    /// tiles' loads.
+    #[inline(always)]
+    fn enter(&self, block: &Block, candidates: &mut Entries) {
+        candidates.reserve(BLOCK * BLOCK + SPECULATIVE);
+        let mut count = candidates.logits.len();
+        let logits = block.0.as_flattened();
+        for (pair, marks) in self.marks.as_chunks::<2>().0.iter().enumerate() {
+            if 2 * pair >= self.classes {
+                break;
+            }
+            let mut marks = u64::from(marks[0]) | u64::from(marks[1]) << BLOCK;
+            let end = count + marks.count_ones() as usize;
+            loop {
+                // So many at a time, there or not: seldom are there more, and a branch that nobody foresees costs more.
+                for _ in 0..SPECULATIVE {
+                    let bit = marks.trailing_zeros() as usize % (2 * BLOCK);
+                    let (class, token) = (2 * pair + bit / BLOCK, bit % BLOCK);
+                    let place = (token / LANES * BLOCK + class) * LANES + token % LANES;
+                    let name = self.place.name + ((class as u32) << 16) + token as u32;
+                    // SAFETY: there is space for all of the block, and for what is not there behind them.
+                    unsafe {
+                        candidates
+                            .logits
+                            .as_mut_ptr()
+                            .add(count)
+                            .write(logits[place]);
+                        candidates.names.as_mut_ptr().add(count).write(name);
+                    }
+                    count += 1;
+                    marks &= marks.wrapping_sub(1);
+                }
+                if marks == 0 {
+                    break;
+                }
+            }
+            count = end;
+        }
+        // SAFETY: so many have been written.
+        unsafe {
+            candidates.logits.set_len(count);
+            candidates.names.set_len(count);
+        }
+    }
+
+    /// Sets which terms of the block may be listed, by what is known of the tokens' sums.
+    #[inline(always)]
+    fn expect(&mut self, listing: &Listing, known: &[f32; BLOCK], place: Place) {
+        self.place = place;
+        for part in 0..Self::PARTS {
+            let at = part * V::LANES;
+            let (origin, one) = (self.origin[part].mul(self.factor[part]), V::splat(1.0));
+            let others = mass_from(load(&known[at..]), origin);
+            let own = self.before[part].larger(one);
+            let label = mass_from(load(&listing.labels[place.tokens][at..]), origin);
+            self.limit[part] = others.add(own).larger(label).mul(V::splat(listing.unit));
         }
     }
 
@@ -415,10 +897,21 @@ impl<V: Vector<Scalar = f32> + Memory<f32>> Pending<V> {
         self.through = end;
     }
 
+    #[inline(always)]
+    fn add_some(&mut self, block: &Block, count: usize, listing: Option<&Listing>) {
+        match listing {
+            Some(listing) => self.add_listed(block, count, listing),
+            None => self.add(block, count),
+        }
+    }
+
     /// Adds the rest, and keeps the sums.
     #[inline(always)]
-    fn finish(mut self, block: &Block, found: &mut Chunk) {
-        self.add(block, BLOCK);
+    fn finish(&mut self, block: &Block, found: &mut Chunk, listing: Option<&Listing>) {
+        self.add_some(block, BLOCK, listing);
+        if listing.is_some() {
+            self.enter(block, &mut found.candidates);
+        }
         for part in 0..Self::PARTS {
             let total = self.before[part].add(self.mass[part]);
             let target = &mut found.mass[self.block][part * V::LANES..];
@@ -465,23 +958,46 @@ impl<V: Vector<Scalar = f32> + Memory<f32>> Pending<V> {
     }
 }
 
-impl Kernel for Sweep<'_> {
+/// A sweep for statistics alone.
+struct Plain<'a>(Sweep<'a>);
+
+/// One that enters candidates.
+struct Listed<'a>(Sweep<'a>);
+
+impl Kernel for Plain<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self) {
-        if available() {
-            self.through::<I, TileSums>();
-        } else {
-            self.through::<I, PlainSums>();
-        }
+        self.0.run::<I, false>();
+    }
+}
+
+impl Kernel for Listed<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        self.0.run::<I, true>();
     }
 }
 
 impl Sweep<'_> {
     #[inline(always)]
-    fn through<I: Isa, S: Sums>(self) {
+    fn run<I: Isa, const LISTED: bool>(self) {
+        if available() {
+            self.through::<I, TileSums, LISTED>();
+        } else {
+            self.through::<I, PlainSums, LISTED>();
+        }
+    }
+
+    #[inline(always)]
+    fn through<I: Isa, S: Sums, const LISTED: bool>(self) {
         let (call, steps) = (self.call, self.call.steps);
+        // Known to be there or not when it is compiled.
+        let listing = call.listing.as_ref().filter(|_| LISTED);
+        let known = listing.map_or_else(Vec::new, |listing| listing.known(&self.tokens));
         // SAFETY: `run` has looked.
         let registers = unsafe { S::registers() };
         let mut packed = vec![Line::ZERO; steps * STEP];
@@ -504,11 +1020,11 @@ impl Sweep<'_> {
                         let right = call.tokens.as_ptr().add((block * steps + step) * STEP);
                         sums.add(packed.as_ptr().add(step * STEP), right);
                     }
-                    pending.add(before, each);
+                    pending.add_some(before, each, listing);
                 }
                 call.prefetch(&classes, self.classes.end, (place, self.tokens.len()));
                 sums.write(&mut current.0);
-                pending.finish(before, self.found);
+                pending.finish(before, self.found, listing);
                 if let Some(bias) = call.product.bias {
                     add_bias::<I::F32>(current, bias, &classes);
                 }
@@ -523,10 +1039,19 @@ impl Sweep<'_> {
                 let made = (place, classes.len());
                 let factors = &call.factors[block];
                 pending = Pending::new(current, made, factors, self.found);
+                if let Some(listing) = listing {
+                    let name = (start - self.classes.start) << 16 | (place * BLOCK);
+                    let at = Place {
+                        tokens: block,
+                        class: start as u32,
+                        name: name as u32,
+                    };
+                    pending.expect(listing, &known[place], at);
+                }
                 std::mem::swap(&mut current, &mut before);
             }
         }
-        pending.finish(before, self.found);
+        pending.finish(before, self.found, listing);
         self.found.labels.sort_unstable_by_key(|(token, _)| *token);
     }
 }

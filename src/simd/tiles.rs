@@ -157,11 +157,11 @@ impl Sums for TileSums {
         unsafe {
             asm!(
                 "tileloadd tmm4, [{left} + {line}]",
-                "tileloadd tmm6, [{right} + {line}]",
+                "tileloaddt1 tmm6, [{right} + {line}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tileloadd tmm5, [{left} + {line} + 1024]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
-                "tileloadd tmm7, [{right} + {line} + 1024]",
+                "tileloaddt1 tmm7, [{right} + {line} + 1024]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 left = in(reg) left,

@@ -138,8 +138,8 @@ def recording() -> Iterator[list[Recorded]]:
         watched.program = _Recording(step.program, log)  # type: ignore[assignment]
         run(self, watched, *arguments)
 
-    general = {name: lambda *arguments: None for name in ("bind_plain", "score_plain")}
-    with mock.patch.object(Call, "_run", recorded), mock.patch.multiple(execution, **general):
+    general = mock.patch.object(execution, "plain_columns", lambda *arguments: None)
+    with mock.patch.object(Call, "_run", recorded), general:
         yield log
 
 

@@ -308,7 +308,7 @@ class TestErrors:
     def test_what_is_missing(self):
         with pytest.raises(ValueError, match="ref_per_token_logps or ref_input must be provided; got neither"):
             run(ours, {})
-        with pytest.raises(ValueError, match="ref_weight: missing beside ref_input"):
+        with pytest.raises(ValueError, match="ref_weight: missing, and ref_input needs it"):
             run(ours, {}, ref_input=reference()["ref_input"])
         tensors = head()
         module = ours.LigerFusedLinearGRPOLoss(loss_type="dr_grpo", use_ref_model=False)

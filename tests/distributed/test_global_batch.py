@@ -228,7 +228,7 @@ def refused() -> None:
     world = dist.group.WORLD
     pairs = share(whole_batch(2 * ITEMS) | PAIRS["weighted"], "uneven")
     points = share(whole_batch(ITEMS) | POINTS["kto"], "uneven")
-    with pytest.raises(ValueError, match=r"slope: expected shape \(\d+,\) beside data_group, got \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"slope: expected shape \(\d+,\) with data_group, got \(3, 1\)"):
         scored("weighted", "logits", pairs | {"slope": torch.ones(3, 1, dtype=F64)}, data_group=world)
     with pytest.raises(TypeError, match=r"label: expected a torch\.Tensor, got list"):
         scored("kto", "hidden", points | {"label": [True]}, data_group=world)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import prefuse
+from prefuse import Support
 from prefuse.linear.functions import linear_token_stats
 from tests.devices import integers, normal
 
@@ -152,6 +153,16 @@ def test_the_gradient_of_lse_reads_rows_of_the_weight(deepspeed):
 def test_recompute_gathers_again(deepspeed):
     head = {"weight": True, "bias": True}
     assert agrees(deepspeed, head, "logp", plan="recompute") == [("weight", "bias"), ("weight", "bias")]
+
+
+def test_a_support_gathers_again(deepspeed):
+    head = {"weight": True, "bias": True, "first": True, "second": True}
+    options = {"support": Support(top_k=9, top_p=0.9), "workspace_bytes": 20_000}
+    forward, backward = agrees(deepspeed, head, "logp", "entropy", **options)
+    assert set(forward) == set(head)
+    assert set(backward) == {"weight", "bias", "second"}
+    deepspeed.log.clear()
+    assert len(agrees(deepspeed, {"weight": False}, "logp", **options)) == 2
 
 
 def test_keep_does_not_read_the_bias_again(deepspeed):

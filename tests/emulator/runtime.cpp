@@ -5,7 +5,7 @@
 //   - access outside the registered buffers, or to an address that is no multiple of its size; writing to a read-only buffer
 //   - two threads writing the same byte, or one reading what another wrote, in one launch
 //   - a barrier or warp collective that not all threads reach, or that they reach at different places
-//   - writing behind dynamic shared memory; reading that of a block of the cluster that has ended
+//   - writing behind dynamic shared memory; writing that of a block of the cluster that has ended or not begun
 // Shared memory, and the part of each thread's stack where its variables will lie, are filled with NaN bits before each cluster, so
 // that what is read before it is written shows. Static shared memory is one section of the program: while a thread of another block
 // runs, a block's lies in a copy.
@@ -179,13 +179,17 @@ extern "C" char __stop_emulated_shared[] __attribute__((weak));
 
 void* dynamic_shared() { return blocks[current->rank].dynamic.data(); }
 
-const void* in_block(const void* p, unsigned rank) {
-    const char* local = static_cast<const char*>(p);
-    if (rank >= blocks.size()) return complain("reads the shared memory of a block outside its cluster"), p;
-    if (local < __start_emulated_shared || local >= __stop_emulated_shared) return complain("reads another block's memory, which is not shared"), p;
-    bool ended = true;
-    for (const Fiber& f : fibers) ended = ended && (f.rank != rank || f.done);
-    if (ended) complain("reads the shared memory of a block that has ended");
+void* in_block(void* p, unsigned rank) {
+    char* local = static_cast<char*>(p);
+    if (rank >= blocks.size()) return complain("writes to the shared memory of a block outside its cluster"), p;
+    if (local < __start_emulated_shared || local >= __stop_emulated_shared) return complain("writes to another block's memory, which is not shared"), p;
+    bool ended = true, begun = false;
+    for (const Fiber& f : fibers) {
+        ended = ended && (f.rank != rank || f.done);
+        begun = begun || (f.rank == rank && f.started);
+    }
+    if (ended) complain("writes to the shared memory of a block that has ended");
+    if (!begun) complain("writes to the shared memory of a block that has not begun");
     return rank == resident ? local : blocks[rank].shared.data() + (local - __start_emulated_shared);
 }
 

@@ -27,7 +27,7 @@ const uint64_t* exchange(unsigned mask, uint64_t bits, const char* place);  // w
 void arrive_in_cluster();
 void wait_in_cluster();
 void* dynamic_shared();
-const void* in_block(const void* p, unsigned rank);  // where the block of that rank has what this one has at p
+void* in_block(void* p, unsigned rank);  // where the block of that rank has what this one has at p
 // Blocks [first, end) of a grid, in clusters of `size`, with `shared` bytes of dynamic shared memory each.
 void run_grid(void (*kernel)(), unsigned grid, unsigned threads, unsigned first, unsigned end, int order, unsigned size = 1,
               unsigned shared = 0);
@@ -100,6 +100,8 @@ static float exp2_fast(float x) {
     float y = exp2f(x);
     return y < 1.17549435e-38f ? 0.0f : y;
 }
+static float max_or_nan(float a, float b) { return a != a || b != b ? NAN : fmaxf(a, b); }
+static float min_or_nan(float a, float b) { return a != a || b != b ? NAN : fminf(a, b); }
 static float f16_to_f32(unsigned short bits) { return float(bits_as<_Float16>(bits)); }
 static unsigned short f32_to_f16(float x) { return bits_as<unsigned short>(_Float16(x)); }
 static unsigned short f32_to_bf16(float x) {
@@ -119,6 +121,4 @@ static long long opaque(long long x) { return x; }
 static uint4* dynamic_shared() { return static_cast<uint4*>(emulator::dynamic_shared()); }
 static void cluster_arrive() { emulator::arrive_in_cluster(); }
 static void cluster_wait() { emulator::wait_in_cluster(); }
-template <typename T> static T cluster_load(const T* p, unsigned rank) {
-    return *static_cast<const T*>(emulator::in_block(p, rank));
-}
+template <typename T> static void cluster_store(T* p, unsigned rank, T x) { *static_cast<T*>(emulator::in_block(p, rank)) = x; }

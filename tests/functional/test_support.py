@@ -120,6 +120,29 @@ def test_hidden_states_as_their_logits(name: str, dtype: torch.dtype, workspace:
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("workspace", [1, 1 << 28])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", ["top-k", "top-p", "all three"])
+def test_an_adapter_on_the_head(name: str, frozen: bool, workspace: int) -> None:
+    """Beside float64 of the weight that the adapter makes."""
+    hidden, weight = normal(2, 12, 16, seed=0).double(), normal(31, 16, seed=1).double()
+    a, b, labels = normal(3, 16, seed=2).double(), normal(31, 3, seed=3).double(), integers(31, 2, 12, seed=4)
+    labels[0, :4] = -100
+    leaves = [each.requires_grad_() for each in (hidden, a, b, *(() if frozen else (weight,)))]
+    found = prefuse.linear_token_stats(
+        hidden, weight, labels, STATS, lora=(a, b, 0.5), support=SUPPORTS[name], workspace_bytes=workspace
+    )
+    scored = labels != -100
+    logits = hidden[scored] @ (weight + 0.5 * b @ a).T
+    expected = exact(logits, labels[scored], SUPPORTS[name])
+    for statistic, value in zip(STATS, expected, strict=True):
+        torch.testing.assert_close(found[statistic][scored], value, rtol=1e-12, atol=1e-12)
+    up = normal(20, seed=5).double()
+    sums = [(each * up).sum() for each in (found.logp[scored] + found.entropy[scored], expected[0] + expected[2])]
+    for ours, right in zip(*(torch.autograd.grad(total, leaves) for total in sums), strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-11, atol=1e-11)
+
+
 def test_only_what_wants_a_gradient_gets_one() -> None:
     hidden, weight = normal(12, 16, seed=0).requires_grad_(), normal(31, 16, seed=1)
     labels = integers(31, 12, seed=3)
@@ -191,7 +214,6 @@ def test_wrong_types() -> None:
         ({"label_smoothing": 0.1}, "label_smoothing: cannot go with a support"),
         ({"plan": "keep"}, "plan: cannot go with a support"),
         ({"sparse": 0.01}, "sparse: cannot go with a support"),
-        ({"lora": (torch.zeros(1, 4), torch.zeros(7, 1), 1.0)}, "lora: cannot go with a support"),
         ({"stats": ("logp", "mean_logit")}, "stats: mean_logit cannot be had over a part of the classes"),
     ],
 )

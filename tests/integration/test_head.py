@@ -330,7 +330,7 @@ def test_arguments_are_checked():
     fails(TypeError, "inputs: expected the model's arguments by name, got Tensor", model, inputs=inputs["input_ids"])
     fails(TypeError, "inputs: holds labels", model, inputs={**inputs, "labels": labels.clone()})
     for keep in (2, torch.arange(3)):
-        fails(TypeError, "logits_to_keep: given beside fused", model, inputs={**inputs, "logits_to_keep": keep})
+        fails(TypeError, "logits_to_keep: given with fused", model, inputs={**inputs, "logits_to_keep": keep})
     prefuse.head(model).token_logps(labels, inputs={**inputs, "labels": labels})  # the same ones
     with pytest.raises(TypeError, match="softcap"):  # the head gives it
         prefuse.head(model).token_logps(labels, inputs=inputs, softcap=2.0)

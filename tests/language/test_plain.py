@@ -7,7 +7,8 @@ from sample_objectives import dpo, pair_columns, regression, simpo
 
 from prefuse import _prefuse
 from prefuse.language import log_sigmoid, pair_objective
-from prefuse.scoring.plain import PlainCall, bind_plain
+from prefuse.scoring import execution
+from prefuse.scoring.plain import plain_columns
 
 equal = torch.testing.assert_close
 
@@ -36,14 +37,14 @@ def check_against_numpy(objective, columns):
 
 
 def bound(columns):
-    return bind_plain(dpo._plan(columns).traced, dpo._numbers, columns)
+    return plain_columns(dpo._plan(columns).traced, columns)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [0, 1, 2, 64])
 def test_the_short_way_gives_the_same_bits(size, dtype):
     columns = pair_columns(size, dtype=dtype)
-    assert isinstance(bound(columns), PlainCall)
+    assert bound(columns) is not None
     score = check_against_numpy(dpo, columns)
     assert list(score.gradients) == ["chosen_logps", "rejected_logps"]
     check_against_numpy(dpo, pair_columns(size, dtype=dtype, grad=False))
@@ -52,11 +53,24 @@ def test_the_short_way_gives_the_same_bits(size, dtype):
     equal(recorded.losses.detach(), score.losses, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_short_way_is_taken(reduction, grad, monkeypatch):
+    def other(*arguments):
+        raise AssertionError("the general way")
+
+    for name in ("_score_other", "_differentiate_other"):
+        monkeypatch.setattr(execution, name, other)
+    score = dpo(**pair_columns(dtype=torch.float32, grad=grad), reduction=reduction)
+    assert score.loss.requires_grad == score.losses.requires_grad == grad
+    dpo.value_and_grad(**pair_columns(dtype=torch.float32, grad=grad))
+
+
 def test_strided_and_expanded_columns():
     columns = pair_columns(dtype=torch.float32, grad=False)
     wide = {name: torch.stack([value, value + 1], 1)[:, 0] for name, value in columns.items()}
     wide["ref_chosen_logps"] = torch.tensor([-3.0]).expand(6)
-    assert isinstance(bound(wide), PlainCall)
+    assert bound(wide) is not None
     score = check_against_numpy(dpo, wide)
     assert all(gradient.is_contiguous() for gradient in score.gradients.values())
 
@@ -154,6 +168,34 @@ def test_columns_changed_before_backward_are_noticed():
     columns["chosen_logps"].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         losses.sum().backward()
+
+
+@pytest.mark.parametrize("asked", ["before", "after"])
+@pytest.mark.parametrize("changed", ["chosen_logps", "ref_chosen_logps"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_know_what_was_scored(asked, changed, dtype):
+    columns = {name: value.detach().to(dtype) for name, value in pair_columns().items()}
+    leaf = columns["rejected_logps"].requires_grad_()
+    score = dpo(**columns)
+    values = score.losses if asked == "before" else None
+    with torch.no_grad():
+        columns[changed].add_(1)
+        losses = score.losses
+    assert losses.requires_grad and (values is None or values is losses)
+    assert score.loss.item() == pytest.approx(losses.mean().item())
+    score.loss.backward()  # its gradient was made with it
+    assert torch.equal(leaf.grad, torch.autograd.grad(dpo(**columns | {changed: columns[changed] - 1}).loss, leaf)[0])
+    with pytest.raises(RuntimeError, match=f"{changed}: changed in place after dpo had scored it"):
+        losses.sum().backward()
+
+
+def test_losses_of_columns_made_for_inference():
+    columns = pair_columns(dtype=torch.float32)
+    with torch.inference_mode():
+        columns["ref_chosen_logps"] = columns["ref_chosen_logps"].clone()
+    leaf = columns["chosen_logps"]
+    wanted = torch.autograd.grad(dpo(**columns).loss, leaf)[0]
+    equal(torch.autograd.grad(dpo(**columns).losses.mean(), leaf)[0], wanted)
 
 
 def test_defaults_of_torch_do_not_matter():

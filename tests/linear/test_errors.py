@@ -79,8 +79,8 @@ BAD_LOSS = {
     "neither": dict,
     "both": lambda: {"logits": torch.zeros(4, 3, 53), "hidden": torch.zeros(4, 3, 8), "weight": torch.zeros(53, 8)},
     "no weight": lambda: {"hidden": torch.zeros(4, 3, 8)},
-    "a weight beside logits": lambda: {"logits": torch.zeros(4, 3, 53), "weight": torch.zeros(53, 8)},
-    "a plan beside logits": lambda: {"logits": torch.zeros(4, 3, 53), "plan": "keep"},
+    "a weight with logits": lambda: {"logits": torch.zeros(4, 3, 53), "weight": torch.zeros(53, 8)},
+    "a plan with logits": lambda: {"logits": torch.zeros(4, 3, 53), "plan": "keep"},
     "inplace": lambda: {"hidden": torch.zeros(4, 3, 8), "weight": torch.zeros(53, 8), "inplace": True},
     "a data group that is none": lambda: {
         "hidden": torch.zeros(4, 3, 8),

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import prefuse
 from prefuse.linear import functions, operators
 from prefuse.linear import operands as operands_of
-from prefuse.linear.call import SMOOTHED
+from prefuse.linear.call import SMOOTHED, set_of
 from tests.devices import normal
 
 from .oracle import problem, statistics
@@ -31,7 +31,8 @@ def arguments(
     for tensor, want in zip((*inputs, *weights, given["bias"]), wanted, strict=True):
         tensor.requires_grad_(want)
     labels = given["labels"].reshape(2, 3)
-    differentiated = ",".join(name for name in stats.split(",") if name != "top1") if any(wanted) else ""
+    names = stats.split(",")
+    differentiated = [name for name in names if name != "top1"] if any(wanted) else []
     return (
         inputs,
         weights,
@@ -44,10 +45,10 @@ def arguments(
         1.0,
         0.0,
         -100,
-        stats,
-        differentiated,
+        set_of(names),
+        set_of(differentiated),
         5,
-        0.1,
+        0.1 if SMOOTHED in names else 0.0,
         plan,
         4,
         4,

@@ -415,5 +415,5 @@ def test_a_column_called_weight():
         with_a_weight, logits=logits_of(hidden, weight, bias), labels=labels, weight=2 * own
     )
     torch.testing.assert_close(2 * score.loss, other.loss)
-    with pytest.raises(TypeError, match="weight: an argument beside hidden and a column"):
+    with pytest.raises(TypeError, match="weight: an argument that goes with hidden, and a column"):
         prefuse.preference_loss(with_a_weight, hidden=hidden, weight=weight, labels=labels)

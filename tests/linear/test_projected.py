@@ -1,4 +1,4 @@
-"""Float32 logits of bfloat16 matrices that are never written: what runs where nothing wants a gradient."""
+"""Float32 logits of bfloat16 matrices that are never written: statistics without a gradient, and lists for one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import torch
 import prefuse
 import prefuse._prefuse as _prefuse
 from prefuse._backends import projected
+from prefuse._backends import lists as backend
 from prefuse._backends.arrays import capsule
+from prefuse._backends.rows import Rows, bits_of
 from tests.devices import integers, normal
 from tests.linear.oracle import statistics
 
@@ -150,6 +152,132 @@ def test_with_and_without_a_gradient_agree():
     torch.testing.assert_close(
         stats(hidden.requires_grad_(), weight, labels).logp.detach(), without, rtol=1e-6, atol=3e-6
     )
+
+
+# -- lists ------------------------------------------------------------------------------------------------------------
+
+
+def whole_numbers(rows, features, classes):
+    """Logits that every order of additions gives to the bit."""
+    hidden = (integers(5, rows, features, seed=1) - 2).bfloat16()
+    weight = ((integers(5, classes, features, seed=2) - 2) / 4).bfloat16()
+    return hidden, weight, integers(classes, rows, seed=3)
+
+
+def listed(hidden, weight, labels, sampling, bias=None, temperature=1.0, scale=1.0):
+    """Statistics and lists of float32 logits that are not written, and of such that are."""
+    made = projected.Projected(hidden, weight, bias, labels, temperature, scale, -100)
+    table, numbers = torch.empty(2, len(labels)), torch.arange(len(labels)) + 5
+    lists = made.lists(table, numbers, sampling)
+    logits = hidden.float() @ weight.float().t() + (0 if bias is None else bias.float())
+    per_row = temperature if isinstance(temperature, torch.Tensor) else None
+    bits = bits_of(("logp", "lse"))
+    rows = Rows(
+        logits, labels, None, None, per_row, 1.0 if per_row is not None else temperature, scale, 0.0, -100, bits, 10
+    )
+    written = torch.empty(2, len(labels))
+    return (table, lists), (written, backend.make(rows, written, True, numbers, sampling))
+
+
+def places(lists):
+    return list(zip(torch.arange(len(lists.lengths)).repeat_interleave(lists.lengths).tolist(), lists.classes.tolist()))
+
+
+@pytest.mark.parametrize("eps", [1.0, 2.0**-5, 2.0**-12, 2.0**-30], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (5, 7, 3), (33, 32, 31), (70, 100, 5000), (40, 16, 4100)], ids=str)
+def test_lists_are_those_of_the_same_logits(sizes, eps):
+    hidden, weight, labels = whole_numbers(*sizes)
+    labels[-1] = -100 if sizes[0] > 5 else labels[-1]
+    bias, temperature = integers(4, sizes[2], seed=4).bfloat16(), 0.5 + torch.rand(sizes[0])
+    for options in ({}, {"bias": bias, "temperature": temperature, "scale": 2.0}, {"temperature": 4.0}):
+        (table, found), (written, expected) = listed(hidden, weight, labels, backend.Sampling(eps, 3, 4), **options)
+        torch.testing.assert_close(table, written, rtol=1e-6, atol=1e-5)
+        assert places(found) == places(expected)
+        torch.testing.assert_close(found.values, expected.values, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found.at_label, expected.at_label, rtol=1e-4, atol=1e-6)
+
+
+def test_lists_depend_on_neither_threads_nor_other_rows(monkeypatch):
+    hidden, weight, labels = problem(70, 100, 9000)
+    sampling = backend.Sampling(2.0**-8, 1, 0)
+    (table, whole), _ = listed(hidden, weight, labels, sampling)
+    for threads in (2, 3, 8):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        (again, lists), _ = listed(hidden, weight, labels, sampling)
+        assert torch.equal(again, table) and all(torch.equal(a, b) for a, b in zip(lists, whole, strict=True))
+    for row in (0, 31, 32, 69):
+        made = projected.Projected(hidden[row : row + 1], weight, None, labels[row : row + 1], 1.0, 1.0, -100)
+        alone = made.lists(torch.empty(2, 1), torch.tensor([row + 5]), sampling)
+        before = int(whole.lengths[:row].sum())
+        own = slice(before, before + int(whole.lengths[row]))
+        assert torch.equal(alone.classes, whole.classes[own]) and torch.equal(alone.values, whole.values[own])
+
+
+def test_special_numbers_in_lists():
+    hidden, weight, labels = problem(40, 20, 100)
+    bias = torch.zeros(100).bfloat16()
+    bias[::2] = float("-inf")
+    (_, found), _ = listed(hidden, weight, labels, backend.Sampling(2.0**-30, 0, 0), bias=bias)
+    assert len(found.classes) and bool((found.classes % 2 == 1).all())
+    (_, none), _ = listed(
+        hidden, weight, labels, backend.Sampling(1.0, 0, 0), bias=torch.full_like(bias, float("-inf"))
+    )
+    assert not none.lengths.any()
+    hidden[7] = float("nan")
+    (_, found), _ = listed(hidden, weight, labels, backend.Sampling(1.0, 0, 0))
+    assert found.lengths[7] == 99 and found.values.isnan().sum() == 99 and bool(found.at_label[:, 7].isnan().all())
+
+
+def test_the_mean_of_sparse_gradients_is_the_exact_one():
+    """Over seeds as 1/√n, with the predicted variance; statistics have the digits of float32."""
+    hidden, weight, labels = problem(50, 64, 600)
+    wide, of_weight = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    exact = statistics(wide, of_weight, labels)["logp"]
+    exact_gradients = torch.autograd.grad(exact.sum(), (wide, of_weight))
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    eps, sums = 2.0**-5, [0, 0]
+    for seed in range(256):
+        logps = prefuse.linear_token_logps(hidden, weight, labels, sparse=prefuse.Sparse(eps, seed=seed))
+        torch.testing.assert_close(logps.detach().double(), exact.detach(), rtol=1e-6, atol=3e-6)
+        for i, gradient in enumerate(torch.autograd.grad(logps.sum(), (hidden, weight))):
+            sums[i] = sums[i] + gradient.double()
+    p = (hidden.detach().double() @ weight.detach().double().t()).softmax(-1)
+    variance = (p * (eps - p)).clamp(min=0)
+    variance[torch.arange(50), labels] = 0
+    for i, factor, matrix in ((0, variance, weight), (1, variance.t(), hidden)):
+        squared = (factor @ matrix.detach().double().square().sum(-1)).sum() / 256
+        rounding = (exact_gradients[i].norm() * 2**-9) ** 2
+        error = (sums[i] / 256 - exact_gradients[i]).square().sum()
+        assert 0.5 * squared < error < 1.6 * squared + rounding, (i, error, squared, rounding)
+
+
+def test_what_lists_it_makes(monkeypatch):
+    """Of bfloat16 without an adapter or a soft cap, whatever `logits_dtype`; not of an "auto" that may turn out dense."""
+    made = []
+    kernel = _prefuse.projected_lists
+    monkeypatch.setattr(_prefuse, "projected_lists", lambda *given: made.append(1) or kernel(*given))
+    hidden, weight, labels = problem(40, 20, 100)
+    hidden.requires_grad_()
+    lora = (normal(3, 20, seed=5).bfloat16(), normal(100, 3, seed=6).bfloat16(), 0.5)
+    for calls, options in (
+        (1, {}),
+        (1, {"logits_dtype": torch.float32}),
+        (0, {"softcap": 30.0}),
+        (0, {"lora": lora}),
+        (0, {"sparse": "auto"}),
+        (0, {"sparse": None}),
+    ):
+        made.clear()
+        logps = prefuse.linear_token_logps(hidden, weight, labels, **{"sparse": 2.0**-8, **options})
+        torch.autograd.grad(logps.sum(), hidden)
+        assert len(made) == calls, options
+    made.clear()
+    score = prefuse.preference_loss(
+        "simpo", hidden=hidden.view(4, 10, 20), weight=weight, labels=labels.view(4, 10), sparse=2.0**-8
+    )
+    score.loss.backward()
+    assert len(made) == 1 and score.plan.name == "lists"
 
 
 def test_compiled():

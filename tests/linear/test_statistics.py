@@ -400,6 +400,22 @@ def test_only_what_is_asked_for_is_differentiable():
     torch.testing.assert_close(gradient, torch.autograd.grad(statistics(**given)["logp"].sum(), given["hidden"])[0])
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_statistics_come_in_the_order_they_were_asked_for(smoothing):
+    given = problem(dtype=torch.float64)
+    given["hidden"].requires_grad_()
+    names = ("entropy", "lse", "logp")
+    asked = prefuse.linear_token_stats(**given, stats=names, label_smoothing=smoothing)
+    assert tuple(asked) == names
+    for name in names:
+        alone = prefuse.linear_token_stats(**given, stats=name, label_smoothing=smoothing)[name]
+        torch.testing.assert_close(asked[name], alone, rtol=1e-12, atol=1e-12)
+        ours, theirs = (
+            torch.autograd.grad(v.sum(), given["hidden"], retain_graph=True)[0] for v in (asked[name], alone)
+        )
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
 def test_no_gradient_no_second_product():
     given = problem()
     given["hidden"].requires_grad_()

@@ -39,7 +39,7 @@ def page(verdicts: list[Verdict], shares: list[Verdict]) -> str:
             + ", ".join(f"{what} {count}" for what, count in counts.most_common())
             + ".",
             "",
-            "The last column is [`share_prompts=True`](prompts.md) beside the same head without, with sliding windows "
+            "The last column is [`share_prompts=True`](prompts.md) against the same head without, with sliding windows "
             "longer than the rows and shorter: "
             + ", ".join(f"{what} {count}" for what, count in ways.most_common())
             + ".",

@@ -38,8 +38,8 @@ def reference_of(name: str, parameters: Parameters) -> tuple[Callable[..., Any],
     left = dict(parameters)
     if name == "ipo":
         name = "ipo_average" if left.pop("average", False) else "ipo_sum"
-    if name == "kto" and "kl" in left:
-        name = "kto_with_kl"
+    if name in ("kto", "humanline_kto") and "kl" in left:
+        name += "_with_kl"
     if "nll" in left:
         left["nll_mode"] = left.pop("nll")
     return references.formula(name), left
@@ -91,6 +91,7 @@ def random_columns(size: int, seed: int) -> Columns:
         columns[f"{role}win_prob"] = rng.uniform(0, 1, size)
     columns["kl_logps"] = rng.normal(-20, 2, size)
     columns["ref_kl_logps"] = columns["kl_logps"] + rng.normal(-0.3, 1, size)
+    columns["kl_logratio"] = rng.normal(0.5, 1, size)
     columns["label"] = np.arange(size) % 3 != 0
     return columns | further_columns(size, seed)
 
@@ -106,6 +107,8 @@ def further_columns(size: int, seed: int) -> Columns:
         columns[f"ref_{role}_logps"] = columns[f"{role}_logps"] + rng.normal(0, 2, size)
     for role in TOKEN_ROLES:
         columns |= token_columns(rng, role, size)
+    own = token_columns(rng, "own", size)
+    columns |= {column.replace("own_", ""): values for column, values in own.items()}
     for role in ("chosen_", "rejected_", ""):
         columns[f"{role}score"] = rng.normal(0, 1, size)
     for role in ("chosen", "rejected"):
@@ -279,6 +282,8 @@ VARIANTS: list[tuple[str, Parameters]] = [
     ("dmpo", {"beta": 0.3, "discount": 0.7}),
     ("humanline_dpo", {"beta": 0.3}),
     ("humanline_dpo", {"beta": 0.3, "low": -0.4, "high": 0.2, "label_smoothing": 0.1}),
+    ("humanline_kto", {"beta": 0.3}),
+    ("humanline_kto", {"low": -0.4, "high": 0.2, "desirable_weight": 0.7, "undesirable_weight": 1.3, "kl": 0.4}),
     ("gdpo", {"beta": 0.3}),
     ("upo", {"beta": 0.3, "alpha": 0.5}),
     ("ropo", {"beta": 0.3, "alpha": 2.5}),

@@ -229,7 +229,8 @@ class Machine:
             return _reinterpreted(self._register(name)[lanes], dtype)
         if name.startswith(("0f", "0d")):
             bits = np.uint32(int(name[2:], 16)) if name[1] == "f" else np.uint64(int(name[2:], 16))
-            return np.full(len(lanes), bits).view(np.float32 if name[1] == "f" else np.float64)
+            constant = np.full(len(lanes), bits)
+            return constant.view(dtype if dtype.itemsize == bits.itemsize else "f4" if name[1] == "f" else "f8")
         if name in self.program.shared or name in self.program.local:
             return np.full(len(lanes), {**self.program.shared, **self.program.local}[name]).astype(dtype)
         if "_param_" in name:
@@ -443,6 +444,8 @@ def _extreme(op: tuple[str, ...], a: Values, b: Values) -> Values:
         if a.dtype.kind == "f"
         else (np.minimum if op[0] == "min" else np.maximum)
     )
+    if "NaN" in op:
+        of = np.minimum if op[0] == "min" else np.maximum
     if op[-1] not in ("f16x2", "bf16x2"):
         return of(a, b)
     of = np.fmin if op[0] == "min" else np.fmax

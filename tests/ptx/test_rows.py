@@ -63,6 +63,33 @@ def test_both_are_the_two_calls_to_the_bit(dtype, width):
     assert torch.equal(out, other) and torch.equal(gradient, other_gradient)
 
 
+@pytest.mark.parametrize("names", ["logp,lse", "logp,lse,log_sum_sq,mean_logit,top1"])
+def test_b200_computes_one_exponential_in_eight_on_the_fma_pipes(names):
+    """The same bits by one visit and by two, whatever other statistics there are."""
+    case = rows(peaked(2, 5000, dtype=BF16), names)
+    out, gradient = both(case, Interpreted(capability=100))
+    assert_near(gradient, case)
+    assert_statistics(case, Interpreted(capability=100))
+    other, other_gradient = two_calls(case, Interpreted(capability=100))
+    assert torch.equal(out, other) and torch.equal(gradient, other_gradient)
+
+
+@pytest.mark.parametrize(
+    ("value", "at"), [(torch.nan, 7), (torch.inf, 7), (torch.nan, 8), (-torch.inf, slice(7, None, 8))]
+)
+def test_nan_and_infinite_logits_mean_the_same_on_those_pipes(value, at):
+    x = peaked(2, 1000, dtype=BF16)
+    x[0, at] = value
+    case = rows(x, "logp,lse", labels=torch.tensor([3, 4]))
+    for capability in (90, 100):
+        out, gradient = both(case, Interpreted(capability=capability))
+        if value == -torch.inf:
+            assert_near(gradient, case)
+            assert (gradient[0, at] == 0).all() and out.isfinite().all()
+        else:
+            assert out[:, 0].isnan().all() and gradient[0].isnan().all() and out[:, 1].isfinite().all()
+
+
 @pytest.mark.parametrize(("dtype", "width"), [(BF16, 40_000), (F32, 40_000)])
 def test_clusters(dtype, width):
     """Rows of two and three blocks: partials by distributed shared memory. One cluster does all rows."""
@@ -109,14 +136,14 @@ def test_a_wrong_rank_is_seen():
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("    if (CLUSTER > 1) cluster_wait();", "    if (CLUSTER > 1) __syncwarp();"),
+        ("    if (CLUSTER > 1) cluster_barrier();\n    else", "    if (CLUSTER > 1) __syncthreads();\n    else"),
         (
             "    if (lane == 0) warps[buffer][warp] = p;\n    __syncthreads();",
             "    if (lane == 0) warps[buffer][warp] = p;",
         ),
-        ("        const Kept kept = groups[group];", "        const Kept& kept = groups[group];"),
+        ("        place = kept.place ^ 1;\n", ""),
     ],
-    ids=["no wait for the cluster", "no barrier between warps", "kept is read behind the barrier"],
+    ids=["no barrier of the cluster", "no barrier between warps", "rows use the same places"],
 )
 def test_races_are_seen(right, wrong):
     with pytest.raises(MachineError, match="race in shared memory"):

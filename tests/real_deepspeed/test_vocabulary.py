@@ -21,7 +21,7 @@ def part(whole: Tensor) -> Tensor:
     return whole.chunk(dist.get_world_size())[dist.get_rank()].clone()
 
 
-def check(dtype: torch.dtype, seed: int) -> None:
+def check(dtype: torch.dtype, seed: int, options: dict[str, Any]) -> None:
     os.environ.update(RANK=str(dist.get_rank()), LOCAL_RANK=str(dist.get_rank()), WORLD_SIZE=str(dist.get_world_size()))
     import deepspeed
     from deepspeed.sequence.linear_cross_entropy import vocab_parallel_linear_cross_entropy
@@ -40,7 +40,7 @@ def check(dtype: torch.dtype, seed: int) -> None:
         own, rows = hidden.clone().requires_grad_(), part(weight).requires_grad_()
         group: Any = dist.group.WORLD
         if by_prefuse:
-            found = prefuse.linear_token_logps(own, rows, labels, group=group)
+            found = prefuse.linear_token_logps(own, rows, labels, group=group, **options)
         else:
             found = -vocab_parallel_linear_cross_entropy(own, rows, labels, tp_group=group, reduction="none")
         gradients = torch.autograd.grad((found * up).sum(), (own, rows))
@@ -48,11 +48,11 @@ def check(dtype: torch.dtype, seed: int) -> None:
         return [float((a.detach().double() - b).norm() / b.norm()) for a, b in pairs]
 
     ours, theirs = errors(True), errors(False)
-    # 5 %: both round the gradient of the logits to 16 bits once, each at another place.
-    assert all(a <= 1.05 * b + 2e-7 for a, b in zip(ours, theirs, strict=True)), (ours, theirs)
+    assert all(a <= 1.001 * b + 2e-7 for a, b in zip(ours, theirs, strict=True)), (ours, theirs)
 
 
+@pytest.mark.parametrize("options", [{}, {"plan": "recompute"}, {"plan": "recompute", "workspace_bytes": 100_000}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_errors(processes: Processes, dtype: torch.dtype, seed: int) -> None:
-    processes.run(check, dtype, seed)
+def test_errors(processes: Processes, dtype: torch.dtype, seed: int, options: dict[str, Any]) -> None:
+    processes.run(check, dtype, seed, options)

@@ -16,13 +16,13 @@ def check_layout(labels: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None)
     shape = tuple(labels.shape)
     if cu_seqlens is None:
         if labels.ndim != 2:
-            raise ValueError(f"labels: expected shape (B, T), or cu_seqlens beside a packed batch, got {shape}")
+            raise ValueError(f"labels: expected shape (B, T), or cu_seqlens with a packed batch, got {shape}")
         return None
     check_tensor("cu_seqlens", cu_seqlens, INTEGERS, "an integer", like=labels)
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(f"cu_seqlens: expected shape (R + 1,), got {tuple(cu_seqlens.shape)}")
     if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[0] != 1):
-        raise ValueError(f"labels: expected shape (N,) or (1, N) beside cu_seqlens, got {shape}")
+        raise ValueError(f"labels: expected shape (N,) or (1, N) with cu_seqlens, got {shape}")
     return cu_seqlens.to(torch.int64)
 
 

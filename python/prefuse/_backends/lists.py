@@ -57,7 +57,14 @@ def make(rows: Rows, table: Tensor, fresh: bool, numbers: Tensor, sampling: Samp
         (sampling.eps, sampling.seed, sampling.step),
         torch.get_num_threads(),
     )
-    lists = Lists(numbers.new_empty(count), numbers.new_empty(len(found)), table.new_empty(len(found)), at_label)
+    return written(found, at_label)
+
+
+def written(found: _prefuse.Lists, at_label: Tensor) -> Lists:
+    """What has been found, in tensors."""
+    count, entries = at_label.shape[1], len(found)
+    lengths, classes = (torch.empty(length, dtype=torch.int64) for length in (count, entries))
+    lists = Lists(lengths, classes, at_label.new_empty(entries), at_label)
     found.write(capsule(lists.lengths), capsule(lists.classes), capsule(lists.values))
     return lists
 

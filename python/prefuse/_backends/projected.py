@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 import prefuse._prefuse as _prefuse
 from prefuse._backends.arrays import capsule, optional_capsule
+from prefuse._backends.lists import Lists, Sampling, written
 from prefuse._backends.rows import bits_of
 
 AVAILABLE: bool = _prefuse.projects_rows()
@@ -16,19 +19,10 @@ STATISTICS = ("logp", "lse")
 """What is computed."""
 
 
-def forward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    temperature: float | Tensor,
-    scale: float,
-    ignore_index: int,
-    out: Tensor,
-) -> None:
-    """Write `STATISTICS` of the rows into `out` [2, N] float32, of ``hidden @ weight.T + bias`` in float32.
+class Projected(NamedTuple):
+    """Rows whose logits are ``hidden @ weight.T + bias`` in float32.
 
-    Args:
+    Attributes:
         hidden: [N, H] bfloat16.
         weight: [V, H] bfloat16.
         bias: [V], 16 bits or float32.
@@ -36,29 +30,59 @@ def forward(
         temperature: a number or [N].
         scale: of the logits.
         ignore_index: the label of rows to leave out.
-        out: written.
     """
-    if not labels.numel():
-        return
-    rows, classes = hidden.shape[0], weight.shape[0]
-    _prefuse.rows_projected(
-        (
-            ("f32", (rows, classes), (classes, 1)),
-            capsule(labels.contiguous()),
-            None,
-            None,
-            capsule(temperature) if isinstance(temperature, Tensor) else temperature,
-            scale,
-            0.0,
-            ignore_index,
-            0,
-            classes,
-        ),
-        bits_of(STATISTICS),
-        (capsule(_dense(hidden)), capsule(_dense(weight)), optional_capsule(None if bias is None else bias.float())),
-        capsule(out),
-        torch.get_num_threads(),
-    )
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    labels: Tensor
+    temperature: float | Tensor
+    scale: float
+    ignore_index: int
+
+    def _arguments(self) -> tuple[object, ...]:
+        rows, classes = self.hidden.shape[0], self.weight.shape[0]
+        temperature, bias = self.temperature, self.bias
+        return (
+            (
+                ("f32", (rows, classes), (classes, 1)),
+                capsule(self.labels.contiguous()),
+                None,
+                None,
+                capsule(temperature) if isinstance(temperature, Tensor) else temperature,
+                self.scale,
+                0.0,
+                self.ignore_index,
+                0,
+                classes,
+            ),
+            bits_of(STATISTICS),
+            (
+                capsule(_dense(self.hidden)),
+                capsule(_dense(self.weight)),
+                optional_capsule(None if bias is None else bias.detach().float()),
+            ),
+        )
+
+    def forward(self, out: Tensor) -> None:
+        """Write `STATISTICS` of the rows into `out` [2, N] float32."""
+        if self.labels.numel():
+            _prefuse.rows_projected(*self._arguments(), capsule(out), torch.get_num_threads())
+
+    def lists(self, table: Tensor, numbers: Tensor, sampling: Sampling) -> Lists:
+        """As `prefuse._backends.lists.make`, with `STATISTICS` for `table`, of which none are there before."""
+        at_label = table.new_empty((2, self.labels.shape[0]))
+        if not self.labels.numel():
+            return Lists(numbers.new_empty(0), numbers.new_empty(0), table.new_empty(0), at_label)
+        found = _prefuse.projected_lists(
+            *self._arguments(),
+            capsule(table),
+            capsule(numbers),
+            capsule(at_label),
+            (sampling.eps, sampling.seed, sampling.step),
+            torch.get_num_threads(),
+        )
+        return written(found, at_label)
 
 
 def _dense(matrix: Tensor) -> Tensor:

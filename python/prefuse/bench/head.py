@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prefuse.linear.functions import linear_token_logps
-from prefuse.linear.plans import WORKSPACE_BYTES, Plan
+from prefuse.linear.plans import Plan, default_workspace
 from prefuse.linear.sparse import Sparse
 from prefuse.losses.preference import explain, preference_loss
 
@@ -50,8 +50,8 @@ VERL = "verl linear_cross_entropy"
 SPARSE = {f"prefuse, sparse=2**-{digits}": 2.0**-digits for digits in (10, 12, 14)}
 """Our hand with sparse gradients, and its eps; on the CPU."""
 
-OURS = {PREFUSE: WORKSPACE_BYTES, PREFUSE_LOGPS: WORKSPACE_BYTES, PREFUSE_WIDE: WIDE_BYTES}
-"""Our hands and their `workspace_bytes`."""
+OURS = {PREFUSE: None, PREFUSE_LOGPS: None, PREFUSE_WIDE: WIDE_BYTES}
+"""Our hands and their `workspace_bytes`; None: what is taken where nobody says."""
 
 _CHECKED_TOKENS = 16
 _PEER_ERROR = 2**-4  # relative; some libraries make log-probabilities in bfloat16, 8 bits of a number around 10
@@ -251,6 +251,16 @@ def plan(batch: Batch) -> Plan:
     return explain("dpo", **_for_preference_loss(*batch))
 
 
+def allowed_bytes(name: str, batch: Batch) -> int | None:
+    """How much memory beside gradients one of our hands may take; None for others."""
+    if name not in OURS:
+        return None
+    weight = batch.weight
+    summed = 4 * weight.numel() if weight.requires_grad and weight.itemsize == 2 else 0
+    workspace = OURS[name] or default_workspace(weight.device.type == "cuda", summed)
+    return workspace + batch.hidden.numel() * torch.float32.itemsize
+
+
 def run(name: str, **arguments: Any) -> Callable[[], object]:
     """DPO by a hand, or by nobody (`bare`), with inputs of its own: for `prefuse.bench.memory` in a fresh process."""
     batch = inputs(**arguments)
@@ -304,7 +314,7 @@ def _for_preference_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> dict
     return {"hidden": hidden, "weight": weight, "labels": labels, "reference": reference, "beta": BETA}
 
 
-def _prefuse(task: str, workspace_bytes: int, sparse: Sparse | None = None) -> Loss:
+def _prefuse(task: str, workspace_bytes: int | None, sparse: Sparse | None = None) -> Loss:
     if task == NLL:
         return _prefuse_logps(task, workspace_bytes, sparse)
 
@@ -316,7 +326,7 @@ def _prefuse(task: str, workspace_bytes: int, sparse: Sparse | None = None) -> L
     return loss
 
 
-def _prefuse_logps(task: str, workspace_bytes: int, sparse: Sparse | None = None) -> Loss:
+def _prefuse_logps(task: str, workspace_bytes: int | None, sparse: Sparse | None = None) -> Loss:
     return through(functools.partial(linear_token_logps, workspace_bytes=workspace_bytes, sparse=sparse), task)
 
 
@@ -390,7 +400,7 @@ HANDS: dict[str, Callable[[str], Loss]] = {
     PREFUSE_LOGPS: functools.partial(_prefuse_logps, workspace_bytes=OURS[PREFUSE_LOGPS]),
     PREFUSE_WIDE: functools.partial(_prefuse, workspace_bytes=OURS[PREFUSE_WIDE]),
     **{
-        name: functools.partial(_prefuse, workspace_bytes=WORKSPACE_BYTES, sparse=Sparse(eps, seed=0))
+        name: functools.partial(_prefuse, workspace_bytes=None, sparse=Sparse(eps, seed=0))
         for name, eps in SPARSE.items()
     },
     EAGER: functools.partial(through, log_softmax_gather),

@@ -11,8 +11,7 @@ from typing import Any
 
 import prefuse.language as language
 import prefuse.objectives as objectives
-
-from .pretrained.source import SMOLLM2
+from prefuse._smollm2 import SMOLLM2
 
 _DEFAULT_OBJECTIVE = "dpo"
 _NEEDED = ("matplotlib", "rich", "transformers")
@@ -37,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sources", type=Path, help="folder of Python sources to read instead of the standard library")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder of the results (%(default)s)")
     parser.add_argument("--share-prompts", action="store_true", help="compute the prompt of a pair once")
-    parser.add_argument("--no-cost", action="store_true", help="skip measuring beside plain PyTorch")
+    parser.add_argument("--no-cost", action="store_true", help="skip the comparison with plain PyTorch")
     real = parser.add_argument_group("a pretrained model, trained with LoRA, in the place of the small one")
     real.add_argument("--model", metavar="NAME", help=f"{SMOLLM2}, a folder, or a name on a hub")
     real.add_argument(
@@ -99,7 +98,7 @@ def _run_small(objective: language.Objective, options: argparse.Namespace) -> in
     outcome = job.run(objective, settings, Display(console))
     costs = []
     if not options.no_cost:
-        with Display(console).waiting("measuring beside plain PyTorch"):
+        with Display(console).waiting("comparing with plain PyTorch"):
             costs = cost.compare([outcome.logits, _LARGE_VOCABULARY])
     options.out.mkdir(parents=True, exist_ok=True)
     report.write_data(options.out / "demo.json", outcome, costs)

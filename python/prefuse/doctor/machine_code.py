@@ -52,6 +52,7 @@ class Loop(NamedTuple):
         stores: to global memory.
         shared_loads: of shared memory.
         in_flight: loads of global memory that are issued before one of their results is used.
+        special: of the instructions, those of the special function unit, which takes one in eight clocks.
     """
 
     slots: int
@@ -59,6 +60,7 @@ class Loop(NamedTuple):
     stores: int
     shared_loads: int
     in_flight: int
+    special: int = 0
 
 
 class _Moved(NamedTuple):
@@ -143,7 +145,9 @@ def _fast_path(instructions: list[str], labels: dict[str, int], head: int) -> Lo
     most = max(moving)
     way = closed[most]
     path = [instructions[i] for i in way.instructions()]
-    return Loop(way.length, most.loads, most.stores, most.shared_loads, _in_flight(path))
+    return Loop(
+        way.length, most.loads, most.stores, most.shared_loads, _in_flight(path), sum("MUFU." in text for text in path)
+    )
 
 
 def _in_flight(path: list[str]) -> int:

@@ -28,6 +28,8 @@ class Counted(NamedTuple):
         name: kernel, dtype and statistics; `moments` and `kl` stand for longer lists.
         architecture: compute capability, 90 for 9.0.
         slots: instructions that a warp issues for each 16 bytes per thread of each array that is read.
+        special: of these, instructions of the special function unit (exponentials), of which a scheduler issues one in
+            eight clocks.
         in_flight: 16-byte loads of global memory that a thread issues before it uses the first.
         stores: 16-byte stores of global memory in the same turn.
         registers: of a thread.
@@ -38,6 +40,7 @@ class Counted(NamedTuple):
     name: str
     architecture: int
     slots: float
+    special: float
     in_flight: int
     stores: int
     registers: int
@@ -46,7 +49,7 @@ class Counted(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.name:<36} sm_{self.architecture:<4} slots {self.slots:>5.1f}  "
+            f"{self.name:<36} sm_{self.architecture:<4} slots {self.slots:>5.1f}  MUFU {self.special:>4.1f}  "
             f"in flight {self.in_flight} x 16 B  stores {self.stores} x 16 B  "
             f"registers {self.registers:>3}  spilled {self.spilled}  blocks {self.blocks}"
         )
@@ -78,11 +81,12 @@ def count(architecture: int, nvdisasm: str, wanted: Container[str] | None = None
             continue
         cubin, log = _prefuse.cuda_compile(program[0], program[1], architecture, False)
         used = resources(log)
-        slots, turn = main_loops(loops(disassembled(cubin, nvdisasm)), arrays)
+        slots, special, turn = main_loops(loops(disassembled(cubin, nvdisasm)), arrays)
         yield Counted(
             name,
             architecture,
             slots,
+            special,
             turn.in_flight,
             turn.stores,
             used.registers,
@@ -91,8 +95,8 @@ def count(architecture: int, nvdisasm: str, wanted: Container[str] | None = None
         )
 
 
-def main_loops(found: list[Loop], arrays: int) -> tuple[float, Loop]:
-    """Slots per 16 bytes of each of `arrays`, and the loop that reads them.
+def main_loops(found: list[Loop], arrays: int) -> tuple[float, float, Loop]:
+    """Slots, and those of the special function unit, per 16 bytes of each of `arrays`; the loop that reads them.
 
     A kernel that keeps what it has read in shared memory has a second loop, whose slots are added.
     """
@@ -101,9 +105,10 @@ def main_loops(found: list[Loop], arrays: int) -> tuple[float, Loop]:
         raise RuntimeError("no loop that loads 16 bytes at a time")
     most = max(loop.in_flight for loop in reading)  # what is left at the ends of a row comes with fewer
     first = min((loop for loop in reading if 2 * loop.in_flight >= most), key=lambda loop: loop.slots / loop.loads)
-    slots = first.slots * arrays / first.loads
-    second = [loop.slots / loop.stores for loop in found if not loop.loads]
-    return slots + min(second, default=0.0), first
+    slots, special = (number * arrays / first.loads for number in (first.slots, first.special))
+    second = [(loop.slots / loop.stores, loop.special / loop.stores) for loop in found if not loop.loads]
+    more, more_special = min(second, default=(0.0, 0.0))
+    return slots + more, special + more_special, first
 
 
 def _resident(registers: int) -> int:

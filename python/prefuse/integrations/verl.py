@@ -22,7 +22,7 @@ from prefuse.functional import token_logps, token_stats
 from prefuse.integrations._functions import Make, replace
 from prefuse.integrations._places import Framework
 from prefuse.linear.functions import linear_token_stats
-from prefuse.linear.plans import WORKSPACE_BYTES
+from prefuse.linear.plans import WHOLE_ROWS, WORKSPACE_BYTES
 
 __all__ = [
     "VERL",
@@ -93,7 +93,8 @@ def fused_linear_for_ppo(
         input_ids: [N] or [B, T], any integer dtype; −100 is not scored.
         temperature: a number above 0, or a tensor of such: one number, one for each sample ([B], beside [B, T, H]), or
             anything that expands to the shape of `input_ids`.
-        chunk_size: of how many tokens logits may be in memory at a time, as verl's module has it.
+        chunk_size: of how many tokens logits may be in memory at a time, as verl's module has it. Of few tokens less
+            are: a thirteenth, unless that is small beside the gradient of the weight.
 
     Returns:
         (log_probs float32, entropy in the dtype of `hidden_states`), in nats and in the shape of `input_ids`; 0 where
@@ -104,7 +105,7 @@ def fused_linear_for_ppo(
     """
     if isinstance(temperature, Tensor) and input_ids.ndim == 2 and temperature.shape == input_ids.shape[:1]:
         temperature = temperature[:, None]
-    workspace = max(1, chunk_size) * vocab_weights.shape[0] * vocab_weights.dtype.itemsize
+    workspace = _rows_at_a_time(chunk_size, hidden_states) * vocab_weights.shape[0] * vocab_weights.dtype.itemsize
     made = linear_token_stats(
         hidden_states,
         vocab_weights,
@@ -114,6 +115,13 @@ def fused_linear_for_ppo(
         workspace_bytes=min(workspace, WORKSPACE_BYTES),
     )
     return made.logp, made.entropy.to(hidden_states.dtype)
+
+
+def _rows_at_a_time(chunk_size: int, hidden_states: Tensor) -> int:
+    """Tokens whose logits take no more than a thirteenth of all, or a quarter of what the weight's gradient takes."""
+    features = hidden_states.shape[-1]
+    tokens = hidden_states.numel() // max(1, features)
+    return min(max(1, chunk_size), max(WHOLE_ROWS, tokens // 13, features // 4))
 
 
 def logprobs_from_logits(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prefuse._backends import backend, storage
+from prefuse._backends.projected import Projected
 from prefuse._backends.rows import REFERENCE_STATISTICS, Rows, bits_of, names_of, with_backward_needs
 from prefuse._parallel.vocabulary import Shard, needs
 from prefuse.linear.gemm import add_factors, project, sum_dtype
@@ -141,8 +142,13 @@ class Call:
         step = 16 // self.dtype.itemsize if self.labels.device.type == "cuda" else 1
         return storage.empty((rows, -(-classes // step) * step), self.dtype, self.labels.device)[:, :classes]
 
-    def tile(self, part: Tensor | slice, buffer: Tensor, block: tuple[int, int] | None = None) -> Rows:
-        """Makes the logits of some rows (and of a block of classes, by its bounds) in `buffer`."""
+    def tile(
+        self, part: Tensor | slice, buffer: Tensor, block: tuple[int, int] | None = None, kept: Tensor | None = None
+    ) -> Rows:
+        """Makes the logits of some rows (and of a block of classes, by its bounds) in `buffer`.
+
+        `kept`: those of all scored rows, which a tile of all rows takes its block from.
+        """
         start, stop = block or (0, self.head.classes)
         labels = self.labels[part]
         count = labels.shape[0]
@@ -151,6 +157,10 @@ class Call:
         reference = None
         if self.reference is not None:
             reference = buffer[count : 2 * count, : stop - start]
+        if kept is not None:
+            made = buffer[: count * (1 if reference is None else 2), : stop - start]
+            made.copy_(kept[: made.shape[0], start:stop])
+        elif self.reference is not None:
             self._project_both(part, head, self.reference.block(start, stop), buffer[: 2 * count, : stop - start])
         else:
             project(head.rows(part), head.weights, head.bias, logits)
@@ -169,6 +179,19 @@ class Call:
             self.k,
             self.shard.first_class + start,
             self.shard.classes or self.head.classes,
+        )
+
+    def projected(self) -> Projected:
+        """The scored rows with float32 logits that are not made here."""
+        part, transform = self.part(0, self.count), self.transform
+        return Projected(
+            self.head.inputs[0][part],
+            self.head.weights[0],
+            self.head.bias,
+            self.labels[part],
+            transform.temperature if transform.temperatures is None else transform.temperatures[part],
+            transform.scale,
+            self.ignore_index,
         )
 
     def _project_both(self, part: Tensor | slice, head: Projection, reference: Projection, out: Tensor) -> None:
@@ -233,6 +256,16 @@ class Call:
             for kernel, factor in expansion(name, self.smoothing).items():
                 table[self.kernel_names.index(kernel)] += factor * grad
         return table
+
+
+def smoothed(names: Sequence[str], smoothing: float) -> tuple[str, ...]:
+    """The statistics that are computed where `names` are asked for: with smoothing another log-probability."""
+    return tuple(SMOOTHED if name == "logp" and smoothing else name for name in names)
+
+
+def set_of(names: Sequence[str]) -> int:
+    """The set that they are in; a smoothed log-probability has the bit of the other, as they are never both there."""
+    return bits_of("logp" if name == SMOOTHED else name for name in names)
 
 
 def expansion(name: str, smoothing: float) -> dict[str, float]:

@@ -13,6 +13,7 @@ from prefuse._arguments.checks import (
     check_k,
 )
 from prefuse._arguments.layout import check_layout, shift_left
+from prefuse._backends.rows import bits_of, names_of
 from prefuse._parallel.sharded_weights import gathered_head
 from prefuse._parallel.vocabulary import shard_of
 from prefuse._statistics.request import check_statistics
@@ -20,7 +21,7 @@ from prefuse._statistics.responses import count_scored, sum_responses
 from prefuse._statistics.support import Support, check_support
 from prefuse.functional import TokenStats
 from prefuse.linear.automatic import settle
-from prefuse.linear.call import SMOOTHED
+from prefuse.linear.call import smoothed
 from prefuse.linear.operands import (
     Lora,
     Statistics,
@@ -73,7 +74,7 @@ def linear_token_stats(
     differentiable: Sequence[str] | None = None,
     gradient_dtype: torch.dtype | None = None,
     plan: str | None = None,
-    workspace_bytes: int = WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
     group: ProcessGroup | None = None,
     sparse: float | str | Sparse | None = None,
     logits_dtype: torch.dtype | None = None,
@@ -113,7 +114,8 @@ def linear_token_stats(
         gradient_dtype: in which the plan "single-pass" keeps d(statistic)/d(hidden). None: float32 (float64 hidden
             states: float64); that of 16-bit hidden states takes half the memory, and rounds once more.
         plan: one of `prefuse.linear.plans.PLANS` but "grouped"; None has it chosen. Without a gradient it is "forward".
-        workspace_bytes: how much memory tiles of logits, and logits that are kept, may take.
+        workspace_bytes: how much memory tiles of logits, and logits that are kept, may take. None: 256 MiB; on a GPU
+            what makes tiles faster, up to 640 MiB or, with the weight trained, a quarter of its float32 sum.
         group: a process group whose ranks hold the vocabulary's classes in parts, in order of rank: `weight`, `bias`,
             B, `reference_weight` and `reference_bias` are this rank's, everything else, the labels too, is the same on
             all ranks, and so are the statistics and the gradient of `hidden`. ``top1`` and the top-k statistics are not
@@ -130,8 +132,8 @@ def linear_token_stats(
             float32, which take 3 to 7 times as long as those of bfloat16 where the processor has instructions for these
             (measured with AMX). None: that of `hidden`.
         support: statistics of the probabilities renormalised over the classes that a sampler could have drawn, see
-            `prefuse.Support`. The backward pass makes the logits again; `lora`, `group`, `sparse`, `label_smoothing`, a
-            reference, ZeRO-3 parameters and plans but "recompute" are refused beside it, and ``result.plan`` is None.
+            `prefuse.Support`. The backward pass makes the logits again; `group`, `sparse`, `label_smoothing`, a
+            reference and plans but "recompute" are refused beside it, and ``result.plan`` is None.
 
     Returns:
         A `LinearTokenStats`: one [*lead] tensor per statistic, float32 (float64 for float64 hidden states).
@@ -142,11 +144,12 @@ def linear_token_stats(
     """
     names = check_statistics(stats, reference_hidden, "reference_hidden")
     smoothing = check_smoothing(label_smoothing)
-    asked = tuple(SMOOTHED if name == "logp" and smoothing else name for name in names)
     wanted = differentiable_statistics(names, differentiable)
+    made = names_of(bits_of(names))
+    asked = smoothed(made, smoothing)
     check_group(group, names)
     if check_support(support, names) is not None:
-        check_alone({"lora": lora, "group": group, "sparse": sparse, "label_smoothing": smoothing, "plan": plan})
+        check_alone({"group": group, "sparse": sparse, "label_smoothing": smoothing, "plan": plan})
     with gathered_head(weight, bias, lora, reference_weight, reference_bias):
         operands = check_operands(
             hidden,
@@ -163,15 +166,22 @@ def linear_token_stats(
             logits_dtype=logits_dtype,
             names=asked,
             plain=group is None and support is None,
+            sparse=sparse,
         )
         if support is not None:
             found = supported(
-                operands, operands.scored_index(), names, wanted, check_k(k), support, check_workspace(workspace_bytes)
+                operands,
+                operands.scored_index(),
+                names,
+                wanted,
+                check_k(k),
+                support,
+                check_workspace(workspace_bytes) or WORKSPACE_BYTES,
             )
             return LinearTokenStats(found, None)
         statistics = Statistics(
             asked,
-            tuple(name for name, plain in zip(asked, names, strict=True) if plain in wanted),
+            smoothed([name for name in made if name in wanted], smoothing),
             check_k(k),
             smoothing,
             keeps_wide(gradient_dtype, operands.inputs[0]),
@@ -183,10 +193,8 @@ def linear_token_stats(
         stacked, chosen = run(operands, statistics, index, chosen)
         # The stack is saved for backward; what is handed out may be changed in place.
         values = [value.clone() if stacked.requires_grad else value for value in stacked.unbind(0)]
-        found = dict(zip(names, values, strict=True))
-    return LinearTokenStats(
-        {name: value if name in wanted else value.detach() for name, value in found.items()}, chosen
-    )
+        found = dict(zip(made, values, strict=True))
+    return LinearTokenStats({name: found[name] if name in wanted else found[name].detach() for name in names}, chosen)
 
 
 class HeadOptions(TypedDict, total=False):
@@ -198,7 +206,7 @@ class HeadOptions(TypedDict, total=False):
     label_smoothing: float
     gradient_dtype: torch.dtype | None
     plan: str | None
-    workspace_bytes: int
+    workspace_bytes: int | None
     group: ProcessGroup | None
     sparse: float | str | Sparse | None
     logits_dtype: torch.dtype | None

@@ -55,15 +55,38 @@ def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
             out.addmm_(a[:, start:stop].to(out.dtype), b[start:stop].to(out.dtype))
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Total += a @ b, where `total` has the dtype of `a` or float32."""
+def add_product(total: Tensor, a: Tensor, b: Tensor, exact: bool = False) -> None:
+    """Total += a @ b, where `total` has the dtype of `a` or float32.
+
+    Where no GEMM of 16-bit matrices adds to a float32 one, each product is rounded to 16 bits, their sum is not;
+    `exact`: neither is, and the matrices are converted.
+    """
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     elif _writes_float32(a.device.type):
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    else:  # each product is rounded to the inputs' dtype, their sum is not
+    elif exact:
+        for start, stop in _blocks(b.shape[0], (total.shape[0] + total.shape[1]) * 4):
+            total.addmm_(a[:, start:stop].to(total.dtype), b[start:stop].to(total.dtype))
+    else:
         for start, stop in _blocks(total.shape[0], total.shape[1] * a.element_size()):
             total[start:stop].add_(torch.mm(a[start:stop], b))
+
+
+def add_rows(total: Tensor, index: Tensor, rows: Tensor, factors: Tensor) -> None:
+    """total[index[i]] += factors[i] · rows[i], added up in float32 and rounded once for each row of `total`.
+
+    The sums have the same bits at every run, and nothing is waited for.
+    """
+    if total.dtype not in HALVES:
+        total.index_put_((index,), scale_rows(rows, factors, total.dtype), accumulate=True)
+        return
+    order = index.argsort(stable=True)
+    index = index[order]
+    number = torch.nn.functional.pad((index[1:] != index[:-1]).cumsum(0), (1, 0))[: index.shape[0]]
+    sums = rows.new_zeros(rows.shape, dtype=torch.float32)
+    sums.index_put_((number,), scale_rows(rows[order], factors[order], torch.float32), accumulate=True)
+    total[index] = (sums[number] + total[index]).to(total.dtype)  # equal indices write equal rows
 
 
 def scale_rows(rows: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:

@@ -26,9 +26,11 @@ from prefuse._parallel.data import check_process_group
 from prefuse._parallel.sharded_weights import is_zero3, whole
 from prefuse._parallel.vocabulary import UNSUPPORTED, Shard
 from prefuse.linear import operators
+from prefuse.linear.call import set_of
+from prefuse.linear.costs import Device, device_of
 from prefuse.linear.gemm import HALVES, sum_dtype
 from prefuse.linear.plans import Job, Plan
-from prefuse.linear.sparse import Sparse
+from prefuse.linear.sparse import AUTO, Sparse
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -38,7 +40,7 @@ Lora = tuple[Tensor, Tensor, float]
 
 class Operands(NamedTuple):
     """Checked arguments of the head, before they are flattened; `wants` says whether each of inputs, weights and bias
-    wants a gradient, `exact` that logits are made in float32 of bfloat16 matrices where nothing does."""
+    wants a gradient, `exact` for which plans logits are made in float32 of bfloat16 matrices as they are."""
 
     inputs: list[Tensor]
     weights: list[Tensor]
@@ -52,7 +54,7 @@ class Operands(NamedTuple):
     softcap: float
     ignore_index: int
     wants: list[bool]
-    exact: bool = False
+    exact: tuple[str, ...] = ()
 
     def scored_index(self) -> Tensor | None:
         """The flat positions of the scored rows; None while they cannot be looked at."""
@@ -75,11 +77,15 @@ class Operands(NamedTuple):
             reference=bool(self.reference),
             kept_itemsize=(sum_dtype(dtype) if statistics.wide else dtype).itemsize,
             eps=0.0 if statistics.sparse is None else float(statistics.sparse.eps),
+            device=_figures(self.labels.device),
         )
 
 
 class Statistics(NamedTuple):
-    """What is asked for: which statistics, gradients through which of them, how, and of which classes."""
+    """What is asked for: which statistics, gradients through which of them, how, and of which classes.
+
+    Names are in the order of their bits, which is that of the results.
+    """
 
     names: tuple[str, ...]
     differentiated: tuple[str, ...]
@@ -105,8 +111,8 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
     sparse = statistics.sparse if plan.name == "lists" else None
     return operators.Request(
         *operands[:-2],
-        stats=",".join(statistics.names),
-        differentiated=",".join(statistics.differentiated),
+        stats=set_of(statistics.names),
+        differentiated=set_of(statistics.differentiated),
         k=statistics.k,
         smoothing=statistics.smoothing,
         plan=plan.name,
@@ -122,7 +128,7 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
         seed=-1 if sparse is None or sparse.seed is None else sparse.seed,
         step=0 if sparse is None else sparse.step,
         first_row=0 if sparse is None else sparse.first_row,
-        exact=operands.exact and plan.name == "forward",
+        exact=plan.name in operands.exact,
         live=index,
     )
 
@@ -143,11 +149,13 @@ def check_operands(
     logits_dtype: torch.dtype | None = None,
     names: Sequence[str] = (),
     plain: bool = True,
+    sparse: float | str | Sparse | None = None,
 ) -> Operands:
     """Checks everything that can be seen without reading the tensors, and brings the arguments into one form.
 
     With a `logits_dtype` above that of the hidden states all matrices are in it, unless a kernel makes such logits of
-    them as they are: of the statistics `names`, if they are `plain`: of all classes, and this process has them all.
+    them as they are: of the statistics `names`, if they are `plain`: of all classes, and this process has them all;
+    without a gradient, or with lists (`sparse`) for it.
     """
     refuse_transforms((hidden, weight, bias, *(lora or ())))
     hidden, weight, bias = _in_one_dtype(hidden, whole(weight), whole(bias))
@@ -156,16 +164,20 @@ def check_operands(
     mask = check_scored(labels, mask, hidden, "hidden")
     _check_bias("bias", bias, weight)
     wide = _is_wider(logits_dtype, hidden)
-    exact = (
-        wide
-        and plain
+    possible = (
+        plain
         and lora is None
         and reference is None
         and not softcap
         and set(projected.STATISTICS).issuperset(names)
         and _projects(hidden, weight, bias)
     )
-    wide = wide and not exact
+    differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (hidden, weight, bias))
+    listed = differentiated and (sparse not in (None, AUTO) or (sparse == AUTO and not wide))
+    exact: tuple[str, ...] = ()
+    if possible and (listed or (wide and not differentiated)):
+        exact = ("forward", "lists") if wide else ("lists",)
+        wide = False
     hidden, weight, bias = (_widened(tensor, wide) for tensor in (hidden, weight, bias))
     inputs, weights = [hidden], [weight]
     if lora is not None:
@@ -187,12 +199,9 @@ def check_operands(
 
 
 def _projects(*tensors: Tensor | None) -> bool:
-    """Whether a kernel makes float32 logits of these as they are: in bfloat16 on this CPU, without a gradient."""
+    """Whether a kernel makes float32 logits of these as they are: in bfloat16 on this CPU."""
     given = [tensor for tensor in tensors if tensor is not None]
-    return projected.AVAILABLE and all(
-        t.dtype == torch.bfloat16 and t.device.type == "cpu" and not (t.requires_grad and torch.is_grad_enabled())
-        for t in given
-    )
+    return projected.AVAILABLE and all(t.dtype == torch.bfloat16 and t.device.type == "cpu" for t in given)
 
 
 def _is_wider(logits_dtype: torch.dtype | None, hidden: Tensor) -> bool:
@@ -208,6 +217,14 @@ def _widened(value: Any, wide: bool) -> Any:
     return value.float() if wide and isinstance(value, Tensor) and value.dtype in HALVES else value
 
 
+def _figures(device: torch.device) -> Device | None:
+    """What tiles are measured by on a GPU; None on the CPU, and while PyTorch compiles."""
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return None
+    found = torch.cuda.get_device_properties(device)
+    return device_of(found.name, found.multi_processor_count)
+
+
 def check_smoothing(label_smoothing: float) -> float:
     """`label_smoothing` as a float in [0, 1)."""
     if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, int | float):
@@ -217,8 +234,10 @@ def check_smoothing(label_smoothing: float) -> float:
     return float(label_smoothing)
 
 
-def check_workspace(workspace_bytes: int) -> int:
-    """`workspace_bytes` as an int above 0."""
+def check_workspace(workspace_bytes: int | None) -> int | None:
+    """`workspace_bytes` as an int above 0; None where it is for the planner to say."""
+    if workspace_bytes is None:
+        return None
     workspace_bytes = check_integer("workspace_bytes", workspace_bytes)
     if workspace_bytes < 1:
         raise ValueError(f"workspace_bytes: expected at least 1, got {workspace_bytes}")

@@ -1,7 +1,7 @@
 """The fused head as `torch.library` operators: what autograd, `torch.compile` and the dispatcher see of it.
 
-`prefuse::linear_token_stats` returns, in a list, the statistics asked for [S, *lead], followed by the kernel
-statistics [K, N], and what its plan keeps for `prefuse::linear_token_stats_backward`.
+`prefuse::linear_token_stats` returns, in a list, the statistics asked for [S, *lead] in the order of their bits,
+followed by the kernel statistics [K, N], and what its plan keeps for `prefuse::linear_token_stats_backward`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from torch import Tensor
 from prefuse._arguments.layout import scored_tokens
 from prefuse._arguments.transforms import refuse_vmap
 from prefuse._backends.lists import Sampling
+from prefuse._backends.rows import names_of
 from prefuse._parallel.sharded_weights import gathered
 from prefuse._parallel.vocabulary import Shard
 from prefuse._statistics.schema import arguments_of
 from prefuse.linear import passes, sparse
-from prefuse.linear.call import Call, Projection, Transform, kernel_names
+from prefuse.linear.call import Call, Projection, Transform, kernel_names, smoothed
 from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.passes import Gradients, Wants, directions
+from prefuse.linear.plans import NARROWEST_BLOCK
 
 ONCE_DIFFERENTIABLE = (
     "the fused head is differentiable once: its gradient has no derivative of its own; take second derivatives of the "
@@ -32,8 +34,9 @@ ONCE_DIFFERENTIABLE = (
 class Request(NamedTuple):
     """The arguments of the operators, which take no objects: tensors, the transform, what is asked, the plan.
 
-    `stats` and `differentiated` are comma-separated; `wants` has an entry per input, per weight, and for the bias;
-    `exact` has float32 logits made of bfloat16 matrices by `passes.exact_forward`, for the plan "forward";
+    `stats` and `differentiated` are sets as `bits_of` makes them, a smoothed `logp` with the bit of `logp`; `wants` has
+    an entry per input, per weight, and for the bias;
+    `exact` has float32 logits made of bfloat16 matrices that are never written, for the plans "forward" and "lists";
     `eps` (0: dense), `seed` (-1: drawn), `step` and `first_row` are those of `prefuse.linear.sparse.Sparse`; `live` has
     the flat positions of the scored rows, None where they are found when it runs.
     """
@@ -49,8 +52,8 @@ class Request(NamedTuple):
     scale: float
     softcap: float
     ignore_index: int
-    stats: str
-    differentiated: str
+    stats: int
+    differentiated: int
     k: int
     smoothing: float
     plan: str
@@ -71,13 +74,13 @@ class Request(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The statistics asked for."""
-        return tuple(self.stats.split(","))
+        """The statistics asked for, in the order of their bits."""
+        return smoothed(names_of(self.stats), self.smoothing)
 
     @property
     def with_gradient(self) -> tuple[str, ...]:
         """Those of them that a gradient may come to."""
-        return tuple(self.differentiated.split(",")) if self.differentiated else ()
+        return smoothed(names_of(self.differentiated), self.smoothing)
 
     @property
     def shape(self) -> torch.Size:
@@ -142,11 +145,13 @@ def linear_token_stats(*arguments: Any) -> list[Tensor]:
         table, kept = passes.single_pass(call, request.tile_rows, named, request.wanted().inputs, request.wide)
     elif request.plan == "keep":
         room = call.tokens if request.live is None else request.live.shape[0]
-        table, one = passes.keep(call, request.with_gradient[0], room)
-        kept = [one]
+        table, kept = passes.keep(call, request.with_gradient[0], room)
     elif request.plan == "lists":
         sampling = Sampling(request.eps, sparse.draw_seed() if request.seed < 0 else request.seed, request.step)
-        table, lists = sparse.forward(call, request.tile_rows, sampling, request.first_row)
+        if request.exact:
+            table, lists = sparse.exact_forward(call, sampling, request.first_row)
+        else:
+            table, lists = sparse.forward(call, request.tile_rows, sampling, request.first_row)
         kept = [*lists]
     elif request.exact:
         table = passes.exact_forward(call)
@@ -173,7 +178,11 @@ def _(*arguments: Any) -> list[Tensor]:
         ]
     elif request.plan == "keep":
         room = tokens if request.live is None else request.live.shape[0]
-        kept = [make((room, request.weights[0].shape[0]), dtype=logits_dtype)]
+        shared = bool(request.group)
+        shape = passes.kept_shape(request.weights[0].shape[0], room, shared and bool(request.reference))
+        kept = [make(shape, dtype=logits_dtype)]
+        if not shared and passes.keeps_labels_apart(logits_dtype):
+            kept.append(make((room,), dtype=dtype))
     elif request.plan == "lists":
         rows, entries = (0, 0) if request.labels.is_meta else _unknown_sizes(request.live)
         kept = [
@@ -227,9 +236,12 @@ def _pull_back(
     wants = request.wanted()
     if request.plan == "single-pass":
         return passes.backward_from_inputs(call, kept, directions(request.with_gradient), table, grads, wants)
+    if request.plan == "keep" and request.group:
+        tile = call.count, min(call.head.classes, NARROWEST_BLOCK)
+        return passes.recompute(call, tile, table, grads, wants, kept[0])
     if request.plan == "keep":
         (factors,) = grads.values()
-        return passes.backward_from_logits(call, kept[0], factors, wants)
+        return passes.backward_from_logits(call, kept, factors, wants)
     if request.plan == "lists":
         return sparse.backward(call, sparse.Kept(*kept), grads, wants)
     return passes.recompute(call, (request.backward_rows, request.backward_classes), table, grads, wants)

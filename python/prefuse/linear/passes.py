@@ -15,10 +15,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prefuse._backends import backend, projected, storage
+from prefuse._backends import backend, storage
 from prefuse._backends.rows import Rows
 from prefuse.linear.call import Call
-from prefuse.linear.gemm import add_product, multiply, product_dtype, rounds_products, scale_rows, sum_dtype
+from prefuse.linear.gemm import (
+    HALVES,
+    add_product,
+    add_rows,
+    multiply,
+    product_dtype,
+    rounds_products,
+    scale_rows,
+    sum_dtype,
+)
 
 Tile = tuple[int, int]
 
@@ -51,19 +60,9 @@ def forward(call: Call, rows: int) -> Tensor:
 def exact_forward(call: Call) -> Tensor:
     """As `forward`, of bfloat16 matrices whose logits are made in float32 and never written."""
     table = call.new_table(call.tokens).zero_()
-    part, transform = call.part(0, call.count), call.transform
     own = call.new_table(call.count)
-    projected.forward(
-        call.head.inputs[0][part],
-        call.head.weights[0],
-        call.head.bias,
-        call.labels[part],
-        transform.temperature if transform.temperatures is None else transform.temperatures[part],
-        transform.scale,
-        call.ignore_index,
-        own,
-    )
-    table[:, part] = own
+    call.projected().forward(own)
+    table[:, call.part(0, call.count)] = own
     return table
 
 
@@ -87,23 +86,47 @@ def single_pass(
     for part in call.tiles(rows):
         made = call.tile(part, buffer)
         for of_name, gradient in zip(kept, _unscaled(call, made, part, names, table, spare), strict=True):
-            apart = _Apart(call, part, gradient) if wide and rounds_products(gradient) else None
+            apart = _Apart(call, part) if wide and rounds_products(gradient) else None
+            if apart is not None:
+                apart.take(gradient)
             for f, unscaled in zip(wanted, of_name, strict=True):
                 _put_product(unscaled, part, gradient, call.head.weights[f], apart)
     return table, [unscaled for of_name in kept for unscaled in of_name]
 
 
-def keep(call: Call, name: str, room: int) -> tuple[Tensor, Tensor]:
-    """The kernel statistics, and d(`name`)/d(logits) of the M scored rows, the first of [room, V]."""
+def keep(call: Call, name: str, room: int) -> tuple[Tensor, list[Tensor]]:
+    """The kernel statistics, and d(`name`)/d(logits) of the M scored rows, the first of [room, V].
+
+    Of 16 bits, d(`name`)/d(the label's logit), [room] in float32, is apart, and 0 in its place. Where processes share a
+    vocabulary, the logits themselves (and the reference's below them), as statistics of the whole come only later.
+    """
     table = call.new_table(call.tokens).zero_()
-    rows = room * (1 if call.reference is None else 2)
-    kept = storage.empty((rows, call.head.classes), call.dtype, call.labels.device)
+    kept = storage.empty(kept_shape(call.head.classes, room, call.reference is not None), call.dtype, table.device)
     part = call.part(0, call.count)
+    if call.shard.name:
+        table[:, part] = call.statistics(call.tile(part, kept))
+        return table, [kept]
     if call.count:
         for _ in _unscaled(call, call.tile(part, kept), part, (name,), table, kept):
             pass
-    kept[call.count : room].zero_()
-    return table, kept[:room]
+    kept = kept[:room]
+    kept[call.count :].zero_()
+    if not keeps_labels_apart(call.dtype):
+        return table, [kept]
+    at_label, apart = table.new_zeros(room), _Apart(call, part)
+    apart.take(kept[: call.count])
+    at_label[: call.count] = apart.factors
+    return table, [kept, at_label]
+
+
+def kept_shape(classes: int, room: int, reference: bool) -> tuple[int, int]:
+    """Of the logits for which there must be memory in the plan "keep"."""
+    return room * (2 if reference else 1), classes
+
+
+def keeps_labels_apart(dtype: torch.dtype) -> bool:
+    """Whether the plan "keep" has the labels' share of the gradient of logits in a tensor of its own."""
+    return dtype in HALVES
 
 
 def backward_from_inputs(
@@ -129,33 +152,49 @@ def backward_from_inputs(
     return Gradients(_reduced(call, gradients), [None] * len(wants.weights), None)
 
 
-def backward_from_logits(call: Call, kept: Tensor, factors: Tensor, wants: Wants) -> Gradients:
-    """The pull back of `keep`: the factors [N] meet the inputs before the one product, and come after the other."""
+def backward_from_logits(call: Call, kept: Sequence[Tensor], factors: Tensor, wants: Wants) -> Gradients:
+    """The pull back of `keep`: the factors [N] meet the inputs before the one product, and come after the other.
+
+    In 16 bits that rounds the inputs' product with the factors as well as d(statistic)/d(logits). The share of the
+    labels, which is most of both gradients, is multiplied in float32, so that neither rounding is seen.
+    """
     part = call.part(0, call.count)
-    kept, factors = kept[: call.count], factors[part]
+    factors = factors[part]
+    of_logits = kept[0][: call.count]
+    apart = None if len(kept) == 1 else _Apart(call, part, kept[1][: call.count])
     inputs: list[Tensor | None] = []
     for f, wanted in enumerate(wants.inputs):
-        gradient = _kept(call, f, wide=bool(call.shard.name)) if wanted else None
+        gradient = _kept(call, f, wide=False) if wanted else None
         if gradient is not None and call.count:
-            dtype = call.reduced_dtype if call.shard.name else product_dtype(kept.device, call.dtype)
+            dtype = product_dtype(of_logits.device, call.dtype)
             product = gradient.new_empty((call.count, gradient.shape[1]), dtype=dtype)
-            multiply(kept, call.head.weights[f], product)
+            multiply(of_logits, call.head.weights[f], product)
+            if apart is not None:
+                product = product.to(sum_dtype(product.dtype))
+                apart.add_to(product, call.head.weights[f])
             gradient[part] = scale_rows(product, factors, gradient.dtype)
         inputs.append(gradient)
     weights: list[Tensor | None] = []
     for factor, weight, wanted in zip(call.head.rows(part), call.head.weights, wants.weights, strict=True):
         gradient = storage.empty(weight.shape, weight.dtype, weight.device) if wanted else None
         if gradient is not None:
-            torch.mm(kept.t(), scale_rows(factor, factors, factor.dtype), out=gradient)
+            torch.mm(of_logits.t(), scale_rows(factor, factors, factor.dtype), out=gradient)
+            if apart is not None:
+                add_rows(gradient, apart.label, factor, apart.factors * factors)
         weights.append(gradient)
     bias = None
     if wants.bias and call.head.bias is not None:
-        bias = (kept.t() @ factors.to(kept.dtype)).to(call.head.bias.dtype)
-    return Gradients(_reduced(call, inputs), weights, bias)
+        bias = of_logits.t() @ factors.to(of_logits.dtype)
+        if apart is not None:
+            bias = bias.float().index_put_((apart.label,), apart.factors * factors, accumulate=True)
+        bias = bias.to(call.head.bias.dtype)
+    return Gradients(inputs, weights, bias)
 
 
-def recompute(call: Call, tile: Tile, table: Tensor, grads: dict[str, Tensor], wants: Wants) -> Gradients:
-    """The gradients with the logits made again, in tiles of `tile` rows and classes."""
+def recompute(
+    call: Call, tile: Tile, table: Tensor, grads: dict[str, Tensor], wants: Wants, kept: Tensor | None = None
+) -> Gradients:
+    """The gradients with the logits made again, in tiles of `tile` rows and classes, or from those that were `kept`."""
     rows, classes = tile
     inputs = [
         factor.new_zeros((call.count, factor.shape[1]), dtype=sum_dtype(factor.dtype)) if wanted else None
@@ -166,34 +205,43 @@ def recompute(call: Call, tile: Tile, table: Tensor, grads: dict[str, Tensor], w
         for weight, wanted in zip(call.head.weights, wants.weights, strict=True)
     ]
     bias = torch.zeros_like(call.head.bias) if wants.bias and call.head.bias is not None else None
-    buffer = call.buffer(min(rows, call.count), classes)
+    apart = _label_share(call, table, grads)
+    buffer, shared = call.buffer(min(rows, call.count), classes), bool(call.shard.name)
     for start in range(0, call.head.classes, classes):
         block = (start, min(call.head.classes, start + classes))
-        sums = _Block(weights, bias, block, many=call.count > rows)
+        sums = _Block(weights, bias, block, many=call.count > rows, exact=shared)
         for first in range(0, call.count, max(1, rows)):
             last = min(call.count, first + rows)
             part = call.part(first, last)
-            made = call.tile(part, buffer, block)
+            made = call.tile(part, buffer, block, kept)
             own = {name: grad[part] for name, grad in grads.items()}
             grads_of_rows = call.kernel_grads(own, last - first)
             call.pull(made, grads_of_rows, table[:, part].contiguous(), made.logits)
+            if apart is not None:
+                apart.clear(made.logits, first, start)
             for total, weight in zip(inputs, call.head.weights, strict=True):
                 if total is not None:
-                    _add_share(call, total[first:last], made.logits, weight[block[0] : block[1]])
+                    add_product(total[first:last], made.logits, weight[block[0] : block[1]], exact=shared)
             sums.add(made.logits, call.head.rows(part))
         sums.write()
+    if apart is not None:
+        _add_label_share(call, apart, inputs, weights, bias)
     spread = [None if total is None else _spread(call, total) for total in inputs]
     return Gradients(_reduced(call, spread), weights, bias)
 
 
-def _add_share(call: Call, total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Total += a @ b, the product not rounded to 16 bits where it is only one process's share of a sum."""
-    if not call.shard.name or not rounds_products(a):
-        add_product(total, a, b)
-        return
-    product = torch.empty_like(total)
-    multiply(a, b, product)
-    total.add_(product)
+def _add_label_share(
+    call: Call, apart: _Apart, inputs: Sequence[Tensor | None], weights: Sequence[Tensor | None], bias: Tensor | None
+) -> None:
+    """Adds what the labels give to gradients of the scored rows, of the weights and of the bias."""
+    for total, weight in zip(inputs, call.head.weights, strict=True):
+        if total is not None:
+            apart.add_to(total, weight)
+    for total, factor in zip(weights, call.head.rows(call.part(0, call.count)), strict=True):
+        if total is not None:
+            add_rows(total, apart.label, factor, apart.factors)
+    if bias is not None:
+        bias.copy_(bias.float().index_put_((apart.label,), apart.factors, accumulate=True))
 
 
 def _spread(call: Call, rows: Tensor) -> Tensor:
@@ -205,10 +253,13 @@ def _spread(call: Call, rows: Tensor) -> Tensor:
 
 
 class _Block:
-    """Sums over tiles of rows of the gradients of a block of classes, in float32 where there are many tiles."""
+    """Sums over tiles of rows of the gradients of a block of classes, in float32 where there are many tiles.
+
+    `exact`: no product is rounded to 16 bits before it is added.
+    """
 
     def __init__(
-        self, weights: Sequence[Tensor | None], bias: Tensor | None, block: tuple[int, int], many: bool
+        self, weights: Sequence[Tensor | None], bias: Tensor | None, block: tuple[int, int], many: bool, exact: bool
     ) -> None:
         start, stop = block
         self.targets = [None if weight is None else weight[start:stop] for weight in weights]
@@ -220,13 +271,13 @@ class _Block:
             for target in self.targets
         ]
         self.bias_sum = None if self.bias is None else torch.zeros_like(self.bias, dtype=sum_dtype(self.bias.dtype))
-        self.many = many
+        self.many, self.exact = many, exact
 
     def add(self, gradient: Tensor, inputs: Sequence[Tensor]) -> None:
         """Add what a tile's d(loss)/d(logits) and its inputs give."""
         for total, factor in zip(self.sums, inputs, strict=True):
             if total is not None and self.many:
-                add_product(total, gradient.t(), factor)
+                add_product(total, gradient.t(), factor, self.exact)
             elif total is not None:
                 torch.mm(gradient.t(), factor, out=total)
         if self.bias_sum is not None:
@@ -276,21 +327,42 @@ class _Apart:
     """The label's share of products with the weight, taken out of d(statistic)/d(logits) and multiplied in float32.
 
     Most of d(logp)/d(hidden) is a row of the weight. Where a 16-bit GEMM rounds what it writes, it is left the small
-    rest to round.
+    rest to round. `factors` [rows] is the share; None: it is read where `take` takes it out.
     """
 
-    def __init__(self, call: Call, part: Tensor | slice, gradient: Tensor) -> None:
+    def __init__(self, call: Call, part: Tensor | slice, factors: Tensor | None = None) -> None:
         local = call.labels[part] - call.shard.first_class
-        held = (local >= 0) & (local < gradient.shape[1])
-        self.label = torch.where(held, local, 0)
+        self.held = (local >= 0) & (local < call.head.classes)
+        self.label = torch.where(self.held, local, 0)
+        self.factors = local.new_zeros(local.shape, dtype=torch.float32) if factors is None else factors * self.held
+
+    def take(self, gradient: Tensor) -> None:
+        """Take the share out of d(statistic)/d(logits) of all classes."""
         at = torch.arange(gradient.shape[0], device=gradient.device), self.label
         own = gradient[at]
-        self.factors = torch.where(held, own.float(), 0.0)
-        gradient[at] = own.masked_fill(held, 0)  # scatter_ would make a float32 copy of the tile
+        self.factors = torch.where(self.held, own.float(), 0.0)
+        gradient[at] = own.masked_fill(self.held, 0)  # scatter_ would make a float32 copy of the tile
+
+    def clear(self, gradient: Tensor, first: int, start: int) -> None:
+        """As `take`, of the rows from `first` on and the classes from `start` on, whose share is known."""
+        last, width = first + gradient.shape[0], gradient.shape[1]
+        local = self.label[first:last] - start
+        held = self.held[first:last] & (local >= 0) & (local < width)
+        at = torch.arange(gradient.shape[0], device=gradient.device), torch.where(held, local, 0)
+        gradient[at] = gradient[at].masked_fill(held, 0)
 
     def add_to(self, product: Tensor, weight: Tensor) -> None:
         """Add the share to a float32 product."""
         product.addcmul_(weight[self.label].float(), self.factors[:, None])
+
+
+def _label_share(call: Call, table: Tensor, grads: dict[str, Tensor]) -> _Apart | None:
+    """The upstream gradient times d(logp)/d(the label's logit), not rounded; None where other statistics have one."""
+    if call.dtype not in HALVES or set(grads) != {"logp"}:
+        return None
+    part = call.part(0, call.count)
+    logp = table[call.kernel_names.index("logp")]
+    return _Apart(call, part, (grads["logp"] * _slope(call, table) * -logp.expm1())[part])
 
 
 def _put_product(target: Tensor, part: Tensor | slice, a: Tensor, b: Tensor, apart: _Apart | None) -> None:
@@ -308,16 +380,21 @@ def _put_product(target: Tensor, part: Tensor | slice, a: Tensor, b: Tensor, apa
 
 def _label_rows(call: Call, f: int, table: Tensor, factors: Tensor) -> Tensor:
     """factors · dz_label/d(input): rows of the weight, 0 where the label is another process's or the row not scored."""
-    transform = call.transform
-    logp, lse = (table[call.kernel_names.index(name)] for name in ("logp", "lse"))
-    temperature = transform.temperature if transform.temperatures is None else transform.temperatures
-    slope = transform.scale / temperature
-    if transform.softcap:
-        slope = slope * (1 - ((logp + lse) * temperature / transform.softcap) ** 2)
     local = call.labels - call.shard.first_class
     held = (local >= 0) & (local < call.head.classes) & (factors != 0)
     rows = call.head.weights[f][torch.where(held, local, 0)]
-    return scale_rows(rows, torch.where(held, factors * slope, 0), call.reduced_dtype)
+    return scale_rows(rows, torch.where(held, factors * _slope(call, table), 0), call.reduced_dtype)
+
+
+def _slope(call: Call, table: Tensor) -> Tensor | float:
+    """dz/d(logit) at each token's label."""
+    transform = call.transform
+    temperature = transform.temperature if transform.temperatures is None else transform.temperatures
+    slope = transform.scale / temperature
+    if transform.softcap:
+        logp, lse = (table[call.kernel_names.index(name)] for name in ("logp", "lse"))
+        slope = slope * (1 - ((logp + lse) * temperature / transform.softcap) ** 2)
+    return slope
 
 
 def _reduced(call: Call, gradients: list[Tensor | None]) -> list[Tensor | None]:

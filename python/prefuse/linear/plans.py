@@ -25,8 +25,9 @@ import itertools
 from dataclasses import dataclass, replace
 
 from prefuse._display.html import table
+from prefuse.linear.costs import BLOCK_ROWS, Device, Estimate, Work, cost
 
-__all__ = ["PLANS", "WORKSPACE_BYTES", "Job", "Plan", "choose"]
+__all__ = ["DEVICE_WORKSPACE_BYTES", "PLANS", "WORKSPACE_BYTES", "Job", "Plan", "choose"]
 
 PLANS = ("forward", "single-pass", "grouped", "keep", "recompute", "lists")
 """The names of the plans, as `plan=` takes them."""
@@ -35,6 +36,15 @@ Tile = tuple[int, int]
 
 WORKSPACE_BYTES = 256 << 20
 """How much memory tiles may take where the caller does not say."""
+
+DEVICE_WORKSPACE_BYTES = 640 << 20
+"""The same on a GPU, where tiles take no more of it than makes them faster."""
+
+WORTH = 1.005
+"""Smaller tiles are taken where larger ones would not be faster by more than this."""
+
+TRIED = 8
+"""So many sizes of tiles, and so many numbers of them, are compared, from the largest tiles on."""
 
 MAX_DIRECTIONS = 2
 """From so many statistics with a gradient on, to make the logits again costs less than a product for each."""
@@ -66,6 +76,7 @@ class Job:
         apart: whether groups may be scored one by one: False where the objective looks at the whole batch.
         kept_itemsize: bytes of a number of the hidden states' gradient while it waits.
         eps: from which probability on lists have them as they are; 0: gradients are dense.
+        device: figures of the GPU whose waves tiles are to fill; None: the CPU, or a device that cannot be asked.
     """
 
     rows: int
@@ -80,6 +91,13 @@ class Job:
     apart: bool = True
     kept_itemsize: int = 4
     eps: float = 0.0
+    device: Device | None = None
+
+    def work(self, plan: str) -> Work:
+        """What a plan computes."""
+        directions = self.directions if self.hidden else 0
+        copies = 2 if self.reference else 1
+        return Work(plan, self.features, self.classes, self.itemsize, copies, directions, self.weight)
 
     @property
     def row_bytes(self) -> int:
@@ -114,6 +132,7 @@ class Plan:
         backward_tile: rows and classes of a tile of the backward pass, where that makes logits anew.
         chunks: for `grouped`, the groups of each tile: tile i takes groups chunks[i] up to chunks[i + 1].
         listed: for `lists`, after it has run: how many entries all lists have.
+        estimate: what it should take on a named device, where that was asked for (`prefuse.explain`).
         job: what it is for.
     """
 
@@ -129,6 +148,7 @@ class Plan:
     backward_tile: tuple[int, int] = (0, 0)
     chunks: tuple[int, ...] = ()
     listed: int | None = None
+    estimate: Estimate | None = None
 
     def after(self, listed: int) -> Plan:
         """The plan "lists" after it has run, with so many entries in all lists."""
@@ -158,7 +178,7 @@ class Plan:
         lines.append(("kept", f"{_bytes(self.kept_bytes)} from forward to backward"))
         if self.name != "keep" and self.tile[0] < job.rows:
             lines.append(("not made", f"{_bytes(job.rows * job.classes * job.itemsize)} of logits"))
-        return lines
+        return lines + (self.estimate.lines() if self.estimate else [])
 
     def _of_lists(self) -> str:
         job, saved = self.job, int(self.job.hidden) + int(self.job.weight)
@@ -170,12 +190,13 @@ class Plan:
         return f"{text}, in place of {saved} GEMM{'s' if saved > 1 else ''}"
 
 
-def choose(job: Job, workspace_bytes: int = WORKSPACE_BYTES, plan: str | None = None) -> Plan:
+def choose(job: Job, workspace_bytes: int | None = None, plan: str | None = None) -> Plan:
     """The plan for a job: the fewest GEMMs for which there is memory.
 
     Args:
         job: sizes and wishes.
-        workspace_bytes: how much memory tiles, and logits that are kept, may take.
+        workspace_bytes: how much memory tiles, and logits that are kept, may take; None: `WORKSPACE_BYTES`, on a GPU
+            `DEVICE_WORKSPACE_BYTES`, or a quarter of the float32 sum of the weight's gradient where that is more.
         plan: one of `PLANS` instead; where nothing wants a gradient it is "forward" all the same.
 
     Raises:
@@ -183,6 +204,9 @@ def choose(job: Job, workspace_bytes: int = WORKSPACE_BYTES, plan: str | None = 
     """
     if plan is not None and plan not in PLANS:
         raise ValueError(f"plan: expected one of {', '.join(PLANS)}, or None to have it chosen, got {plan!r}")
+    if workspace_bytes is None:
+        summed = job.classes * job.features * 4 if job.weight and job.itemsize == 2 else 0
+        workspace_bytes = default_workspace(job.device is not None and not job.eps, summed)
     if not (job.hidden or job.weight):
         return _plan("forward", "nothing wants a gradient", job, workspace_bytes)
     obstacles = {name: _obstacle(name, job, workspace_bytes) for name in PLANS}
@@ -200,6 +224,11 @@ def choose(job: Job, workspace_bytes: int = WORKSPACE_BYTES, plan: str | None = 
             return _plan(name, reason, job, workspace_bytes)
     better = "grouped" if job.weight and job.groups is not None else "keep" if job.weight else "single-pass"
     return _plan("recompute", f"not {better}, since {obstacles[better]}", job, workspace_bytes)
+
+
+def default_workspace(on_device: bool, summed_bytes: int) -> int:
+    """How much memory tiles may take where nobody says, beside a float32 sum of so many bytes."""
+    return max(DEVICE_WORKSPACE_BYTES, summed_bytes // 4) if on_device else WORKSPACE_BYTES
 
 
 def may_be_grouped(job: Job, plan: str | None) -> bool:
@@ -263,10 +292,10 @@ def _plan(name: str, reason: str, job: Job, workspace_bytes: int) -> Plan:
     }[name]
     if name == "lists":
         workspace_bytes = min(workspace_bytes, LISTED_ROWS * job.row_bytes)
-    rows, tiles = _rows_of_tiles(job, workspace_bytes)
+    rows, tiles = _rows_of_tiles(name, job, workspace_bytes)
     chunks: tuple[int, ...] = ()
     if name == "grouped":
-        chunks = _pack(job, workspace_bytes)
+        chunks = _packed(job, workspace_bytes)
         tiles = len(chunks) - 1
         rows = max((sum(job.groups[a:b]) for a, b in itertools.pairwise(chunks)), default=0)  # type: ignore[index]
     elif name == "keep":
@@ -287,9 +316,11 @@ def _plan(name: str, reason: str, job: Job, workspace_bytes: int) -> Plan:
     )
 
 
-def _rows_of_tiles(job: Job, workspace_bytes: int) -> tuple[int, int]:
+def _rows_of_tiles(name: str, job: Job, workspace_bytes: int) -> tuple[int, int]:
     """Rows of a tile, as even as they go, and the number of tiles."""
     room = max(1, workspace_bytes // job.row_bytes)
+    if job.device is not None and name != "lists" and job.rows and room >= BLOCK_ROWS:
+        return _by_waves(name, job, room)
     tiles = -(-job.rows // room)
     if tiles <= 1:
         return job.rows, min(tiles, job.rows)
@@ -299,15 +330,61 @@ def _rows_of_tiles(job: Job, workspace_bytes: int) -> tuple[int, int]:
     return rows, -(-job.rows // rows)
 
 
-def _pack(job: Job, workspace_bytes: int) -> tuple[int, ...]:
+def _by_waves(name: str, job: Job, room: int) -> tuple[int, int]:
+    """Rows of a tile and the number of tiles on a GPU: whole blocks of GEMMs, even tiles, by what they should cost."""
+    fewest = -(-job.rows // room)
+    if fewest == 1:
+        return job.rows, 1
+    largest = room - room % BLOCK_ROWS
+    possible = {largest - n * BLOCK_ROWS for n in range(TRIED)}
+    possible |= {_round_up(-(-job.rows // tiles), BLOCK_ROWS) for tiles in range(fewest, fewest + TRIED)}
+    sizes = [_sizes(job.rows, rows) for rows in possible if 0 < rows <= largest]
+    even = [tiles for tiles in sizes if 2 * tiles[-1] >= tiles[0]] or sizes
+    rows = _cheapest([(_seconds(name, job, tiles, 0), tiles[0]) for tiles in even])
+    return rows, -(-job.rows // rows)
+
+
+def _sizes(whole: int, part: int) -> list[int]:
+    return [min(part, whole - begin) for begin in range(0, whole, part)]
+
+
+def _seconds(name: str, job: Job, sizes: list[int], sums_bytes: int) -> float:
+    """What tiles of so many rows should cost, forward and what is made at once."""
+    assert job.device is not None
+    return cost(job.work(name), [(rows, job.classes) for rows in sizes], [], sums_bytes, job.device).seconds
+
+
+def _cheapest(tried: list[tuple[float, int]]) -> int:
+    """The smallest of the sizes that cost next to the least."""
+    least = min(seconds for seconds, _ in tried)
+    return min(size for seconds, size in tried if seconds <= WORTH * least)
+
+
+def _packed(job: Job, workspace_bytes: int) -> tuple[int, ...]:
+    """Where each tile's groups begin; on a GPU tiles are filled as far as makes them cost little."""
+    room, groups = workspace_bytes // job.row_bytes, job.groups or ()
+    packed = _pack(groups, room)
+    if job.device is None or len(packed) <= 2:
+        return packed
+    largest, fewest = max(groups), len(packed) - 1
+    rooms = {max(largest, min(room, _round_up(-(-job.rows // n), BLOCK_ROWS))) for n in range(fewest, fewest + TRIED)}
+    tried: list[tuple[float, int]] = []
+    for limit in (room, *rooms):
+        starts = _pack(groups, limit)
+        sizes = [sum(groups[a:b]) for a, b in itertools.pairwise(starts)]
+        tried.append((_seconds("grouped", job, sizes, job.classes * job.features * 4), limit))
+    return _pack(groups, _cheapest(tried))
+
+
+def _pack(groups: tuple[int, ...], room: int) -> tuple[int, ...]:
     """Where each tile's groups begin: as many neighbours as there is room for."""
-    room, filled, starts = workspace_bytes // job.row_bytes, 0, [0]
-    for group, rows in enumerate(job.groups or ()):
+    filled, starts = 0, [0]
+    for group, rows in enumerate(groups):
         if filled and filled + rows > room:
             starts.append(group)
             filled = 0
         filled += rows
-    return (*starts, len(job.groups or ()))
+    return (*starts, len(groups))
 
 
 def _backward_tile(job: Job, workspace_bytes: int) -> tuple[int, int]:
@@ -318,7 +395,7 @@ def _backward_tile(job: Job, workspace_bytes: int) -> tuple[int, int]:
     """
     reference = 2 if job.reference else 1
     if not job.weight:
-        return _rows_of_tiles(job, workspace_bytes)[0], job.classes
+        return _rows_of_tiles("recompute", job, workspace_bytes)[0], job.classes
     rows = max(1, job.rows)
     per_class = rows * job.itemsize * reference
     room = max(0, workspace_bytes - 3 * rows * job.features * job.itemsize)

@@ -165,6 +165,16 @@ def forward(call: Call, rows: int, sampling: Sampling, first_row: int) -> tuple[
     return table, Kept(offsets, _joined(classes), _joined(values), torch.cat(at_label, 1))
 
 
+def exact_forward(call: Call, sampling: Sampling, first_row: int) -> tuple[Tensor, Kept]:
+    """As `forward`, of bfloat16 matrices whose logits are made in float32 and never written."""
+    table, own = call.new_table(call.tokens).zero_(), call.new_table(call.count)
+    part = call.part(0, call.count)
+    numbers = torch.arange(call.count) if isinstance(part, slice) else part
+    lists = call.projected().lists(own, numbers + first_row, sampling)
+    table[:, part] = own
+    return table, Kept(torch.nn.functional.pad(lists.lengths.cumsum(0), (1, 0)), *lists[1:])
+
+
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 

@@ -6,13 +6,14 @@ bits, and so the same support. That is the plan "recompute" with whole rows; no 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prefuse._parallel.sharded_weights import is_zero3
+from prefuse._parallel.sharded_weights import gathered
 from prefuse._statistics.support import Support, spread
 from prefuse.functional import token_stats
 from prefuse.linear.gemm import add_product, multiply, project, sum_dtype
@@ -23,7 +24,12 @@ Z_BYTES = 48
 
 
 class Asked(NamedTuple):
-    """What is asked of the tiles: names, with a gradient, k, the support, and how many rows a tile has."""
+    """What is asked of the tiles: names, with a gradient, k, the support, and how many rows a tile has.
+
+    `factors` is the number of inputs, and of weights: two with an adapter.
+    """
+
+    factors: int
 
     names: tuple[str, ...]
     differentiated: tuple[str, ...]
@@ -61,46 +67,37 @@ def supported(
     """Statistics over the support by name, in the shape of the labels; 0 for rows that are not scored.
 
     Raises:
-        ValueError: a ZeRO-3 parameter, or while nothing can be looked at (a CUDA graph, torch.compile).
+        ValueError: while nothing can be looked at (a CUDA graph, torch.compile).
     """
-    (hidden,), (weight,), labels = operands.inputs, operands.weights, operands.labels
+    inputs, weights, labels = operands.inputs, operands.weights, operands.labels
     if index is None:
         raise ValueError("support: rows that are scored have to be looked at; not under torch.compile or a CUDA graph")
-    if is_zero3(weight):
-        raise ValueError(
-            "support: a DeepSpeed ZeRO-3 weight would have to be gathered again; gather it around the call"
-        )
-    rows = max(1, workspace_bytes // (weight.shape[0] * (hidden.dtype.itemsize + Z_BYTES)))
-    asked = Asked(names, differentiated, k, support, rows, *operands[7:10])
+    rows = max(1, workspace_bytes // (weights[0].shape[0] * (inputs[0].dtype.itemsize + Z_BYTES)))
+    asked = Asked(len(inputs), names, differentiated, k, support, rows, *operands[7:10])
     temperatures = None if operands.temperatures is None else operands.temperatures.reshape(-1)[index]
-    own = hidden.reshape(-1, hidden.shape[-1])[index]
-    stacked = _Tiles.apply(own, weight, operands.bias, labels.reshape(-1)[index], temperatures, asked)
+    own = [factor.reshape(-1, factor.shape[-1])[index] for factor in inputs]
+    stacked = _Tiles.apply(asked, labels.reshape(-1)[index], temperatures, operands.bias, *own, *weights)
     return {name: spread(value, index, labels.shape) for name, value in zip(names, stacked, strict=True)}
 
 
 class _Tiles(torch.autograd.Function):
-    """Statistics of rows [M, H], one [M] each."""
+    """Statistics of rows, one [M] each, from the head's inputs [M, H_f] followed by its weights [V, H_f]."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        labels: Tensor,
-        temperatures: Tensor | None,
-        asked: Asked,
+        ctx: Any, asked: Asked, labels: Tensor, temperatures: Tensor | None, bias: Tensor | None, *head: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(hidden, weight, bias, labels, temperatures)
+        ctx.save_for_backward(labels, temperatures, bias, *head)
         ctx.asked = asked
         ctx.set_materialize_grads(False)
+        inputs, weights = head[: asked.factors], head[asked.factors :]
         parts = [
-            _scored(_logits(hidden[part], weight, bias), part, labels, temperatures, asked)
-            for part in _parts(hidden, asked)
+            _scored(_logits(inputs, weights, bias, part), part, labels, temperatures, asked)
+            for part in _parts(labels, asked)
         ]
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        dtype = torch.promote_types(inputs[0].dtype, torch.float32)
         made = tuple(
-            torch.cat([part[name] for part in parts]) if parts else hidden.new_zeros(0, dtype=dtype)
+            torch.cat([part[name] for part in parts]) if parts else labels.new_zeros(0, dtype=dtype)
             for name in asked.names
         )
         constant = [value for name, value in zip(asked.names, made, strict=True) if name not in asked.differentiated]
@@ -110,46 +107,50 @@ class _Tiles(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        hidden, weight, bias, labels, temperatures = ctx.saved_tensors
+        labels, temperatures, bias, *head = ctx.saved_tensors
         asked: Asked = ctx.asked
-        wants = ctx.needs_input_grad
         upstream = {
             name: grad
             for name, grad in zip(asked.names, grads, strict=True)
             if grad is not None and name in asked.differentiated
         }
-        d_hidden = torch.zeros_like(hidden) if wants[0] else None
-        d_weight = torch.zeros_like(weight, dtype=sum_dtype(weight.dtype)) if wants[1] else None
-        d_bias = None if bias is None or not wants[2] else torch.zeros_like(bias, dtype=sum_dtype(bias.dtype))
-        for part in _parts(hidden, asked) if upstream else ():
-            logits = _logits(hidden[part], weight, bias).requires_grad_()
-            with torch.enable_grad():
-                found = _scored(logits, part, labels, temperatures, asked)
-            outputs, of_rows = [found[name] for name in upstream], [grad[part] for grad in upstream.values()]
-            (d_logits,) = torch.autograd.grad(outputs, logits, of_rows)
-            if d_hidden is not None:
-                multiply(d_logits, weight, d_hidden[part])
-            if d_weight is not None:
-                add_product(d_weight, d_logits.t(), hidden[part])
-            if d_bias is not None:
-                d_bias += d_logits.sum(0, dtype=d_bias.dtype)
-        return (
-            d_hidden,
-            None if d_weight is None else d_weight.to(weight.dtype),
-            None if d_bias is None or bias is None else d_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-        )
+        with gathered(head, [bias]):
+            inputs, weights = head[: asked.factors], head[asked.factors :]
+            wants_bias, wants = ctx.needs_input_grad[3], ctx.needs_input_grad[4:]
+            d_head = [
+                torch.zeros_like(each, dtype=sum_dtype(each.dtype) if f >= asked.factors else each.dtype)
+                if wanted
+                else None
+                for f, (each, wanted) in enumerate(zip(head, wants, strict=True))
+            ]
+            d_bias = None if bias is None or not wants_bias else torch.zeros_like(bias, dtype=sum_dtype(bias.dtype))
+            d_inputs, d_weights = d_head[: asked.factors], d_head[asked.factors :]
+            for part in _parts(labels, asked) if upstream else ():
+                logits = _logits(inputs, weights, bias, part).requires_grad_()
+                with torch.enable_grad():
+                    found = _scored(logits, part, labels, temperatures, asked)
+                outputs, of_rows = [found[name] for name in upstream], [grad[part] for grad in upstream.values()]
+                (d_logits,) = torch.autograd.grad(outputs, logits, of_rows)
+                for d_input, d_weight, factor, weight in zip(d_inputs, d_weights, inputs, weights, strict=True):
+                    if d_input is not None:
+                        multiply(d_logits, weight, d_input[part])
+                    if d_weight is not None:
+                        add_product(d_weight, d_logits.t(), factor[part])
+                if d_bias is not None:
+                    d_bias += d_logits.sum(0, dtype=d_bias.dtype)
+            found_bias = None if d_bias is None or bias is None else d_bias.to(bias.dtype)
+            narrow = [None if made is None else made.to(each.dtype) for made, each in zip(d_head, head, strict=True)]
+        return None, None, None, found_bias, *narrow
 
 
-def _parts(hidden: Tensor, asked: Asked) -> list[slice]:
-    return [slice(start, start + asked.rows) for start in range(0, hidden.shape[0], asked.rows)]
+def _parts(labels: Tensor, asked: Asked) -> list[slice]:
+    return [slice(start, start + asked.rows) for start in range(0, labels.shape[0], asked.rows)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = hidden.new_empty((hidden.shape[0], weight.shape[0]))
-    project([hidden], [weight], bias, logits)
+def _logits(inputs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None, part: slice) -> Tensor:
+    own = [factor[part] for factor in inputs]
+    logits = own[0].new_empty((own[0].shape[0], weights[0].shape[0]))
+    project(own, weights, bias, logits)
     return logits
 
 

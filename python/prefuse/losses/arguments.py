@@ -15,7 +15,6 @@ from prefuse._arguments.checks import check_flag, check_integer
 from prefuse._arguments.layout import check_layout, scored_tokens, shift_left
 from prefuse._parallel.sharded_weights import gathered_head
 from prefuse.linear.operands import Lora
-from prefuse.linear.plans import WORKSPACE_BYTES
 from prefuse.linear.sparse import Sparse
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class HeadInputs:
     reference_bias: Tensor | None
     gradient_dtype: torch.dtype | None
     plan: str | None
-    workspace_bytes: int
+    workspace_bytes: int | None
     group: ProcessGroup | None
     sparse: float | str | Sparse | None
     logits_dtype: torch.dtype | None
@@ -117,9 +116,7 @@ class HeadInputs:
         """
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.hidden is None:
-            unread = [name for name, value in given.items() if value is not None and name != "workspace_bytes"]
-            if self.workspace_bytes not in (None, WORKSPACE_BYTES):
-                unread.append("workspace_bytes")
+            unread = [name for name, value in given.items() if value is not None]
             if unread:
                 raise TypeError(f"{unread[0]}: given without hidden, the hidden states it belongs to")
             if logits is None:
@@ -128,12 +125,12 @@ class HeadInputs:
         taken = [name for name in given if name in reads]
         if taken:
             raise TypeError(
-                f"{taken[0]}: an argument beside hidden and a column that the objective reads; "
+                f"{taken[0]}: an argument that goes with hidden, and a column that the objective reads; "
                 "give the column another name"
             )
         if logits is not None:
             raise TypeError("logits: given together with hidden; give one of the two")
         if self.weight is None:
-            raise TypeError("weight: missing beside hidden")
+            raise TypeError("weight: missing, and hidden needs it")
         if inplace:
-            raise ValueError("inplace: expected False beside hidden, from which there are no logits to write over")
+            raise ValueError("inplace: expected False with hidden, from which there are no logits to write over")

@@ -208,8 +208,8 @@ def check_item_column(name: str, column: Any, level: str, items: int, like: Tens
         TypeError, ValueError: it is not; the message names it, what came and what was expected.
     """
     if level not in ("response", "pair"):
-        raise ValueError(f"{name}: expected a value per response or pair beside data_group, got one per {level}")
+        raise ValueError(f"{name}: expected a value per response or pair with data_group, got one per {level}")
     check_tensor(name, column, (*FLOATS, *INTEGERS, torch.bool), "a float, integer or bool", like=like)
     if tuple(column.shape) != (items,):
-        raise ValueError(f"{name}: expected shape ({items},) beside data_group, got {tuple(column.shape)}")
+        raise ValueError(f"{name}: expected shape ({items},) with data_group, got {tuple(column.shape)}")
     return column  # type: ignore[no-any-return]

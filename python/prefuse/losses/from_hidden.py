@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prefuse._arguments.checks import check_k
-from prefuse._backends.rows import BACKWARD_NEEDS
+from prefuse._backends.rows import BACKWARD_NEEDS, bits_of, names_of
 from prefuse._parallel.vocabulary import shard_of
 from prefuse.linear.automatic import settle
 from prefuse.linear.operands import (
@@ -72,8 +72,10 @@ class FromHidden:
             logits_dtype=source.logits_dtype,
             names=names,
             plain=source.group is None,
+            sparse=source.sparse,
         )
         through = scoring.statistics_with_gradient()
+        names = names_of(bits_of(names))
         self.statistics = Statistics(
             names,
             tuple(name for name in names if name in through and name in BACKWARD_NEEDS),

@@ -141,7 +141,7 @@ class _Sums:
                 total[part] = product
         for total, factor in zip(self.weights, self.call.head.rows(part), strict=True):
             if total is not None and self.many:
-                add_product(total, gradient.t(), factor)
+                add_product(total, gradient.t(), factor, exact=bool(self.call.shard.name))
             elif total is not None:
                 multiply(gradient.t(), factor, total)
         if self.bias is not None:

@@ -22,7 +22,8 @@ from prefuse._display.html import announce
 from prefuse._parallel.data import check_process_group
 from prefuse.functional import token_stats
 from prefuse.language import ColumnInfo, Objective, Score, TorchObjective, find, names
-from prefuse.linear.plans import WORKSPACE_BYTES, Plan
+from prefuse.linear.estimate import DEVICES, checked, estimate
+from prefuse.linear.plans import Plan, choose
 from prefuse.linear.sparse import Sparse
 from prefuse.losses.arguments import HeadInputs, Layout, Responses, Transform
 from prefuse.losses.columns import check_beside, check_reference, reading, reference_form, row_statistics
@@ -64,7 +65,7 @@ def preference_loss(
     reduction: str = "mean",
     gradient_dtype: torch.dtype | None = None,
     plan: str | None = None,
-    workspace_bytes: int = WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
     group: ProcessGroup | None = None,
     sparse: float | str | Sparse | None = None,
     logits_dtype: torch.dtype | None = None,
@@ -170,13 +171,16 @@ def preference_loss(
         return call.prepared().score()
 
 
-def explain(objective: str | Objective, **arguments: Any) -> Plan:
+def explain(objective: str | Objective, *, device: str | None = None, **arguments: Any) -> Plan:
     """Tell how `preference_loss` would run from hidden states, without running it: plan, GEMMs, tiles, memory.
 
     A script prints the plan; at a prompt, Python's or a notebook's, it shows itself as what comes back.
 
     Args:
         objective: see `preference_loss`.
+        device: "h200", "h100", "b200", "a100" or "rtx4090": the plan that would run there, whatever the tensors are
+            on, and as ``plan.estimate`` what it should take there beside the bare GEMMs: arithmetic from the device's
+            specification, not a measurement.
         arguments: those of `preference_loss`, `hidden`, `weight` and `labels` among them; on the device "meta" nothing
             is allocated, and every token is taken to be scored.
 
@@ -186,6 +190,8 @@ def explain(objective: str | Objective, **arguments: Any) -> Plan:
     Raises:
         TypeError, ValueError: as `preference_loss`.
     """
+    if device is not None:
+        checked(device)
     bound = inspect.signature(preference_loss).bind(objective, **arguments)
     bound.apply_defaults()
     given = dict(bound.arguments)
@@ -199,8 +205,13 @@ def explain(objective: str | Objective, **arguments: Any) -> Plan:
         batch = call.prepared()
     if not isinstance(batch, FromHidden):
         raise TypeError("hidden: missing; there is a plan only for hidden states and a weight, not for logits")
-    announce(batch.plan)
-    return batch.plan
+    made = batch.plan
+    if device is not None:
+        job = dataclasses.replace(made.job, device=DEVICES[device])
+        made = choose(job, given["workspace_bytes"], given["plan"])
+        made = dataclasses.replace(made, estimate=estimate(made, device))
+    announce(made)
+    return made
 
 
 def batch_totals(

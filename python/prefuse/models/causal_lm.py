@@ -142,7 +142,7 @@ def run_inside(
     """
     keep = kwargs.pop("logits_to_keep", None)
     if isinstance(keep, Tensor) or keep:
-        raise TypeError("logits_to_keep: given beside fused; mark what is not to be scored in the labels")
+        raise TypeError("logits_to_keep: given with fused; mark what is not to be scored in the labels")
     config = causal_lm.config.get_text_config()
     labels = kwargs.pop("labels", None)
     kwargs |= {"use_cache": False, "return_dict": True}

@@ -18,6 +18,8 @@ from ..language import (
     log_sigmoid,
     maximum,
     pair_objective,
+    point_objective,
+    sigmoid,
     square,
     stop_gradient,
     token_objective,
@@ -271,6 +273,48 @@ def humanline_dpo(
     total = {role: clamp(pair.response(role).token.logratio, low, high).sum() for role in ("chosen", "rejected")}
     rewards = {role: beta * value for role, value in total.items()}
     return logistic(beta * (total["chosen"] - total["rejected"]), label_smoothing), rewards
+
+
+@point_objective(
+    paper=Paper("2509.24207", "Humanline: Online Alignment as Perceptual Loss", "Liu et al. 2025"),
+    equation="humanline clipping; `get_sequence_rewards` and `KTOTrainer.loss` of the authors' code (HALOs)",
+    bounds={
+        "beta": POSITIVE,
+        "low": "(-inf, 0]",
+        "high": NON_NEGATIVE,
+        "desirable_weight": NON_NEGATIVE,
+        "undesirable_weight": NON_NEGATIVE,
+    },
+)
+def humanline_kto(
+    response: ResponseView,
+    *,
+    beta: float = 0.1,
+    low: float = -1.0,
+    high: float = 1.5,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    kl: float | None = None,
+) -> tuple[Expression, Expression]:
+    """Humanline KTO, log-ratios limited by token.
+
+    `kto` with ``h = Σ_t clip(h_t, L, U)``: ``λ_D [1 - σ(β (h - z))]`` for a desirable response,
+    ``λ_U [1 - σ(β (z - h))]`` for an undesirable one. ``z = max(0, mean of such h over mismatched completions)`` takes
+    no gradient, and neither do tokens that have moved further than L or U from the reference. The paper copies the
+    policy into the reference every few steps (`prefuse.outer.refresh_reference`).
+
+    Column: ``kl_logratio``, the limited log-ratio ``Σ_t clip(h_t, L, U)`` of a completion taken from another prompt;
+    with `kl` none.
+
+    beta: 0.01-0.5. low, high: L and U, log ε_P and log ε_R of the paper, in nats; -1 and 1.5 in the authors' code.
+    desirable_weight, undesirable_weight: λ_D and λ_U. kl: z itself, in nats.
+    Libraries: HALOs, with ``humanline=true``, leaves mismatched completions whose h is exactly 0 out of the mean.
+    """
+    ratio = clamp(response.token.logratio, low, high).sum()
+    mismatched = response["kl_logratio"].mean("batch") if kl is None else kl
+    gain = beta * (ratio - stop_gradient(maximum(mismatched, 0.0)))
+    loss = where(response["label"] > 0, desirable_weight * sigmoid(-gain), undesirable_weight * sigmoid(gain))
+    return loss, beta * ratio
 
 
 def turns_weighted(token: TokenView, discount: float) -> Expression:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prefuse.runs import offline
 from prefuse.runs.run import Run, canonical, run_of
 
 TRACKIO = "trackio:"
@@ -15,6 +16,7 @@ TRACKIO = "trackio:"
 
 _STATE = "trainer_state.json"
 _EVENTS = "*tfevents*"
+_OFFLINE = "run-*.wandb"
 
 
 def read(run: Any) -> Run:
@@ -25,14 +27,15 @@ def read(run: Any) -> Run:
             API; a pandas table with a column ``step``, whose empty cells count as not logged; a `Run`, which is
             returned; ``"trackio:PROJECT"`` or ``"trackio:PROJECT/RUN"``; or a path: a folder with TensorBoard's event
             files, a trainer's output folder (event files or ``trainer_state.json``, of the checkpoint with the most
-            steps), such a file, or rows in JSON lines or CSV with a column ``step``.
+            steps, or the newest offline file of wandb's), such a file, or rows in JSON lines or CSV with a column
+            ``step``.
 
     Returns:
         A `Run`. Numbers only; names as TRL gives them, ``eval/`` before those of evaluations.
 
     Raises:
         FileNotFoundError: there is no such path, or nothing in it that can be read.
-        ImportError: TensorBoard or trackio, whose reader is used, is not installed.
+        ImportError: TensorBoard, trackio or wandb, which reads its own, is not installed.
         TypeError: `run` is none of these.
         ValueError: a file is not what its name says, or nothing was logged.
     """
@@ -77,22 +80,21 @@ def _path(path: Path) -> Run:
     if "tfevents" in path.name:
         return _tensorboard(path)
     if path.suffix == ".wandb":
-        raise ValueError(
-            f"run: {path} is an offline run of wandb's, for which wandb has no reader in Python; `wandb sync` it and "
-            "give wandb.Api().run(...), or log to TensorBoard or trackio as well"
-        )
+        return run_of(str(path), offline.rows(path))
     return run_of(str(path), _rows(path))
 
 
 def _folder(path: Path) -> Run:
-    """The folder of the newest event file; without one the trainer's state with the most steps."""
+    """The folder of the newest event file; without one the trainer's state with the most steps; then wandb's file."""
     events = [found for found in path.rglob(_EVENTS) if found.is_file()]
     if events:
         return _tensorboard(max(events, key=lambda found: (found.stat().st_mtime, found.name)).parent)
     states = [run_of(str(path), _rows(found)) for found in sorted(path.rglob(_STATE))]
     if states:
         return max(states, key=lambda found: found.last_step)
-    raise FileNotFoundError(f"run: {path} has neither TensorBoard's event files nor a {_STATE}")
+    if stored := [found for found in path.rglob(_OFFLINE) if found.is_file()]:
+        return _path(max(stored, key=lambda found: (found.stat().st_mtime, found.name)))
+    raise FileNotFoundError(f"run: {path} has no event files of TensorBoard's, no {_STATE} and no {_OFFLINE}")
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:

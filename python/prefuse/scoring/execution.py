@@ -9,11 +9,11 @@ import torch
 from prefuse._arguments.transforms import is_transforming, refuse_transforms
 
 from .arrays import NUMPY, PLAIN_TENSORS, TORCH, Array, library_of
-from .autograd import score_with_grad
+from .autograd import record, score_with_grad
 from .binding import common_device, on_cpu
 from .call import Call
 from .operator import score_traced
-from .plain import PlainCall, bind_plain, score_plain
+from .plain import PlainCall, PlainColumns, PlainSource, PlainSteps, plain_columns, score_plain
 from .plan import CallPlan
 from .score import Score
 
@@ -23,13 +23,10 @@ def score(plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, 
     if is_transforming():
         refuse_transforms(arguments.values())
     try:
-        if plan.plain is not None:
-            found = score_plain(plan.plain, numbers, arguments) if reduction == "mean" else None
-            if found is not None:
-                return found
-            call = bind_plain(plan.traced, numbers, arguments)
-            if call is not None:
-                return _scored(call, reduction, call.trainable)
+        steps = plan.plain
+        found = plain_columns(plan.traced, arguments) if steps is not None else None
+        if steps is not None and found is not None:
+            return _score_plain(steps, arguments, numbers, reduction, found)
     except (ValueError, RuntimeError):  # the general way copes, or says what is wrong
         pass
     return _score_other(plan, arguments, numbers, reduction)
@@ -41,10 +38,11 @@ def value_and_grad(
     """Score a batch with the gradients of its loss."""
     refuse_transforms(arguments.values())
     try:
-        call = bind_plain(plan.traced, numbers, arguments) if plan.plain is not None else None
-        if call is not None:
-            wrt = call.trainable or tuple(plan.traced.columns)
-            loss, losses, extras, gradients = call.score(reduction, wrt, apart=False)
+        found = plain_columns(plan.traced, arguments) if plan.plain is not None else None
+        if found is not None:
+            call = PlainCall(plan.traced, numbers, arguments, found.dtype)
+            wrt = found.trainable or tuple(plan.traced.columns)
+            loss, losses, extras, gradients = call.score(reduction, wrt)
             return Score(loss, losses, call, extras, dict(zip(wrt, gradients, strict=True)))
     except (ValueError, RuntimeError):  # as above
         pass
@@ -57,6 +55,24 @@ def totals(plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str,
     library_of(arguments)
     common_device(arguments)
     return plan.bind(on_cpu(arguments), numbers, TORCH).totals()
+
+
+def _score_plain(
+    steps: PlainSteps,
+    arguments: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, float],
+    reduction: str,
+    found: PlainColumns,
+) -> Score:
+    """Score what `plain_columns` takes."""
+    dtype, trainable = found
+    wrt = trainable if trainable and torch.is_grad_enabled() else ()
+    if reduction != "mean":
+        return _scored(PlainCall(steps.traced, numbers, arguments, dtype), reduction, wrt)
+    scored = score_plain(steps.of(wrt), numbers, arguments, dtype)
+    if wrt:
+        return record(PlainCall(steps.traced, numbers, arguments, dtype), wrt, scored)
+    return Score(scored.loss, scored.losses, PlainSource(steps.traced, scored.losses), scored.extras)
 
 
 def _score_other(plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
@@ -95,9 +111,8 @@ def _differentiate_other(
 def _scored(call: Call | PlainCall, reduction: str, columns: tuple[str, ...]) -> Score:
     """Score, with autograd where a column requires grad."""
     if columns and torch.is_grad_enabled():
-        scored = score_with_grad(call, reduction, columns)
-    else:
-        scored = call.score(reduction, ())
+        return score_with_grad(call, reduction, columns)
+    scored = call.score(reduction, ())
     return Score(scored.loss, scored.losses, call, scored.extras)
 
 

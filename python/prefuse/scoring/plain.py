@@ -16,7 +16,6 @@ from .._backends.arrays import capsule
 from .arrays import PLAIN_TENSORS, TORCH
 from .call import PARALLEL, Call, Scored
 from .layout import one_to_one
-from .score import Score
 from .traced import Traced
 
 # Results are made from these: cheaper than asking torch for a dtype and a device, and blind to its defaults.
@@ -45,7 +44,7 @@ class PlainSource:
 
 
 class PlainStep(NamedTuple):
-    """The program that scores the mean without gradients, and what its call takes: see `Step`.
+    """A program that scores the mean with the gradients of some columns, and what its call takes: see `Step`.
 
     `item` is a column with one value per item; the extras have `per_item` values for each and `others` more.
     """
@@ -57,47 +56,46 @@ class PlainStep(NamedTuple):
     item: str
     per_item: int
     others: int
-    traced: Traced
+    wrt: tuple[str, ...]
 
 
-def plain_step(traced: Traced) -> PlainStep:
-    """Compile it."""
-    step = traced.score_step("mean", ())
-    sizes = (len(step.spaces), traced.item_columns[0], 1 + len(traced.reward_roles), len(traced.metric_names))
-    return PlainStep(step.program.run, step.columns, step.parameters, *sizes, traced)
+class PlainSteps:
+    """The steps of a traced objective by the columns whose gradients are wanted, each compiled on first use."""
+
+    def __init__(self, traced: Traced) -> None:
+        self.traced = traced
+        self._steps: dict[tuple[str, ...], PlainStep] = {}
+
+    def of(self, wrt: tuple[str, ...]) -> PlainStep:
+        """Return the step for the columns in `wrt`."""
+        found = self._steps.get(wrt)
+        if found is None:
+            traced, step = self.traced, self.traced.score_step("mean", wrt)
+            sizes = (len(step.spaces), traced.item_columns[0], 1 + len(traced.reward_roles), len(traced.metric_names))
+            found = self._steps[wrt] = PlainStep(step.program.run, step.columns, step.parameters, *sizes, wrt)
+        return found
 
 
-def score_plain(step: PlainStep, numbers: Mapping[str, float], arguments: Mapping[str, torch.Tensor]) -> Score | None:
-    """Score the mean of what `bind_plain` takes and needs no gradient, in one function; None for all else.
+def score_plain(
+    step: PlainStep, numbers: Mapping[str, float], arguments: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> Scored:
+    """Return the mean of what `plain_columns` takes, and what `Scored` has beside; the losses head the extras.
 
     Raises:
-        ValueError: the columns do not have one value per item each, or are not all on the CPU.
+        ValueError: the columns do not have one value per item each; nothing is said about which.
     """
-    run, columns, parameters, spaces, item, per_item, others, traced = step
-    given, dtype = [], None
-    for name in columns:
-        column = arguments[name]
-        if type(column) not in PLAIN_TENSORS or column.is_neg() or (column.requires_grad and torch.is_grad_enabled()):
-            return None
-        own = column.dtype
-        if own is not dtype and own not in EXACT:
-            if dtype is not None or own not in PROTOTYPES:
-                return None
-            dtype = own
-        given.append(column)
-    if dtype is None or not given[0].is_cpu:  # of the others the program says so
-        return None
-    count = arguments[item].numel()
-    prototype = PROTOTYPES[dtype]
+    run, columns, parameters, spaces, item, per_item, others, wrt = step
+    count, prototype = arguments[item].numel(), PROTOTYPES[dtype]
     loss, extras = torch.empty_like(prototype), prototype.new_empty(count * per_item + others)
+    gradients = [torch.empty_like(arguments[name]) for name in wrt]
     run(
-        list(map(capsule, given)),
+        [capsule(arguments[name]) for name in columns],
         [numbers[name] for name in parameters],
         [count] * spaces,
-        [capsule(loss), capsule(extras)],
+        [capsule(loss), capsule(extras), *map(capsule, gradients)],
         1 if count < PARALLEL else torch.get_num_threads(),
     )
-    return Score(loss, count, PlainSource(traced, count), extras)
+    return Scored(loss, count, extras, gradients)
 
 
 class PlainCall(PlainSource):
@@ -107,11 +105,10 @@ class PlainCall(PlainSource):
         traced: the traced objective.
         numbers: its numeric hyper-parameters.
         columns: {argument: tensor}, the columns it reads.
-        trainable: those that require grad.
         dtype: that of all columns of floats, and of the results.
     """
 
-    __slots__ = ("columns", "numbers", "prototype", "trainable")
+    __slots__ = ("columns", "numbers", "prototype")
 
     arrays = TORCH
 
@@ -120,23 +117,19 @@ class PlainCall(PlainSource):
         traced: Traced,
         numbers: Mapping[str, float],
         columns: Mapping[str, torch.Tensor],
-        trainable: tuple[str, ...],
         dtype: torch.dtype,
     ) -> None:
         super().__init__(traced, columns[traced.item_columns[0]].numel())
         self.numbers = numbers
         self.columns = columns
-        self.trainable = trainable
         self.prototype = PROTOTYPES[dtype]
 
-    def score(self, reduction: str, wrt: tuple[str, ...], apart: bool = True) -> Scored:
-        """Return what `Call.score` returns.
+    def score(self, reduction: str, wrt: tuple[str, ...]) -> Scored:
+        """Return what `Call.score` returns; but for reduction "none" the losses head the extras.
 
         Args:
             reduction: "mean", "sum" or "none".
             wrt: the columns to differentiate by.
-            apart: whether the losses have memory of their own, as what autograd records must: a view could not be
-                changed in place. Otherwise they head the extras, which saves an allocation.
 
         Raises:
             ValueError: the columns do not have one value per item each; nothing is said about which.
@@ -150,9 +143,6 @@ class PlainCall(PlainSource):
         if reduction == "none":
             loss = losses = prototype.new_empty(count)
             outputs = [losses, extras := prototype.new_empty(size), *gradients]
-        elif apart:
-            loss, losses = torch.empty_like(prototype), prototype.new_empty(count)
-            outputs = [loss, losses, extras := prototype.new_empty(size), *gradients]
         else:
             loss, losses = torch.empty_like(prototype), count
             outputs = [loss, extras := prototype.new_empty(count + size), *gradients]
@@ -179,12 +169,18 @@ class PlainCall(PlainSource):
         return call.pullback(reduction, wrt, columns, loss_gradient, losses_gradient)
 
 
-def bind_plain(traced: Traced, numbers: Mapping[str, float], arguments: Mapping[str, torch.Tensor]) -> PlainCall | None:
-    """Bind CPU tensors whose floats are all float32 or all float64; None where something needs a closer look.
+class PlainColumns(NamedTuple):
+    """What tells the columns of one short call from those of another: the dtype of floats, and which require grad."""
+
+    dtype: torch.dtype
+    trainable: tuple[str, ...]
+
+
+def plain_columns(traced: Traced, arguments: Mapping[str, torch.Tensor]) -> PlainColumns | None:
+    """Look at CPU tensors whose floats are all float32 or all float64; None where something needs a closer look.
 
     Args:
         traced: the traced objective.
-        numbers: its numeric hyper-parameters.
         arguments: its columns, and nothing else; shapes are left for the program to check.
     """
     trainable, dtype = [], None
@@ -199,4 +195,4 @@ def bind_plain(traced: Traced, numbers: Mapping[str, float], arguments: Mapping[
             dtype = own
         if column.requires_grad:
             trainable.append(name)
-    return None if dtype is None else PlainCall(traced, numbers, arguments, tuple(trainable), dtype)
+    return None if dtype is None else PlainColumns(dtype, tuple(trainable))

@@ -15,7 +15,7 @@ from .arrays import TORCH, Array, Arrays, from_list
 from .binding import common_device, on_cpu
 from .call import Call, bind
 from .definition import Definition
-from .plain import plain_step
+from .plain import PlainSteps
 from .settings import Forms, is_number
 
 
@@ -39,7 +39,7 @@ class CallPlan:
         self.grouped = self.traced.trace.grouped
         layout_names = self._layout_names(spaces)
         self._check_names(names, layout_names | self._counted(names), [name for name, _ in forms])
-        self.plain = plain_step(self.traced) if self._is_plain(names & layout_names) else None
+        self.plain = PlainSteps(self.traced) if self._is_plain(names & layout_names) else None
 
     def _layout_names(self, spaces: tuple[str, ...]) -> set[str]:
         """Return the arguments beside columns that mean something to this objective."""

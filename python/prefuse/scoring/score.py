@@ -48,6 +48,8 @@ class Score:
         """One value per pair, response or group, in the caller's order (groups by ascending id)."""
         if isinstance(self._losses, int):  # so many at the head of the extras
             self._losses = self._extras[: self._losses]
+        elif callable(self._losses):  # what makes them carry gradients
+            self._losses = self._losses()
         return self._losses
 
     @property

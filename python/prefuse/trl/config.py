@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from trl import DPOConfig
 
 from prefuse.language import Objective
-from prefuse.linear.plans import WORKSPACE_BYTES
 from prefuse.linear.sparse import AUTO, as_sparse
 from prefuse.losses.preference import _objective
 from prefuse.models.causal_lm import check_fallback
@@ -80,7 +79,7 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
     )
     log_statistics: list[str] = field(
         default_factory=lambda: ["entropy", "mean_logit", "top1", "gradient"],
-        metadata={"help": f"What to log beside the objective's metrics, out of {', '.join(STATISTICS)}."},
+        metadata={"help": f"What to log in addition to the objective's metrics, out of {', '.join(STATISTICS)}."},
     )
     padding_free: bool = field(
         default=False, metadata={"help": "Pack the responses of a batch end to end instead of padding them."}
@@ -103,8 +102,8 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
         default="step",
         metadata={"help": 'What means over tokens are taken over: "step", all accumulated batches, or "micro_batch".'},
     )
-    workspace_bytes: int = field(
-        default=WORKSPACE_BYTES, metadata={"help": "Memory for the logits that are there at a time, in bytes."}
+    workspace_bytes: int | None = field(
+        default=None, metadata={"help": "Memory for the logits that are there at a time, in bytes; None: see prefuse."}
     )
     head_sparse: float | str | None = field(
         default=None,
@@ -132,7 +131,7 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
                 "logging_nan_inf_filter: expected False, got True, which logs a loss that is not finite as 0.0"
             )
         if self.padding_free and self.pad_to_multiple_of is not None:
-            raise ValueError("pad_to_multiple_of: expected None beside padding_free, which pads nothing")
+            raise ValueError("pad_to_multiple_of: expected None with padding_free, which pads nothing")
 
     def resolved_objective(self) -> Objective:
         """The objective with all hyper-parameters set."""

@@ -42,7 +42,7 @@ def tokenised(dataset: Any, name: str, sources: Sources, processing_class: Any, 
         options = {"num_proc": processes} if isinstance(dataset, Dataset) else {}
         if "prompt" in sources.prompts and "prompt" not in names:
             if sources.responses != ("chosen", "rejected"):
-                raise ValueError(f"{name}: expected a column prompt beside {', '.join(sources.responses)}, got {names}")
+                raise ValueError(f"{name}: expected a column prompt with {', '.join(sources.responses)}, got {names}")
             dataset = dataset.map(extract_prompt, **options, **_described(dataset, f"Extracting prompts of {name}"))
         return dataset.map(
             _Tokeniser(sources, processing_class, eos), **options, **_described(dataset, f"Tokenising {name}")

@@ -627,7 +627,7 @@ class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]
         losses = score.losses.detach()
         if not losses.isfinite().all():
             return f"{self.objective.name} of finite log-probabilities and columns is {_first_nonfinite(losses)}"
-        return "a term beside the objective, or the batch of another process, is not finite"
+        return "a term added to the objective, or the batch of another process, is not finite"
 
     def _names_of_responses(self, count: int) -> list[str]:
         names = [f"response {row}" for row in range(count)]

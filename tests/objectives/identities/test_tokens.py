@@ -8,7 +8,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from prefuse import preference_loss
-from tests.objectives.identities.shared import PAIR_TOKENS, ROLES, list_gradients, list_losses, plain
+from tests.objectives.identities.shared import COLUMNS, PAIR_TOKENS, ROLES, list_gradients, list_losses, losses, plain
 from tests.objectives.lists_and_tokens import MASK
 from tests.objectives.lists_and_tokens import evaluate as evaluate_lists
 from tests.objectives.lists_and_tokens import random_columns as random_lists
@@ -111,3 +111,14 @@ def test_tdpo_from_logits():
     expected.backward()
     assert_allclose(found.loss.detach(), expected.detach(), rtol=1e-10)
     assert_allclose(mine.grad, theirs.grad, rtol=1e-7, atol=1e-12)
+
+
+def test_humanline_kto_without_limits_is_kto():
+    mask = COLUMNS["mask"]
+    sums = {name: np.where(mask, COLUMNS[name.replace("logps", "token_logps")], 0.0).sum(1) for name in POINT}
+    found = losses("humanline_kto", beta=0.2, low=-1000.0, high=1000.0, kl=0.3)
+    assert_allclose(found, losses("kto", COLUMNS | sums, beta=0.2, kl=0.3), rtol=1e-12)
+    assert np.abs(found - losses("humanline_kto", beta=0.2, low=-0.1, high=0.1, kl=0.3)).max() > 1e-3
+
+
+POINT = ("logps", "ref_logps")

@@ -21,6 +21,14 @@ def token_pairs(chosen, rejected, **token_columns) -> Columns:
     return columns
 
 
+UNPAIRED = {
+    "token_logps": np.array([[0.5, -0.15, 0.6], [-0.1, 0.4, np.nan]]),
+    "ref_token_logps": np.array([[0.0, 0.0, 0.0], [0.0, 0.0, np.nan]]),
+    "mask": np.array([[True, True, True], [True, True, False]]),
+    "label": np.array([1, 0]),
+    "kl_logratio": np.array([0.3, -0.1]),
+}
+
 OREO = one_response(ref_logps=[0.0] * 3, logps=[0.5, -0.2, 0.3], value=[0.4, 0.6, 0.9], reward=1.0)
 
 SPARSE = token_pairs(
@@ -130,6 +138,14 @@ ROWS: list[Row] = [
         token_pairs(H_W, H_L),
         0.661175,
         {"chosen_token_logps": [[-0.048376, 0.0, 0.0]], "rejected_token_logps": [[0.048376, 0.048376]]},
+    ),
+    # From the formula: sums 0.75 of a desirable and 0.3 of an undesirable response, z = 0.1.
+    (
+        "humanline_kto",
+        {"low": -0.2, "high": 0.45},
+        UNPAIRED,
+        0.494378,
+        {"token_logps": [[0.0, -0.012487, 0.0], [0.012499, 0.012499, 0.0]]},
     ),
     # token_rl_data.md, the survey's table
     ("dmpo", {}, TURNS, 0.671128, {"chosen_token_logps": [[-0.048887, -0.034671, -0.021878, -0.010363]]}),

@@ -32,6 +32,30 @@ def humanline_dpo(c, *, beta=0.1, low=-1.0, high=1.5, label_smoothing=0.0):
     return -smoothed, {role: beta * value for role, value in total.items()}
 
 
+def humanline_kto(token_logps, ref_token_logps, mask, label, kl_logratio, **parameters):
+    z = float(kl_logratio.detach().mean())
+    return humanline_kto_with_kl(token_logps, ref_token_logps, mask, label, kl=z, **parameters)
+
+
+def humanline_kto_with_kl(
+    token_logps,
+    ref_token_logps,
+    mask,
+    label,
+    *,
+    kl,
+    beta=0.1,
+    low=-1.0,
+    high=1.5,
+    desirable_weight=1.0,
+    undesirable_weight=1.0,
+):
+    h = (mask * torch.clip(token_logps - ref_token_logps, low, high)).sum(1)
+    desirable = desirable_weight * (1 - torch.sigmoid(beta * (h - max(0.0, kl))))
+    undesirable = undesirable_weight * (1 - torch.sigmoid(beta * (max(0.0, kl) - h)))
+    return torch.where(label.bool(), desirable, undesirable), beta * h
+
+
 def sums(parts: list[Tensor]) -> Tensor:
     return torch.stack([part.sum() for part in parts])
 

@@ -256,7 +256,7 @@ def _needs_reference(settings: Settings, logps: Tensor | None, ref_input: Tensor
             warnings.warn("ref_input: not read, both were given. Using ref_per_token_logps", stacklevel=3)
         return False
     if weight is None:
-        raise ValueError("ref_weight: missing beside ref_input")
+        raise ValueError("ref_weight: missing, and ref_input needs it")
     return settings.beta != 0
 
 

@@ -18,7 +18,7 @@ from prefuse.curate.inspection.tokenizers import loaded
 
 __all__ = ["Check", "Example", "Inspection", "inspect"]
 
-_NEEDS = "needs a tokenizer: tokenizer=…"
+_NEEDS = "needs a tokenizer: tokenizer=…, on the command line --tokenizer NAME"
 
 
 def inspect(

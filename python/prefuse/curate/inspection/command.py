@@ -17,7 +17,11 @@ from prefuse.curate.inspection.results import Inspection
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `inspect`."""
     parser.add_argument("file", type=Path, metavar="FILE", help="JSON lines, JSON, CSV, Parquet, or a datasets folder")
-    parser.add_argument("--tokenizer", metavar="NAME_OR_FOLDER", help="tokenise with it, and check prefix and template")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="NAME_OR_FOLDER",
+        help="tokenise with it (smollm2: the demo's), and check prefix and template",
+    )
     parser.add_argument(
         "--column",
         action="append",

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from prefuse._smollm2 import SMOLLM2, smollm2_folder
+
 
 @dataclass(frozen=True)
 class Used:
@@ -51,6 +53,7 @@ def loaded(tokenizer: Any) -> Used:
     Raises:
         TypeError: it is none.
         ValueError: there is none of that name.
+        FileNotFoundError: it is "smollm2", whose wheel is not installed.
         ImportError: transformers is not installed, and a name was given.
     """
     if isinstance(tokenizer, (str, Path)):
@@ -71,6 +74,8 @@ def _by_name(name: str) -> Used:
         transformers = importlib.import_module("transformers")
     except ImportError as error:
         raise ImportError("transformers is not installed, which loads tokenizers; pip install transformers") from error
+    if name == SMOLLM2:
+        name = str(smollm2_folder())
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -34,8 +34,8 @@ def run(objective: Objective, options: argparse.Namespace) -> int:
         return 2
     costs = None
     if not options.no_cost:
-        with Display(console).waiting("measuring a step beside plain PyTorch"):
-            costs = cost.measure(done.passes, done.batch)
+        with Display(console).waiting("measuring a step of TRL's, of plain PyTorch and of prefuse"):
+            costs = cost.measure(done.passes, done.tokenizer, done.batch)
     seconds = time.perf_counter() - start
     options.out.mkdir(parents=True, exist_ok=True)
     report.write_data(options.out / "demo.json", done.outcome, costs, seconds, _peak())

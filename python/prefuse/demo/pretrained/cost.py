@@ -1,7 +1,8 @@
-"""The time of a DPO step on the pretrained model by its parts, and the head's memory, beside plain PyTorch.
+"""The time of a DPO step on the pretrained model by its parts, and the head's memory: TRL, plain PyTorch, prefuse.
 
-Plain PyTorch makes the logits of all tokens, takes their `log_softmax` and gathers, as trainers without a fused head
-do. Parts run alone on the hidden states of one batch; steps run whole. All take turns in the same rounds.
+TRL is its `DPOTrainer.compute_loss` as it is, without acceleration, where it is installed. Plain PyTorch makes the
+logits of all tokens, takes their `log_softmax` and gathers. Parts run alone on the hidden states of one batch; steps
+run whole. All take turns in the same rounds.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from prefuse.losses.preference import preference_loss
 
 from ..batches import IGNORED, Batch
 from .policy import Passes
+from .trl_step import TrlStep, step_of
 
-PLAIN, PREFUSE, SHARED, SPARSE = "plain PyTorch", "prefuse", "prefuse, prompts shared", "prefuse, sparse"
+TRL, PLAIN, PREFUSE, SHARED, SPARSE = "TRL", "plain PyTorch", "prefuse", "prefuse, prompts shared", "prefuse, sparse"
 STEP = "whole step"
-_ROUNDS = 2
+HEAD = "head and objective, policy"
+BOTH_HEADS = "head and objective, reference and policy"
+_ROUNDS = 3
 _BETA = 0.1
 
 
@@ -53,6 +57,7 @@ class Cost:
         clock: of `parts`: "wall clock", or "processor time" where PyTorch has one thread.
         head_bytes: by hand, the peak of the policy's head, forward and backward, above inputs and gradients; None where
             the system cannot tell.
+        trl: TRL's version, or why it is missing.
     """
 
     rows: int
@@ -61,11 +66,16 @@ class Cost:
     parts: list[Part]
     clock: str
     head_bytes: dict[str, int | None]
+    trl: str
 
 
-def measure(passes: Passes, batch: Batch, rounds: int = _ROUNDS) -> Cost:
+_Cases = list[tuple[str, str, Callable[[], object]]]
+
+
+def measure(passes: Passes, tokenizer: Any, batch: Batch, rounds: int = _ROUNDS) -> Cost:
     """Times a step of DPO on the batch; the model's weights stay as they are, gradients are dropped."""
-    cases = {(part, by): run for part, by, run in [*_parts(passes, batch), *_steps(passes, batch)]}
+    trl, theirs = _by_trl(passes, tokenizer, batch)
+    cases = {(part, by): run for part, by, run in [*_parts(passes, batch), *theirs, *_steps(passes, batch)]}
     keys = {f"{part}: {by}": (part, by) for part, by in cases}
     for run in cases.values():  # once for what first calls do
         run()
@@ -76,6 +86,9 @@ def measure(passes: Passes, batch: Batch, rounds: int = _ROUNDS) -> Cost:
         parameter.grad = None
     scored = int((batch.labels != IGNORED).sum())
     weight = _weight(passes, batch)
+    measured = {TRL: hands.TRL, PLAIN: hands.EAGER, PREFUSE: hands.PREFUSE}
+    if not theirs or not hands.available((hands.TRL,), hands.DPO)[0]:
+        del measured[TRL]
     shape = {
         "pairs": batch.pairs,
         "tokens": batch.tokens.shape[1],
@@ -91,9 +104,26 @@ def measure(passes: Passes, batch: Batch, rounds: int = _ROUNDS) -> Cost:
         "processor time" if alone else "wall clock",
         {
             by: peak_extra_bytes("prefuse.demo.pretrained.cost:head_step", name=name, **shape)
-            for by, name in ((PLAIN, hands.EAGER), (PREFUSE, hands.PREFUSE))
+            for by, name in measured.items()
         },
+        trl,
     )
+
+
+def _by_trl(passes: Passes, tokenizer: Any, batch: Batch) -> tuple[str, _Cases]:
+    """TRL's version and its parts; or why it cannot run here, and none."""
+    try:
+        step: TrlStep = step_of(passes, tokenizer, batch, _BETA)
+        hidden = passes.hidden(batch, passes.inputs(batch)).detach().requires_grad_()
+        cases: _Cases = [
+            (BOTH_HEADS, TRL, lambda: torch.autograd.grad(step.head(hidden), [hidden])),
+            (STEP, TRL, lambda: step.whole().backward()),  # type: ignore[no-untyped-call]
+        ]
+        for _, _, run in cases:
+            run()
+    except Exception as error:  # of another library at the end of a long run: said in the report
+        return f"not measured: {hands.first_line(error)}", []
+    return step.version, cases
 
 
 def head_step(name: str, **shape: Any) -> Callable[[], object]:
@@ -101,7 +131,7 @@ def head_step(name: str, **shape: Any) -> Callable[[], object]:
     return hands.step(name, hands.DPO, hands.inputs(dtype=torch.float32, **shape))
 
 
-def _parts(passes: Passes, batch: Batch) -> list[tuple[str, str, Callable[[], object]]]:
+def _parts(passes: Passes, batch: Batch) -> _Cases:
     inputs, labels = passes.inputs(batch), batch.labels
     weight = _weight(passes, batch).detach()
     states = passes.reference(lambda: passes.hidden(batch, inputs))
@@ -131,18 +161,18 @@ def _parts(passes: Passes, batch: Batch) -> list[tuple[str, str, Callable[[], ob
         torch.autograd.grad(_plain_loss(given, there), [given])
 
     return [
-        ("backbone, reference", "both", lambda: passes.reference(lambda: passes.hidden(batch, inputs))),
-        ("backbone, policy", "both", backbone),
+        ("backbone, reference", "all", lambda: passes.reference(lambda: passes.hidden(batch, inputs))),
+        ("backbone, policy", "all", backbone),
         ("head, reference", PLAIN, torch.no_grad()(lambda: _plain_logps(states @ weight.t(), labels))),
         ("head, reference", PREFUSE, lambda: linear_sequence_logps(states, weight, labels, shift=True)),
-        ("head and objective, policy", PLAIN, plain_head),
-        ("head and objective, policy", PREFUSE, fused_head),
+        (HEAD, PLAIN, plain_head),
+        (HEAD, PREFUSE, fused_head),
         ("objective alone", PLAIN, plain_objective),
         ("objective alone", PREFUSE, lambda: objectives.dpo.value_and_grad(**columns)),
     ]
 
 
-def _steps(passes: Passes, batch: Batch) -> list[tuple[str, str, Callable[[], object]]]:
+def _steps(passes: Passes, batch: Batch) -> _Cases:
     objective = objectives.get("dpo")
 
     def fused(given: Passes) -> Callable[[], None]:
@@ -158,7 +188,7 @@ def _steps(passes: Passes, batch: Batch) -> list[tuple[str, str, Callable[[], ob
         _plain_loss(logps(), there).backward()  # type: ignore[no-untyped-call]
 
     whole = passes._replace(head=replace(passes.head, share_prompts=False), sparse=None)
-    steps: list[tuple[str, str, Callable[[], object]]] = [(STEP, PLAIN, plain), (STEP, PREFUSE, fused(whole))]
+    steps: _Cases = [(STEP, PLAIN, plain), (STEP, PREFUSE, fused(whole))]
     if passes.sparse is not None:
         steps.append((STEP, SPARSE, fused(whole._replace(sparse=passes.sparse))))
     if passes.head.share_prompts:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from prefuse._smollm2 import SMOLLM2
 from prefuse.language import Objective
 
 from ..batches import Batch, Encoded, padded
@@ -46,7 +47,7 @@ class Settings:
         sparse: gradients of the head through short lists; probabilities below are rounded at random.
     """
 
-    model: str = source.SMOLLM2
+    model: str = SMOLLM2
     data: str | None = None
     seed: int = 0
     steps: int = 16
@@ -137,10 +138,11 @@ class Outcome:
 
 
 class Trained(NamedTuple):
-    """The outcome, and what was trained with the batches it was trained on."""
+    """The outcome, and what was trained with some of what it was trained on."""
 
     outcome: Outcome
     passes: Passes
+    tokenizer: Any
     batch: Batch
 
 
@@ -188,7 +190,7 @@ def run(objective: Objective, settings: Settings, display: Display) -> Trained:
         shown=_shown(data, after),
         seconds=seconds,
     )
-    return Trained(outcome, passes, last)
+    return Trained(outcome, passes, tokenizer, last)
 
 
 def _asked(model: Any, tokenizer: Any, settings: Settings, display: Display) -> Data:

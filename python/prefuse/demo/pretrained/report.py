@@ -26,7 +26,7 @@ from .questions import MOST_WORDS
 RULE = f"one statement of at most {MOST_WORDS} words that names what was asked about"
 
 _SETS = {TOPICS: "new topics", KINDS: "a new kind of question", HELD_OUT: "held-out prompts"}
-_LIBRARIES = ("transformers", "peft", "gguf")
+_LIBRARIES = ("transformers", "peft", "gguf", "trl")
 _MEGABYTE = 1e6
 
 
@@ -217,12 +217,13 @@ def _cut(text: str, most: int = 240) -> str:
 
 def _cost_table(cost: Cost) -> Table:
     table = Table(
-        title=f"a DPO step of {cost.rows} rows of {cost.tokens} tokens, {cost.scored} scored; float32, {cost.clock}"
+        title=f"a DPO step of {cost.rows} rows of {cost.tokens} tokens, {cost.scored} scored; float32, {cost.clock}; "
+        f"TRL {cost.trl}"
     )
     for heading in ("part", "by", "ms, fastest", "ms, median", "head's peak extra MB"):
         table.add_column(heading, justify="left" if heading in ("part", "by") else "right")
     for part in cost.parts:
-        extra = cost.head_bytes.get(part.by) if part.part.startswith("head and") else None
+        extra = cost.head_bytes.get(part.by) if part.part in (costs.HEAD, costs.BOTH_HEADS) else None
         memory = "" if extra is None else f"{extra / _MEGABYTE:.0f}"
         table.add_row(part.part, part.by, f"{part.seconds * 1e3:.1f}", f"{part.median * 1e3:.1f}", memory)
     return table
