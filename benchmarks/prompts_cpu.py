@@ -1,12 +1,13 @@
 """A policy's step with every prompt computed once, beside whole rows and plain TRL.
 
     python benchmarks/prompts_cpu.py [--model FOLDER] [--layers 30] [--rounds 3] [--processor-time] [--no-memory]
-                                     [--results DIR]
+                                     [--no-head] [--results DIR]
 
 Float32, forward and backward, the head frozen, on a model in the shape of SmolLM2-135M with random weights, or one
 from a folder. Pairs with prompts as long as a response, twice and four times as long, a group of eight, and rows that
 have nothing in common. "of tokens" is the speed-up over the ratio of tokens that are computed, "of the most" over the
-ratio of multiplications: the head's are not shared, and of attention's fewer are than of the layers'.
+ratio of multiplications: the head's are not shared, and of attention's fewer are than of the layers'. `--no-head` times
+the layers alone, of which two are enough.
 """
 
 import argparse
@@ -39,15 +40,16 @@ def main() -> None:
     print(about)
     model = prompts.causal_lm(options.model, options.layers)
     cases = [case for title in options.shapes for case in measure(options, model, title)]
+    what = "head frozen" if options.head else "the layers alone"
     report = {
-        "comparison": "a policy's step with shared prompts, float32, head frozen",
+        "comparison": f"a policy's step with shared prompts, float32, {what}",
         "model": "random weights in the shape of SmolLM2-135M" if options.model is None else Path(options.model).name,
         "layers": model.config.num_hidden_layers,
         "clock": "processor time" if options.processor_time else "wall clock",
         "machine": about,
         "cases": cases,
     }
-    print(results.write(options.results, "prompts_cpu", report))
+    print(results.write(options.results, "prompts_cpu" if options.head else "prompts_layers_cpu", report))
 
 
 def parse() -> argparse.Namespace:
@@ -58,15 +60,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES), metavar="NAME")
     parser.add_argument("--hands", nargs="+", default=list(prompts.HANDS), choices=prompts.HANDS, metavar="NAME")
     parser.add_argument("--processor-time", action="store_true", help="of one thread, where other programs run too")
+    parser.add_argument("--no-head", dest="head", action="store_false", help="the layers alone, without memory")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not options.head:
+        options.memory = False
+        options.hands = [name for name in options.hands if name in (prompts.WHOLE, prompts.SHARED)]
+    return options
 
 
 def measure(options: argparse.Namespace, model: torch.nn.Module, title: str) -> list[dict[str, object]]:
     shape = SHAPES[title]
     made = prompts.batch(shape, model.config.vocab_size)
-    steps = {name: prompts.step(name, model, made) for name in options.hands}
+    steps = {name: prompts.step(name, model, made, options.head) for name in options.hands}
     right = steps[options.hands[0]]()
     for name, step in steps.items():
         if not float((step() - right).abs().max()) < WRONG:
@@ -83,7 +90,7 @@ def measure(options: argparse.Namespace, model: torch.nn.Module, title: str) -> 
             "seconds": timings[name].as_dict(),
             "speed_up": whole.median / timings[name].median,
             "speed_up_fastest": whole.fastest / timings[name].fastest,
-            "most": prompts.most(shape, model),
+            "most": prompts.most(shape, model, options.head),
             "peak_extra_bytes": peak(options, name, shape),
         }
         for name in steps

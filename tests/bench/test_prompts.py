@@ -27,6 +27,8 @@ def test_the_most_that_sharing_can_give():
     head, pair = 2 * 49152 * 64 * 4, 7 * 2 * 64
     whole, packed = (3 * 2 * layer * tokens + head + pair * pairs for tokens, pairs in ((12, 42), (8, 32)))
     assert prompts.most(PAIR, model) == pytest.approx(whole / packed)
+    alone = (3 * 2 * layer * 12 + pair * 42) / (3 * 2 * layer * 8 + pair * 32)
+    assert prompts.most(PAIR, model, scored=False) == pytest.approx(alone)
     assert prompts.most(prompts.Shape(0, 6, 2, 1), model) == 1
 
 
@@ -52,6 +54,17 @@ def test_the_benchmark_runs_and_writes_its_results(script, monkeypatch, tmp_path
     report = json.loads(path.read_text())
     assert [case["hand"] for case in report["cases"]] == list(hands)
     assert all(case["seconds"]["fastest"] > 0 and 1 < case["most"] < 48 / 28 for case in report["cases"])
+
+
+def test_the_layers_alone(script, monkeypatch, tmp_path):
+    options = ["--layers", "1", "--rounds", "2", "--no-head", "--results", str(tmp_path)]
+    monkeypatch.setattr(script, "SHAPES", {"a pair": prompts.Shape(20, 4, 2, 1)})
+    monkeypatch.setattr(sys, "argv", ["prompts_cpu.py", *options, "--shapes", "a pair"])
+    script.main()
+    (path,) = tmp_path.glob("prompts_layers_cpu-*.json")
+    report = json.loads(path.read_text())
+    assert report["comparison"].endswith("the layers alone")
+    assert [case["hand"] for case in report["cases"]] == [prompts.WHOLE, prompts.SHARED]
 
 
 def test_sharing_takes_no_more_memory():

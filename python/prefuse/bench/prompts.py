@@ -144,7 +144,7 @@ def _random(layers: int, width: int, head_size: int, key_heads: int) -> Any:
     return LlamaForCausalLM(config)
 
 
-def most(shape: Shape, model: Any) -> float:
+def most(shape: Shape, model: Any, scored: bool = True) -> float:
     """The speed-up by multiplications alone, were all of them equally fast and nothing else took time.
 
     A weight of the layers takes part in three products per token (forward, and the gradients of its input and of
@@ -156,10 +156,10 @@ def most(shape: Shape, model: Any) -> float:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layers = sum(each.weight.numel() for each in model.modules() if isinstance(each, torch.nn.Linear))
     weights = layers - head.weight.numel()
-    scored = 2 * head.weight.numel() * shape.groups * shape.responses * shape.response
+    of_head = 2 * head.weight.numel() * shape.groups * shape.responses * shape.response * scored
     pair = 7 * config.num_hidden_layers * config.num_attention_heads * size
-    whole = 3 * weights * shape.whole + scored + pair * shape.pairs_whole
-    return whole / (3 * weights * shape.packed + scored + pair * shape.pairs_packed) if shape.prompt else 1.0
+    whole = 3 * weights * shape.whole + of_head + pair * shape.pairs_whole
+    return whole / (3 * weights * shape.packed + of_head + pair * shape.pairs_packed) if shape.prompt else 1.0
 
 
 def batch(shape: Shape, vocabulary: int, seed: int = 0) -> Batch:
@@ -173,9 +173,16 @@ def batch(shape: Shape, vocabulary: int, seed: int = 0) -> Batch:
     return Batch(ids, labels)
 
 
-def step(name: str, model: Any, made: Batch) -> Callable[[], Tensor]:
-    """One step of a hand, which returns the log-probabilities."""
-    logps = _logps(name, model, made)
+def step(name: str, model: Any, made: Batch, scored: bool = True) -> Callable[[], Tensor]:
+    """One step of a hand, which returns the log-probabilities.
+
+    Args:
+        name: of `HANDS`; without a head `WHOLE` or `SHARED`.
+        model: a causal LM.
+        made: its batch.
+        scored: False: the layers alone, of whose last hidden states one number is returned per row.
+    """
+    logps = _logps(name, model, made) if scored else functools.partial(_by_layers, model, made, name == SHARED)
     weights = torch.linspace(-1, 1, len(made.ids), device=made.ids.device)
 
     def run() -> Tensor:
@@ -203,6 +210,19 @@ def _logps(name: str, model: Any, made: Batch) -> Callable[[], Tensor]:
 
 def _by_prefuse(model: Any, made: Batch, share_prompts: bool) -> Tensor:
     return head(model, share_prompts=share_prompts).sequence_logps(made.labels, inputs={"input_ids": made.ids})
+
+
+def _by_layers(model: Any, made: Batch, share_prompts: bool) -> Tensor:
+    counted = (made.labels != -100).float()
+
+    def means(hidden: Tensor, _tensors: Any) -> Tensor:
+        one = torch.linspace(-1, 1, hidden.shape[-1], device=hidden.device)
+        return (hidden @ one * counted).sum(1) / counted.sum(1)
+
+    found: Tensor = head(model, share_prompts=share_prompts).run(
+        means, labels=made.labels, inputs={"input_ids": made.ids}
+    )
+    return found
 
 
 def _by_dense_mask(model: Any, made: Batch) -> Tensor:
