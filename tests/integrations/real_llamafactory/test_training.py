@@ -123,6 +123,28 @@ def test_as_a_program(model, data, tmp_path):
     assert [entry["loss"] for entry in logged if "loss" in entry] == [entry["loss"] for entry in here.logged[:-1]]
 
 
+@pytest.mark.parametrize("pref_loss", ["sigmoid", "orpo"])
+def test_two_processes(pref_loss, model, data, tmp_path):
+    """DDP over gloo, as torchrun starts it: the same losses and gradient norms with and without prefuse."""
+    logged = {}
+    for name, program in (("plain", PROGRAM.split("\n\n", 1)[1]), ("ours", PROGRAM)):
+        config, output = tmp_path / f"{name}.yaml", tmp_path / name
+        given = arguments(model, data, output, pref_loss=pref_loss, ddp_backend="gloo")
+        config.write_text(json.dumps(given))
+        (tmp_path / f"{name}.py").write_text(program)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", f"{name}.py", str(config)]
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        state = json.loads((output / "trainer_state.json").read_text())
+        logged[name] = [(entry["loss"], entry["grad_norm"]) for entry in state["log_history"] if "grad_norm" in entry]
+    assert len(logged["plain"]) == len(logged["ours"]) >= 3
+    for plain, ours in zip(logged["plain"], logged["ours"], strict=True):
+        assert ours == pytest.approx(plain, rel=1e-4, abs=2e-4)  # the log has four digits
+
+
 def test_everything_is_put_back(model, data, tmp_path):
     from llamafactory.train.dpo import trainer as dpo
     from llamafactory.train.kto import trainer as kto
