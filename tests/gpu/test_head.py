@@ -100,3 +100,20 @@ def test_debugging_looks_at_labels(monkeypatch):
     monkeypatch.setenv("PREFUSE_DEBUG", "1")
     with pytest.raises(ValueError, match=rf"labels: {V} at \[4\]"):
         prefuse.linear_token_logps(hidden, weight, labels)
+
+
+@pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "trainable"])
+def test_labels_on_the_host_spare_the_look(trainable):
+    hidden, weight, labels = given()
+    hidden, labels = hidden[:24].reshape(4, 6, -1).requires_grad_(), labels[:24].reshape(4, 6)
+    options = {"weight": weight.requires_grad_(trainable), "reference": torch.zeros(4, device="cuda")}
+    wanted = prefuse.preference_loss("dpo", hidden=hidden, labels=labels, **options)
+    host = labels.cpu()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        score = prefuse.preference_loss("dpo", hidden=hidden, labels=host, **options)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(score.loss, wanted.loss)
+    with pytest.raises(ValueError, match=f"labels: {V} at"):
+        prefuse.linear_token_logps(hidden, weight, torch.full_like(host, V))

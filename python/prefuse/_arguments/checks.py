@@ -76,9 +76,15 @@ def check_mask(mask: torch.Tensor, labels: torch.Tensor) -> None:
         raise ValueError(f"mask: expected the shape of labels, {_shape(labels)}, got {_shape(mask)}")
 
 
-def check_scored(labels: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor, name: str) -> torch.Tensor | None:
-    """Checks labels and mask of `rows` [*lead, …], an argument called `name`; returns the mask as bool."""
-    check_tensor("labels", labels, INTEGERS, "an integer", like=rows)
+def check_scored(
+    labels: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor, name: str, *, or_on_host: bool = False
+) -> torch.Tensor | None:
+    """Checks labels and mask of `rows` [*lead, …], an argument called `name`; returns the mask as bool.
+
+    They are on the device of the rows, or, if that is allowed, on the CPU.
+    """
+    host = or_on_host and isinstance(labels, torch.Tensor) and labels.device.type == "cpu"
+    check_tensor("labels", labels, INTEGERS, "an integer", like=None if host else rows)
     lead = rows.shape[:-1]
     if labels.shape != lead:
         raise ValueError(

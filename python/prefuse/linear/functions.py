@@ -13,6 +13,7 @@ from prefuse._arguments.checks import (
     check_k,
 )
 from prefuse._arguments.layout import check_layout, shift_left
+from prefuse._arguments.placement import sent
 from prefuse._backends.rows import bits_of, names_of
 from prefuse._parallel.sharded_weights import gathered_head
 from prefuse._parallel.vocabulary import shard_of
@@ -92,7 +93,8 @@ def linear_token_stats(
         weight: [V, H], the dtype of `hidden` (under autocast both are taken in autocast's dtype). An FSDP2 parameter
             (DTensor) is gathered once, its gradient averaged over the processes and cut up again; a DeepSpeed ZeRO-3
             parameter is gathered for the call. Embeddings that are tied to the head are passed as they are.
-        labels: [*lead], any integer dtype.
+        labels: [*lead], any integer dtype; with `mask` on the device of the hidden states, or on the CPU, from where
+            the scored rows are known without waiting for the device.
         stats: names of `prefuse.functional`'s table. ``mean_logit`` has a gradient as well; that of ``lse`` comes free
             with ``logp``'s.
         bias: [V].
@@ -287,5 +289,7 @@ def linear_sequence_logps(
     if check_flag("shift", shift):
         labels, mask = shift_left(labels, mask, ignore_index, cu_seqlens)
     logps = linear_token_logps(hidden, weight, labels, mask=mask, ignore_index=ignore_index, **options)
-    sums = sum_responses(logps, cu_seqlens)
-    return sums / count_scored(labels, mask, ignore_index, cu_seqlens).clamp(min=1) if average else sums
+    sums = sum_responses(logps, sent(cu_seqlens, logps.device))
+    if not average:
+        return sums
+    return sums / sent(count_scored(labels, mask, ignore_index, cu_seqlens), logps.device).clamp(min=1)

@@ -21,6 +21,7 @@ from prefuse._arguments.checks import (
     check_values,
 )
 from prefuse._arguments.layout import scored_tokens
+from prefuse._arguments.placement import sent
 from prefuse._arguments.transforms import refuse_transforms
 from prefuse._backends import DEVICES, projected
 from prefuse._backends.rows import BACKWARD_NEEDS, REFERENCE_STATISTICS
@@ -40,9 +41,19 @@ if TYPE_CHECKING:
 Lora = tuple[Tensor, Tensor, float]
 
 
+class OnHost(NamedTuple):
+    """Labels and mask that came on the host, for hidden states of a device; `rows` has the flat positions of those that
+    are scored, on the device, which nobody has to ask for them: None while PyTorch compiles."""
+
+    labels: Tensor
+    mask: Tensor | None
+    rows: Tensor | None
+
+
 class Operands(NamedTuple):
     """Checked arguments of the head, before they are flattened; `wants` says whether each of inputs, weights and bias
-    wants a gradient, `exact` for which plans logits are made in float32 of bfloat16 matrices as they are."""
+    wants a gradient, `exact` for which plans logits are made in float32 of bfloat16 matrices as they are; `host` what
+    was known before it went to the device."""
 
     inputs: list[Tensor]
     weights: list[Tensor]
@@ -57,9 +68,12 @@ class Operands(NamedTuple):
     ignore_index: int
     wants: list[bool]
     exact: tuple[str, ...] = ()
+    host: OnHost | None = None
 
     def scored_index(self) -> Tensor | None:
         """The flat positions of the scored rows; None while they cannot be looked at."""
+        if self.host is not None:
+            return self.host.rows
         if torch.compiler.is_compiling() or self.labels.is_meta or operators.is_capturing(self.labels.device):
             return None
         return scored_tokens(self.labels, self.mask, self.ignore_index).reshape(-1).nonzero().reshape(-1)
@@ -112,7 +126,7 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
     _check_labels(operands, shard.classes or classes)
     sparse = statistics.sparse if plan.name == "lists" else None
     return operators.Request(
-        *operands[:-2],
+        *operands[:-3],
         stats=set_of(statistics.names),
         differentiated=set_of(statistics.differentiated),
         k=statistics.k,
@@ -164,7 +178,9 @@ def check_operands(
     hidden, weight, bias = _in_one_dtype(hidden, whole(weight), whole(bias))
     _check_hidden("hidden", hidden)
     _check_weight("weight", weight, hidden)
-    mask = check_scored(labels, mask, hidden, "hidden")
+    mask = check_scored(labels, mask, hidden, "hidden", or_on_host=True)
+    host = _known_on_host(labels, mask, ignore_index, hidden.device)
+    labels, mask = sent(labels, hidden.device), sent(mask, hidden.device)
     _check_bias("bias", bias, weight)
     wide = _is_wider(logits_dtype, hidden)
     possible = (
@@ -197,7 +213,20 @@ def check_operands(
         *check_transform(temperature, softcap, scale, ignore_index, hidden),
         [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (*inputs, *weights, bias)],
         exact,
+        host,
     )
+
+
+def _known_on_host(labels: Tensor, mask: Tensor | None, ignore_index: int, device: torch.device) -> OnHost | None:
+    """What is known of labels that are on the host, where the hidden states are not."""
+    if labels.device == device:
+        return None
+    if operators.is_capturing(device):
+        raise ValueError(f"labels: expected device {device} while a CUDA graph is captured, got {labels.device}")
+    if torch.compiler.is_compiling():
+        return OnHost(labels, mask, None)
+    index = scored_tokens(labels, mask, ignore_index).reshape(-1).nonzero().reshape(-1)
+    return OnHost(labels, mask, sent(index, device))
 
 
 def _projects(*tensors: Tensor | None) -> bool:
@@ -442,8 +471,11 @@ def _check_bias(name: str, bias: Tensor | None, weight: Tensor) -> None:
 def _check_labels(operands: Operands, classes: int) -> None:
     """Looks at labels and temperatures where that makes no device wait (or `PREFUSE_DEBUG=1` says to); elsewhere a bad
     one makes its row NaN."""
-    looks = operands.labels.device.type == "cpu" or os.environ.get("PREFUSE_DEBUG") == "1"
-    if torch.compiler.is_compiling() or not looks:
+    if torch.compiler.is_compiling():
+        return
+    if operands.host is not None:
+        check_values(operands.host.labels, operands.host.mask, None, operands.ignore_index, classes)
+    if operands.labels.device.type != "cpu" and os.environ.get("PREFUSE_DEBUG") != "1":
         return
     check_values(operands.labels, operands.mask, operands.temperatures, operands.ignore_index, classes)
 

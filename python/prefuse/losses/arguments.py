@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prefuse._arguments.checks import check_flag, check_integer
 from prefuse._arguments.layout import check_layout, scored_tokens, shift_left
+from prefuse._arguments.placement import sent
 from prefuse._parallel.sharded_weights import gathered_head
 from prefuse.linear.operands import Lora
 from prefuse.linear.sparse import Sparse
@@ -51,6 +52,13 @@ class Layout:
     groups: Tensor | None
     shift: bool
     ignore_index: int
+
+    def at(self, hidden: Any) -> Layout:
+        """The same where the hidden states are, if it came on the host."""
+        if not isinstance(hidden, Tensor) or self.labels.device.type != "cpu" or hidden.device.type == "cpu":
+            return self
+        names = ("labels", "mask", "scored", "offsets", "groups")
+        return dataclasses.replace(self, **{name: sent(getattr(self, name), hidden.device) for name in names})
 
 
 @dataclass(frozen=True)

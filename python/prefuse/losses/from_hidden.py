@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prefuse._arguments.checks import check_k
+from prefuse._arguments.placement import sent
 from prefuse._backends.rows import BACKWARD_NEEDS, bits_of, names_of
 from prefuse._parallel.vocabulary import shard_of
 from prefuse.linear.automatic import settle
@@ -22,7 +23,7 @@ from prefuse.linear.operands import (
     run,
 )
 from prefuse.linear.plans import Plan, choose, may_be_grouped
-from prefuse.losses.arguments import HeadInputs, Transform
+from prefuse.losses.arguments import HeadInputs, Layout, Transform
 from prefuse.losses.grouped import FLOAT16_SCALE, Attached, scored
 from prefuse.losses.scoring import Scoring
 from prefuse.scoring.score import Score
@@ -34,6 +35,7 @@ class FromHidden:
     Args:
         source: hidden states, weights, and how the caller wants it done.
         scoring: the objective and the rest of the batch.
+        given: the responses as they came, on the device of the hidden states or on the CPU.
         names: the statistics that the rows must give.
         beside: those of them that are to be looked at, and "gradient".
         reference: hidden states of the reference model, where their log-probabilities are made here.
@@ -45,6 +47,7 @@ class FromHidden:
         self,
         source: HeadInputs,
         scoring: Scoring,
+        given: Layout,
         names: tuple[str, ...],
         beside: tuple[str, ...],
         reference: Tensor | None,
@@ -60,12 +63,12 @@ class FromHidden:
         self.operands = check_operands(
             source.hidden,
             source.weight,
-            scoring.at_rows.labels,
+            given.labels,
             bias=source.bias,
             lora=source.lora,
             reference=None if reference is None else (reference, *own),
-            mask=scoring.at_rows.mask,
-            ignore_index=scoring.at_rows.ignore_index,
+            mask=given.mask,
+            ignore_index=given.ignore_index,
             temperature=transform.temperature,
             softcap=transform.softcap,
             scale=transform.scale,
@@ -88,7 +91,7 @@ class FromHidden:
         self.statistics = settle(source.sparse, self.operands, self.statistics, index)
         job = self.operands.job(index, self.statistics)
         if known and may_be_grouped(job, source.plan):
-            index, groups = _by_group(self.operands.labels, scoring, index)
+            index, groups = _by_group(given, scoring, index)
             job = dataclasses.replace(job, groups=groups, apart=not scoring.couples_groups())
         self.index = index
         self.plan: Plan = choose(job, check_workspace(source.workspace_bytes), source.plan)
@@ -131,15 +134,21 @@ class FromHidden:
         return score.with_loss(Attached.apply(score.loss.detach(), known, scales, *attached)), values
 
 
-def _by_group(labels: Tensor, scoring: Scoring, index: Tensor | None) -> tuple[Tensor | None, tuple[int, ...] | None]:
-    """The scored rows ordered by group, and how many each group has; None where that cannot be seen."""
-    units, offsets = scoring.units(), scoring.offsets
+def _by_group(given: Layout, scoring: Scoring, index: Tensor | None) -> tuple[Tensor | None, tuple[int, ...] | None]:
+    """The scored rows ordered by group, and how many each group has; None where that cannot be seen.
+
+    What came on the host is looked at there, so that no device waits.
+    """
+    labels, offsets = given.labels, given.offsets
     if index is None:
         return None, _as_if_all_were_scored(labels, scoring)
+    units, device = scoring.units(given), index.device
+    if device != labels.device:
+        index = given.scored.reshape(-1).nonzero().reshape(-1)
     counts = labels.new_full((units.shape[0],), labels.shape[-1]) if offsets is None else offsets.diff()
     of_rows = units.repeat_interleave(counts)[index]
     groups = torch.bincount(of_rows, minlength=int(units.max()) + 1 if units.numel() else 0)
-    return index[of_rows.argsort(stable=True)], tuple(groups.tolist())
+    return sent(index[of_rows.argsort(stable=True)], device), tuple(groups.tolist())
 
 
 def _as_if_all_were_scored(labels: Tensor, scoring: Scoring) -> tuple[int, ...] | None:

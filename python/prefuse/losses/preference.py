@@ -406,8 +406,9 @@ class _Call:
         # Nothing is gathered and no column given: a call would only configure, while the plan says what is missing.
         if not read.needs and reads.keys().isdisjoint(columns):
             settled._plan(_columns_of(objective, columns))
-        responses = self._responses()
-        rows, form = self._form_of_reference(source, responses.offsets)
+        given = self._responses()
+        responses = given if source is None else given.at(source.hidden)
+        rows, form = self._form_of_reference(source, responses)
         if form is None:
             _refuse_other_names_of_reference(columns, reads)
         check_reference(objective.name, read.needs, form, rows)
@@ -425,7 +426,8 @@ class _Call:
         names = row_statistics(read.needs, beside, made)
         reference = self.reference if made and REFERENCE_STATISTICS.intersection(names) else None
         if source is not None and names:
-            return FromHidden(source, scoring, names, beside, reference, self.transform, known=self.reduction != "none")
+            known = self.reduction != "none"
+            return FromHidden(source, scoring, given, names, beside, reference, self.transform, known=known)
         return _FromLogits(scoring, names, self._of_logits(responses, reference), beside)
 
     def _source(self, reads: Mapping[str, ColumnInfo]) -> tuple[dict[str, Any], HeadInputs | None]:
@@ -446,7 +448,7 @@ class _Call:
             raise ValueError("data_group: expected other processes than those of group, which share one batch")
         return responses
 
-    def _form_of_reference(self, source: HeadInputs | None, offsets: Tensor | None) -> tuple[str, str | None]:
+    def _form_of_reference(self, source: HeadInputs | None, responses: Layout) -> tuple[str, str | None]:
         """What the batch is made of, and which form the reference has: that, tokens, responses, or None."""
         if source is None:
             rows, shape = "logits", _shape(self.logits)
@@ -454,7 +456,7 @@ class _Call:
             rows, shape = "hidden states", _shape(source.hidden)
             if isinstance(source.reference_weight, Tensor):
                 shape = (*shape[:-1], source.reference_weight.shape[-1])
-        return rows, reference_form(self.reference, rows, shape, self.responses.labels, offsets)
+        return rows, reference_form(self.reference, rows, shape, responses.labels, responses.offsets)
 
     def _of_logits(self, responses: Layout, reference: Tensor | None) -> dict[str, Any]:
         """The arguments of `token_stats`."""

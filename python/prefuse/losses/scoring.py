@@ -133,12 +133,12 @@ class Scoring:
         given = [*self.columns.values(), *self.objective.parameters.values()]
         return [value for value in given if isinstance(value, Tensor) and value.requires_grad]
 
-    def units(self) -> Tensor:
-        """Which group each response belongs to, counted from 0: [R]."""
-        device = self.scored.device
-        if "groups" in self.options:
-            inverse: Tensor = torch.unique(self.options["groups"], return_inverse=True)[1]
-            return inverse
+    def units(self, given: Layout) -> Tensor:
+        """Which group each response belongs to, counted from 0: [R], where the responses are `given`."""
+        device = given.labels.device
+        if given.groups is not None:
+            inverse: Tensor = torch.unique(given.groups, return_inverse=True)[1]
+            return inverse.to(device)
         unit = torch.arange(self.responses, device=device)
         return unit % (self.responses // len(self.read.roles)) if self.read.roles else unit
 
