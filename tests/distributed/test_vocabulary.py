@@ -282,7 +282,7 @@ def refused() -> None:
     for name in ("top1", "topk_mass", "topk_entropy"):
         with pytest.raises(ValueError, match=f"stats: {name} cannot be put together from the parts of a vocabulary"):
             linear_token_stats(given["hidden"], given["weight"], given["labels"], name, group=dist.group.WORLD)
-    with pytest.raises(ValueError, match=r"sparse: expected Sparse\(eps, seed=...\) beside group, the same on all"):
+    with pytest.raises(ValueError, match=r"sparse: expected Sparse\(eps, seed=...\) with group, the same on all"):
         hidden = given["hidden"].clone().requires_grad_()
         linear_token_stats(hidden, given["weight"], given["labels"], sparse=0.1, group=dist.group.WORLD)
     with pytest.raises(TypeError, match=r"group: expected a torch.distributed.ProcessGroup .* got 'world'"):

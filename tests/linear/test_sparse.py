@@ -526,7 +526,7 @@ def test_explain_tells_without_running(capsys):
         ({"sparse": True}, TypeError, 'sparse: expected a number, a Sparse, "auto", or None, got bool'),
         ({"sparse": EPS, "stats": ("logp", "entropy")}, ValueError, "sparse: .* alone, got one through entropy"),
         ({"sparse": EPS, "stats": "mean_logit"}, ValueError, "sparse: .* alone, got one through mean_logit"),
-        ({"sparse": EPS, "label_smoothing": 0.1}, ValueError, "label_smoothing: expected 0 beside sparse, got 0.1"),
+        ({"sparse": EPS, "label_smoothing": 0.1}, ValueError, "label_smoothing: expected 0 with sparse, got 0.1"),
         ({"sparse": EPS, "plan": "keep"}, ValueError, "plan: 'keep' is not possible here: .*dense.*sparse="),
         ({"plan": "lists"}, ValueError, "plan: 'lists' is not possible here: .*sparse="),
     ],

@@ -116,7 +116,7 @@ class Estimate:
         device: its name.
         waves: of all GEMMs, tile by tile.
         bare_waves: of the same GEMMs, each in one piece.
-        traffic_bytes: that row kernels move, and setting and rounding the weight's float32 sum, beside the GEMMs.
+        traffic_bytes: that row kernels move, and setting and rounding the weight's float32 sum, in addition to the GEMMs.
         seconds: of all.
         bare_seconds: of the GEMMs in one piece.
     """
@@ -138,7 +138,7 @@ class Estimate:
         return [
             ("device", f"{self.device}: arithmetic, not a measurement"),
             ("waves", f"{self.waves}; {self.bare_waves} of the bare GEMMs"),
-            ("traffic", f"{self.traffic_bytes / 1e9:.2f} GB beside the GEMMs"),
+            ("traffic", f"{self.traffic_bytes / 1e9:.2f} GB in addition to the GEMMs"),
             ("time", f"{1e3 * self.seconds:.3g} ms, {self.over_bare:.3f} x the bare GEMMs"),
         ]
 

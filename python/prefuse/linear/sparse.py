@@ -105,7 +105,7 @@ def check_sparse(
     made = sparse if isinstance(sparse, Sparse) else Sparse(sparse)  # type: ignore[arg-type]
     if SMOOTHED in differentiated:
         raise ValueError(
-            f"label_smoothing: expected 0 beside sparse, got {smoothing}: it gives every class a gradient of its own, "
+            f"label_smoothing: expected 0 with sparse, got {smoothing}: it gives every class a gradient of its own, "
             "which lists do not carry"
         )
     others = [name for name in differentiated if name not in CARRIED]
@@ -117,7 +117,7 @@ def check_sparse(
     if device.type not in ("cpu", "meta"):
         raise ValueError(f"sparse: expected hidden states on the CPU, where lists are made, got {device}")
     if shared and made.seed is None:
-        raise ValueError("sparse: expected Sparse(eps, seed=...) beside group, the same on all of its processes")
+        raise ValueError("sparse: expected Sparse(eps, seed=...) with group, the same on all of its processes")
     return made
 
 
