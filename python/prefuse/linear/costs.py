@@ -116,7 +116,7 @@ class Estimate:
         device: its name.
         waves: of all GEMMs, tile by tile.
         bare_waves: of the same GEMMs, each in one piece.
-        traffic_bytes: that row kernels move, and setting and rounding the weight's float32 sum, in addition to the GEMMs.
+        traffic_bytes: that row kernels move, and setting and rounding the weight's float32 sum: not those of the GEMMs.
         seconds: of all.
         bare_seconds: of the GEMMs in one piece.
     """
