@@ -28,6 +28,7 @@ NEEDS_MORE = {
     "dro": "value",
     "em_dpo": "responsibility",
     "group_robust_dpo": "group_weight",
+    "humanline_kto": "kl_logratio",
     "inpo": "chosen_previous_logps",
     "mallows_po": "dispersion",
     "mcts_dpo": "chosen_visits",

@@ -66,10 +66,27 @@ def test_its_estimate_is_the_error():
 
 
 def request_of(hidden, weight, labels):
+    from prefuse._backends.rows import bits_of
     from prefuse.linear import operators
 
     zeros = (None, None, 1.0, 1.0, 0.0, -100)
-    given = ([hidden], [weight], None, [], labels, *zeros, "logp,lse", "", 10, 0.0, "forward", 256, 0, 0, [False] * 3)
+    given = (
+        [hidden],
+        [weight],
+        None,
+        [],
+        labels,
+        *zeros,
+        bits_of(("logp", "lse")),
+        0,
+        10,
+        0.0,
+        "forward",
+        256,
+        0,
+        0,
+        [False] * 3,
+    )
     return operators.Request(
         *given, False, "", 0, len(weight), False, 0.0, -1, 0, 0, False, torch.arange(len(labels))
     ).call()
