@@ -165,6 +165,19 @@ def test_a_hand_that_fails_at_full_size_is_named(on_the_cpu, monkeypatch):
     assert task["not_measured"][head.PREFUSE] == "OutOfMemoryError: CUDA out of memory"
 
 
+def test_against_some(on_the_cpu, monkeypatch):
+    monkeypatch.setattr(head_device, "peak_bytes", lambda run: (run(), 0)[1])
+    report = {}
+    device.measure(report, TINY._replace(against=("LOG_softmax",)), CPU, ["rows"])
+    assert {case["hand"] for case in report["rows"]} >= {gather.PREFUSE, gather.LOG_SOFTMAX}
+    assert not [case for case in report["rows"] if case["hand"] == gather.CROSS_ENTROPY]
+    task = head_device.measure_task(SMALL, head.DPO, False, 2, CPU, ["trl"])
+    timed = {case["hand"] for case in task["cases"]} - {head_device.BARE}
+    assert timed and all(name.startswith("prefuse") or "TRL" in name for name in timed)
+    assert gather.against([gather.PREFUSE, gather.LIGER], []) == (gather.PREFUSE, gather.LIGER)
+    assert gather.against([gather.PREFUSE, gather.LIGER], ["nobody"]) == (gather.PREFUSE,)
+
+
 def test_a_shape_that_does_not_fit_is_named(on_the_cpu, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000))
     speeds = {"read": 1e9, "copy": 1e9}

@@ -58,6 +58,7 @@ class Size(NamedTuple):
     latents: tuple[tuple[int, ...], ...]
     head: head_device.Size
     prompts: prompts.Size
+    against: tuple[str, ...] = ()
 
 
 LATENTS = ((32, 4, 64, 64), (32, 16, 128, 128), (8, 16, 21, 90, 160))
@@ -82,6 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", type=_parts, default=PARTS, help=f"parts, out of {','.join(PARTS)} (all)")
     parser.add_argument("--shapes", type=_shapes, help="of logits, such as 8192x128256,4096x151936")
     parser.add_argument("--dtypes", type=_dtypes, help="of logits and latents, such as bf16,f32")
+    parser.add_argument(
+        "--against",
+        type=_words,
+        default=(),
+        help="the others in rows and head, by parts of their names, such as trl,liger,compile (all)",
+    )
     parser.add_argument("--budget-seconds", type=float, default=math.inf, help="begin no part after so long")
     parser.add_argument(
         "--first-light", type=Path, metavar="OUT", help="all of a first run into this folder, by steps, within 600 s"
@@ -106,6 +113,7 @@ def main(options: argparse.Namespace) -> int:
         rounds=options.rounds or size.rounds,
         shapes=options.shapes or size.shapes,
         dtypes=options.dtypes or size.dtypes,
+        against=options.against,
     )
     device = torch.device("cuda", torch.cuda.current_device())
     about = machine.describe_device(device)
@@ -145,7 +153,7 @@ def measure(
         "rows": lambda: _all_rows(report, size, device, until, keep),
         "scoring": lambda: measure_scoring(device),
         "denoising": lambda: measure_denoising(size, _speeds(report), device),
-        "head": lambda: head_device.measure(size.head, size.rounds, device),
+        "head": lambda: head_device.measure(size.head, size.rounds, device, size.against),
         "prompts": lambda: prompts.measure(size.prompts, size.rounds, device),
     }
     for part in (part for part in PARTS if part in parts):
@@ -180,13 +188,14 @@ def _all_rows(
     found, absent = gather.on_device()
     for name, reason in absent.items():
         print(f"absent: {name} ({reason})")
+    measured = gather.against(found, size.against)
     report |= {"absent": absent, "rows": []}
     for shape in size.shapes:
         for dtype in size.dtypes:
             if time.monotonic() > until:
                 report["left_out"].append(f"rows {shape[0]}x{shape[1]} {dtype}")
                 continue
-            report["rows"] += measure_rows(shape, dtype, found, size.rounds, _speeds(report), device)
+            report["rows"] += measure_rows(shape, dtype, measured, size.rounds, _speeds(report), device)
             keep()
     return list(report["rows"])
 
@@ -203,7 +212,7 @@ def bandwidth(size: Size, device: torch.device) -> dict[str, float]:
 def measure_rows(
     shape: tuple[int, int],
     dtype: torch.dtype,
-    names: list[str],
+    names: Sequence[str],
     rounds: int,
     speeds: Mapping[str, float],
     device: torch.device,
@@ -335,6 +344,10 @@ def _parts(text: str) -> tuple[str, ...]:
     if unknown:
         raise argparse.ArgumentTypeError(f"got {unknown[0]!r}, expected names out of {','.join(PARTS)}")
     return parts
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.split(",") if word)
 
 
 def _shapes(text: str) -> tuple[tuple[int, int], ...]:

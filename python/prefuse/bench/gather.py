@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -98,6 +98,15 @@ def available() -> list[str]:
     """Names of all hands whose library is installed, prefuse's own first."""
     optional = [SELECTIVE] if importlib.util.find_spec("trl") else []
     return [PREFUSE, PREFUSE_INPLACE, LOG_SOFTMAX, CROSS_ENTROPY, *optional, COMPILED]
+
+
+def against(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    """Ours, and of the others those whose names hold one of the words in `others`; all of them without such words."""
+    return tuple(
+        name
+        for name in names
+        if not others or name.startswith(PREFUSE) or any(word.lower() in name.lower() for word in others)
+    )
 
 
 def on_device() -> tuple[list[str], dict[str, str]]:

@@ -7,14 +7,14 @@ full size for its peak memory, before any is timed. The bare GEMMs write into me
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from prefuse._display import tables
 
-from . import head, quality, timing
+from . import gather, head, quality, timing
 
 BARE = "bare GEMMs"
 TITLES = {head.DPO: "DPO", head.NLL: "mean log-probability"}
@@ -41,14 +41,17 @@ FULL = Size(pairs=16, tokens=256, features=4096, classes=128256)
 QUICK = Size(pairs=4, tokens=64, features=512, classes=32000)
 
 
-def measure(size: Size, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Measures every task with the weight frozen and trained, prints a table for each, returns the figures."""
+def measure(size: Size, rounds: int, device: torch.device, against: Sequence[str] = ()) -> dict[str, Any]:
+    """Measures every task with the weight frozen and trained, prints a table for each, returns the figures.
+
+    `against` are the others to measure, as in `gather.against`.
+    """
     free = torch.cuda.mem_get_info(device)[0]
     if free < size.needed_bytes:
         print(f"head: skipped, needs {size.needed_bytes / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free")
         return {"size": size._asdict(), "tasks": [], "quality": None}
     tasks = [
-        measure_task(size, task, trainable, rounds, device)
+        measure_task(size, task, trainable, rounds, device, against)
         for trainable in (False, True)
         for task in (head.DPO, head.NLL)
     ]
@@ -60,12 +63,14 @@ def measure(size: Size, rounds: int, device: torch.device) -> dict[str, Any]:
     }
 
 
-def measure_task(size: Size, task: str, trainable: bool, rounds: int, device: torch.device) -> dict[str, Any]:
+def measure_task(
+    size: Size, task: str, trainable: bool, rounds: int, device: torch.device, against: Sequence[str] = ()
+) -> dict[str, Any]:
     """All hands that are there and right, printed and returned; of the others, why they are not measured."""
     title = f"{TITLES[task]}, weight {'trained' if trainable else 'frozen'}"
     torch.compiler.reset()
     batch = head.inputs(*size, trainable=trainable, device=device)
-    names, absent = head.available(head.ON_DEVICE, task)
+    names, absent = head.available(gather.against(head.ON_DEVICE, against), task)
     reasons = absent | {name: reason for name in names if (reason := head.disagreement(name, task, batch))}
     runs: dict[str, Callable[[], object]] = {BARE: head.bare(batch)}
     peaks = {BARE: peak_bytes(runs[BARE])}
