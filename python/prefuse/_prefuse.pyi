@@ -88,26 +88,22 @@ def rows_lists(
     rows: _Rows,
     stats: int,
     k: int,
-    table: _Capsule,
+    lent: tuple[_Capsule, _Capsule, _Capsule],
     fresh: bool,
-    numbers: _Capsule,
-    at_label: _Capsule,
     sampling: tuple[float, int, int],
     threads: int,
 ) -> Lists:
     """Lists the probabilities of every row, and writes what belongs to its label into `at_label` [2, rows].
 
-    With `fresh` the statistics come first, into `table` [S, rows], which has them otherwise. `numbers` are those of the
-    rows for the hash, `sampling` is eps, seed and step.
+    `lent` are `table`, `numbers` and `at_label`. With `fresh` the statistics come first, into `table` [S, rows], which
+    has them otherwise. `numbers` are those of the rows for the hash, `sampling` is eps, seed and step.
     """
 
 def projected_lists(
     rows: _Rows,
     stats: int,
     product: tuple[_Capsule, _Capsule, _Capsule | None],
-    table: _Capsule,
-    numbers: _Capsule,
-    at_label: _Capsule,
+    lent: tuple[_Capsule, _Capsule, _Capsule],
     sampling: tuple[float, int, int],
     threads: int,
 ) -> Lists:

@@ -69,6 +69,40 @@ fn of_length<'a>(
         .ok_or_else(|| ArgumentError::Value(format!("{name}: expected {len} contiguous i64")))
 }
 
+/// What a call is lent beside its rows: a table of statistics, and the `PerRow` of the lists.
+#[derive(FromPyObject)]
+pub(super) struct PyLent<'py>(Borrowed<'py>, Borrowed<'py>, Borrowed<'py>);
+
+struct Lent {
+    table: Array,
+    numbers: Array,
+    at_label: Array,
+}
+
+impl PyLent<'_> {
+    fn get(&self) -> Result<Lent, ArgumentError> {
+        let PyLent(table, numbers, at_label) = self;
+        Ok(Lent {
+            table: by_statistic("table", table.cpu("table")?)?,
+            numbers: *numbers.cpu("numbers")?,
+            at_label: by_statistic("at_label", at_label.cpu("at_label")?)?,
+        })
+    }
+}
+
+impl Lent {
+    fn per_row(&self) -> PerRow<'_> {
+        PerRow {
+            numbers: &self.numbers,
+            at_label: &self.at_label,
+        }
+    }
+}
+
+fn sampled((eps, seed, step): (f64, u64, u64)) -> Sampling {
+    Sampling { eps, seed, step }
+}
+
 /// Lists the probabilities of every row; with `fresh` its statistics come first, into `table`, which has them otherwise.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
@@ -77,31 +111,23 @@ pub fn rows_lists(
     rows: PyRows<'_>,
     stats: u32,
     k: usize,
-    table: Borrowed<'_>,
+    lent: PyLent<'_>,
     fresh: bool,
-    numbers: Borrowed<'_>,
-    at_label: Borrowed<'_>,
     sampling: (f64, u64, u64),
     threads: usize,
 ) -> PyResult<Lists> {
     let rows = rows.at(Some(Place::Cpu))?;
     let stats = statistics(stats)?;
     check_threads(threads)?;
-    let table = by_statistic("table", table.cpu("table")?)?;
-    let at_label = by_statistic("at_label", at_label.cpu("at_label")?)?;
-    let per_row = PerRow {
-        numbers: numbers.cpu("numbers")?,
-        at_label: &at_label,
-    };
-    let (eps, seed, step) = sampling;
-    let sampling = Sampling { eps, seed, step };
+    let lent = lent.get()?;
+    let sampling = sampled(sampling);
     // SAFETY: the arguments keep the memory alive during the call; `table` and `at_label` are the Python half's own.
     let found = py.detach(|| unsafe {
         list_rows(
             &rows,
             (&stats, k),
-            (&table, fresh),
-            &per_row,
+            (&lent.table, fresh),
+            &lent.per_row(),
             sampling,
             threads,
         )
@@ -117,27 +143,27 @@ pub fn projected_lists(
     rows: PyRows<'_>,
     stats: u32,
     product: PyProduct<'_>,
-    table: Borrowed<'_>,
-    numbers: Borrowed<'_>,
-    at_label: Borrowed<'_>,
+    lent: PyLent<'_>,
     sampling: (f64, u64, u64),
     threads: usize,
 ) -> PyResult<Lists> {
     let rows = rows.unmade(Some(Place::Cpu))?;
     let stats = statistics(stats)?;
     check_threads(threads)?;
-    let table = by_statistic("table", table.cpu("table")?)?;
-    let at_label = by_statistic("at_label", at_label.cpu("at_label")?)?;
-    let per_row = PerRow {
-        numbers: numbers.cpu("numbers")?,
-        at_label: &at_label,
-    };
-    let (eps, seed, step) = sampling;
-    let sampling = Sampling { eps, seed, step };
+    let lent = lent.get()?;
+    let sampling = sampled(sampling);
     let product = product.get()?;
     // SAFETY: as in `rows_lists`.
     let found = py.detach(|| unsafe {
-        projected::lists(&rows, &stats, &product, &table, &per_row, sampling, threads)
+        projected::lists(
+            &rows,
+            &stats,
+            &product,
+            &lent.table,
+            &lent.per_row(),
+            sampling,
+            threads,
+        )
     })?;
     Ok(Lists(found))
 }

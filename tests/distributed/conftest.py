@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch.distributed as dist
 
-from tests.distributed.processes import Processes
+from tests.distributed.processes import Processes, started
 
 
 @pytest.fixture(scope="session", params=[2, 4], ids="{} processes".format)
 def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("needs torch.distributed with gloo")
-    started = Processes(request.param)
-    yield started
-    started.stop()
+    yield from started(request.param)

@@ -5,17 +5,27 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
 PATIENCE = 120
 """Seconds until a set that does not answer counts as stuck: never waited for where all is well."""
+
+
+def started(size: int) -> Iterator[Processes]:
+    """What a fixture of `size` processes yields; without gloo it is skipped."""
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("needs torch.distributed with gloo")
+    processes = Processes(size)
+    yield processes
+    processes.stop()
 
 
 class Processes:

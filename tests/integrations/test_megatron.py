@@ -15,7 +15,7 @@ from torch import Tensor
 import prefuse
 from prefuse.integrations.megatron import token_stats, vocab_parallel_cross_entropy
 from tests.devices import integers, normal
-from tests.distributed.processes import Processes
+from tests.distributed.processes import Processes, started
 from tests.integrations.standins import Modules, install, is_real
 
 PLAIN = "megatron.core.tensor_parallel.cross_entropy"
@@ -30,11 +30,7 @@ F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
 @pytest.fixture(scope="module", params=[2, 4], ids="{} processes".format)
 def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("needs torch.distributed with gloo")
-    started = Processes(request.param)
-    yield started
-    started.stop()
+    yield from started(request.param)
 
 
 class WholeLogits(torch.autograd.Function):

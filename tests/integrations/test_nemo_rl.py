@@ -12,7 +12,7 @@ from torch import Tensor
 
 import prefuse
 from tests.devices import integers, normal
-from tests.distributed.processes import Processes
+from tests.distributed.processes import Processes, started
 from tests.integrations.standins import install
 
 PLACE, NAME = "nemo_rl.distributed.model_utils", "from_parallel_hidden_states_to_logprobs"
@@ -36,11 +36,7 @@ def theirs(
 
 @pytest.fixture(scope="module", params=[1, 2], ids="{} processes".format)
 def processes(request: pytest.FixtureRequest) -> Iterator[Processes]:
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("needs torch.distributed with gloo")
-    started = Processes(request.param)
-    yield started
-    started.stop()
+    yield from started(request.param)
 
 
 def part(whole: Tensor) -> Tensor:

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from tests.distributed.processes import Processes
+from tests.distributed.processes import Processes, started
 from tests.real_deepspeed import MEASURED
 
 BUILD = """
@@ -43,11 +42,7 @@ def extension() -> None:
 
 @pytest.fixture(scope="session", params=[1, 2], ids=["1 process", "2 processes"])
 def processes(request: pytest.FixtureRequest, extension: None) -> Iterator[Processes]:
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("needs torch.distributed with gloo")
-    started = Processes(request.param)
-    yield started
-    started.stop()
+    yield from started(request.param)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

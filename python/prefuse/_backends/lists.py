@@ -50,10 +50,8 @@ def make(rows: Rows, table: Tensor, fresh: bool, numbers: Tensor, sampling: Samp
         rows.arguments(),
         rows.stats,
         rows.k,
-        capsule(table),
+        (capsule(table), capsule(numbers), capsule(at_label)),
         fresh,
-        capsule(numbers),
-        capsule(at_label),
         (sampling.eps, sampling.seed, sampling.step),
         torch.get_num_threads(),
     )

@@ -76,9 +76,7 @@ class Projected(NamedTuple):
             return Lists(numbers.new_empty(0), numbers.new_empty(0), table.new_empty(0), at_label)
         found = _prefuse.projected_lists(
             *self._arguments(),
-            capsule(table),
-            capsule(numbers),
-            capsule(at_label),
+            (capsule(table), capsule(numbers), capsule(at_label)),
             (sampling.eps, sampling.seed, sampling.step),
             torch.get_num_threads(),
         )
