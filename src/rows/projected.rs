@@ -795,14 +795,7 @@ impl<V: Vector<Scalar = f32> + Memory<f32>> Pending<V> {
             let hashes = listing.hashes(self.place.tokens, self.place.class + class as u32);
             let mut marks = 0;
             for (part, sum) in mass[..Self::PARTS].iter_mut().enumerate() {
-                let (half, token) = (part * V::LANES / LANES, part * V::LANES % LANES);
-                // SAFETY: a block has so many lines in each half, and a line so many tokens.
-                let x = unsafe {
-                    let line = block.0.as_ptr().add(half * BLOCK + class);
-                    V::load(line.cast::<f32>().add(token))
-                };
-                let exponent = x.sub(self.origin[part]).mul(self.factor[part]);
-                let term = Exp::in_sum(exponent);
+                let term = Exp::in_sum(self.exponent(block, class, part));
                 *sum = term.add_to(*sum);
                 let hash: V = load(&hashes[part * V::LANES..]);
                 let listed = hash.mul(self.limit[part]).less(term.rough());
@@ -873,6 +866,19 @@ impl<V: Vector<Scalar = f32> + Memory<f32>> Pending<V> {
         }
     }
 
+    /// Of the logits that one class has for a part of the tokens, less the origin of their sums.
+    #[inline(always)]
+    fn exponent(&self, block: &Block, class: usize, part: usize) -> V {
+        let (half, token) = (part * V::LANES / LANES, part * V::LANES % LANES);
+        debug_assert!(class < BLOCK && part < Self::PARTS);
+        // SAFETY: a block has so many lines in each half, and a line so many tokens.
+        let x = unsafe {
+            let line = block.0.as_ptr().add(half * BLOCK + class);
+            V::load(line.cast::<f32>().add(token))
+        };
+        x.sub(self.origin[part]).mul(self.factor[part])
+    }
+
     /// Adds up to `count` more classes of `block`, which are at least `self.classes`.
     #[inline(always)]
     fn add(&mut self, block: &Block, count: usize) {
@@ -880,14 +886,7 @@ impl<V: Vector<Scalar = f32> + Memory<f32>> Pending<V> {
         let mut mass = self.mass;
         for class in self.through..end {
             for (part, sum) in mass[..Self::PARTS].iter_mut().enumerate() {
-                let (half, token) = (part * V::LANES / LANES, part * V::LANES % LANES);
-                // SAFETY: a block has so many lines in each half, and a line so many tokens.
-                let x = unsafe {
-                    let line = block.0.as_ptr().add(half * BLOCK + class);
-                    V::load(line.cast::<f32>().add(token))
-                };
-                let exponent = x.sub(self.origin[part]).mul(self.factor[part]);
-                *sum = Exp::in_sum(exponent).add_to(*sum);
+                *sum = Exp::in_sum(self.exponent(block, class, part)).add_to(*sum);
             }
         }
         self.mass = mass;
