@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 import pytest
 
-from prefuse import _prefuse, _smollm2
+from prefuse import _prefuse
 from prefuse._backends.nvrtc import prepare
+from prefuse._pretrained import smollm2
 from prefuse.doctor.machine_code import disassembler
 from tests.emulator import emulator
 
@@ -47,7 +48,7 @@ def _fork() -> str:
 
 
 def _model() -> str:
-    if missing := _smollm2.missing_smollm2():
+    if missing := smollm2.missing_smollm2():
         return missing
     return "" if importlib.util.find_spec("gguf") else "no gguf to read the file of SmolLM2's wheel: pip install gguf"
 

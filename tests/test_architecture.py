@@ -113,3 +113,7 @@ def test_no_circle_between_folders():
         to = {folder(name) for name, _ in imports(module)} - {folder(module), "prefuse"}
         arrows.setdefault(folder(module), set()).update(to)
     assert circles(arrows) == []
+
+
+def test_private_modules_lie_in_folders():
+    assert {path.name for path in ROOT.glob("_*.py")} == {"__init__.py", "__main__.py"}

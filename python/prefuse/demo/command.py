@@ -11,7 +11,7 @@ from typing import Any
 
 import prefuse.language as language
 import prefuse.objectives as objectives
-from prefuse._smollm2 import SMOLLM2
+from prefuse._pretrained.smollm2 import SMOLLM2
 
 _DEFAULT_OBJECTIVE = "dpo"
 _NEEDED = ("matplotlib", "rich", "transformers")

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prefuse._smollm2 import SMOLLM2, smollm2_folder
+from prefuse._pretrained.smollm2 import SMOLLM2, smollm2_folder
 
 
 @dataclass(frozen=True)

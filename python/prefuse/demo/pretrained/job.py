@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from prefuse._smollm2 import SMOLLM2
+from prefuse._pretrained.smollm2 import SMOLLM2
 from prefuse.language import Objective
 
 from ..batches import Batch, Encoded, padded

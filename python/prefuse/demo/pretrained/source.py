@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from prefuse._smollm2 import SMOLLM2, smollm2_folder
+from prefuse._pretrained.smollm2 import SMOLLM2, smollm2_folder
 
 
 def load(name: str) -> tuple[Any, Any]:
