@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,3 +118,20 @@ def test_no_circle_between_folders():
 
 def test_private_modules_lie_in_folders():
     assert {path.name for path in ROOT.glob("_*.py")} == {"__init__.py", "__main__.py"}
+
+
+def missing_names(path: Path) -> Iterator[str]:
+    """What a script takes from modules of ours and is not there."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "prefuse":
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                if module not in MODULES and not hasattr(importlib.import_module(node.module), alias.name):
+                    yield f"{path.relative_to(Path(__file__).parents[1])}:{node.lineno}: {module}"
+
+
+def test_scripts_name_what_is_there():
+    """Also those that this machine cannot run, as they need a GPU, a framework or a wheel."""
+    root = Path(__file__).parents[1]
+    scripts = [script for name in ("tests", "benchmarks", "examples") for script in sorted((root / name).rglob("*.py"))]
+    assert [missing for script in scripts for missing in missing_names(script)] == []

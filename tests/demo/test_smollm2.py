@@ -7,7 +7,8 @@ import torch
 
 pytest.importorskip("transformers")
 
-from prefuse import _smollm2, curate
+from prefuse import curate
+from prefuse._pretrained import smollm2
 from prefuse.demo.pretrained import encoding, source
 from tests.notebooks import running
 
@@ -24,7 +25,7 @@ SHORT = {
 def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFUSE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        folder = _smollm2.smollm2_folder()
+        folder = smollm2.smollm2_folder()
         yield folder
     for file in folder.iterdir():  # 540 MB, which pytest would keep for three runs
         file.unlink()
@@ -42,10 +43,10 @@ def test_smollm2_out_of_its_wheel(folder):
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
     model, tokenizer = source.load("smollm2")
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    assert (_smollm2.smollm2_folder() / "model.safetensors").stat().st_mtime_ns == stamp
+    assert (smollm2.smollm2_folder() / "model.safetensors").stat().st_mtime_ns == stamp
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
     assert not getattr(model, "is_quantized", False) and model.dtype == torch.float32
-    (stored,) = (one for one in gguf.GGUFReader(_smollm2._gguf_of_wheel()).tensors if one.name == "token_embd.weight")
+    (stored,) = (one for one in gguf.GGUFReader(smollm2._gguf_of_wheel()).tensors if one.name == "token_embd.weight")
     expected = torch.from_numpy(gguf.quants.dequantize(stored.data, stored.tensor_type))
     assert torch.equal(model.get_input_embeddings().weight, expected)
     assert model.lm_head.weight is model.get_input_embeddings().weight
