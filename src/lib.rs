@@ -3,6 +3,7 @@
 pub mod array;
 #[cfg(feature = "python")]
 mod bindings;
+pub mod columns;
 pub mod cuda;
 pub mod curate;
 pub mod distances;

@@ -10,16 +10,17 @@ from typing import Any, TypeAlias, final
 
 # fmt: off
 __all__ = [
-    "Graph", "Lists", "Program", "__version__", "cuda_cache_directory", "cuda_compile", "cuda_devices",
-    "cuda_distance_backward", "cuda_distance_forward", "cuda_distance_workspace", "cuda_driver_version",
-    "cuda_nvrtc", "cuda_plan_distance_backward", "cuda_plan_distance_forward", "cuda_plan_rows_backward",
-    "cuda_plan_rows_both", "cuda_plan_rows_forward", "cuda_plan_segment_expand", "cuda_plan_segment_sum",
-    "cuda_rows_backward", "cuda_rows_both", "cuda_rows_forward", "cuda_rows_workspace", "cuda_search_nvrtc",
-    "cuda_segment_expand", "cuda_segment_sum", "curate_ends", "curate_first_beaten", "curate_pairs",
-    "curate_rank", "distance_backward", "distance_forward", "kept_storage", "lists_by_class", "lists_by_row",
-    "prefer_huge_pages", "projected_lists", "projects_rows", "release_storage", "rows_backward", "rows_both",
-    "rows_forward", "rows_lists", "rows_projected", "segment_expand", "segment_sum", "simd_level", "statistic_names",
-    "storage_idle"
+    "Graph", "Lists", "Program", "__version__", "cuda_cache_directory", "cuda_columns_add", "cuda_columns_find",
+    "cuda_columns_gather", "cuda_columns_parts", "cuda_compile", "cuda_devices", "cuda_distance_backward",
+    "cuda_distance_forward", "cuda_distance_workspace", "cuda_driver_version", "cuda_nvrtc",
+    "cuda_plan_columns_add", "cuda_plan_columns_find", "cuda_plan_columns_gather", "cuda_plan_distance_backward",
+    "cuda_plan_distance_forward", "cuda_plan_rows_backward", "cuda_plan_rows_both", "cuda_plan_rows_forward",
+    "cuda_plan_segment_expand", "cuda_plan_segment_sum", "cuda_rows_backward", "cuda_rows_both",
+    "cuda_rows_forward", "cuda_rows_workspace", "cuda_search_nvrtc", "cuda_segment_expand", "cuda_segment_sum",
+    "curate_ends", "curate_first_beaten", "curate_pairs", "curate_rank", "distance_backward", "distance_forward",
+    "kept_storage", "lists_by_class", "lists_by_row", "prefer_huge_pages", "projected_lists", "projects_rows",
+    "release_storage", "rows_backward", "rows_both", "rows_forward", "rows_lists", "rows_projected",
+    "segment_expand", "segment_sum", "simd_level", "statistic_names", "storage_idle"
 ]
 # fmt: on
 __version__: str
@@ -435,6 +436,32 @@ def cuda_segment_sum(values: _Capsule, offsets: _Capsule, out: _Capsule, device:
 
 def cuda_segment_expand(values: _Capsule, offsets: _Capsule, out: _Capsule, device: int, stream: int) -> None:
     """Queues a segment expansion."""
+
+_Strips: TypeAlias = tuple[_Described, _Described, _Described, _Described, int]
+"""Rows of logits [N, V] in strips: logits, factors, lse, labels, rows of a strip."""
+
+def cuda_columns_find(
+    strips: _Strips, eps: float, found: tuple[_Described, _Described], device: int, stream: int
+) -> None:
+    """Queues the search for columns with a probability of at least `eps`; writes flags, and tails of the others."""
+
+def cuda_columns_parts(longest: int) -> int:
+    """Parts of a strip's columns that have sums of their own, where the longest list is so long."""
+
+def cuda_columns_gather(strips: _Strips, gathered: tuple[_Described, ...], device: int, stream: int) -> None:
+    """Queues the gathering of probabilities; `gathered` are columns and starts, which it reads, values and sums."""
+
+def cuda_columns_add(added: tuple[_Described, _Described, _Described], device: int, stream: int) -> None:
+    """Queues the addition of rows to rows of a sum; `added` are the sum, what is added, and to which rows."""
+
+def cuda_plan_columns_find(strips: _Strips, eps: float, found: tuple[_Described, _Described]) -> list[_Launch]:
+    """The launches of `cuda_columns_find`."""
+
+def cuda_plan_columns_gather(strips: _Strips, gathered: tuple[_Described, ...]) -> list[_Launch]:
+    """The launches of `cuda_columns_gather`."""
+
+def cuda_plan_columns_add(added: tuple[_Described, _Described, _Described]) -> list[_Launch]:
+    """The launches of `cuda_columns_add`."""
 
 def cuda_distance_workspace(first: _Described, second: _Described) -> int:
     """float64 numbers of workspace that `cuda_distance_forward` needs."""

@@ -7,6 +7,7 @@ use pyo3::types::{PyBytes, PyDict};
 use super::arrays::{Borrowed, Described, Place, by_statistic};
 use super::rows::{PyRows, statistics};
 use crate::array::ArgumentError;
+use crate::columns;
 use crate::cuda::{self, CudaError, Device, Launch, Program, cache, driver, nvrtc};
 use crate::distances::{Samples, cuda as distances_cuda};
 use crate::rows::cuda::{self as rows_cuda, Target};
@@ -40,7 +41,7 @@ pub(super) fn address_of(
 }
 
 /// The place that memory of a device has; an error where there is no such device.
-fn there(device: i32) -> PyResult<Place> {
+pub(super) fn there(device: i32) -> PyResult<Place> {
     Device::get(device)?;
     Ok(Place::Cuda(device))
 }
@@ -320,6 +321,7 @@ fn program(kernel: &str, defines: &[(String, String)]) -> PyResult<Program> {
         rows_cuda::PROGRAMS,
         segments_cuda::PROGRAMS,
         distances_cuda::PROGRAMS,
+        columns::PROGRAMS,
     ];
     let &(kernel, source, names) = rooms
         .iter()

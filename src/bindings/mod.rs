@@ -2,6 +2,7 @@
 
 mod arrays;
 mod codegen;
+mod columns;
 mod cuda;
 mod curate;
 mod distances;
@@ -15,6 +16,11 @@ mod storage;
 /// The extension module. Free-threaded Python may call it from several threads: what they share is behind locks.
 #[pyo3::pymodule(gil_used = false)]
 mod _prefuse {
+    #[pymodule_export]
+    use super::columns::{
+        cuda_columns_add, cuda_columns_find, cuda_columns_gather, cuda_columns_parts,
+        cuda_plan_columns_add, cuda_plan_columns_find, cuda_plan_columns_gather,
+    };
     #[pymodule_export]
     use super::cuda::{
         cuda_cache_directory, cuda_compile, cuda_devices, cuda_distance_backward,

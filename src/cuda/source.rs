@@ -159,6 +159,9 @@ kernels! {
     ROWS_BACKWARD = "rows_backward.cu",
     ROWS_BOTH = "rows_both.cu",
     SEGMENTS = "segments.cu",
+    COLUMNS_FIND = "columns_find.cu",
+    COLUMNS_GATHER = "columns_gather.cu",
+    COLUMNS_ADD = "columns_add.cu",
     DISTANCE_FORWARD = "distance_forward.cu",
     DISTANCE_COMBINE = "distance_combine.cu",
     DISTANCE_BACKWARD = "distance_backward.cu",
@@ -172,6 +175,7 @@ headers! {
     "rows_values.cuh",
     "rows_traverse.cuh",
     "rows_gradient.cuh",
+    "columns.cuh",
     "distances.cuh",
     "objective.cuh",
 }

@@ -141,9 +141,12 @@ def test_measuring_the_head(on_the_cpu, monkeypatch, capsys, free):
         assert report["tasks"] == [] and said.startswith("head: skipped, needs")
         return
     assert "head, DPO, weight frozen: log_softmax + gather not measured (disagrees" in said
-    kinds = {(task["task"], task["weight"]) for task in report["tasks"]}
-    assert len(report["tasks"]) == 4 and len(kinds) == 4
+    kinds = {(task["task"], task["weight"], task["like_a_model"]) for task in report["tasks"]}
+    assert len(report["tasks"]) == 6 and len(kinds) == 6
     for task in report["tasks"]:
+        if task["like_a_model"]:
+            assert task["cases"][1]["hand"] == head.PREFUSE and len(task["cases"]) == 2 + len(head.SPARSE)
+            continue
         assert set(task["not_measured"]) == {head.EAGER, head.VERL}
         cases = {case["hand"]: case for case in task["cases"]}
         assert list(cases) == [head_device.BARE, head.PREFUSE, head.PREFUSE_WIDE, head.TRL]

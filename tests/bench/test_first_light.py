@@ -93,7 +93,7 @@ def test_every_first_call_is_right_on_the_cpu(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(first_calls.calls(torch.device("cpu"))) and all(line.startswith("ok ") for line in lines)
     assert first_calls.main(["--device", "cpu", "--after", "objective"]) == 0
-    assert capsys.readouterr().out == "ok    head\n"
+    assert capsys.readouterr().out == "ok    head\nok    sparse head\n"
 
 
 def test_an_error_is_told_and_a_broken_device_ends_the_process(capsys):

@@ -27,6 +27,7 @@ LIMITS: dict[str, tuple[dict[int, float], int, int]] = {
     "rows_both bf16 logp,lse,entropy": ({90: 125, 120: 120}, 4, 3),
     "rows_both bf16 logp,lse": ({90: 95, 100: 112, 120: 90}, 4, 3),
     "rows_both f32 logp,lse": ({90: 55, 100: 47, 120: 48}, 4, 4),
+    "columns_find bf16": ({80: 73, 90: 73, 100: 63, 120: 64}, 4, 2),
     "distance_forward bf16": ({90: 44}, 6, 2),
     "distance_backward bf16": ({90: 74}, 6, 2),
 }

@@ -21,7 +21,19 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("peft")
 
 from prefuse.demo.batches import IGNORED, padded
-from prefuse.demo.pretrained import answers, compare, cost, data, encoding, policy, questions, report, source, trl_step
+from prefuse.demo.pretrained import (
+    answers,
+    compare,
+    cost,
+    data,
+    encoding,
+    job,
+    policy,
+    questions,
+    report,
+    source,
+    trl_step,
+)
 from tests.curate import inspected
 
 
@@ -341,6 +353,15 @@ def test_the_step_of_trl_is_the_same_step(loaded):
     assert torch.autograd.grad(given, [hidden])[0].abs().max() > 0
     assert step.whole().item() == loss.item()
     assert ours().item() == before.item()
+
+
+def test_a_step_is_measured_on_pairs_as_long_as_they_are(loaded):
+    """Where the longest pair of a batch is not among the few, TRL would pad these to another length."""
+    _, tokenizer = loaded
+    longer = {**MESSAGES[0], "chosen": [{"role": "assistant", "content": "a much longer answer than the others"}]}
+    few = job._few(batch_of([*MESSAGES[:4], longer], tokenizer))
+    alone = batch_of(MESSAGES[:4], tokenizer)
+    assert few.pairs == 4 and torch.equal(few.tokens, alone.tokens) and torch.equal(few.labels, alone.labels)
 
 
 def test_without_trl(loaded, monkeypatch):

@@ -13,6 +13,7 @@ import prefuse
 from prefuse.linear import operators
 from prefuse.linear.functions import linear_token_stats
 from tests.devices import integers, normal, uniform
+from tests.emulator.backend import gathering_columns
 
 TOKENS, FEATURES, CLASSES, RANK = 23, 6, 53, 3
 CUTS = {2: (52, 1), 4: (20, 1, 29, 3)}
@@ -202,6 +203,41 @@ def test_sparse_gradients_are_rounded_as_those_of_one_process(processes, workspa
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_sparse_gradients_of_narrow_dtypes(processes, dtype):
     processes.run(agrees, dtype, ("logp",), EVERYTHING, sparse=prefuse.Sparse(2.0**-40, seed=3))
+
+
+def agrees_by_columns(*arguments: Any, **options: Any) -> None:
+    with gathering_columns():
+        agrees(*arguments, **options)
+
+
+@pytest.mark.needs("compiler")
+@pytest.mark.parametrize("transform", [{}, {"temperatures": True}, {"adapter": True}], ids=str)
+@pytest.mark.parametrize("workspace_bytes", [TIGHT, 1 << 20], ids=["many tiles", "one tile"])
+def test_sparse_gradients_of_a_gpu(processes, workspace_bytes, transform):
+    """With every column gathered; what each process leaves to a mean is of its own classes."""
+    trained = ("hidden", "first", "second") if transform.get("adapter") else EVERYTHING
+    options = {"sparse": 2.0**-40, "workspace_bytes": workspace_bytes, **transform}
+    processes.run(agrees_by_columns, F64, ("logp", "lse"), trained, **options)
+
+
+def sums_by_columns() -> None:
+    """Rows that weigh alike have the exact sum, whatever processes leave to the means of their classes."""
+    given, own = problem(), own_classes()
+    hidden = (0.3 * given["hidden"]).requires_grad_()
+    whole = linear_token_stats(hidden, given["weight"], given["labels"], "logp")["logp"].sum()
+    (exact,) = torch.autograd.grad(whole, hidden)
+    with gathering_columns():
+        part = given["weight"][own]
+        options = {"group": dist.group.WORLD, "sparse": 2.0**-3}
+        found = linear_token_stats(hidden, part, given["labels"], "logp", **options)["logp"].sum()
+        (gradient,) = torch.autograd.grad(found, hidden)
+    assert (gradient - exact).abs().max() > 1e-4
+    torch.testing.assert_close(gradient.sum(0), exact.sum(0), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.needs("compiler")
+def test_no_bias_adds_up_over_processes(processes):
+    processes.run(sums_by_columns)
 
 
 @pytest.mark.parametrize("plan", ["keep", "recompute"])

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 
 from prefuse import _prefuse
+from prefuse._backends import columns
 from prefuse._backends.arrays import capsule
+from prefuse._backends.columns import Gathered, Strips
 from prefuse._backends.nvrtc import SHARED_MEMORY
 from prefuse._backends.rows import Rows
+from prefuse.linear import operands, sparse
 from tests.emulator import emulator
+
+
+@contextlib.contextmanager
+def gathering_columns() -> Iterator[None]:
+    """Within, sparse gradients of CPU tensors are made as on a GPU."""
+    device = Emulated()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("find", "gather", "add"):
+            patch.setattr(columns, name, getattr(device, f"columns_{name}"))
+        for module in (sparse, operands):
+            patch.setattr(module, "by_columns", lambda _: True)
+        yield
+
 
 FEW, MANY = 1, 10**6
 """Multiprocessors of a device that any number of rows fills, and of one that needs every row split."""
@@ -86,7 +104,7 @@ class Emulated:
         launches = _prefuse.cuda_plan_distance_forward(
             capsule(first), capsule(second), capsule(out), capsule(self.workspace)
         )
-        self._distances(launches, (first, second), (out, self.workspace))
+        self._touching(launches, (out, self.workspace), (first, second))
 
     def distance_backward(
         self, first: torch.Tensor, second: torch.Tensor, grads: torch.Tensor, gradient: torch.Tensor
@@ -95,10 +113,25 @@ class Emulated:
         launches = _prefuse.cuda_plan_distance_backward(
             capsule(first), capsule(second), capsule(grads), capsule(gradient)
         )
-        self._distances(launches, (first, second, grads), (gradient,))
+        self._touching(launches, (gradient,), (first, second, grads))
 
-    def _distances(
-        self, launches: list[emulator.Launch], read: Sequence[torch.Tensor], written: Sequence[torch.Tensor]
+    def columns_find(self, strips: Strips, eps: float, active: torch.Tensor, tails: torch.Tensor) -> None:
+        """As `prefuse._backends.columns.find`."""
+        launches = _prefuse.cuda_plan_columns_find(strips.arguments(), eps, (capsule(active), capsule(tails)))
+        self._touching(launches, (active, tails), strips[:-1])
+
+    def columns_gather(self, strips: Strips, gathered: Gathered) -> None:
+        """As `prefuse._backends.columns.gather`."""
+        launches = _prefuse.cuda_plan_columns_gather(strips.arguments(), gathered.arguments())
+        self._touching(launches, (gathered.values, gathered.sums), (gathered.columns, gathered.starts, *strips[:-1]))
+
+    def columns_add(self, total: torch.Tensor, product: torch.Tensor, columns: torch.Tensor) -> None:
+        """As `prefuse._backends.columns.add`."""
+        launches = _prefuse.cuda_plan_columns_add((capsule(total), capsule(product), capsule(columns)))
+        self._touching(launches, (total,), (product, columns))
+
+    def _touching(
+        self, launches: list[emulator.Launch], written: Sequence[torch.Tensor], read: Sequence[torch.Tensor]
     ) -> None:
         buffers = [emulator.buffer(tensor, True) for tensor in written if tensor.numel()]
         buffers += [emulator.buffer(tensor, False) for tensor in read if tensor.numel()]

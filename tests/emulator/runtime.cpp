@@ -95,9 +95,12 @@ static bool inside(uintptr_t address, unsigned size, bool write) {
 
 static uint64_t identity() { return uint64_t(block_index.x) * block_size.x + current->index + 1; }
 
+// Bytes from one cell of an access to the next: no array is written by bytes and by larger numbers.
+static unsigned step(unsigned size) { return size < 2 ? 1 : 2; }
+
 bool may_read(uintptr_t address, unsigned size) {
     if (!inside(address, size, false)) return false;
-    for (uintptr_t cell = address / 2; !writers.empty() && cell <= (address + size - 1) / 2; cell++) {
+    for (uintptr_t cell = address; !writers.empty() && cell < address + size; cell += step(size)) {
         auto writer = writers.find(cell);
         if (writer != writers.end() && writer->second != identity()) complain("reads what another thread wrote", address, size);
     }
@@ -106,7 +109,7 @@ bool may_read(uintptr_t address, unsigned size) {
 
 bool may_write(uintptr_t address, unsigned size) {
     if (!inside(address, size, true)) return false;
-    for (uintptr_t cell = address / 2; watch_writes && cell <= (address + size - 1) / 2; cell++) {
+    for (uintptr_t cell = address; watch_writes && cell < address + size; cell += step(size)) {
         uint64_t& writer = writers[cell];
         if (writer && writer != identity()) complain("writes what another thread wrote", address, size);
         writer = identity();

@@ -38,6 +38,12 @@ def launches() -> list[Launch]:
     found += _prefuse.cuda_plan_rows_both(*call, 10, table, table, logits, None, (132, 90, SHARED_MEMORY[90]))
     values, offsets = ("f32", (4,), (1,)), ("i64", (5,), (1,))
     found += _prefuse.cuda_plan_segment_sum(values, offsets, values)
+    strips = (logits, values, values, ("i64", (rows,), (1,)), rows)
+    flags, tails = ("bool", (1, width), (width, 1)), ("f32", (1, width), (width, 1))
+    found += _prefuse.cuda_plan_columns_find(strips, 0.5, (flags, tails))
+    gathered = (("i64", (8,), (1,)), ("i64", (2,), (1,)), ("f32", (rows * 8,), (1,)), ("f32", (1, rows), (rows, 1)))
+    found += _prefuse.cuda_plan_columns_gather(strips, gathered)
+    found += _prefuse.cuda_plan_columns_add((logits, ("f32", (8, width), (width, 1)), gathered[0]))
     found += _prefuse.cuda_plan_distance_forward(logits, logits, values, None)
     return found + _prefuse.cuda_plan_distance_backward(logits, logits, values, logits)
 

@@ -7,6 +7,7 @@ import torch
 
 import prefuse
 from tests.devices import integers, normal
+from tests.emulator.backend import gathering_columns
 
 pytestmark = pytest.mark.needs_cuda
 
@@ -117,3 +118,24 @@ def test_labels_on_the_host_spare_the_look(trainable):
     assert torch.equal(score.loss, wanted.loss)
     with pytest.raises(ValueError, match=f"labels: {V} at"):
         prefuse.linear_token_logps(hidden, weight, torch.full_like(host, V))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("eps", [2.0**-40, 2.0**-7])
+def test_sparse_gradients_are_those_of_the_emulator(dtype, eps):
+    """Columns found, gathered and added up on the device, and by the same sources on the CPU."""
+    hidden, weight, labels = given(dtype)
+    upstream = normal(N, seed=7).to(torch.float64 if dtype == torch.float64 else torch.float32)
+
+    def gradients(device):
+        leaves = [hidden.to(device).requires_grad_(), weight.to(device).requires_grad_()]
+        logps = prefuse.linear_token_logps(*leaves, labels.to(device), sparse=eps)
+        return torch.autograd.grad(logps, leaves, upstream.to(device))
+
+    found = gradients("cuda")
+    assert all(torch.equal(one, two) for one, two in zip(found, gradients("cuda"), strict=True))
+    with gathering_columns():
+        expected = gradients("cpu")
+    for one, other in zip(found, expected, strict=True):
+        off = (one.cpu().double() - other.double()).norm() / other.double().norm()
+        assert off <= 4 * torch.finfo(dtype).eps + 1e-6

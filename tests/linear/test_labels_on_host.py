@@ -122,6 +122,6 @@ def test_no_other_way_round():
 
 
 def test_not_while_a_graph_is_captured(monkeypatch):
-    monkeypatch.setattr(operands.operators, "is_capturing", lambda device: device.type == "meta")
+    monkeypatch.setattr(operands, "is_capturing", lambda device: device.type == "meta")
     with pytest.raises(ValueError, match="labels: expected device meta while a CUDA graph is captured, got cpu"):
         prefuse.linear_token_logps(**head(6, 12), labels=labels_of())

@@ -450,4 +450,4 @@ def test_sequences():
 
 
 def test_every_plan_but_grouped_is_tested_here():
-    assert set(PLANS) == {"forward", "single-pass", "grouped", "keep", "recompute", "lists"}
+    assert set(PLANS) == {"forward", "single-pass", "grouped", "keep", "recompute", "lists", "columns"}

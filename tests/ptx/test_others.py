@@ -9,7 +9,10 @@ import torch
 
 from prefuse import objectives
 from tests.codegen import emulated
+from tests.emulator.backend import Emulated
+from tests.emulator.test_columns import drawn, found, gathered
 from tests.ptx.backend import Interpreted, run
+from tests.ptx.machine import MachineError
 
 pytestmark = pytest.mark.needs("nvrtc")
 
@@ -60,3 +63,31 @@ def test_objectives(name, dtype):
     torch.testing.assert_close(got.loss, expected.loss)
     for column, gradient in expected.gradients.items():
         torch.testing.assert_close(got.gradients[column], gradient)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32, F64])
+def test_columns(dtype):
+    """To the bit what the emulator makes of the same sources, but for the rounding of 2^x."""
+    strips = drawn(70, 300, dtype, 40, pad=4)
+    results = []
+    for device in (Emulated(), Interpreted()):
+        active, tails = found(strips, 2.0**-6, device)
+        lists = [row.nonzero()[:, 0] for row in active]
+        lists[1] = torch.cat([lists[1], lists[1].new_full((3,), -1)])
+        made = gathered(strips, lists, device)
+        sums = torch.zeros(300, 70, dtype=F64 if dtype == F64 else F32)
+        device.columns_add(sums, draw(len(lists[1]), 70, dtype=dtype), lists[1])
+        results.append((active, tails, made.values[: 40 * len(lists[0])], made.sums, sums))
+    for one, other in zip(*results, strict=True):
+        tolerance = 2 * torch.finfo(one.dtype).eps + 1e-6 if one.is_floating_point() else 0
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+    assert torch.equal(results[0][0], results[1][0])
+
+
+def test_a_race_in_columns_is_seen():
+    """Without the barrier before rows' factors are read."""
+    strips = drawn(70, 300, F32, 70)
+    missing = "factors[threadIdx.x] = row_factors(a, begin + threadIdx.x, end);\n            __syncthreads();"
+    device = Interpreted(changes={missing: missing.removesuffix("\n            __syncthreads();")})
+    with pytest.raises(MachineError):
+        found(strips, 2.0**-6, device)

@@ -1,4 +1,4 @@
-"""How small tensors of the host get to a device."""
+"""How small tensors of the host get to a device, and whether anything may be waited for there."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def sent(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | No
     if device.type == "cuda" and tensor.device.type == "cpu" and not torch.compiler.is_compiling():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured, during which nothing can be looked at."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

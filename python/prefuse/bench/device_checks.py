@@ -7,8 +7,10 @@ from torch import Tensor
 
 import prefuse.denoising
 from prefuse.functional import token_stats
+from prefuse.linear.functions import linear_token_logps
 
 from . import denoising, gather, quality, scoring
+from . import head as hands
 
 SHAPES = ((3, 1), (300, 1000), (64, 50257), (8, 128256), (257, 151936))
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -24,7 +26,7 @@ _PEER_ERROR = 2**-6  # relative to the row's largest logit: some libraries retur
 def failures(device: torch.device) -> list[str]:
     """What is wrong, one sentence each; an empty list if nothing is."""
     found = [rows(*shape, dtype, device) for shape in SHAPES for dtype in DTYPES]
-    of_head = [head(dtype, device) for dtype in HEAD_DTYPES]
+    of_head = [check(dtype, device) for check in (head, sparse_head) for dtype in HEAD_DTYPES]
     of_errors = [squared_errors(one, other, device) for one in DTYPES for other in DTYPES]
     return [failure for failure in (*found, objective(device), *of_errors, *of_head) if failure]
 
@@ -94,6 +96,23 @@ def head(dtype: torch.dtype, device: torch.device) -> str | None:
         for what, off in quality.errors(quality.by_prefuse(name, given)[0], wanted).items():
             if not off <= _HEAD_ERROR * torch.finfo(dtype).eps:
                 return f"head, {name}, {dtype}: d({what}) is off by {off:.2g} of its size"
+    return None
+
+
+def sparse_head(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Compares gradients of the fused head from lists, or columns, that leave nothing out with dense ones."""
+    batch = hands.inputs(4, 300, 64, 5003, dtype=dtype, trainable=True, device=device)
+
+    def gradients(sparse: float | None) -> tuple[Tensor, ...]:
+        logps = linear_token_logps(batch.hidden, batch.weight, batch.labels, sparse=sparse)
+        return torch.autograd.grad(logps.sum(), batch.leaves)
+
+    for name, found, dense in zip(("hidden", "weight"), gradients(2.0**-40), gradients(None), strict=True):
+        off = float((found.float() - dense.float()).norm() / dense.float().norm())
+        if not off <= _HEAD_ERROR * torch.finfo(dtype).eps:
+            return f"sparse head, {dtype}: d({name}) is off by {off:.2g} of its size"
+    if not all(bool(gradient.isfinite().all()) for gradient in gradients(2.0**-12)):
+        return f"sparse head, {dtype}: a gradient is not finite"
     return None
 
 

@@ -37,6 +37,7 @@ def calls(device: torch.device) -> list[Call]:
         ("squared errors", lambda: device_checks.squared_errors(bf16, f32, device) or ""),
         ("objective", lambda: device_checks.objective(device) or ""),
         ("head", lambda: device_checks.head(bf16, device) or ""),
+        ("sparse head", lambda: device_checks.sparse_head(bf16, device) or ""),
     ]
 
 

@@ -48,7 +48,7 @@ QUACK = "QuACK linear_cross_entropy"
 VERL = "verl linear_cross_entropy"
 
 SPARSE = {f"prefuse, sparse=2**-{digits}": 2.0**-digits for digits in (10, 12, 14)}
-"""Our hand with sparse gradients, and its eps; on the CPU."""
+"""Our hand with sparse gradients, and its eps; for probabilities like a model's."""
 
 OURS = {PREFUSE: None, PREFUSE_LOGPS: None, PREFUSE_WIDE: WIDE_BYTES}
 """Our hands and their `workspace_bytes`; None: what is taken where nobody says."""
@@ -125,6 +125,7 @@ def like_a_model(
     *,
     trainable: bool = False,
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Batch:
     """Inputs whose probabilities are spread as a trained model's, and labels drawn from them.
 
@@ -132,20 +133,20 @@ def like_a_model(
     from 2.8 to 5.2 over the tokens. With 49 152 classes a token has 20, 55, 145, 366 and 852 of them above 2^-8, 2^-10,
     …, 2^-16 in the mean, where SmolLM2-135M-Instruct has 18, 49, 132, 330 and 757 on prose, code and chat.
     """
-    generator = torch.Generator().manual_seed(seed)
+    made: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
     rows = 2 * pairs * tokens
-    order = torch.randperm(classes, generator=generator)
-    weight = torch.randn(classes, features, generator=generator) / math.sqrt(features - 1)
+    order = torch.randperm(classes, **made)
+    weight = torch.randn(classes, features, **made) / math.sqrt(features - 1)
     common = (order + 1).log()
     weight[:, 0] = -1.2 * (common - common.mean())
-    hidden = torch.randn(rows, features, generator=generator)
-    hidden *= torch.linspace(2.8, 5.2, rows)[torch.randperm(rows, generator=generator), None]
+    hidden = torch.randn(rows, features, **made)
+    hidden *= torch.linspace(2.8, 5.2, rows, device=device)[torch.randperm(rows, **made), None]
     hidden[:, 0] = 1.0
     weight, hidden = weight.to(dtype), hidden.to(dtype)
     draws = []
     for some in torch.split(hidden, 64):
         sums = (some.float() @ weight.float().t()).softmax(-1).cumsum(-1)
-        draws.append(torch.searchsorted(sums, sums[:, -1:] * torch.rand(len(some), 1, generator=generator)))
+        draws.append(torch.searchsorted(sums, sums[:, -1:] * torch.rand(len(some), 1, **made)))
     labels = torch.cat(draws).clamp(max=classes - 1).reshape(2 * pairs, tokens)
     return Batch(hidden.reshape(2 * pairs, tokens, features).requires_grad_(), weight.requires_grad_(trainable), labels)
 

@@ -55,6 +55,7 @@ def measure(size: Size, rounds: int, device: torch.device, against: Sequence[str
         for trainable in (False, True)
         for task in (head.DPO, head.NLL)
     ]
+    tasks += [measure_task(size, head.DPO, trainable, rounds, device, sparse=True) for trainable in (False, True)]
     has_trl = head.TRL in head.available((head.TRL,), head.DPO)[0]
     return {
         "size": size._asdict(),
@@ -64,13 +65,27 @@ def measure(size: Size, rounds: int, device: torch.device, against: Sequence[str
 
 
 def measure_task(
-    size: Size, task: str, trainable: bool, rounds: int, device: torch.device, against: Sequence[str] = ()
+    size: Size,
+    task: str,
+    trainable: bool,
+    rounds: int,
+    device: torch.device,
+    against: Sequence[str] = (),
+    sparse: bool = False,
 ) -> dict[str, Any]:
-    """All hands that are there and right, printed and returned; of the others, why they are not measured."""
+    """All hands that are there and right, printed and returned; of the others, why they are not measured.
+
+    `sparse`: ours with sparse gradients and without, on probabilities like a model's.
+    """
     title = f"{TITLES[task]}, weight {'trained' if trainable else 'frozen'}"
     torch.compiler.reset()
-    batch = head.inputs(*size, trainable=trainable, device=device)
-    names, absent = head.available(gather.against(head.ON_DEVICE, against), task)
+    if sparse:
+        title += ", probabilities like a model's"
+        batch = head.like_a_model(*size, trainable=trainable, device=device)
+        names, absent = head.available((head.PREFUSE, *head.SPARSE), task)
+    else:
+        batch = head.inputs(*size, trainable=trainable, device=device)
+        names, absent = head.available(gather.against(head.ON_DEVICE, against), task)
     reasons = absent | {name: reason for name in names if (reason := head.disagreement(name, task, batch))}
     runs: dict[str, Callable[[], object]] = {BARE: head.bare(batch)}
     peaks = {BARE: peak_bytes(runs[BARE])}
@@ -85,7 +100,13 @@ def measure_task(
     timings = timing.interleaved_on_device({name: _ready(runs[name]) for name in peaks}, rounds)
     cases = [case_of(name, batch, timings, peaks[name]) for name in timings]
     _show(f"LM head, {title}: {batch.labels.numel()} tokens, H={size.features}, V={size.classes}", cases)
-    return {"task": task, "weight": "trained" if trainable else "frozen", "not_measured": reasons, "cases": cases}
+    return {
+        "task": task,
+        "weight": "trained" if trainable else "frozen",
+        "like_a_model": sparse,
+        "not_measured": reasons,
+        "cases": cases,
+    }
 
 
 def case_of(name: str, batch: head.Batch, timings: dict[str, timing.Timing], peak: int) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def programs(
         found += _of(_prefuse.cuda_plan_segment_sum(values, offsets, values))
         found += _of(_prefuse.cuda_plan_segment_expand(values, offsets, values))
     for dtype in dtypes:
+        found += column_programs(dtype)
         for other in dict.fromkeys((dtype, "f64" if dtype == "f64" else "f32")):
             found += distance_programs(dtype, other)
     return [program for i, program in enumerate(found) if program not in found[:i]]
@@ -66,6 +67,20 @@ def distance_programs(first: str, second: str) -> list[Program]:
     sums = ("f64" if first == "f64" else "f32", (samples,), (1,))
     forward = _prefuse.cuda_plan_distance_forward(one, other, sums, None)
     return _of(forward) + _of(_prefuse.cuda_plan_distance_backward(one, other, sums, one))
+
+
+def column_programs(dtype: str) -> list[Program]:
+    """Those of sparse gradients of logits of this dtype."""
+    rows, width, wide = 4, 1 << 16, "f64" if dtype == "f64" else "f32"
+    logits, numbers = (dtype, (rows, width), (width, 1)), (wide, (rows,), (1,))
+    strips = (logits, numbers, numbers, ("i64", (rows,), (1,)), rows)
+    found = ("bool", (1, width), (width, 1)), (dtype, (1, width), (width, 1))
+    columns, starts, values = ("i64", (8,), (1,)), ("i64", (2,), (1,)), (dtype, (rows * 8,), (1,))
+    gathered = columns, starts, values, (wide, (1, rows), (rows, 1))
+    total, product = (wide, (width, 64), (64, 1)), (wide, (8, 64), (64, 1))
+    launches = _prefuse.cuda_plan_columns_find(strips, 0.5, found)
+    launches += _prefuse.cuda_plan_columns_gather(strips, gathered)
+    return _of(launches + _prefuse.cuda_plan_columns_add((total, product, columns)))
 
 
 def _of(launches: list[dict[str, Any]]) -> list[Program]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import prefuse._prefuse as _prefuse
 from prefuse._backends.nvrtc import prepare, resources
 from prefuse.doctor.machine_code import Loop, disassembled, disassembler, loops
-from prefuse.doctor.programs import STATISTICS, Program, distance_programs, rows_programs
+from prefuse.doctor.programs import STATISTICS, Program, column_programs, distance_programs, rows_programs
 
 ARCHITECTURES = (80, 90, 100, 120)
 """Compute capabilities whose code is counted: A100, H100, B200, RTX 50."""
@@ -136,6 +136,8 @@ def _programs(architecture: int) -> Iterator[tuple[str, Program, int]]:
         for kernel, defines in dict(found).items():
             if kernel != "rows_combine":
                 yield f"{kernel} {dtype} {name}", (kernel, defines), 2 if name == "kl" else 1
+    (find,) = (program for program in column_programs("bf16") if program[0] == "columns_find")
+    yield "columns_find bf16", find, 1
     for kernel, defines in distance_programs("bf16", "bf16"):
         if kernel != "distance_combine":
             yield f"{kernel} bf16", (kernel, defines), 2

@@ -54,7 +54,7 @@ def settle(
     if not any(operands.wants):
         return statistics
     device, shared = operands.labels.device, bool(statistics.shard.name)
-    found = check_sparse(sparse, statistics.differentiated, device, statistics.smoothing, shared)
+    found = check_sparse(sparse, statistics.differentiated, device, statistics.smoothing, operands.softcap, shared)
     return statistics._replace(sparse=found)
 
 

@@ -224,8 +224,16 @@ class Call:
 
     def statistics(self, rows: Rows) -> Tensor:
         """The kernel statistics of a tile, over the whole vocabulary: [S, rows]."""
+        return self.combined(rows, self.local_statistics(rows))
+
+    def local_statistics(self, rows: Rows) -> Tensor:
+        """Those over this process's classes."""
         table = self.new_table(rows.labels.shape[0])
         backend(rows.logits.device).rows_forward(rows, table)
+        return table
+
+    def combined(self, rows: Rows, table: Tensor) -> Tensor:
+        """Those over the whole vocabulary, of those over this process's classes."""
         combined = self.shard.combine(self.kernel_names, table, rows.logits.shape[-1])
         # The parts of a row that is left out are zeros, which combine to something else.
         return combined if rows.mask is None else torch.where(rows.mask, combined, 0)

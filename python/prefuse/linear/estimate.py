@@ -25,11 +25,11 @@ def estimate(plan: Plan, device: str) -> Estimate:
     """Counts what `plan` takes on a device of `DEVICES`.
 
     Raises:
-        ValueError: the name is not one of `DEVICES`, or lists of probabilities take the place of GEMMs.
+        ValueError: the name is not one of `DEVICES`, or gradients are sparse, which takes what the data says.
     """
     on = DEVICES[checked(device)]
-    if plan.name == "lists":
-        raise ValueError("plan: lists are made on the CPU; expected a plan of GEMMs")
+    if plan.job.eps:
+        raise ValueError("sparse: what it takes depends on the probabilities; expected a plan of dense gradients")
     work = plan.job.work(plan.name)
     blocks = -(-plan.job.classes // plan.backward_tile[1]) if plan.backward_tile[1] else 1
     found = cost(work, _tiles(plan, False), _tiles(plan, True), blocks * plan.sums_bytes, on)

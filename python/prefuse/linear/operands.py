@@ -21,7 +21,7 @@ from prefuse._arguments.checks import (
     check_values,
 )
 from prefuse._arguments.layout import scored_tokens
-from prefuse._arguments.placement import sent
+from prefuse._arguments.placement import is_capturing, sent
 from prefuse._arguments.transforms import refuse_transforms
 from prefuse._backends import DEVICES, projected
 from prefuse._backends.rows import BACKWARD_NEEDS, REFERENCE_STATISTICS
@@ -32,8 +32,8 @@ from prefuse.linear import operators
 from prefuse.linear.call import set_of
 from prefuse.linear.costs import Device, device_of
 from prefuse.linear.gemm import HALVES, sum_dtype
-from prefuse.linear.plans import Job, Plan
-from prefuse.linear.sparse import AUTO, Sparse
+from prefuse.linear.plans import SPARSE, Job, Plan
+from prefuse.linear.sparse import AUTO, Sparse, by_columns
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -74,7 +74,7 @@ class Operands(NamedTuple):
         """The flat positions of the scored rows; None while they cannot be looked at."""
         if self.host is not None:
             return self.host.rows
-        if torch.compiler.is_compiling() or self.labels.is_meta or operators.is_capturing(self.labels.device):
+        if torch.compiler.is_compiling() or self.labels.is_meta or is_capturing(self.labels.device):
             return None
         return scored_tokens(self.labels, self.mask, self.ignore_index).reshape(-1).nonzero().reshape(-1)
 
@@ -93,6 +93,7 @@ class Operands(NamedTuple):
             reference=bool(self.reference),
             kept_itemsize=(sum_dtype(dtype) if statistics.wide else dtype).itemsize,
             eps=0.0 if statistics.sparse is None else float(statistics.sparse.eps),
+            on_gpu=by_columns(self.labels.device),
             device=_figures(self.labels.device),
         )
 
@@ -115,8 +116,8 @@ class Statistics(NamedTuple):
 def run(operands: Operands, statistics: Statistics, index: Tensor | None, plan: Plan) -> tuple[Tensor, Plan]:
     """The statistics of all tokens, [S, *lead], by a plan other than "grouped", and what the plan has become."""
     values, _, *kept = operators.linear_token_stats(*request(operands, statistics, index, plan))
-    if plan.name == "lists" and not torch.compiler.is_compiling():
-        plan = plan.after(kept[1].shape[0])
+    if plan.name in SPARSE and not torch.compiler.is_compiling():
+        plan = plan.after(kept[operators.ENTRIES[plan.name]].shape[0])
     return values, plan
 
 
@@ -124,7 +125,7 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
     """The call in the form that operators take; labels are looked at here."""
     classes, shard = operands.weights[0].shape[0], statistics.shard
     _check_labels(operands, shard.classes or classes)
-    sparse = statistics.sparse if plan.name == "lists" else None
+    sparse = statistics.sparse if plan.name in SPARSE else None
     return operators.Request(
         *operands[:-3],
         stats=set_of(statistics.names),
@@ -221,7 +222,7 @@ def _known_on_host(labels: Tensor, mask: Tensor | None, ignore_index: int, devic
     """What is known of labels that are on the host, where the hidden states are not."""
     if labels.device == device:
         return None
-    if operators.is_capturing(device):
+    if is_capturing(device):
         raise ValueError(f"labels: expected device {device} while a CUDA graph is captured, got {labels.device}")
     if torch.compiler.is_compiling():
         return OnHost(labels, mask, None)

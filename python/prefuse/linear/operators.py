@@ -13,22 +13,27 @@ import torch
 from torch import Tensor
 
 from prefuse._arguments.layout import scored_tokens
+from prefuse._arguments.placement import is_capturing
 from prefuse._arguments.transforms import refuse_vmap
 from prefuse._backends.lists import Sampling
 from prefuse._backends.rows import names_of
 from prefuse._parallel.sharded_weights import gathered
 from prefuse._parallel.vocabulary import Shard
 from prefuse._statistics.schema import arguments_of
-from prefuse.linear import passes, sparse
+from prefuse.linear import columns, passes, sparse
 from prefuse.linear.call import Call, Projection, Transform, kernel_names, smoothed
 from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.passes import Gradients, Wants, directions
-from prefuse.linear.plans import NARROWEST_BLOCK
+from prefuse.linear.plans import NARROWEST_BLOCK, SPARSE
 
 ONCE_DIFFERENTIABLE = (
     "the fused head is differentiable once: its gradient has no derivative of its own; take second derivatives of the "
     "same statistics written in PyTorch (a linear layer, log_softmax and gather)"
 )
+
+
+ENTRIES = {"lists": 1, "columns": 2}
+"""Which tensor, of what the plan keeps, has an entry for each probability."""
 
 
 class Request(NamedTuple):
@@ -154,6 +159,9 @@ def linear_token_stats(*arguments: Any) -> list[Tensor]:
         else:
             table, lists = sparse.forward(call, request.tile_rows, sampling, request.first_row)
         kept = [*lists]
+    elif request.plan == "columns":
+        table, found = columns.forward(call, request.tile_rows, request.eps)
+        kept = [*found]
     elif request.exact:
         table = passes.exact_forward(call)
     else:
@@ -185,11 +193,21 @@ def _(*arguments: Any) -> list[Tensor]:
         if not shared and passes.keeps_labels_apart(logits_dtype):
             kept.append(make((room,), dtype=dtype))
     elif request.plan == "lists":
-        rows, entries = (0, 0) if request.labels.is_meta else _unknown_sizes(request.live)
+        rows, entries = (0, 0) if request.labels.is_meta else _unknown_sizes(request.live, 1)
         kept = [
             make((rows + 1,), dtype=torch.int64),
             make((entries,), dtype=torch.int64),
             make((entries,), dtype=dtype),
+            make((2, rows), dtype=dtype),
+        ]
+    elif request.plan == "columns":
+        rows, strips, entries, numbers = _unknown_sizes(request.live, 3)
+        kept = [
+            torch.empty((strips, 5), dtype=torch.int64, device="cpu"),
+            make((entries,), dtype=torch.int64),
+            make((numbers,), dtype=logits_dtype),
+            make((strips, request.weights[0].shape[0]), dtype=logits_dtype),
+            make((rows,), dtype=dtype),
             make((2, rows), dtype=dtype),
         ]
     return [make((len(request.names), *request.shape), dtype=dtype), table, *kept]
@@ -224,11 +242,11 @@ def _(grads: Tensor, table: Tensor, kept: list[Tensor], *arguments: Any) -> list
     ]
 
 
-def _unknown_sizes(live: Tensor | None) -> tuple[int, int]:
-    """Of scored rows and entries of their lists, which are known when it has run."""
+def _unknown_sizes(live: Tensor | None, others: int) -> list[int]:
+    """The number of scored rows, and so many others, which are known when it has run."""
     context = torch.library.get_ctx()
     rows = context.new_dynamic_size() if live is None else live.shape[0]
-    return rows, context.new_dynamic_size()  # type: ignore[return-value]
+    return [rows, *(context.new_dynamic_size() for _ in range(others))]  # type: ignore[list-item]
 
 
 def _pull_back(
@@ -245,6 +263,8 @@ def _pull_back(
         return passes.backward_from_logits(call, kept, factors, wants)
     if request.plan == "lists":
         return sparse.backward(call, sparse.Kept(*kept), grads, wants)
+    if request.plan == "columns":
+        return columns.backward(call, columns.Kept(*kept), grads, wants)
     return passes.recompute(call, (request.backward_rows, request.backward_classes), table, grads, wants)
 
 
@@ -254,10 +274,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.set_materialize_grads(False)
     # What the backward pass will not read is let go: with the weight frozen, the hidden states and (but for the
     # gradient of `lse`) the weight, which may have been gathered for this call; the bias unless logits are made again.
-    wants, from_lists = request.wanted(), request.plan == "lists"
-    unread_inputs = request.plan == "single-pass" or (from_lists and not (any(wants.weights) or wants.bias))
+    wants, is_sparse = request.wanted(), request.plan in SPARSE
+    unread_inputs = request.plan == "single-pass" or (is_sparse and not (any(wants.weights) or wants.bias))
     unread_weights = (request.plan == "single-pass" and "lse" not in request.with_gradient) or (
-        from_lists and not any(wants.inputs)
+        is_sparse and not any(wants.inputs)
     )
     ctx.lists = (
         [_unread(tensor, unread_inputs) for tensor in request.inputs],
@@ -325,11 +345,6 @@ def _nothing(inputs: int, weights: int, reference: int) -> tuple[Any, ...]:
 
 def _flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
-
-
-def is_capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured, during which nothing can be looked at."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Any) -> NoReturn:

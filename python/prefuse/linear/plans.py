@@ -14,6 +14,8 @@ keep         d(statistic)/d(logits) of all rows is kept for the backward pass   
 recompute    the backward pass makes the logits again                              2 + hidden + weight
 lists        with `sparse`: short lists of each row's probabilities are kept, and  1
              gradients are sums over them (`prefuse.linear.sparse`)
+columns      the same on a GPU: of strips of rows the columns in which their       1
+             probabilities are, and the mean of the rest (`prefuse.linear.columns`)
 ============ ===================================================================== ============================
 
 `choose` takes sizes and wishes and looks at no tensor, so a plan can be had before there is anything to run.
@@ -29,10 +31,13 @@ from prefuse.linear.costs import BLOCK_ROWS, Device, Estimate, Work, cost
 
 __all__ = ["DEVICE_WORKSPACE_BYTES", "PLANS", "WORKSPACE_BYTES", "Job", "Plan", "choose"]
 
-PLANS = ("forward", "single-pass", "grouped", "keep", "recompute", "lists")
+PLANS = ("forward", "single-pass", "grouped", "keep", "recompute", "lists", "columns")
 """The names of the plans, as `plan=` takes them."""
 
 Tile = tuple[int, int]
+
+SPARSE = ("lists", "columns")
+"""Those of `sparse`: on the CPU, on a GPU."""
 
 WORKSPACE_BYTES = 256 << 20
 """How much memory tiles may take where the caller does not say."""
@@ -55,6 +60,9 @@ WHOLE_ROWS = 64
 LISTED_ROWS = 512
 """Tiles of which lists are made have no more rows: enough for a GEMM, and as little fresh memory as that allows."""
 
+STRIP_ROWS = 1024
+"""Rows that share their columns in the plan "columns": products of so many fill a GPU, and have few columns yet."""
+
 NARROWEST_BLOCK = 4096
 """Classes of a block below which its GEMMs are slow: then rows are cut too."""
 
@@ -75,7 +83,8 @@ class Job:
         groups: rows of each group that an objective scores as one; None where the loss is not known here.
         apart: whether groups may be scored one by one: False where the objective looks at the whole batch.
         kept_itemsize: bytes of a number of the hidden states' gradient while it waits.
-        eps: from which probability on lists have them as they are; 0: gradients are dense.
+        eps: from which probability on lists, or columns, have them as they are; 0: gradients are dense.
+        on_gpu: whether the hidden states are on one.
         device: figures of the GPU whose waves tiles are to fill; None: the CPU, or a device that cannot be asked.
     """
 
@@ -91,6 +100,7 @@ class Job:
     apart: bool = True
     kept_itemsize: int = 4
     eps: float = 0.0
+    on_gpu: bool = False
     device: Device | None = None
 
     def work(self, plan: str) -> Work:
@@ -131,7 +141,7 @@ class Plan:
         sums_bytes: float32 sums of 16-bit gradients of the weight, while it is added up over tiles.
         backward_tile: rows and classes of a tile of the backward pass, where that makes logits anew.
         chunks: for `grouped`, the groups of each tile: tile i takes groups chunks[i] up to chunks[i + 1].
-        listed: for `lists`, after it has run: how many entries all lists have.
+        listed: for `lists` and `columns`, after it has run: how many entries they have.
         estimate: what it should take on a named device, where that was asked for (`prefuse.explain`).
         job: what it is for.
     """
@@ -151,8 +161,8 @@ class Plan:
     estimate: Estimate | None = None
 
     def after(self, listed: int) -> Plan:
-        """The plan "lists" after it has run, with so many entries in all lists."""
-        return replace(self, listed=listed, kept_bytes=listed * _entry_bytes(self.job))
+        """The plan "lists" or "columns" after it has run, with so many entries."""
+        return replace(self, listed=listed, kept_bytes=listed * _entry_bytes(self.name, self.job))
 
     def __repr__(self) -> str:
         return "\n".join(f"{name:<11}{value}" for name, value in self._lines())
@@ -175,19 +185,32 @@ class Plan:
             lines.append(("sums", f"{_bytes(self.sums_bytes)} of float32 for the weight's gradient"))
         if self.name == "lists":
             lines.append(("lists", self._of_lists()))
+        if self.name == "columns":
+            lines.append(("columns", self._of_columns()))
         lines.append(("kept", f"{_bytes(self.kept_bytes)} from forward to backward"))
         if self.name != "keep" and self.tile[0] < job.rows:
             lines.append(("not made", f"{_bytes(job.rows * job.classes * job.itemsize)} of logits"))
         return lines + (self.estimate.lines() if self.estimate else [])
 
     def _of_lists(self) -> str:
-        job, saved = self.job, int(self.job.hidden) + int(self.job.weight)
+        job = self.job
         text = f"probabilities from {job.eps:.3g} on, smaller ones at random: "
         if self.listed is None:
             text += f"at most {_most_listed(job):.0f} entries a row in the mean"
         else:
             text += f"{self.listed / max(1, job.rows):.0f} entries a row"
-        return f"{text}, in place of {saved} GEMM{'s' if saved > 1 else ''}"
+        return f"{text}, {self._spared()}"
+
+    def _of_columns(self) -> str:
+        job = self.job
+        text = f"those in which a row of a strip has a probability from {job.eps:.3g} on, and the mean of the rest"
+        if self.listed is not None:
+            text += f": {self.listed / max(1, job.rows * job.classes):.1%} of all"
+        return f"{text}, {self._spared()}"
+
+    def _spared(self) -> str:
+        gemms = int(self.job.hidden) + int(self.job.weight)
+        return f"in place of {gemms} GEMM{'s' if gemms > 1 else ''}"
 
 
 def choose(job: Job, workspace_bytes: int | None = None, plan: str | None = None) -> Plan:
@@ -206,7 +229,7 @@ def choose(job: Job, workspace_bytes: int | None = None, plan: str | None = None
         raise ValueError(f"plan: expected one of {', '.join(PLANS)}, or None to have it chosen, got {plan!r}")
     if workspace_bytes is None:
         summed = job.classes * job.features * 4 if job.weight and job.itemsize == 2 else 0
-        workspace_bytes = default_workspace(job.device is not None and not job.eps, summed)
+        workspace_bytes = default_workspace(job.device is not None and (job.on_gpu or not job.eps), summed)
     if not (job.hidden or job.weight):
         return _plan("forward", "nothing wants a gradient", job, workspace_bytes)
     obstacles = {name: _obstacle(name, job, workspace_bytes) for name in PLANS}
@@ -216,6 +239,7 @@ def choose(job: Job, workspace_bytes: int | None = None, plan: str | None = None
         return _plan(plan, "asked for", job, workspace_bytes)
     for name, reason in (
         ("lists", "sparse: gradients are sums over short lists"),
+        ("columns", "sparse: gradients are products of the columns in which probabilities are"),
         ("single-pass", "no gradient to the weight, so the upstream gradient can wait"),
         ("grouped", "the objective is known, and no group needs another"),
         ("keep", "the loss is not known here, and the logits fit into workspace_bytes"),
@@ -243,10 +267,11 @@ def _obstacle(name: str, job: Job, workspace_bytes: int) -> str:
     """Why a job that wants a gradient cannot be done by the plan; empty where it can."""
     if name == "forward":
         return "hidden states or weight require grad, and it makes no gradient; detach them or use torch.no_grad()"
-    if name == "lists" and not job.eps:
+    if name in SPARSE and not job.eps:
         return "it makes sparse gradients; ask for them by sparse="
-    if name != "lists" and job.eps:
-        return 'its gradients are dense, and sparse= asks for others; leave out one of the two, or name "lists"'
+    if job.eps and name != SPARSE[job.on_gpu]:
+        what = "it is for hidden states elsewhere" if name in SPARSE else "its gradients are dense"
+        return f'{what}, and sparse= asks for others; leave out one of the two, or name "{SPARSE[job.on_gpu]}"'
     if name == "single-pass":
         if job.weight:
             return "the weight (or bias, or adapter) requires grad, which takes the upstream gradient of each token"
@@ -289,6 +314,7 @@ def _plan(name: str, reason: str, job: Job, workspace_bytes: int) -> Plan:
         "keep": 1 + gradients,
         "recompute": 2 + gradients,
         "lists": 1,
+        "columns": 1,
     }[name]
     if name == "lists":
         workspace_bytes = min(workspace_bytes, LISTED_ROWS * job.row_bytes)
@@ -319,6 +345,9 @@ def _plan(name: str, reason: str, job: Job, workspace_bytes: int) -> Plan:
 def _rows_of_tiles(name: str, job: Job, workspace_bytes: int) -> tuple[int, int]:
     """Rows of a tile, as even as they go, and the number of tiles."""
     room = max(1, workspace_bytes // job.row_bytes)
+    if name == "columns" and STRIP_ROWS < room < job.rows:
+        rows = room - room % STRIP_ROWS
+        return rows, -(-job.rows // rows)
     if job.device is not None and name != "lists" and job.rows and room >= BLOCK_ROWS:
         return _by_waves(name, job, room)
     tiles = -(-job.rows // room)
@@ -416,13 +445,14 @@ def _kept_bytes(name: str, job: Job) -> int:
         "grouped": (hidden if job.hidden else 0) + (weight if job.weight else 0),
         "keep": job.rows * job.classes * job.itemsize,
         "recompute": 0,
-        "lists": round(job.rows * _most_listed(job) * _entry_bytes(job)),
+        "lists": round(job.rows * _most_listed(job) * _entry_bytes(name, job)),
+        "columns": job.rows * job.classes * job.itemsize,
     }[name]
 
 
-def _entry_bytes(job: Job) -> int:
-    """Of a class and a value."""
-    return 8 + max(4, job.itemsize)
+def _entry_bytes(name: str, job: Job) -> int:
+    """Of a class and a value in lists, of a probability in columns."""
+    return 8 + max(4, job.itemsize) if name == "lists" else job.itemsize
 
 
 def _most_listed(job: Job) -> float:

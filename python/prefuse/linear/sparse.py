@@ -6,6 +6,8 @@ seed, step, row and class, and is left out otherwise. So what is listed has the 
 ``p·(eps − p)`` where p < eps and 0 elsewhere, and a list has at most 1/eps entries in the mean. The label's own is
 exact.
 
+On a GPU it is columns of strips of rows that are gathered, and nothing is drawn (`prefuse.linear.columns`).
+
 Statistics are what they are without lists: only gradients are rounded. Two of three GEMMs become sums over lists.
 """
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from prefuse._arguments.checks import check_integer
+from prefuse._arguments.placement import is_capturing
 from prefuse._backends import lists as backend
 from prefuse._backends import storage
 from prefuse._backends.lists import Sampling
@@ -46,7 +49,8 @@ class Sparse:
 
     Attributes:
         eps: in [2^-40, 1]: probabilities from here on are taken as they are, smaller ones rounded at random to 0 or
-            eps.
+            eps. On a GPU, columns in which no row of a strip has such a one are replaced by the strip's mean, and
+            nothing below has a meaning.
         seed: in [0, 2^62), of the hash that rounds. None: drawn at each call from PyTorch's default generator, as
             dropout draws, and different in each process.
         step: at least 0: another number, other roundings; for a `seed` that stays.
@@ -86,6 +90,7 @@ def check_sparse(
     differentiated: Sequence[str],
     device: torch.device,
     smoothing: float,
+    softcap: float,
     shared: bool,
 ) -> Sparse | None:
     """`sparse` as a `Sparse`; None where it is off.
@@ -95,6 +100,7 @@ def check_sparse(
         differentiated: the statistics that a gradient comes to.
         device: that of the hidden states.
         smoothing: of labels.
+        softcap: of logits; 0: none.
         shared: whether processes share the vocabulary.
 
     Raises:
@@ -114,11 +120,27 @@ def check_sparse(
             f"sparse: expected gradients through {' and '.join(CARRIED)} alone, got one through {', '.join(others)}, "
             "which lists do not carry; leave out sparse, or the gradient (differentiable=)"
         )
-    if device.type not in ("cpu", "meta"):
-        raise ValueError(f"sparse: expected hidden states on the CPU, where lists are made, got {device}")
-    if shared and made.seed is None:
+    if by_columns(device):
+        _check_columns(device, softcap)
+    elif shared and made.seed is None:
         raise ValueError("sparse: expected Sparse(eps, seed=...) with group, the same on all of its processes")
     return made
+
+
+def by_columns(device: torch.device) -> bool:
+    """Whether columns are gathered there, in place of lists."""
+    return device.type == "cuda"
+
+
+def _check_columns(device: torch.device, softcap: float) -> None:
+    """Refuses what columns (`prefuse.linear.columns`) do not carry."""
+    if softcap:
+        raise ValueError(
+            f"softcap: expected None with sparse on {device}, got {softcap}: each probability would have a slope of "
+            "its own, which a strip's mean does not tell"
+        )
+    if is_capturing(device):
+        raise ValueError("sparse: how many columns there are is looked at, which no CUDA graph can; leave it out")
 
 
 def draw_seed() -> int:

@@ -57,7 +57,7 @@ class PreferenceConfig(DPOConfig):  # type: ignore[misc]
             so that 8 rows as 8 x 1 and as 2 x 4 are the same update; or each ``"micro_batch"``, as TRL's DPO trainer.
         workspace_bytes: of the fused head, see `prefuse.preference_loss`.
         head_sparse: its `sparse`, as 2**-12 or "auto": gradients of the head from short lists, without bias, rounded
-            anew at every step. On the CPU; with a number, objectives whose gradient goes through other statistics than
+            anew at every step. With a number, objectives whose gradient goes through other statistics than
             log-probabilities are refused at the first step. None: dense.
 
     Raises:

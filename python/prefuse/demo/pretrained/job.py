@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from prefuse._pretrained.smollm2 import SMOLLM2
 from prefuse.language import Objective
 
-from ..batches import Batch, Encoded, padded
+from ..batches import IGNORED, Batch, Encoded, padded
 from ..evaluate import HeldOut, held_out
 from ..progress import Display
 from ..train import Step, prefer
@@ -315,10 +315,12 @@ def _train(
 
 
 def _few(batch: Batch) -> Batch:
-    """The first pairs of a batch, to measure a step on."""
+    """The first pairs of a batch, no longer than they are themselves, to measure a step on."""
     few = min(_MEASURED, batch.pairs)
     rows = [*range(few), *range(batch.pairs, batch.pairs + few)]
-    return Batch(batch.tokens[rows], batch.labels[rows], few)
+    labels = batch.labels[rows]
+    longest = int((labels != IGNORED).any(0).nonzero().max()) + 1
+    return Batch(batch.tokens[rows, :longest], labels[:, :longest], few)
 
 
 def _endless(pairs: Sequence[Encoded], size: int, pad: int, seed: int) -> Iterator[Batch]:

@@ -1,0 +1,318 @@
+"""Sparse gradients on a GPU: the columns in which a strip of rows has most of its mass, and the mean of the rest.
+
+Lists of single classes (`prefuse.linear.sparse`) leave tensor cores without work. A strip of a few hundred rows has
+most of its probabilities in a small part of the vocabulary: the columns in which some row has at least eps. These are
+gathered, matrices [rows, columns] and [columns, H], and multiplied as matrices are. What a row has elsewhere, the mass
+t_r, is taken to be spread as the strip's is:
+
+    p_rj ≈ t_r · (Σ_s p_sj) / (Σ_s t_s)        for the columns that are not gathered
+
+so each row's mass is exact, and so is the sum over rows that have the same upstream gradient. The label's own share is
+exact. Nothing is drawn at random.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prefuse._backends import columns as backend
+from prefuse._backends import storage
+from prefuse._backends.columns import Gathered, Strips
+from prefuse._backends.rows import Rows
+from prefuse.linear.call import Call
+from prefuse.linear.gemm import add_rows, multiply, scale_rows, sum_dtype
+from prefuse.linear.passes import Gradients, Wants
+from prefuse.linear.plans import STRIP_ROWS
+
+ALIGNED = 64
+"""Columns of a strip are filled up to a multiple of so many, as GEMMs like it."""
+
+MOST = 0.4
+"""A strip that has more of all columns than this takes all of them, where nothing is left over."""
+
+
+class Strip(NamedTuple):
+    """Which scored rows it has, where its columns are, and where its probabilities begin."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+    offset: int
+
+
+class Kept(NamedTuple):
+    """What waits for the backward pass; M rows are scored, in S strips.
+
+    Attributes:
+        layout: [S, 5] int64 on the host: a `Strip` each.
+        columns: [L] int64, numbers of this process's classes, filled up with -1.
+        values: the probabilities of each strip, [rows, columns], one strip behind the other; 0 of labels.
+        tails: [S, V]: what the strip's rows have together in each column that is not gathered, times a number.
+        rest: [M]: what of `tails` is the row's.
+        at_label: [2, M]: 1 - p and p of the label, times dz/d(logit), as the lists have it.
+    """
+
+    layout: Tensor
+    columns: Tensor
+    values: Tensor
+    tails: Tensor
+    rest: Tensor
+    at_label: Tensor
+
+    def strips(self) -> Iterator[tuple[int, Strip, Tensor, Tensor]]:
+        """(number, strip, its columns, its probabilities [rows, columns])."""
+        for number, numbers in enumerate(self.layout.tolist()):
+            strip = Strip(*numbers)
+            shape = strip.last - strip.first, strip.stop - strip.start
+            values = self.values[strip.offset : strip.offset + math.prod(shape)].view(shape)
+            yield number, strip, self.columns[strip.start : strip.stop], values
+
+
+def forward(call: Call, rows: int, eps: float) -> tuple[Tensor, Kept]:
+    """The kernel statistics of all tokens, [S, N], and what is kept of the scored ones."""
+    table = call.new_table(call.tokens).zero_()
+    buffer = call.buffer(min(rows, call.count))
+    made: list[Kept] = []
+    for part in call.tiles(rows):
+        tile = call.tile(part, buffer)
+        local = call.local_statistics(tile)
+        own = call.combined(tile, local)
+        table[:, part] = own
+        made.append(_of_tile(call, tile, local, own, eps))
+    return table, _joined(made) if made else _nothing(call)
+
+
+def backward(call: Call, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> Gradients:
+    """The gradients: of the inputs strip by strip, of the weights added up in float32 and rounded once."""
+    part = call.part(0, call.count)
+    logp, lse = (_rows_of(grads.get(name), part, kept.rest) for name in ("logp", "lse"))
+    factors = (lse - logp) * _slope(call)[part].to(kept.rest.dtype)
+    tail = _product(factors, kept.rest)
+    local = call.labels[part] - call.shard.first_class
+    held = (local >= 0) & (local < call.head.classes)
+    label = torch.where(held, local, 0)
+    at_label = _product(logp, kept.at_label[0]) + _product(lse, kept.at_label[1])
+    pulled = _Pulled(kept, factors, tail, label, torch.where(held, at_label, 0))
+    inputs = [
+        _spread(call, pulled.of_input(weight)) if wanted else None
+        for weight, wanted in zip(call.head.weights, wants.inputs, strict=True)
+    ]
+    weights = [
+        pulled.of_weight(factor, weight) if wanted else None
+        for factor, weight, wanted in zip(call.head.rows(part), call.head.weights, wants.weights, strict=True)
+    ]
+    bias = pulled.of_bias(call.head.bias) if wants.bias and call.head.bias is not None else None
+    return Gradients(inputs, weights, bias)
+
+
+class _Pulled(NamedTuple):
+    """d(loss)/d(logits) of the scored rows, in parts: `factors` times the probabilities, `tail` times those of the
+    strips, and `at_label`, each [M]."""
+
+    kept: Kept
+    factors: Tensor
+    tail: Tensor
+    label: Tensor
+    at_label: Tensor
+
+    def of_input(self, weight: Tensor) -> Tensor:
+        """Times the weight [V, H]: [M, H] in the dtype of sums."""
+        wide = sum_dtype(weight.dtype)
+        means = weight.new_empty((self.kept.tails.shape[0], weight.shape[1]), dtype=wide)
+        multiply(self.kept.tails, weight, means)
+        found = weight.new_empty((self.tail.shape[0], weight.shape[1]), dtype=wide)
+        for number, strip, columns, values in self.kept.strips():
+            own = found[strip.first : strip.last]
+            multiply(values, _rows_at(weight, columns), own)
+            own.mul_(self.factors[strip.first : strip.last, None])
+            own.addcmul_(self.tail[strip.first : strip.last, None], means[number])
+        return found.addcmul_(weight[self.label].to(wide), self.at_label[:, None])
+
+    def of_weight(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        """Transposed, times the inputs [M, H]: [V, H], rounded to the dtype of the weight."""
+        wide = sum_dtype(weight.dtype)
+        total = storage.empty(weight.shape, wide, weight.device)
+        multiply(self.kept.tails.t(), self._tail_sums(inputs).to(weight.dtype), total)
+        for _, strip, columns, values in self.kept.strips():
+            scaled = scale_rows(inputs[strip.first : strip.last], self.factors[strip.first : strip.last], weight.dtype)
+            product = weight.new_empty((columns.shape[0], weight.shape[1]), dtype=wide)
+            multiply(values.t(), scaled, product)
+            backend.add(total, product, columns)
+        add_rows(total, self.label, inputs, self.at_label)
+        if total.dtype == weight.dtype:
+            return total
+        return storage.empty(weight.shape, weight.dtype, weight.device).copy_(total)
+
+    def of_bias(self, bias: Tensor) -> Tensor:
+        """Summed over rows: [V], rounded to the dtype of the bias."""
+        wide = self.tail.dtype
+        total = (self.kept.tails.t().to(wide) @ self._tail_sums(self.tail.new_ones((len(self.tail), 1)))).to(wide)
+        for _, strip, columns, values in self.kept.strips():
+            own = self.factors[strip.first : strip.last]
+            backend.add(total, (values.t().to(wide) @ own)[:, None].contiguous(), columns)
+        total[:, 0].index_put_((self.label,), self.at_label, accumulate=True)
+        return total[:, 0].to(bias.dtype)
+
+    def _tail_sums(self, inputs: Tensor) -> Tensor:
+        """Σ tail·inputs over the rows of each strip, [S, H] in the dtype of sums."""
+        wide = self.tail.dtype
+        sums = [
+            self.tail[None, strip.first : strip.last] @ inputs[strip.first : strip.last].to(wide)
+            for _, strip, _, _ in self.kept.strips()
+        ]
+        return torch.cat(sums) if sums else self.tail.new_empty((0, inputs.shape[1]))
+
+
+def _of_tile(call: Call, tile: Rows, local: Tensor, own: Tensor, eps: float) -> Kept:
+    """What is kept of a tile whose kernel statistics are `own`, over this process's classes `local`."""
+    rows, width = tile.logits.shape
+    lse = own[call.kernel_names.index("lse")].contiguous()
+    labels = tile.labels - call.shard.first_class
+    slope = _slope_of(tile, own.dtype)
+    strips = Strips(tile.logits, slope * math.log2(math.e), lse, labels, strip_rows(rows))
+    active = torch.empty((strips.number, width), dtype=torch.bool, device=lse.device)
+    tails = tile.logits.new_empty((strips.number, width))
+    backend.find(strips, eps, active, tails)
+    starts, columns = _listed(active, tails)
+    longest = max((b - a for a, b in itertools.pairwise(starts)), default=0)
+    gathered = Gathered(
+        columns,
+        torch.tensor(starts, device=lse.device),
+        tile.logits.new_empty(strips.strip_rows * len(columns)),
+        lse.new_zeros((backend.parts(longest), rows)),
+    )
+    backend.gather(strips, gathered)
+    beside, at_label = _masses(call, tile, local, own, labels)
+    layout = []
+    for number, (start, stop) in enumerate(itertools.pairwise(starts)):
+        first = number * strips.strip_rows
+        layout.append(Strip(first, min(rows, first + strips.strip_rows), start, stop, start * strips.strip_rows))
+    total = tails.sum(1, dtype=own.dtype).repeat_interleave(strips.strip_rows)[:rows]
+    left = beside - gathered.sums.sum(0)
+    rest = torch.where(total > 0, left / total, 0 * left)  # NaN stays
+    return Kept(torch.tensor(layout), columns, gathered.values, tails, rest, at_label * slope)
+
+
+def strip_rows(rows: int) -> int:
+    """Rows of the strips of a tile: as even as they go."""
+    count = -(-rows // STRIP_ROWS)
+    return min(rows, _round_up(-(-rows // count))) if count > 1 else rows
+
+
+def _round_up(number: int) -> int:
+    return -(-number // ALIGNED) * ALIGNED
+
+
+def _listed(active: Tensor, tails: Tensor) -> tuple[list[int], Tensor]:
+    """Where each strip's columns begin, and all of them; this waits for the device.
+
+    A strip with many takes all of them: then nothing is left over in `tails`.
+    """
+    width = active.shape[1]
+    counts = active.sum(1).tolist()
+    for number, count in enumerate(counts):
+        if MOST * width < count < width:
+            active[number], tails[number] = True, 0
+            counts[number] = width
+    starts = [0]
+    for count in counts:
+        starts.append(starts[-1] + _round_up(count))
+    found = torch.split(active.nonzero()[:, 1], counts)
+    columns = found[0].new_full((starts[-1],), -1) if found else torch.empty(0, dtype=torch.int64, device=active.device)
+    for start, own in zip(starts, found, strict=False):
+        columns[start : start + len(own)] = own
+    return starts, columns
+
+
+def _masses(call: Call, tile: Rows, local: Tensor, own: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What each row has in this process's classes beside its label's, [rows], and 1 - p and p of the label, [2, rows].
+
+    All are 0 of a row that holds nothing but -inf.
+    """
+    at = call.kernel_names.index("lse")
+    lse, width = own[at], tile.logits.shape[1]
+    held = (labels >= 0) & (labels < width)
+    if "logp" in call.kernel_names:
+        logp = own[call.kernel_names.index("logp")]
+    else:
+        logit = tile.logits.gather(1, torch.where(held, labels, 0)[:, None])[:, 0].to(own.dtype)
+        logp = torch.where(held, logit * _slope_of(tile, own.dtype) - lse, -math.inf)
+    at_label = torch.stack([-logp.expm1(), logp.exp()])
+    beside = at_label[0] if not call.shard.name else (local[at] - lse).exp() - torch.where(held, at_label[1], 0)
+    empty = lse == -math.inf
+    return torch.where(empty, 0, beside), torch.where(empty, 0, at_label)
+
+
+def _slope_of(tile: Rows, dtype: torch.dtype) -> Tensor:
+    """dz/d(logit) of each row of a tile."""
+    if tile.temperatures is None:
+        return tile.logits.new_full((tile.logits.shape[0],), tile.scale / tile.temperature, dtype=dtype)
+    return tile.scale / tile.temperatures.to(dtype)
+
+
+def _slope(call: Call) -> Tensor:
+    """dz/d(logit) of each token."""
+    given = call.transform.temperatures
+    if given is None:
+        return call.labels.new_full(
+            (call.tokens,), call.transform.scale / call.transform.temperature, dtype=call.table_dtype
+        )
+    return call.transform.scale / given.to(call.table_dtype)
+
+
+def _joined(tiles: list[Kept]) -> Kept:
+    """Those of all tiles, each strip where it has come to lie."""
+    rows = listed = numbers = 0
+    for tile in tiles:
+        tile.layout.add_(torch.tensor([rows, rows, listed, listed, numbers]))
+        rows, listed, numbers = rows + len(tile.rest), listed + len(tile.columns), numbers + len(tile.values)
+    if len(tiles) == 1:
+        return tiles[0]
+    return Kept(
+        *(
+            torch.cat(parts, -1 if name == "at_label" else 0)
+            for name, parts in zip(Kept._fields, zip(*tiles, strict=True), strict=True)
+        )
+    )
+
+
+def _nothing(call: Call) -> Kept:
+    """Of no rows."""
+    table, columns = call.new_table(0), call.labels.new_empty(0)
+    values = table.new_empty(0, dtype=call.dtype)
+    tails = values.new_empty((0, call.head.classes))
+    return Kept(
+        torch.empty((0, 5), dtype=torch.int64), columns, values, tails, table.new_empty(0), table.new_empty((2, 0))
+    )
+
+
+def _rows_at(weight: Tensor, columns: Tensor) -> Tensor:
+    """Rows of the weight; any where there is no column, which a probability of 0 multiplies."""
+    if columns.shape[0] == weight.shape[0]:
+        return weight
+    return weight.index_select(0, columns.clamp(min=0))
+
+
+def _rows_of(grad: Tensor | None, part: Tensor | slice, like: Tensor) -> Tensor:
+    """An upstream gradient of the scored rows; zeros where there is none."""
+    return torch.zeros_like(like) if grad is None else grad[part].to(like.dtype)
+
+
+def _product(factors: Tensor, values: Tensor) -> Tensor:
+    """The product, 0 where the factor is, whatever the value."""
+    return torch.where(factors == 0, 0, factors * values)
+
+
+def _spread(call: Call, rows: Tensor) -> Tensor:
+    """The scored rows at their places among all tokens, summed over the processes that share a vocabulary."""
+    rows = call.shard.reduce(rows).to(call.dtype)
+    if call.index is None:
+        return rows
+    return rows.new_zeros((call.tokens, rows.shape[1])).index_copy_(0, call.index, rows)

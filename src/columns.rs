@@ -1,0 +1,281 @@
+//! Columns of probabilities of strips of rows, on CUDA: which kernel runs for a call. The arithmetic is in `kernels/columns_*`.
+
+use crate::array::{ArgumentError, Array, Dtype};
+use crate::cuda::{Argument, Launch, Program, Source, THREADS, source};
+
+/// Columns that a block of `columns_gather` takes; `PART` in the source.
+const GATHERED: usize = 4 * THREADS as usize;
+
+const DEFINES: &[&str] = &["LOGIT", "UNIT"];
+
+/// Every kernel of columns: entry point, its file, the constants it is compiled with.
+pub const PROGRAMS: &[source::Entry] = &[
+    ("columns_find", &source::COLUMNS_FIND, DEFINES),
+    ("columns_gather", &source::COLUMNS_GATHER, DEFINES),
+    (
+        "columns_add",
+        &source::COLUMNS_ADD,
+        &["SUM", "PRODUCT", "UNIT"],
+    ),
+];
+
+/// `ColumnsArgs` of `kernels/columns.cuh`.
+#[repr(C)]
+#[derive(Default)]
+struct ColumnsArgs {
+    logits: usize,
+    factors: usize,
+    lse: usize,
+    labels: usize,
+    active: usize,
+    tails: usize,
+    columns: usize,
+    starts: usize,
+    values: usize,
+    sums: usize,
+    rows: i64,
+    width: i64,
+    stride: i64,
+    strip_rows: i64,
+    parts: i64,
+    eps: f64,
+}
+
+// SAFETY: `repr(C)`, 8-byte fields only, in the order of the source.
+unsafe impl Argument for ColumnsArgs {}
+
+/// `AddArgs` of `kernels/columns_add.cu`.
+#[repr(C)]
+struct AddArgs {
+    sum: usize,
+    product: usize,
+    columns: usize,
+    count: i64,
+    size: i64,
+}
+
+// SAFETY: as above.
+unsafe impl Argument for AddArgs {}
+
+/// Rows of logits [N, V] in strips, and what makes probabilities of them.
+pub struct Strips {
+    pub logits: Array,
+    /// [N] of the statistics' dtype: scale/temperature·log2(e).
+    pub factors: Array,
+    /// [N] of the statistics' dtype.
+    pub lse: Array,
+    /// [N] i64.
+    pub labels: Array,
+    /// Rows of a strip; the last may have fewer.
+    pub strip_rows: usize,
+}
+
+impl Strips {
+    fn rows(&self) -> usize {
+        self.logits.shape[0]
+    }
+
+    fn width(&self) -> usize {
+        self.logits.shape[1]
+    }
+
+    fn count(&self) -> usize {
+        self.rows().div_ceil(self.strip_rows)
+    }
+
+    fn sum(&self) -> Dtype {
+        match self.logits.dtype {
+            Dtype::F64 => Dtype::F64,
+            _ => Dtype::F32,
+        }
+    }
+
+    /// Arguments that every kernel reads, if they fit together.
+    fn arguments(&self) -> Result<ColumnsArgs, ArgumentError> {
+        let logits = &self.logits;
+        if logits.shape.len() != 2 || !logits.dtype.is_float() || self.strip_rows == 0 {
+            return Err(ArgumentError::Value(format!(
+                "logits: dtype {} of shape {:?} in strips of {}, expected floats of shape [N, V] in strips of at least 1",
+                logits.dtype.name(),
+                logits.shape,
+                self.strip_rows
+            )));
+        }
+        if logits.strides[1] != 1 && self.width() > 1 {
+            return Err(ArgumentError::Value(format!(
+                "logits: strides {:?}, expected rows of numbers that lie one behind the other",
+                logits.strides
+            )));
+        }
+        let rows = self.rows();
+        expect("factors", &self.factors, self.sum(), &[rows])?;
+        expect("lse", &self.lse, self.sum(), &[rows])?;
+        expect("labels", &self.labels, Dtype::I64, &[rows])?;
+        Ok(ColumnsArgs {
+            logits: logits.address,
+            factors: self.factors.address,
+            lse: self.lse.address,
+            labels: self.labels.address,
+            rows: rows as i64,
+            width: self.width() as i64,
+            stride: logits.strides[0] as i64,
+            strip_rows: self.strip_rows as i64,
+            ..ColumnsArgs::default()
+        })
+    }
+
+    fn launch(
+        &self,
+        kernel: &'static str,
+        source: &'static Source,
+        blocks: usize,
+        args: &ColumnsArgs,
+    ) -> Vec<Launch> {
+        let dtype = self.logits.dtype;
+        let defines = vec![
+            ("LOGIT", dtype.name().to_owned()),
+            ("UNIT", (16 / dtype.size()).to_string()),
+        ];
+        let program = Program {
+            kernel,
+            source,
+            defines,
+        };
+        vec![Launch::new(program, blocks, 1, args)]
+    }
+}
+
+/// The launch that writes which columns of each strip have a p ≥ eps, [strips, V] bool, and the `tails`, [strips, V], of the others.
+pub fn find(
+    strips: &Strips,
+    eps: f64,
+    active: &Array,
+    tails: &Array,
+) -> Result<Vec<Launch>, ArgumentError> {
+    let args = strips.arguments()?;
+    let shape = [strips.count(), strips.width()];
+    expect("active", active, Dtype::Bool, &shape)?;
+    expect("tails", tails, strips.logits.dtype, &shape)?;
+    if strips.logits.is_empty() {
+        return Ok(Vec::new());
+    }
+    let args = ColumnsArgs {
+        active: active.address,
+        tails: tails.address,
+        eps,
+        ..args
+    };
+    let unit = 16 / strips.logits.dtype.size();
+    let across = strips.width().div_ceil(THREADS as usize * unit);
+    Ok(strips.launch(
+        "columns_find",
+        &source::COLUMNS_FIND,
+        strips.count() * across,
+        &args,
+    ))
+}
+
+/// Parts of a strip's columns that blocks share out; so many sums there are of each row.
+pub fn parts(longest: usize) -> usize {
+    longest.div_ceil(GATHERED)
+}
+
+/// What [`gather`] reads and writes beside the strips.
+pub struct Gathered {
+    /// [L] i64: the columns of all strips, filled up with −1.
+    pub columns: Array,
+    /// [strips + 1] i64, where each strip's begin.
+    pub starts: Array,
+    /// [strip_rows·L] of the logits' dtype.
+    pub values: Array,
+    /// [parts, N] of the statistics' dtype.
+    pub sums: Array,
+}
+
+/// The launch that writes the probabilities in the columns, and what each row has in each part of them.
+pub fn gather(strips: &Strips, gathered: &Gathered) -> Result<Vec<Launch>, ArgumentError> {
+    let args = strips.arguments()?;
+    let Gathered {
+        columns,
+        starts,
+        values,
+        sums,
+    } = gathered;
+    let listed = columns.len();
+    expect("columns", columns, Dtype::I64, &[listed])?;
+    expect("starts", starts, Dtype::I64, &[strips.count() + 1])?;
+    expect(
+        "values",
+        values,
+        strips.logits.dtype,
+        &[strips.strip_rows * listed],
+    )?;
+    let parts = sums.shape.first().copied().unwrap_or(0);
+    expect("sums", sums, strips.sum(), &[parts, strips.rows()])?;
+    if strips.logits.is_empty() || parts == 0 {
+        return Ok(Vec::new());
+    }
+    let args = ColumnsArgs {
+        columns: columns.address,
+        starts: starts.address,
+        values: values.address,
+        sums: sums.address,
+        parts: parts as i64,
+        ..args
+    };
+    Ok(strips.launch(
+        "columns_gather",
+        &source::COLUMNS_GATHER,
+        strips.count() * parts,
+        &args,
+    ))
+}
+
+/// The launch that adds `product[i]` to `sum[columns[i]]`, where that is not negative; no two columns are equal.
+pub fn add(sum: &Array, product: &Array, columns: &Array) -> Result<Vec<Launch>, ArgumentError> {
+    let floats = sum.dtype.is_float() && product.dtype.is_float();
+    if sum.shape.len() != 2 || !sum.is_contiguous() || !floats {
+        return Err(ArgumentError::Value(format!(
+            "sum: dtype {} of shape {:?}, expected contiguous floats of shape [V, H], as the product has",
+            sum.dtype.name(),
+            sum.shape
+        )));
+    }
+    let (count, size) = (columns.len(), sum.shape[1]);
+    expect("columns", columns, Dtype::I64, &[count])?;
+    expect("product", product, product.dtype, &[count, size])?;
+    if product.is_empty() {
+        return Ok(Vec::new());
+    }
+    let args = AddArgs {
+        sum: sum.address,
+        product: product.address,
+        columns: columns.address,
+        count: count as i64,
+        size: size as i64,
+    };
+    let narrower = sum.dtype.size().min(product.dtype.size());
+    let program = Program {
+        kernel: "columns_add",
+        source: &source::COLUMNS_ADD,
+        defines: vec![
+            ("SUM", sum.dtype.name().to_owned()),
+            ("PRODUCT", product.dtype.name().to_owned()),
+            ("UNIT", (16 / narrower).to_string()),
+        ],
+    };
+    Ok(vec![Launch::new(program, count, 1, &args)])
+}
+
+fn expect(name: &str, array: &Array, dtype: Dtype, shape: &[usize]) -> Result<(), ArgumentError> {
+    if array.dtype == dtype && array.shape == shape && array.is_contiguous() {
+        return Ok(());
+    }
+    Err(ArgumentError::Value(format!(
+        "{name}: dtype {}, shape {:?}, strides {:?}, expected {} of shape {shape:?}, contiguous",
+        array.dtype.name(),
+        array.shape,
+        array.strides,
+        dtype.name()
+    )))
+}

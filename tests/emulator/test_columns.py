@@ -1,0 +1,154 @@
+"""The kernels of columns on the CPU, beside PyTorch in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from prefuse._backends import columns as backend
+from prefuse._backends.columns import Gathered, Strips
+from tests.emulator import emulator
+from tests.emulator.backend import Emulated
+
+pytestmark = pytest.mark.needs("compiler")
+
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+EPS = 2.0**-6
+
+
+def drawn(rows: int, width: int, dtype: torch.dtype, strip_rows: int, pad: int = 0, seed: int = 0) -> Strips:
+    """Strips of random rows, some labels being nobody's, with rows `pad` numbers apart."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (3 * torch.randn(rows, width + pad, generator=generator, dtype=F64)).to(dtype)[:, :width]
+    wide = F64 if dtype == F64 else F32
+    factors = (0.5 + torch.rand(rows, generator=generator, dtype=F64)).to(wide)
+    lse = torch.logsumexp(logits.double() * factors.double()[:, None] * math.log(2), 1).to(wide)
+    labels = torch.randint(-3, width, (rows,), generator=generator)
+    return Strips(logits, factors, lse, labels, strip_rows)
+
+
+def probabilities(strips: Strips) -> torch.Tensor:
+    """Of all columns, in float64; 0 of labels."""
+    z = strips.logits.double() * strips.factors.double()[:, None] * math.log(2)
+    p = (z - strips.lse.double()[:, None]).exp()
+    own = torch.arange(p.shape[1]) == strips.labels[:, None]
+    return p.masked_fill(own, 0)
+
+
+def found(strips: Strips, eps: float, device: Emulated) -> tuple[torch.Tensor, torch.Tensor]:
+    active = torch.zeros(strips.number, strips.logits.shape[1], dtype=torch.bool)
+    tails = torch.full(active.shape, 777.0, dtype=strips.logits.dtype)
+    device.columns_find(strips, eps, active, tails)
+    return active, tails
+
+
+def gathered(strips: Strips, lists: list[torch.Tensor], device: Emulated) -> Gathered:
+    starts = [0]
+    for columns in lists:
+        starts.append(starts[-1] + len(columns))
+    parts = backend.parts(max(map(len, lists)))
+    made = Gathered(
+        torch.cat(lists),
+        torch.tensor(starts),
+        torch.full((strips.strip_rows * starts[-1],), 777.0, dtype=strips.logits.dtype),
+        torch.zeros(parts, len(strips.lse), dtype=strips.lse.dtype),
+    )
+    device.columns_gather(strips, made)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+@pytest.mark.parametrize(
+    ("rows", "width", "strip_rows", "pad"),
+    [(7, 100, 7, 4), (7, 100, 3, 4), (300, 40, 300, 0), (300, 37, 128, 0), (5, 2500, 2, 1), (1, 1, 1, 0)],
+)
+def test_what_is_found(dtype, rows, width, strip_rows, pad):
+    strips = drawn(rows, width, dtype, strip_rows, pad)
+    active, tails = found(strips, EPS, Emulated())
+    for number, p in enumerate(probabilities(strips).split(strip_rows)):
+        largest = p.max(0).values
+        clear = (largest / EPS - 1).abs() > 1e-4
+        assert torch.equal(active[number][clear], (largest >= EPS)[clear])
+        expected = torch.where(active[number], 0, p.sum(0) / EPS)
+        torch.testing.assert_close(tails[number].double(), expected, rtol=2 * torch.finfo(dtype).eps + 1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+@pytest.mark.parametrize(("rows", "width", "strip_rows"), [(7, 100, 3), (300, 40, 300), (6, 5000, 4)])
+def test_what_is_gathered(dtype, rows, width, strip_rows):
+    strips = drawn(rows, width, dtype, strip_rows)
+    lists = [torch.randperm(width)[: width - 5].sort().values for _ in range(strips.number)]
+    lists[-1][-3:] = -1
+    made = gathered(strips, lists, Emulated())
+    for number, p in enumerate(probabilities(strips).split(strip_rows)):
+        columns, start = lists[number], int(made.starts[number])
+        values = made.values[start * strip_rows :][: len(p) * len(columns)].view(len(p), len(columns))
+        expected = torch.where(columns < 0, 0, p[:, columns.clamp(min=0)])
+        torch.testing.assert_close(values.double(), expected, rtol=torch.finfo(dtype).eps + 1e-5, atol=1e-7)
+        sums = made.sums[:, number * strip_rows :][:, : len(p)].double().sum(0)
+        torch.testing.assert_close(sums, expected.sum(1), rtol=1e-5, atol=1e-6)
+
+
+def test_the_last_strip_writes_its_own_rows_alone():
+    strips = drawn(5, 64, F32, 3)
+    lists = [torch.arange(64), torch.arange(32)]
+    made = gathered(strips, lists, Emulated())
+    assert (made.values[3 * 64 + 2 * 32 :] == 777).all()
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_the_order_of_threads_does_not_matter(dtype):
+    strips = drawn(290, 300, dtype, 200)
+    one = found(strips, EPS, Emulated())
+    lists = [torch.arange(300), torch.arange(100)]
+    both = gathered(strips, lists, Emulated())
+    for order in (emulator.DESCENDING, emulator.SHUFFLED):
+        for a, b in zip(one, found(strips, EPS, Emulated(order=order)), strict=True):
+            assert torch.equal(a, b)
+        other = gathered(strips, lists, Emulated(order=order))
+        assert torch.equal(both.values, other.values) and torch.equal(both.sums, other.sums)
+
+
+@pytest.mark.parametrize("lse", [math.nan, math.inf, -math.inf])
+def test_a_row_without_a_finite_lse_has_no_probabilities(lse):
+    strips = drawn(4, 50, F32, 4)
+    strips.logits[2] = lse
+    strips.lse[2] = lse
+    active, tails = found(strips, EPS, Emulated())
+    others = [0, 1, 3]
+    alone = found(Strips(*(part[others] for part in strips[:-1]), 3), EPS, Emulated())
+    assert torch.equal(active, alone[0]) and torch.equal(tails, alone[1])
+    made = gathered(strips, [torch.arange(50)], Emulated())
+    assert (made.values.view(4, 50)[2] == 0).all() and made.sums.isfinite().all() and (made.sums[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize(("total", "product"), [(F32, BF16), (F32, F32), (F64, F64), (F32, F16)])
+@pytest.mark.parametrize("size", [1, 8, 100, 3000])
+def test_rows_are_added(total, product, size):
+    generator = torch.Generator().manual_seed(0)
+    sums = torch.randn(20, size, generator=generator, dtype=F64).to(total)
+    added = torch.randn(6, size, generator=generator, dtype=F64).to(product)
+    columns = torch.tensor([3, 0, -1, 19, 7, -1])
+    expected = sums.clone()
+    for column, row in zip(columns.tolist(), added, strict=True):
+        if column >= 0:
+            expected[column] += row.to(total)
+    Emulated().columns_add(sums, added, columns)
+    assert torch.equal(sums, expected)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"strip_rows": 0}, "logits: dtype f32 of shape .* in strips of 0, expected floats"),
+        ({"labels": torch.zeros(6, dtype=torch.int64)}, r"labels: dtype i64, shape \[6\].*expected i64 of shape \[7\]"),
+        ({"lse": torch.zeros(7, dtype=F64)}, r"lse: dtype f64.*expected f32 of shape \[7\]"),
+        ({"logits": torch.zeros(100, 7).T}, "logits: strides .*one behind the other"),
+    ],
+)
+def test_what_does_not_fit_together_is_said(changed, message):
+    strips = drawn(7, 100, F32, 4)._replace(**changed)
+    with pytest.raises(ValueError, match=message):
+        Emulated().columns_find(strips, EPS, torch.zeros(2, 100, dtype=torch.bool), torch.zeros(2, 100))

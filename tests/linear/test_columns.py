@@ -1,0 +1,322 @@
+"""Sparse gradients as a GPU makes them, by the emulator: exact where all is gathered, the strip's mean elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+import prefuse
+from prefuse.linear import columns, operators, plans
+from prefuse.linear.costs import DEVICES
+from tests.devices import integers, normal, uniform
+from tests.emulator.backend import gathering_columns
+from tests.linear.oracle import problem, statistics
+from tests.linear.test_operators import arguments
+from tests.linear.test_sparse import gradients, leaves
+
+pytestmark = pytest.mark.needs("compiler")
+
+NEXT_TO_NOTHING = 2.0**-40
+
+
+@pytest.fixture(autouse=True)
+def on_an_emulated_gpu():
+    with gathering_columns():
+        yield
+
+
+def strips_of(monkeypatch, rows, most=1.0):
+    """Strips of so many rows, none of which takes all columns before it has more than `most` of them."""
+    monkeypatch.setattr(columns, "STRIP_ROWS", rows)
+    monkeypatch.setattr(columns, "ALIGNED", 1)
+    monkeypatch.setattr(columns, "MOST", most)
+
+
+@pytest.mark.parametrize("trained", [("hidden",), ("weight",), ("bias",), ("hidden", "weight", "bias")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.7, "scale": 1.3},
+        {"temperature": 0.5 + uniform(37, seed=20, dtype=torch.float64)},
+        {"mask": integers(2, 37, seed=21).bool()},
+        {"workspace_bytes": 4000},
+    ],
+    ids=["plain", "temperature", "temperatures", "mask", "tiles"],
+)
+def test_with_all_columns_it_is_the_dense_gradient(trained, options, monkeypatch):
+    strips_of(monkeypatch, 8)
+    given = problem()
+    wrt = leaves(given, *trained)
+    upstream = [normal(37, seed=10 + i, dtype=torch.float64) for i in range(2)]
+    dense, plain = gradients(given, wrt, upstream, bias=given["bias"], **options)
+    found, made = gradients(given, wrt, upstream, bias=given["bias"], sparse=NEXT_TO_NOTHING, **options)
+    assert made.plan.name == "columns" and made.plan.gemms == 1
+    assert all(torch.equal(plain[name], made[name]) for name in made)
+    for one, other in zip(found, dense, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_through_lse_alone():
+    given = problem()
+    wrt = leaves(given, "hidden", "weight")
+    upstream = [normal(37, seed=10, dtype=torch.float64)]
+    dense, _ = gradients(given, wrt, upstream, ("lse",))
+    found, _ = gradients(given, wrt, upstream, ("lse",), sparse=NEXT_TO_NOTHING)
+    for one, other in zip(found, dense, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_other_dtypes_are_rounded_once(dtype):
+    given = problem(tokens=60, features=77, classes=400, dtype=torch.float64)
+    given["hidden"] *= 0.2
+    narrow = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
+    wrt = leaves(narrow, "hidden", "weight", "bias")
+    upstream = [normal(60, seed=11)]
+    found, _ = gradients(narrow, wrt, upstream, ("logp",), bias=narrow["bias"], sparse=2.0**-30)
+    dense, _ = gradients(narrow, wrt, upstream, ("logp",), bias=narrow["bias"])
+    for one, other in zip(found, dense, strict=True):
+        assert one.dtype == dtype
+        assert (one - other).norm() < {torch.float32: 1e-6}.get(dtype, 8e-3) * other.norm()
+
+
+def test_an_adapter_has_its_gradient_from_the_same_columns():
+    given = problem()
+    first, second = normal(3, 8, seed=30, dtype=torch.float64), normal(53, 3, seed=31, dtype=torch.float64)
+    wrt = [*leaves(given, "hidden"), first.requires_grad_(), second.requires_grad_()]
+    upstream = [normal(37, seed=10, dtype=torch.float64)]
+    options = {"names": ("logp",), "lora": (first, second, 0.5)}
+    dense, _ = gradients(given, wrt, upstream, **options)
+    found, _ = gradients(given, wrt, upstream, sparse=NEXT_TO_NOTHING, **options)
+    for one, other in zip(found, dense, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def approximated(given, eps, strip_rows):
+    """Probabilities of the scored rows as they are used, in float64, from their definition: [N, V], 0 elsewhere."""
+    p = (given["hidden"].detach().double() @ given["weight"].detach().double().T).softmax(-1)
+    scored = given["labels"] != -100
+    own = torch.nn.functional.one_hot(given["labels"].clamp(min=0), p.shape[1]).bool()
+    rest = p.masked_fill(own, 0)[scored]
+    for strip in rest.split(strip_rows):
+        small = ~(strip >= eps).any(0)
+        tail = strip[:, small]
+        if tail.sum() > 0:
+            strip[:, small] = tail.sum(1, keepdim=True) * tail.sum(0) / tail.sum()
+    found = torch.zeros_like(p)
+    found[scored] = rest + p[scored] * own[scored]  # a label's column may be left to the mean, as any
+    return found
+
+
+@pytest.mark.parametrize("strip_rows", [4, 16, 64])
+def test_what_is_not_gathered_is_the_strips_mean(strip_rows, monkeypatch):
+    strips_of(monkeypatch, strip_rows)
+    given, eps = problem(classes=300), 2.0**-6
+    wrt = leaves(given, "hidden", "weight")
+    upstream = normal(37, seed=10, dtype=torch.float64)
+    found, made = gradients(given, wrt, [upstream], ("logp",), sparse=eps)
+    assert 0 < made.plan.listed < 37 * 300 / 2
+    rows = columns.strip_rows(int((given["labels"] != -100).sum()))
+    scored = given["labels"] != -100
+    p = approximated(given, eps, rows)
+    pulled = torch.nn.functional.one_hot(given["labels"].clamp(min=0), 300) - p
+    pulled = torch.where(scored[:, None], upstream[:, None] * pulled, 0)
+    torch.testing.assert_close(found[0], pulled @ given["weight"].detach(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[1], pulled.T @ given["hidden"].detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_no_bias_adds_up_where_rows_weigh_alike(monkeypatch):
+    """The sum over the rows of a strip is exact, however much is left to the mean, and so is each row's mass."""
+    strips_of(monkeypatch, 64)
+    given = problem(tokens=64, features=16, classes=3000)
+    given["hidden"] *= 0.3
+    wrt = leaves(given, "hidden", "weight")
+    (exact, _), _ = gradients(given, wrt, [torch.ones(64)], ("logp",))
+    (found, weight), made = gradients(given, wrt, [torch.ones(64)], ("logp",), sparse=2.0**-5)
+    assert made.plan.listed < 0.1 * 64 * 3000
+    assert (found - exact).norm() > 1e-3 * exact.norm()
+    torch.testing.assert_close(found.sum(0), exact.sum(0), rtol=1e-9, atol=1e-9)
+    # the rows of the weight's gradient, summed over classes, are (1 - Σ p)·hidden: 0
+    assert weight.sum(0).abs().max() < 1e-9
+
+
+def test_the_error_is_that_of_the_columns_left_out(monkeypatch):
+    """Smaller with eps, and far below that of leaving them out altogether."""
+    strips_of(monkeypatch, 64)
+    given = problem(tokens=64, features=16, classes=3000)
+    given["hidden"] *= 0.7
+    given["weight"] += 1  # what rows of a head have in common
+    (hidden,) = leaves(given, "hidden")
+    (exact,), _ = gradients(given, [hidden], [torch.ones(64)], ("logp",))
+    errors = []
+    for eps in (2.0**-4, 2.0**-7, 2.0**-10):
+        (found,), _ = gradients(given, [hidden], [torch.ones(64)], ("logp",), sparse=eps)
+        errors.append(float((found - exact).norm() / exact.norm()))
+    assert errors[0] > 2 * errors[1] > 6 * errors[2] > 0
+    p = (hidden.detach() @ given["weight"].T).softmax(-1)
+    p[:, (p >= 2.0**-7).any(0)] = 0
+    dropped = (p @ given["weight"]).norm() / exact.norm()
+    assert errors[1] < 0.4 * dropped
+
+
+def test_a_strip_with_many_columns_takes_all(monkeypatch):
+    strips_of(monkeypatch, 16, most=0.2)
+    given = problem()
+    wrt = leaves(given, "hidden", "weight")
+    upstream = [normal(37, seed=10, dtype=torch.float64)]
+    dense, _ = gradients(given, wrt, upstream, ("logp",))
+    found, made = gradients(given, wrt, upstream, ("logp",), sparse=2.0**-8)
+    scored = int((given["labels"] != -100).sum())
+    assert made.plan.listed >= scored * 53
+    for one, other in zip(found, dense, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_lists_are_filled_up_to_what_gemms_like(monkeypatch):
+    monkeypatch.setattr(columns, "STRIP_ROWS", 10)
+    monkeypatch.setattr(columns, "MOST", 1.0)
+    given = problem(classes=900)
+    wrt = leaves(given, "hidden", "weight")
+    upstream = [normal(37, seed=10, dtype=torch.float64)]
+    found, made = gradients(given, wrt, upstream, ("logp",), sparse=2.0**-5)
+    assert made.plan.listed % columns.ALIGNED == 0
+    strips_of(monkeypatch, 64)
+    monkeypatch.setattr(columns, "STRIP_ROWS", 10)
+    monkeypatch.setattr(columns, "strip_rows", lambda rows, whole=columns.strip_rows: min(rows, 64))
+    other, _ = gradients(given, wrt, upstream, ("logp",), sparse=2.0**-5)
+    for one, two in zip(found, other, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [1, 1023, 1024, 1025, 2000, 5000])
+def test_strips_of_a_tile_are_even(rows):
+    size = columns.strip_rows(rows)
+    assert 1 <= size <= min(rows, columns.STRIP_ROWS)
+    count = -(-rows // size)
+    assert count == -(-rows // columns.STRIP_ROWS) and (count == 1 or size % 64 == 0)
+
+
+# -- hostile rows -----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_of_nan_has_a_gradient_of_nan_and_no_other_row():
+    given = problem()
+    given["hidden"][3] = math.nan
+    (hidden,) = leaves(given, "hidden")
+    (found,), _ = gradients(given, [hidden], [torch.ones(37)], ("logp",), sparse=2.0**-6)
+    assert found[3].isnan().all()
+    assert found[torch.arange(37) != 3].isfinite().all()
+    upstream = torch.ones(37)
+    upstream[3] = 0
+    (found,), _ = gradients(given, [hidden], [upstream], ("logp",), sparse=2.0**-6)
+    assert (found[3] == 0).all() and found.isfinite().all()
+
+
+def test_nothing_but_minus_infinity():
+    given = problem()
+    given["bias"][:] = -math.inf
+    wrt = leaves(given, "hidden")
+    (found,), _ = gradients(given, wrt, [torch.ones(37)], ("logp",), bias=given["bias"], sparse=2.0**-6)
+    assert (found == 0).all()
+
+
+def test_no_row_is_scored():
+    given = problem()
+    given["labels"][:] = -100
+    wrt = leaves(given, "hidden", "weight", "bias")
+    found, made = gradients(given, wrt, [torch.ones(37)], ("logp",), bias=given["bias"], sparse=2.0**-6)
+    assert all((gradient == 0).all() for gradient in found) and made.plan.listed == 0
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_few_classes(classes):
+    given = problem(classes=classes)
+    wrt = leaves(given, "hidden", "weight")
+    upstream = [normal(37, seed=10, dtype=torch.float64)]
+    dense, _ = gradients(given, wrt, upstream, ("logp",))
+    found, _ = gradients(given, wrt, upstream, ("logp",), sparse=0.25)
+    for one, other in zip(found, dense, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+# -- around it --------------------------------------------------------------------------------------------------------
+
+
+def test_a_preference_loss():
+    given = problem(tokens=40)
+    given["labels"] = integers(53, 4, 10, seed=3)
+    given["hidden"] = given["hidden"].view(4, 10, 8)
+    wrt = leaves(given, "hidden", "weight")
+    dense = prefuse.preference_loss("simpo", hidden=wrt[0], weight=wrt[1], labels=given["labels"])
+    score = prefuse.preference_loss(
+        "simpo", hidden=wrt[0], weight=wrt[1], labels=given["labels"], sparse=NEXT_TO_NOTHING
+    )
+    assert score.plan.name == "columns"
+    expected = torch.autograd.grad(dense.loss, wrt)
+    for one, other in zip(torch.autograd.grad(score.loss, wrt), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_the_plan_says_what_it_does():
+    given = problem(classes=300)
+    wrt = leaves(given, "hidden", "weight")
+    _, made = gradients(given, wrt, [torch.ones(37)], ("logp",), sparse=2.0**-3)
+    said = repr(made.plan)
+    assert "columns" in said and "% of all, in place of 2 GEMMs" in said
+    assert made.plan.kept_bytes == made.plan.listed * 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"softcap": 3.0}, "softcap: expected None with sparse"),
+        ({"label_smoothing": 0.1}, "label_smoothing: expected 0 with sparse"),
+        ({"plan": "lists"}, 'it is for hidden states elsewhere.*name "columns"'),
+        ({"plan": "keep"}, 'its gradients are dense.*name "columns"'),
+    ],
+)
+def test_what_columns_do_not_carry(options, message):
+    given = problem()
+    leaves(given, "hidden")
+    with pytest.raises(ValueError, match=message):
+        prefuse.linear_token_logps(given["hidden"], given["weight"], given["labels"], sparse=0.01, **options)
+
+
+def test_tiles_have_whole_strips():
+    job = plans.Job(8192, 4096, 128256, 2, hidden=True, eps=2.0**-12, on_gpu=True, device=DEVICES["h200"])
+    chosen = plans.choose(job)
+    assert (chosen.name, chosen.tile, chosen.tiles) == ("columns", (2048, 128256), 4)
+    assert plans.choose(dataclasses.replace(job, rows=2000)).tile == (2000, 128256)
+    assert plans.choose(job, 1 << 27).tile[0] < 512  # no room for a strip
+
+
+def test_columns_are_for_sparse_alone():
+    job = plans.Job(10, 8, 53, 4, hidden=True, on_gpu=True)
+    with pytest.raises(ValueError, match="ask for them by sparse="):
+        plans.choose(job, plan="columns")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"wants": (True, True, True), "stats": "logp,lse"},
+        {"wants": (True, False, False), "live": False, "lora": True},
+        {"wants": (False, True, False), "temperatures": True},
+    ],
+    ids=["all", "hidden", "weight"],
+)
+def test_opcheck(options):
+    torch.library.opcheck(operators.linear_token_stats, arguments("columns", eps=0.1, **options))
+
+
+def test_statistics_of_the_oracle_are_the_same():
+    given = problem()
+    leaves(given, "hidden")
+    made = prefuse.linear_token_stats(given["hidden"], given["weight"], given["labels"], ("logp", "lse"), sparse=0.01)
+    for name, expected in statistics(given["hidden"].detach(), given["weight"], given["labels"]).items():
+        if name in made:
+            torch.testing.assert_close(made[name].detach(), expected)
