@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import prefuse
-from prefuse.linear import operators
+from prefuse.linear import operands, operators
 from prefuse.linear.functions import linear_token_stats
 from tests.devices import integers, normal, uniform
 from tests.emulator.backend import gathering_columns
@@ -70,6 +70,8 @@ def computed(
         options["reference_hidden"] = given["reference_hidden"]
         if own_reference:
             options["reference_weight"] = given["reference_weight"]
+    if dtype == F64:
+        options.pop("logits_dtype", None)
     if temperatures:
         options["temperature"] = 0.5 + uniform(TOKENS, seed=10, dtype=F64)
     if own is not None:
@@ -252,6 +254,18 @@ def test_an_adapter(processes, plan):
 def test_narrow_dtypes(processes, dtype, plan):
     trained = ("hidden",) if plan == "single-pass" else EVERYTHING
     processes.run(agrees, dtype, ("logp",), trained, plan=plan, workspace_bytes=1 << 14)
+
+
+def agrees_by_wide_tiles(*arguments: Any, **options: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operands, "makes_wide_tiles", lambda device: True)
+        agrees(*arguments, logits_dtype=F32, **options)
+
+
+@pytest.mark.parametrize("plan", ["single-pass", "keep", "recompute"])
+def test_float32_logits_of_narrow_matrices(processes, plan):
+    trained = ("hidden",) if plan == "single-pass" else EVERYTHING
+    processes.run(agrees_by_wide_tiles, BF16, ("logp", "lse")[: 1 + (plan == "recompute")], trained, plan=plan)
 
 
 def rounded_once(plan: str) -> None:

@@ -139,3 +139,24 @@ def test_sparse_gradients_are_those_of_the_emulator(dtype, eps):
     for one, other in zip(found, expected, strict=True):
         off = (one.cpu().double() - other.double()).norm() / other.double().norm()
         assert off <= 4 * torch.finfo(dtype).eps + 1e-6
+
+
+@pytest.mark.parametrize("trainable", [False, True], ids=["frozen", "trainable"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_float32_logits_of_16_bit_matrices(dtype, trainable):
+    """Written by the GEMM: as exact as with matrices that were converted, and these stay as they are."""
+    hidden, weight, labels = given(dtype)
+    results = []
+    for of, options in (((hidden, weight), {"logits_dtype": torch.float32}), ((hidden.double(), weight.double()), {})):
+        leaves = [of[0].requires_grad_(), of[1].requires_grad_(trainable)]
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        logps = prefuse.linear_token_logps(*leaves, labels, workspace_bytes=1 << 18, **options)
+        peak = torch.cuda.max_memory_allocated() - before
+        results.append((logps.detach(), peak, torch.autograd.grad(logps.sum(), leaves[: 1 + trainable])))
+    (logps, peak, found), (exact, _, expected) = results
+    torch.testing.assert_close(logps.double(), exact, rtol=1e-5, atol=1e-4)
+    if not trainable:
+        assert peak < 1 << 20 < 4 * V * H  # no float32 copy of the weight
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other).norm() < 4 * torch.finfo(dtype).eps * other.norm()

@@ -88,7 +88,7 @@ def request_of(hidden, weight, labels):
         [False] * 3,
     )
     return operators.Request(
-        *given, False, "", 0, len(weight), False, 0.0, -1, 0, 0, False, torch.arange(len(labels))
+        *given, False, "", 0, len(weight), False, 0.0, -1, 0, 0, False, False, torch.arange(len(labels))
     ).call()
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import prefuse
-from prefuse.linear import columns, operators, plans
+from prefuse._backends import projected
+from prefuse.linear import columns, operands, operators, plans
 from prefuse.linear.costs import DEVICES
 from tests.devices import integers, normal, uniform
 from tests.emulator.backend import gathering_columns
@@ -82,6 +83,26 @@ def test_other_dtypes_are_rounded_once(dtype):
     for one, other in zip(found, dense, strict=True):
         assert one.dtype == dtype
         assert (one - other).norm() < {torch.float32: 1e-6}.get(dtype, 8e-3) * other.norm()
+
+
+@pytest.mark.parametrize("eps", [NEXT_TO_NOTHING, 2.0**-5])
+def test_of_float32_logits(eps, monkeypatch):
+    """Of 16-bit matrices as they are: probabilities are made in float32, and rounded for the products alone."""
+    strips_of(monkeypatch, 16)
+    monkeypatch.setattr(operands, "makes_wide_tiles", lambda device: True)
+    monkeypatch.setattr(projected, "AVAILABLE", False)  # a CPU's own kernel
+    given = problem(tokens=60, features=77, classes=400, dtype=torch.float64)
+    narrow = {name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in given.items()}
+    exact = {name: value.double() if value.is_floating_point() else value for name, value in narrow.items()}
+    upstream = [normal(60, seed=11)]
+    results = []
+    for of, options in ((narrow, {"logits_dtype": torch.float32}), (exact, {})):
+        wrt = leaves(of, "hidden", "weight", "bias")
+        results.append(gradients(of, wrt, upstream, ("logp",), bias=of["bias"], sparse=eps, **options))
+    (found, made), (expected, right) = results
+    torch.testing.assert_close(made.logp.double(), right.logp, rtol=1e-5, atol=1e-4)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.bfloat16 and (one.double() - other).norm() < 8e-3 * other.norm()
 
 
 def test_an_adapter_has_its_gradient_from_the_same_columns():

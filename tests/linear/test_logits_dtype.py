@@ -6,10 +6,18 @@ import pytest
 import torch
 
 import prefuse
+from prefuse.linear import operands
 from tests.devices import integers, normal
 from tests.linear.oracle import problem, statistics
 
 HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(params=[False, True], ids=["converted", "tiles"])
+def tiles(request, monkeypatch):
+    """Whether matrices are converted, or tiles of float32 logits are made of them as they are, as on a GPU."""
+    monkeypatch.setattr(operands, "makes_wide_tiles", lambda device: request.param)
+    return request.param
 
 
 def narrow(given, dtype):
@@ -17,7 +25,7 @@ def narrow(given, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_sequences_log_probability_has_float32s_error(dtype):
+def test_a_sequences_log_probability_has_float32s_error(dtype, tiles):
     """471 tokens, logits of up to 40: what 16-bit logits are off by is tenths of a nat."""
     hidden, weight = normal(471, 64, seed=1).to(dtype), (normal(3000, 64, seed=2)).to(dtype)
     labels = integers(3000, 471, seed=3)
@@ -29,7 +37,7 @@ def test_a_sequences_log_probability_has_float32s_error(dtype):
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("options", [{}, {"plan": "recompute"}, {"plan": "keep"}, {"sparse": 2.0**-40}], ids=str)
-def test_statistics_and_gradients(dtype, options):
+def test_statistics_and_gradients(dtype, options, tiles):
     given = narrow(problem(), dtype)
     lora = (normal(3, 8, seed=30).to(dtype), normal(53, 3, seed=31).to(dtype), 0.5)
     wrt = [given["hidden"], given["weight"], given["bias"], lora[0], lora[1]]
@@ -58,7 +66,7 @@ def test_statistics_and_gradients(dtype, options):
 
 
 @pytest.mark.parametrize("own_weight", [False, True])
-def test_the_reference_too(own_weight):
+def test_the_reference_too(own_weight, tiles):
     given = narrow(problem(), torch.bfloat16)
     states = (0.9 * given["hidden"].float()).bfloat16()
     weight = (0.8 * given["weight"].float()).bfloat16() if own_weight else None
@@ -82,7 +90,7 @@ def test_the_reference_too(own_weight):
         torch.testing.assert_close(made[name].double(), values[name], rtol=1e-5, atol=1e-5)
 
 
-def test_the_loss_of_preferences():
+def test_the_loss_of_preferences(tiles):
     given = narrow(problem(tokens=36), torch.bfloat16)
     options = {"weight": given["weight"], "labels": given["labels"].reshape(4, 9)}
     hidden = given["hidden"].reshape(4, 9, 8)
@@ -91,6 +99,30 @@ def test_the_loss_of_preferences():
     ).loss
     found = prefuse.preference_loss("simpo", hidden=hidden, logits_dtype=torch.float32, **options).loss
     assert abs(found - exact) < 1e-5 * exact.abs()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("plan", [None, "single-pass", "grouped", "keep", "recompute"])
+@pytest.mark.parametrize("workspace_bytes", [None, 12000], ids=["one tile", "many tiles"])
+def test_gradients_of_tiles_are_no_farther_off_than_those_of_16_bit_logits(dtype, plan, workspace_bytes, monkeypatch):
+    monkeypatch.setattr(operands, "makes_wide_tiles", lambda device: True)
+    given = narrow(problem(tokens=36), dtype)
+    trained = ("hidden",) if plan == "single-pass" else ("hidden", "weight", "bias")
+    if plan == "keep" and workspace_bytes:
+        workspace_bytes = 1 << 20
+
+    def gradients(of, **options):
+        leaves = {name: of[name].detach().requires_grad_(name in trained) for name in ("hidden", "weight", "bias")}
+        shaped = {**leaves, "hidden": leaves["hidden"].reshape(4, 9, 8), "labels": given["labels"].reshape(4, 9)}
+        loss = prefuse.preference_loss("simpo", **shaped, plan=plan, workspace_bytes=workspace_bytes, **options).loss
+        return torch.autograd.grad(loss, [leaves[name] for name in trained])
+
+    exact = gradients({name: value.double() if value.is_floating_point() else value for name, value in given.items()})
+    plain, wide = gradients(given), gradients(given, logits_dtype=torch.float32)
+    for one, other, right in zip(wide, plain, exact, strict=True):
+        assert one.dtype == dtype
+        error, before = ((found.double() - right).norm() / right.norm() for found in (one, other))
+        assert error < 1.05 * before + torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize(

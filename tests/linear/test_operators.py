@@ -64,6 +64,7 @@ def arguments(
         0,
         0,
         False,
+        False,
         ((labels.reshape(-1) != -100).nonzero().reshape(-1) if live and not mask else None),
     )
 

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prefuse
+from prefuse.linear.costs import DEVICES
+from prefuse.linear.estimate import estimate
 from prefuse.linear.plans import NARROWEST_BLOCK, PLANS, Job, choose
 
 LLAMA = Job(rows=8192, features=4096, classes=128256, itemsize=2, hidden=True)
@@ -143,3 +145,11 @@ def test_meta_tensors_have_a_plan_and_no_values():
     labels = torch.empty(8, 1024, dtype=torch.int64, device="meta")
     stats = prefuse.linear_token_stats(hidden, weight, labels, ("logp", "entropy"))
     assert stats.plan.gemms == 3 and stats.logp.is_meta and stats.logp.shape == (8, 1024)
+
+
+def test_float32_logits_of_16_bit_matrices_take_twice_the_room():
+    wide, plain = job(logit_bytes=4, device=DEVICES["h200"]), job(device=DEVICES["h200"])
+    assert wide.row_bytes == 128256 * 4 + 3 * 4096 * 2
+    assert choose(wide).tile == choose(plain).tile and choose(wide, 1 << 29).tile[0] < choose(plain, 1 << 29).tile[0]
+    more, less = (estimate(choose(one), "h200") for one in (wide, plain))
+    assert more.bare_seconds == less.bare_seconds and more.traffic_bytes == 3.5 * less.traffic_bytes

@@ -23,6 +23,10 @@ ALIGNED_ROWS = 64
 """Rows after which a GEMM's blocks begin anew: a multiple of those of PyTorch's libraries."""
 
 
+NARROWED_BYTES = 32 << 20
+"""Of the gradient of a tile that are rounded at once: what a GPU's cache holds."""
+
+
 class Projection(NamedTuple):
     """logits = Σ inputs[f] @ weights[f].T + bias: hidden states and weight, then an adapter's two factors if any."""
 
@@ -75,6 +79,7 @@ class Call:
         smoothing: ε of `SMOOTHED`.
         k: of the top-k statistics.
         shard: which classes this process has, if not all.
+        wide: whether tiles have float32 logits of 16-bit matrices.
     """
 
     head: Projection
@@ -88,6 +93,7 @@ class Call:
     smoothing: float
     k: int
     shard: Shard
+    wide: bool = False
 
     @property
     def tokens(self) -> int:
@@ -101,8 +107,24 @@ class Call:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the logits."""
+        """That of the matrices, and of products with them."""
         return self.head.inputs[0].dtype
+
+    @property
+    def logits_dtype(self) -> torch.dtype:
+        """That of a tile of logits."""
+        return sum_dtype(self.dtype) if self.wide else self.dtype
+
+    def narrowed(self, gradient: Tensor) -> Tensor:
+        """The gradient of a tile of logits as products with the matrices take it: in 16 bits over what it was."""
+        if gradient.dtype == self.dtype:
+            return gradient
+        narrow = gradient.view(self.dtype)[:, : gradient.shape[1]]
+        step = max(1, NARROWED_BYTES // (gradient.shape[1] * self.dtype.itemsize))
+        for start in range(0, gradient.shape[0], step):
+            rows = slice(start, start + step)
+            narrow[rows] = gradient[rows].to(self.dtype)
+        return narrow
 
     @property
     def reduced_dtype(self) -> torch.dtype:
@@ -139,8 +161,8 @@ class Call:
 
         There GEMMs and row kernels are at their best only so, and an odd number of classes is common.
         """
-        step = 16 // self.dtype.itemsize if self.labels.device.type == "cuda" else 1
-        return storage.empty((rows, -(-classes // step) * step), self.dtype, self.labels.device)[:, :classes]
+        step = 16 // self.logits_dtype.itemsize if self.labels.device.type == "cuda" else 1
+        return storage.empty((rows, -(-classes // step) * step), self.logits_dtype, self.labels.device)[:, :classes]
 
     def tile(
         self, part: Tensor | slice, buffer: Tensor, block: tuple[int, int] | None = None, kept: Tensor | None = None
@@ -207,7 +229,7 @@ class Call:
             add_factors(policy[1:], head.weights[1:], out[:count])
         else:
             project(policy, head.weights, head.bias, out[:count])
-            if others[0].dtype == out.dtype:
+            if others[0].dtype == policy[0].dtype:
                 project(others, reference.weights, reference.bias, out[count:])
             else:  # a narrower one, whose logits are rounded to it as that model rounds them
                 narrow = torch.empty_like(out[count:], dtype=others[0].dtype)

@@ -194,10 +194,11 @@ def _of_tile(call: Call, tile: Rows, local: Tensor, own: Tensor, eps: float) -> 
     for number, (start, stop) in enumerate(itertools.pairwise(starts)):
         first = number * strips.strip_rows
         layout.append(Strip(first, min(rows, first + strips.strip_rows), start, stop, start * strips.strip_rows))
+    tails = tails.to(call.dtype)
     total = tails.sum(1, dtype=own.dtype).repeat_interleave(strips.strip_rows)[:rows]
     left = beside - gathered.sums.sum(0)
     rest = torch.where(total > 0, left / total, 0 * left)  # NaN stays
-    return Kept(torch.tensor(layout), columns, gathered.values, tails, rest, at_label * slope)
+    return Kept(torch.tensor(layout), columns, gathered.values.to(call.dtype), tails, rest, at_label * slope)
 
 
 def strip_rows(rows: int) -> int:

@@ -85,10 +85,11 @@ class Work(NamedTuple):
         plan: its name.
         features: of a row.
         classes: V.
-        itemsize: bytes of a logit.
+        itemsize: bytes of a number in the matrices.
         copies: logits made of a row: two with a reference.
         directions: products for the hidden states' gradient; 0: none is wanted.
         weight: whether the weight wants one.
+        logit_bytes: of a logit.
     """
 
     plan: str
@@ -98,6 +99,7 @@ class Work(NamedTuple):
     copies: int
     directions: int
     weight: bool
+    logit_bytes: int
 
 
 class Cost(NamedTuple):
@@ -190,6 +192,14 @@ def bare(work: Work, rows: int, on: Device) -> Cost:
     return Cost(sum(waves(gemm, on) for gemm in whole), 0, sum(gemm_seconds(gemm, work.itemsize, on) for gemm in whole))
 
 
+def _narrowed(work: Work, forward: Sequence[tuple[int, int]], backward: Sequence[tuple[int, int]]) -> int:
+    """Bytes moved where gradients of float32 logits are rounded to what products with 16-bit matrices take."""
+    if work.logit_bytes == work.itemsize or not (work.directions or work.weight):
+        return 0
+    numbers = sum(rows * classes for rows, classes in (backward if work.plan == "recompute" else forward))
+    return (work.logit_bytes + work.itemsize) * numbers
+
+
 def cost(
     work: Work, forward: Sequence[tuple[int, int]], backward: Sequence[tuple[int, int]], sums_bytes: int, on: Device
 ) -> Cost:
@@ -205,11 +215,11 @@ def cost(
     added = sums_bytes > 0
     pieces = [gemm for rows, classes in forward for gemm in forward_gemms(work, rows, classes, added)]
     pieces += [gemm for rows, classes in backward for gemm in backward_gemms(work, rows, classes, added)]
-    logits = work.copies * work.itemsize * sum(rows * classes for rows, classes in forward)
-    again = work.copies * work.itemsize * sum(rows * classes for rows, classes in backward)
+    logits = work.copies * work.logit_bytes * sum(rows * classes for rows, classes in forward)
+    again = work.copies * work.logit_bytes * sum(rows * classes for rows, classes in backward)
     passes = {"forward": 1, "recompute": 1, "single-pass": 2 if work.directions == 1 else 1 + 2 * work.directions}
     rounded = sums_bytes * 2 + sums_bytes // 4 * work.itemsize if added else 0
-    traffic = passes.get(work.plan, 3) * logits + 2 * again + rounded
+    traffic = passes.get(work.plan, 3) * logits + 2 * again + _narrowed(work, forward, backward) + rounded
     seconds = sum(gemm_seconds(gemm, work.itemsize, on) for gemm in pieces)
     seconds += traffic / (MEMORY_SHARE * on.bandwidth)
     seconds += SMALL_SECONDS * SMALL_KERNELS.get(work.plan, 0) * (len(forward) + len(backward))

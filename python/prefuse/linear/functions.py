@@ -181,6 +181,7 @@ def linear_token_stats(
             logits_dtype=logits_dtype,
             names=asked,
             plain=group is None and support is None,
+            tiles=support is None,
             sparse=sparse,
         )
         if support is not None:

@@ -29,8 +29,12 @@ def rounds_products(matrix: Tensor) -> bool:
 
 
 def project(inputs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None, out: Tensor) -> None:
-    """out [N, V] = Σ inputs[f] [N, H_f] @ weights[f].T + bias."""
-    if bias is None:
+    """out [N, V] = Σ inputs[f] [N, H_f] @ weights[f].T + bias, in the dtype of the inputs or in float32."""
+    if out.dtype != inputs[0].dtype:
+        multiply(inputs[0], weights[0].t(), out)
+        if bias is not None:
+            out.add_(bias)
+    elif bias is None:
         torch.mm(inputs[0], weights[0].t(), out=out)
     else:
         torch.addmm(bias, inputs[0], weights[0].t(), out=out)
@@ -40,12 +44,14 @@ def project(inputs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | 
 def add_factors(inputs: Sequence[Tensor], weights: Sequence[Tensor], out: Tensor) -> None:
     """Out += Σ inputs[f] @ weights[f].T."""
     for factor, weight in zip(inputs, weights, strict=True):
-        out.addmm_(factor, weight.t())
+        add_product(out, factor, weight.t(), exact=True)
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
     """Out = a @ b, rounded once, to the dtype of `out`: that of `a` or float32."""
-    if out.dtype == a.dtype:
+    if not a.shape[1]:
+        out.zero_()
+    elif out.dtype == a.dtype:
         torch.mm(a, b, out=out)
     elif _writes_float32(a.device.type):
         torch.mm(a, b, out_dtype=out.dtype, out=out)

@@ -52,8 +52,9 @@ class OnHost(NamedTuple):
 
 class Operands(NamedTuple):
     """Checked arguments of the head, before they are flattened; `wants` says whether each of inputs, weights and bias
-    wants a gradient, `exact` for which plans logits are made in float32 of bfloat16 matrices as they are; `host` what
-    was known before it went to the device."""
+    wants a gradient, `exact` for which plans float32 logits of bfloat16 matrices are not written at all, `wide_logits`
+    whether tiles of them are made of 16-bit matrices as they are; `host` what was known before it went to the
+    device."""
 
     inputs: list[Tensor]
     weights: list[Tensor]
@@ -68,6 +69,7 @@ class Operands(NamedTuple):
     ignore_index: int
     wants: list[bool]
     exact: tuple[str, ...] = ()
+    wide_logits: bool = False
     host: OnHost | None = None
 
     def scored_index(self) -> Tensor | None:
@@ -92,6 +94,7 @@ class Operands(NamedTuple):
             weight=any(wants[inputs:]) and bool(statistics.differentiated),
             reference=bool(self.reference),
             kept_itemsize=(sum_dtype(dtype) if statistics.wide else dtype).itemsize,
+            logit_bytes=(sum_dtype(dtype) if self.wide_logits else dtype).itemsize,
             eps=0.0 if statistics.sparse is None else float(statistics.sparse.eps),
             on_gpu=by_columns(self.labels.device),
             device=_figures(self.labels.device),
@@ -127,7 +130,7 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
     _check_labels(operands, shard.classes or classes)
     sparse = statistics.sparse if plan.name in SPARSE else None
     return operators.Request(
-        *operands[:-3],
+        *operands[:-4],
         stats=set_of(statistics.names),
         differentiated=set_of(statistics.differentiated),
         k=statistics.k,
@@ -147,6 +150,7 @@ def request(operands: Operands, statistics: Statistics, index: Tensor | None, pl
         step=0 if sparse is None else sparse.step,
         first_row=0 if sparse is None else sparse.first_row,
         exact=plan.name in operands.exact,
+        wide_logits=operands.wide_logits,
         live=index,
     )
 
@@ -167,13 +171,15 @@ def check_operands(
     logits_dtype: torch.dtype | None = None,
     names: Sequence[str] = (),
     plain: bool = True,
+    tiles: bool = True,
     sparse: float | str | Sparse | None = None,
 ) -> Operands:
     """Checks everything that can be seen without reading the tensors, and brings the arguments into one form.
 
     With a `logits_dtype` above that of the hidden states all matrices are in it, unless a kernel makes such logits of
     them as they are: of the statistics `names`, if they are `plain`: of all classes, and this process has them all;
-    without a gradient, or with lists (`sparse`) for it.
+    without a gradient, or with lists (`sparse`) for it. On a GPU GEMMs of 16-bit matrices write float32, so that the
+    matrices stay as they are for those who ask for `tiles`; not with an adapter, whose inner product would be rounded.
     """
     refuse_transforms((hidden, weight, bias, *(lora or ())))
     hidden, weight, bias = _in_one_dtype(hidden, whole(weight), whole(bias))
@@ -197,6 +203,8 @@ def check_operands(
     if wide and possible and (not differentiated or sparse not in (None, AUTO)):
         exact = ("forward", "lists")
         wide = False
+    wide_logits = wide and tiles and lora is None and makes_wide_tiles(hidden.device)
+    wide = wide and not wide_logits
     hidden, weight, bias = (_widened(tensor, wide) for tensor in (hidden, weight, bias))
     inputs, weights = [hidden], [weight]
     if lora is not None:
@@ -214,6 +222,7 @@ def check_operands(
         *check_transform(temperature, softcap, scale, ignore_index, hidden),
         [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (*inputs, *weights, bias)],
         exact,
+        wide_logits,
         host,
     )
 
@@ -234,6 +243,11 @@ def _projects(*tensors: Tensor | None) -> bool:
     """Whether a kernel makes float32 logits of these as they are: in bfloat16 on this CPU."""
     given = [tensor for tensor in tensors if tensor is not None]
     return projected.AVAILABLE and all(t.dtype == torch.bfloat16 and t.device.type == "cpu" for t in given)
+
+
+def makes_wide_tiles(device: torch.device) -> bool:
+    """Whether float32 logits of 16-bit matrices are made there without converting these."""
+    return device.type == "cuda"
 
 
 def _is_wider(logits_dtype: torch.dtype | None, hidden: Tensor) -> bool:

@@ -42,6 +42,7 @@ class Request(NamedTuple):
     `stats` and `differentiated` are sets as `bits_of` makes them, a smoothed `logp` with the bit of `logp`; `wants` has
     an entry per input, per weight, and for the bias;
     `exact` has float32 logits made of bfloat16 matrices that are never written, for the plans "forward" and "lists";
+    `wide_logits` has tiles of float32 logits of 16-bit matrices as they are;
     `eps` (0: dense), `seed` (-1: drawn), `step` and `first_row` are those of `prefuse.linear.sparse.Sparse`; `live` has
     the flat positions of the scored rows, None where they are found when it runs.
     """
@@ -76,6 +77,7 @@ class Request(NamedTuple):
     step: int
     first_row: int
     exact: bool
+    wide_logits: bool
     live: Tensor | None
 
     @property
@@ -119,6 +121,7 @@ class Request(NamedTuple):
             self.smoothing,
             self.k,
             Shard(self.group, self.first_class, self.classes or None, scattered=self.scattered),
+            self.wide_logits,
         )
 
     def _reference_head(self) -> Projection | None:
@@ -189,7 +192,7 @@ def _(*arguments: Any) -> list[Tensor]:
         room = tokens if request.live is None else request.live.shape[0]
         shared = bool(request.group)
         shape = passes.kept_shape(request.weights[0].shape[0], room, shared and bool(request.reference))
-        kept = [make(shape, dtype=logits_dtype)]
+        kept = [make(shape, dtype=sum_dtype(logits_dtype) if shared and request.wide_logits else logits_dtype)]
         if not shared and passes.keeps_labels_apart(logits_dtype):
             kept.append(make((room,), dtype=dtype))
     elif request.plan == "lists":

@@ -86,11 +86,12 @@ def single_pass(
     for part in call.tiles(rows):
         made = call.tile(part, buffer)
         for of_name, gradient in zip(kept, _unscaled(call, made, part, names, table, spare), strict=True):
-            apart = _Apart(call, part) if wide and rounds_products(gradient) else None
+            apart = _Apart(call, part) if wide and rounds_products(call.head.weights[0]) else None
             if apart is not None:
                 apart.take(gradient)
+            narrow = call.narrowed(gradient)
             for f, unscaled in zip(wanted, of_name, strict=True):
-                _put_product(unscaled, part, gradient, call.head.weights[f], apart)
+                _put_product(unscaled, part, narrow, call.head.weights[f], apart)
     return table, [unscaled for of_name in kept for unscaled in of_name]
 
 
@@ -101,7 +102,8 @@ def keep(call: Call, name: str, room: int) -> tuple[Tensor, list[Tensor]]:
     vocabulary, the logits themselves (and the reference's below them), as statistics of the whole come only later.
     """
     table = call.new_table(call.tokens).zero_()
-    kept = storage.empty(kept_shape(call.head.classes, room, call.reference is not None), call.dtype, table.device)
+    shape = kept_shape(call.head.classes, room, call.reference is not None)
+    kept = storage.empty(shape, call.logits_dtype, table.device)
     part = call.part(0, call.count)
     if call.shard.name:
         table[:, part] = call.statistics(call.tile(part, kept))
@@ -116,7 +118,7 @@ def keep(call: Call, name: str, room: int) -> tuple[Tensor, list[Tensor]]:
     at_label, apart = table.new_zeros(room), _Apart(call, part)
     apart.take(kept[: call.count])
     at_label[: call.count] = apart.factors
-    return table, [kept, at_label]
+    return table, [kept.to(call.dtype), at_label]
 
 
 def kept_shape(classes: int, room: int, reference: bool) -> tuple[int, int]:
@@ -219,10 +221,11 @@ def recompute(
             call.pull(made, grads_of_rows, table[:, part].contiguous(), made.logits)
             if apart is not None:
                 apart.clear(made.logits, first, start)
+            narrow = call.narrowed(made.logits)
             for total, weight in zip(inputs, call.head.weights, strict=True):
                 if total is not None:
-                    add_product(total[first:last], made.logits, weight[block[0] : block[1]], exact=shared)
-            sums.add(made.logits, call.head.rows(part))
+                    add_product(total[first:last], narrow, weight[block[0] : block[1]], exact=shared)
+            sums.add(narrow, call.head.rows(part))
         sums.write()
     if apart is not None:
         _add_label_share(call, apart, inputs, weights, bias)

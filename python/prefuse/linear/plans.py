@@ -75,7 +75,7 @@ class Job:
         rows: rows that are scored; their upper bound where that is not known yet.
         features: numbers in a row of all hidden inputs together.
         classes: V.
-        itemsize: bytes of a logit.
+        itemsize: bytes of a number in the matrices.
         statistics: the statistics that a gradient is wanted of.
         hidden: whether the hidden states want a gradient.
         weight: whether weight, bias or an adapter's second matrix want one.
@@ -83,6 +83,7 @@ class Job:
         groups: rows of each group that an objective scores as one; None where the loss is not known here.
         apart: whether groups may be scored one by one: False where the objective looks at the whole batch.
         kept_itemsize: bytes of a number of the hidden states' gradient while it waits.
+        logit_bytes: of a logit in a tile; 0: as many as `itemsize`.
         eps: from which probability on lists, or columns, have them as they are; 0: gradients are dense.
         on_gpu: whether the hidden states are on one.
         device: figures of the GPU whose waves tiles are to fill; None: the CPU, or a device that cannot be asked.
@@ -99,6 +100,7 @@ class Job:
     groups: tuple[int, ...] | None = None
     apart: bool = True
     kept_itemsize: int = 4
+    logit_bytes: int = 0
     eps: float = 0.0
     on_gpu: bool = False
     device: Device | None = None
@@ -107,12 +109,17 @@ class Job:
         """What a plan computes."""
         directions = self.directions if self.hidden else 0
         copies = 2 if self.reference else 1
-        return Work(plan, self.features, self.classes, self.itemsize, copies, directions, self.weight)
+        return Work(plan, self.features, self.classes, self.itemsize, copies, directions, self.weight, self.class_bytes)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row in a tile: its logits, its inputs, and the product that becomes its gradient."""
-        return (self.classes * self.copies + 3 * self.features) * self.itemsize
+        return self.classes * self.copies * self.class_bytes + 3 * self.features * self.itemsize
+
+    @property
+    def class_bytes(self) -> int:
+        """Bytes of a logit in a tile."""
+        return self.logit_bytes or self.itemsize
 
     @property
     def copies(self) -> int:
@@ -189,7 +196,7 @@ class Plan:
             lines.append(("columns", self._of_columns()))
         lines.append(("kept", f"{_bytes(self.kept_bytes)} from forward to backward"))
         if self.name != "keep" and self.tile[0] < job.rows:
-            lines.append(("not made", f"{_bytes(job.rows * job.classes * job.itemsize)} of logits"))
+            lines.append(("not made", f"{_bytes(job.rows * job.classes * job.class_bytes)} of logits"))
         return lines + (self.estimate.lines() if self.estimate else [])
 
     def _of_lists(self) -> str:
@@ -219,7 +226,8 @@ def choose(job: Job, workspace_bytes: int | None = None, plan: str | None = None
     Args:
         job: sizes and wishes.
         workspace_bytes: how much memory tiles, and logits that are kept, may take; None: `WORKSPACE_BYTES`, on a GPU
-            `DEVICE_WORKSPACE_BYTES`, or a quarter of the float32 sum of the weight's gradient where that is more.
+            `DEVICE_WORKSPACE_BYTES`, or a quarter of the float32 sum of the weight's gradient where that is more; twice
+            as much for float32 logits of 16-bit matrices.
         plan: one of `PLANS` instead; where nothing wants a gradient it is "forward" all the same.
 
     Raises:
@@ -229,7 +237,8 @@ def choose(job: Job, workspace_bytes: int | None = None, plan: str | None = None
         raise ValueError(f"plan: expected one of {', '.join(PLANS)}, or None to have it chosen, got {plan!r}")
     if workspace_bytes is None:
         summed = job.classes * job.features * 4 if job.weight and job.itemsize == 2 else 0
-        workspace_bytes = default_workspace(job.device is not None and (job.on_gpu or not job.eps), summed)
+        on_device = job.device is not None and (job.on_gpu or not job.eps)
+        workspace_bytes = default_workspace(on_device, summed) * job.class_bytes // job.itemsize
     if not (job.hidden or job.weight):
         return _plan("forward", "nothing wants a gradient", job, workspace_bytes)
     obstacles = {name: _obstacle(name, job, workspace_bytes) for name in PLANS}
@@ -285,7 +294,8 @@ def _obstacle(name: str, job: Job, workspace_bytes: int) -> str:
     if name == "keep":
         if len(job.statistics) > 1:
             return f"it keeps one gradient per logit, and {', '.join(job.statistics)} have one each"
-        needed = job.rows * job.row_bytes
+        rounded = job.classes * job.itemsize if job.class_bytes > job.itemsize else 0
+        needed = job.rows * (job.row_bytes + rounded)
         if needed > workspace_bytes:
             return f"the logits of {job.rows} rows take {_bytes(needed)}, and workspace_bytes is {workspace_bytes}"
     return ""
@@ -426,13 +436,13 @@ def _backward_tile(job: Job, workspace_bytes: int) -> tuple[int, int]:
     if not job.weight:
         return _rows_of_tiles("recompute", job, workspace_bytes)[0], job.classes
     rows = max(1, job.rows)
-    per_class = rows * job.itemsize * reference
+    per_class = rows * job.class_bytes * reference
     room = max(0, workspace_bytes - 3 * rows * job.features * job.itemsize)
     if room // per_class >= min(NARROWEST_BLOCK, job.classes):
         blocks = -(-job.classes // (room // per_class))
         return rows, min(job.classes, _round_up(-(-job.classes // blocks), WHOLE_ROWS))
     classes = min(NARROWEST_BLOCK, job.classes)
-    per_row = (classes * reference + 3 * job.features) * job.itemsize
+    per_row = classes * job.class_bytes * reference + 3 * job.features * job.itemsize
     return max(1, workspace_bytes // per_row), classes
 
 

@@ -69,7 +69,7 @@ def scored(
         score, grads, of_columns = _differentiate(call, table, differentiated, scorer, shape, columns)
         upstream = {name: grad[part] * sums.scale for name, grad in grads.items()}
         call.pull(rows, call.kernel_grads(upstream, last - first), own, rows.logits)
-        sums.add(part, rows.logits)
+        sums.add(part, call.narrowed(rows.logits))
     if score is None:  # nothing is scored
         score, _, of_columns = _differentiate(call, table, differentiated, score_of, shape, columns)
     return score, _by_name(call, table, shape), sums.gradients(), of_columns
