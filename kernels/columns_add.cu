@@ -11,10 +11,10 @@
 constexpr int THREADS = 256;
 
 struct AddArgs {
-    SUM* sum;                // [.., size]
+    SUM* sum;                // [.., size], rows `stride` elements apart
     const PRODUCT* product;  // [count, size]
     const i64* columns;      // [count]
-    i64 count, size;
+    i64 count, size, stride;
 };
 
 // A unit of the sum, of which not a byte more is read: its neighbours are being written.
@@ -28,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) columns_add(const AddArgs 
     for (i64 i = blockIdx.x; i < a.count; i += gridDim.x) {
         const i64 column = __ldcs(a.columns + i);
         if (column < 0) continue;
-        Row<SUM, UNIT> sum(a.sum + column * a.size, a.size, 0);
+        Row<SUM, UNIT> sum(a.sum + column * a.stride, a.size, 0);
         Row<PRODUCT, UNIT> product(a.product + i * a.size, a.size, 0);
         for (i64 first = i64(threadIdx.x) * UNIT; first < a.size; first += i64(THREADS) * UNIT) {
             typename Accumulator<SUM>::type x[UNIT];

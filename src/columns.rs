@@ -52,6 +52,7 @@ struct AddArgs {
     columns: usize,
     count: i64,
     size: i64,
+    stride: i64,
 }
 
 // SAFETY: as above.
@@ -231,14 +232,17 @@ pub fn gather(strips: &Strips, gathered: &Gathered) -> Result<Vec<Launch>, Argum
     ))
 }
 
-/// The launch that adds `product[i]` to `sum[columns[i]]`, where that is not negative; no two columns are equal.
+/// The launch that adds `product[i]` to `sum[columns[i]]`, where that is not negative; no two columns are equal. The sum may be a
+/// slice of rows' numbers.
 pub fn add(sum: &Array, product: &Array, columns: &Array) -> Result<Vec<Launch>, ArgumentError> {
     let floats = sum.dtype.is_float() && product.dtype.is_float();
-    if sum.shape.len() != 2 || !sum.is_contiguous() || !floats {
+    let in_rows = sum.shape.len() == 2 && (sum.strides[1] == 1 || sum.shape[1] <= 1);
+    if !in_rows || !floats {
         return Err(ArgumentError::Value(format!(
-            "sum: dtype {} of shape {:?}, expected contiguous floats of shape [V, H], as the product has",
+            "sum: dtype {} of shape {:?} with strides {:?}, expected floats of shape [V, H] in rows of numbers that lie one behind the other",
             sum.dtype.name(),
-            sum.shape
+            sum.shape,
+            sum.strides
         )));
     }
     let (count, size) = (columns.len(), sum.shape[1]);
@@ -253,6 +257,7 @@ pub fn add(sum: &Array, product: &Array, columns: &Array) -> Result<Vec<Launch>,
         columns: columns.address,
         count: count as i64,
         size: size as i64,
+        stride: sum.strides[0] as i64,
     };
     let narrower = sum.dtype.size().min(product.dtype.size());
     let program = Program {

@@ -139,6 +139,12 @@ def test_rows_are_added(total, product, size):
     assert torch.equal(sums, expected)
 
 
+def test_rows_are_added_to_a_slice():
+    sums, added = torch.zeros(5, 40), torch.ones(2, 16)
+    Emulated().columns_add(sums[:, 8:24], added, torch.tensor([4, 1]))
+    assert (sums[[4, 1], 8:24] == 1).all() and sums.sum() == 32
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

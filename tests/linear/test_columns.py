@@ -45,11 +45,14 @@ def strips_of(monkeypatch, rows, most=1.0):
         {"temperature": 0.5 + uniform(37, seed=20, dtype=torch.float64)},
         {"mask": integers(2, 37, seed=21).bool()},
         {"workspace_bytes": 4000},
+        {"slices": 100},
     ],
-    ids=["plain", "temperature", "temperatures", "mask", "tiles"],
+    ids=["plain", "temperature", "temperatures", "mask", "tiles", "slices"],
 )
 def test_with_all_columns_it_is_the_dense_gradient(trained, options, monkeypatch):
     strips_of(monkeypatch, 8)
+    options = dict(options)
+    monkeypatch.setattr(columns, "SLICE_BYTES", options.pop("slices", 1 << 20))
     given = problem()
     wrt = leaves(given, *trained)
     upstream = [normal(37, seed=10 + i, dtype=torch.float64) for i in range(2)]

@@ -26,12 +26,15 @@ from prefuse._backends import storage
 from prefuse._backends.columns import Gathered, Strips
 from prefuse._backends.rows import Rows
 from prefuse.linear.call import Call
-from prefuse.linear.gemm import add_rows, multiply, scale_rows, sum_dtype
+from prefuse.linear.gemm import add_product, add_rows, multiply, scale_rows, sum_dtype
 from prefuse.linear.passes import Gradients, Wants
 from prefuse.linear.plans import STRIP_ROWS
 
 ALIGNED = 64
 """Columns of a strip are filled up to a multiple of so many, as GEMMs like it."""
+
+SLICE_BYTES = 64 << 20
+"""Rows of the weight that are gathered, and products that are added up, take no more at once."""
 
 MOST = 0.4
 """A strip that has more of all columns than this takes all of them, where nothing is left over."""
@@ -130,7 +133,7 @@ class _Pulled(NamedTuple):
         found = weight.new_empty((self.tail.shape[0], weight.shape[1]), dtype=wide)
         for number, strip, columns, values in self.kept.strips():
             own = found[strip.first : strip.last]
-            multiply(values, _rows_at(weight, columns), own)
+            _multiply_rows(values, weight, columns, own)
             own.mul_(self.factors[strip.first : strip.last, None])
             own.addcmul_(self.tail[strip.first : strip.last, None], means[number])
         return found.addcmul_(weight[self.label].to(wide), self.at_label[:, None])
@@ -142,9 +145,11 @@ class _Pulled(NamedTuple):
         multiply(self.kept.tails.t(), self._tail_sums(inputs).to(weight.dtype), total)
         for _, strip, columns, values in self.kept.strips():
             scaled = scale_rows(inputs[strip.first : strip.last], self.factors[strip.first : strip.last], weight.dtype)
-            product = weight.new_empty((columns.shape[0], weight.shape[1]), dtype=wide)
-            multiply(values.t(), scaled, product)
-            backend.add(total, product, columns)
+            for part in _slices(weight.shape[1], columns.shape[0] * wide.itemsize):
+                own = scaled[:, part]
+                product = weight.new_empty((columns.shape[0], own.shape[1]), dtype=wide)
+                multiply(values.t(), own, product)
+                backend.add(total[:, part], product, columns)
         add_rows(total, self.label, inputs, self.at_label)
         if total.dtype == weight.dtype:
             return total
@@ -294,11 +299,20 @@ def _nothing(call: Call) -> Kept:
     )
 
 
-def _rows_at(weight: Tensor, columns: Tensor) -> Tensor:
-    """Rows of the weight; any where there is no column, which a probability of 0 multiplies."""
+def _multiply_rows(values: Tensor, weight: Tensor, columns: Tensor, out: Tensor) -> None:
+    """Out = values @ weight[columns]; any row where there is no column, which a probability of 0 multiplies."""
     if columns.shape[0] == weight.shape[0]:
-        return weight
-    return weight.index_select(0, columns.clamp(min=0))
+        multiply(values, weight, out)
+        return
+    out.zero_()
+    for part in _slices(columns.shape[0], weight.shape[1] * weight.element_size()):
+        add_product(out, values[:, part], weight.index_select(0, columns[part].clamp(min=0)), exact=True)
+
+
+def _slices(count: int, each: int) -> list[slice]:
+    """So many things of `each` bytes in slices of at most `SLICE_BYTES`."""
+    step = max(ALIGNED, SLICE_BYTES // max(1, each) // ALIGNED * ALIGNED)
+    return [slice(start, min(count, start + step)) for start in range(0, count, step)]
 
 
 def _rows_of(grad: Tensor | None, part: Tensor | slice, like: Tensor) -> Tensor:
