@@ -200,6 +200,21 @@ def test_a_strip_with_many_columns_takes_all(monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("classes", [64, 100, 128])
+def test_lists_that_would_be_filled_up_to_the_whole_vocabulary(classes, monkeypatch):
+    monkeypatch.setattr(columns, "MOST", 1.0)
+    given = problem(classes=classes)
+    wrt = leaves(given, "hidden", "weight")
+    upstream = [normal(37, seed=10, dtype=torch.float64)]
+    dense, _ = gradients(given, wrt, upstream, ("logp",))
+    for eps in (2.0**-3, 2.0**-9, NEXT_TO_NOTHING):
+        found, made = gradients(given, wrt, upstream, ("logp",), sparse=eps)
+        whole = made.plan.listed >= classes * int((given["labels"] != -100).sum())
+        for one, other in zip(found, dense, strict=True):
+            assert (one - other).norm() < (1e-9 if whole else 0.2) * other.norm()
+    assert whole
+
+
 def test_lists_are_filled_up_to_what_gemms_like(monkeypatch):
     monkeypatch.setattr(columns, "STRIP_ROWS", 10)
     monkeypatch.setattr(columns, "MOST", 1.0)

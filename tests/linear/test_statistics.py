@@ -451,3 +451,18 @@ def test_sequences():
 
 def test_every_plan_but_grouped_is_tested_here():
     assert set(PLANS) == {"forward", "single-pass", "grouped", "keep", "recompute", "lists", "columns"}
+
+
+@pytest.mark.parametrize("plan", ["keep", "recompute"])
+def test_temperatures_of_a_wider_dtype(plan):
+    """With the labels' share of the bias's gradient, which is added up in float32."""
+    given = problem()
+    narrow = {name: value.bfloat16() if value.is_floating_point() else value for name, value in given.items()}
+    wrt = [narrow[name].requires_grad_() for name in ("hidden", "weight", "bias")]
+    temperature = 0.5 + uniform(37, seed=5, dtype=torch.float64)
+    results = []
+    for given in (temperature, temperature.float()):
+        logps = prefuse.linear_token_logps(*wrt[:2], narrow["labels"], bias=wrt[2], temperature=given, plan=plan)
+        results.append(torch.autograd.grad(logps.sum(), wrt))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-2)

@@ -219,12 +219,13 @@ def _round_up(number: int) -> int:
 def _listed(active: Tensor, tails: Tensor) -> tuple[list[int], Tensor]:
     """Where each strip's columns begin, and all of them; this waits for the device.
 
-    A strip with many takes all of them: then nothing is left over in `tails`.
+    A strip with many, or as many as fill up the whole vocabulary, takes all of them: then nothing is left over in
+    `tails`, and the columns are the weight's own rows.
     """
     width = active.shape[1]
     counts = active.sum(1).tolist()
     for number, count in enumerate(counts):
-        if MOST * width < count < width:
+        if count < width and (count > MOST * width or _round_up(count) >= width):
             active[number], tails[number] = True, 0
             counts[number] = width
     starts = [0]
@@ -300,7 +301,10 @@ def _nothing(call: Call) -> Kept:
 
 
 def _multiply_rows(values: Tensor, weight: Tensor, columns: Tensor, out: Tensor) -> None:
-    """Out = values @ weight[columns]; any row where there is no column, which a probability of 0 multiplies."""
+    """Out = values @ weight[columns]; any row where there is no column, which a probability of 0 multiplies.
+
+    As many columns as there are rows are all of them, in order.
+    """
     if columns.shape[0] == weight.shape[0]:
         multiply(values, weight, out)
         return

@@ -392,7 +392,8 @@ def _label_rows(call: Call, f: int, table: Tensor, factors: Tensor) -> Tensor:
 def _slope(call: Call, table: Tensor) -> Tensor | float:
     """dz/d(logit) at each token's label."""
     transform = call.transform
-    temperature = transform.temperature if transform.temperatures is None else transform.temperatures
+    given = transform.temperatures
+    temperature = transform.temperature if given is None else given.to(table.dtype)
     slope = transform.scale / temperature
     if transform.softcap:
         logp, lse = (table[call.kernel_names.index(name)] for name in ("logp", "lse"))
