@@ -19,7 +19,7 @@ import sys
 from prefuse import objectives
 from prefuse.__main__ import main
 from prefuse.doctor import warm
-warm.DTYPES, warm.WIDTHS, warm._SETS, warm.programs = ("bf16",), (128_256,), warm._SETS[:1], lambda *_: []
+warm.DTYPES, warm.WIDTHS, warm.programs = ("bf16",), (128_256,), lambda *_: []
 objectives.names = lambda: ["dpo"]
 sys.exit(main(["doctor", "--compile", "--warm", "sm_90"]))
 """
