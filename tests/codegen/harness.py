@@ -9,7 +9,6 @@ import contextlib
 import copy
 import ctypes
 import hashlib
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -235,8 +234,7 @@ def emulate(
 
 def build(body: str, table: Sequence[str]) -> Compiled:
     """Compiles kernels as C++; `table` has an expression for each of them."""
-    text = f"""#include "{emulator.HERE}/shim.h"
-{body}
+    text = f"""{body}
 static const void* argument_bytes;
 template <typename T> static void invoke(void (*kernel)(T)) {{ kernel(*static_cast<const T*>(argument_bytes)); }}
 static void (*const entries[])() = {{ {", ".join(table)} }};
@@ -245,14 +243,4 @@ extern "C" void emulate(int which, const void* argument, unsigned grid, unsigned
     emulator::run_grid(entries[which], grid, threads, 0, grid, order);
 }}
 """
-    library = emulator._folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.so"
-    source = library.with_suffix(".cpp")
-    source.write_text(text)
-    flags = [flag for flag in emulator.FLAGS if flag != "-O1"]
-    command = [str(emulator.COMPILER), *flags, "-O0", "-shared", str(source), emulator._runtime(), "-o", str(library)]
-    built = subprocess.run(command, capture_output=True, text=True)
-    if built.returncode:
-        raise RuntimeError(f"generated source does not compile as C++:\n{built.stderr[:4000]}")
-    compiled = ctypes.CDLL(str(library))
-    compiled.reported.restype = ctypes.c_char_p
-    return compiled
+    return emulator.build("generated source", text, hashlib.sha256(text.encode()).hexdigest()[:24])

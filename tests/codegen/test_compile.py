@@ -5,7 +5,9 @@ import pytest
 from prefuse import objectives
 from prefuse._backends.nvrtc import ARCHITECTURES, resources
 from prefuse.scoring.device import compiled
+from tests.codegen import together
 from tests.codegen.graphs import RandomGraph
+from tests.cuda.machine_code import code_sections
 
 pytestmark = pytest.mark.needs("nvrtc")
 
@@ -22,13 +24,28 @@ def _spilled(kernels):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", objectives.names())
 def test_objective(name, architecture):
-    traced = objectives.get(name)._traced(None)
-    kernels = compiled(traced, architecture, one_block=True)
-    assert [entry for entry, _, _ in kernels] == ["objective_one_block"]
-    parts = compiled(traced, architecture, one_block=False)
-    assert [entry for entry, _, _ in parts] == [f"objective_part_{number}" for number in range(len(parts))]
-    assert _is_code([*kernels, *parts])
-    assert not _spilled([*kernels, *parts])
+    entries = together.entries(objectives.get(name)._traced(None))
+    (alone, _), *parts = entries
+    assert alone == "objective_one_block"
+    assert [entry for entry, _ in parts] == [f"objective_part_{number}" for number in range(len(parts))] != []
+    kernels = together.compiled(entries, architecture)
+    assert kernels.keys() == dict(entries).keys()
+    assert all(code and "Used" in log for code, log in kernels.values())
+    assert not _spilled([(entry, code, log) for entry, (code, log) in kernels.items()])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_together_is_what_runs_alone(architecture):
+    """The extension's own way, one program for each entry point, makes the same code and needs as much."""
+    traced = objectives.get("orpo")._traced(None)
+    kernels = together.compiled(together.entries(traced), architecture)
+    alone = [kernel for one_block in (True, False) for kernel in compiled(traced, architecture, one_block)]
+    assert [entry for entry, _, _ in alone] == [entry for entry, _ in together.entries(traced)]
+    assert _is_code(alone)
+    for entry, cubin, log in alone:
+        code, said = kernels[entry]
+        assert code_sections(cubin) == {entry: code}
+        assert resources(log) == resources(said)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ _OPCODES = {
     0x984: LOAD_SHARED,
     0x388: STORE_SHARED,
 }
+_TEXT = ".text."
 _BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 8, 6: 16}
 
 
 def memory_instructions(cubin: bytes) -> Counter[tuple[str, int]]:
     """How many loads and stores of each width in bytes the code holds."""
     counts: Counter[tuple[str, int]] = Counter()
-    for code in _code_sections(cubin):
+    for code in code_sections(cubin).values():
         for low, high in struct.iter_unpack("<QQ", code):
             name = _OPCODES.get(low & 0xFFF)
             if name:
@@ -28,14 +29,16 @@ def memory_instructions(cubin: bytes) -> Counter[tuple[str, int]]:
     return counts
 
 
-def _code_sections(cubin: bytes) -> list[bytes]:
+def code_sections(cubin: bytes) -> dict[str, bytes]:
+    """The code of each kernel, by its name; it holds the functions that the kernel calls."""
     assert cubin[:4] == b"\x7fELF"
     (table,) = struct.unpack_from("<Q", cubin, 0x28)
     size, count, names_index = struct.unpack_from("<HHH", cubin, 0x3A)
     headers = [struct.unpack_from("<IIQQQQ", cubin, table + size * i) for i in range(count)]
     names = headers[names_index][4]
-    return [
-        cubin[offset : offset + length]
-        for name, kind, _, _, offset, length in headers
-        if kind == 1 and cubin[names + name :].startswith(b".text.")
-    ]
+    found = {}
+    for begin, kind, _, _, offset, length in headers:
+        name = cubin[names + begin : cubin.index(b"\0", names + begin)].decode()
+        if kind == 1 and name.startswith(_TEXT):
+            found[name.removeprefix(_TEXT)] = cubin[offset : offset + length]
+    return found

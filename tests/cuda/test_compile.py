@@ -10,6 +10,8 @@ import pytest
 
 from prefuse import _prefuse
 from prefuse._backends.nvrtc import ARCHITECTURES, resources
+from prefuse.doctor import slots
+from prefuse.doctor.machine_code import disassembler
 from prefuse.doctor.programs import Program, programs
 from tests.cuda.machine_code import LOAD, LOAD_SHARED, STORE, STORE_SHARED, memory_instructions
 from tests.emulator.emulator import KERNELS
@@ -59,9 +61,12 @@ def name(value: int | Program) -> str:
     return f"sm_{value}" if isinstance(value, int) else "-".join([value[0], *(text for _, text in value[1])])
 
 
+cuda_compile = _prefuse.cuda_compile
+
+
 @functools.cache
 def _compiled(kernel: str, defines: tuple[tuple[str, str], ...], architecture: int) -> tuple[bytes, str]:
-    return _prefuse.cuda_compile(kernel, list(defines), architecture, False)
+    return cuda_compile(kernel, list(defines), architecture, False)
 
 
 @pytest.mark.parametrize(("architecture", "program"), CASES, ids=name)
@@ -84,6 +89,61 @@ def test_kernel(architecture: int, program: Program) -> None:
     if kernel == "rows_both":
         assert moved[STORE_SHARED, 16] >= 4
         assert moved[LOAD_SHARED, 16] >= 1
+
+
+# Slots per 16 bytes by architecture (the best seen with NVRTC 13.2, some more for other compilers), 16-byte loads in
+# flight, and the blocks that the registers of a multiprocessor have to hold.
+LIMITS: dict[str, tuple[dict[int, float], int, int]] = {
+    "rows_forward bf16 logp,lse": ({80: 44, 90: 42, 100: 56, 120: 44}, 4, 3),
+    "rows_forward f32 logp,lse": ({80: 23, 90: 23, 100: 22, 120: 23}, 4, 4),
+    "rows_forward bf16 moments": ({80: 76, 90: 74, 100: 75, 120: 76}, 4, 3),
+    "rows_forward bf16 kl": ({80: 150, 90: 148, 100: 150, 120: 150}, 4, 2),
+    "rows_backward bf16 logp,lse": ({80: 45, 90: 44, 100: 58, 120: 44}, 4, 3),
+    "rows_backward f32 logp,lse": ({80: 24, 90: 24, 100: 24, 120: 23}, 4, 4),
+    "rows_forward f32 kl": ({100: 86, 120: 88}, 4, 3),
+    "rows_backward f32 kl": ({100: 68, 120: 66}, 4, 3),
+    "rows_backward bf16 kl": ({90: 130}, 4, 2),
+    "rows_backward bf16 logp,lse,entropy": ({90: 61, 120: 60}, 4, 3),
+    "rows_both bf16 logp,lse,entropy": ({90: 125, 120: 120}, 4, 3),
+    "rows_both bf16 logp,lse": ({90: 95, 100: 112, 120: 90}, 4, 3),
+    "rows_both f32 logp,lse": ({90: 55, 100: 47, 120: 48}, 4, 4),
+    "columns_find bf16": ({80: 73, 90: 73, 100: 63, 120: 64}, 4, 2),
+    "distance_forward bf16": ({90: 44}, 6, 2),
+    "distance_backward bf16": ({90: 74}, 6, 2),
+}
+
+# A scheduler issues an instruction of the special function unit in eight clocks, any other in one. Before one
+# exponential in eight was computed on the FMA pipes of B200: 64 clocks for 16 bytes per thread (forward), 128 (both).
+CLOCKS: dict[str, dict[int, float]] = {
+    "rows_forward bf16 logp,lse": {80: 64, 90: 64, 100: 56, 120: 64},
+    "rows_both bf16 logp,lse": {90: 128, 100: 112, 120: 128},
+}
+
+
+@pytest.mark.needs("nvdisasm")
+@pytest.mark.parametrize("architecture", slots.ARCHITECTURES)
+def test_main_loops_stay_short(architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instructions per 16 bytes, loads in flight and spills. Most of these kernels were compiled above."""
+
+    def compiled(kernel: str, defines: list[tuple[str, str]], architecture: int, _: bool) -> tuple[bytes, str]:
+        return _compiled(kernel, tuple(defines), architecture)
+
+    monkeypatch.setattr(_prefuse, "cuda_compile", compiled)
+    limits = {name: (most[architecture], *more) for name, (most, *more) in LIMITS.items() if architecture in most}
+    counted = {found.name: found for found in slots.count(architecture, disassembler() or "", limits)}
+    assert counted.keys() == limits.keys()
+    too_much = [
+        str(found)
+        for name, found in counted.items()
+        for most, in_flight, blocks in [limits[name]]
+        if found.slots > most or found.in_flight < in_flight or found.blocks < blocks or found.spilled
+    ]
+    too_much += [
+        f"{name}: {max(found.slots, 8 * found.special)} clocks, at most {CLOCKS[name][architecture]}"
+        for name, found in counted.items()
+        if architecture in CLOCKS.get(name, {}) and max(found.slots, 8 * found.special) > CLOCKS[name][architecture]
+    ]
+    assert not too_much, "\n".join(too_much)
 
 
 def test_an_unknown_kernel_or_definition_is_refused() -> None:

@@ -39,8 +39,12 @@ def driver(folder: Path, functions: tuple[str, ...], initialised: int = 0) -> Pa
 
 
 def doctor(folder: Path) -> dict[str, str]:
-    """What the doctor says, by part, of a process that finds this driver first."""
-    code = "from prefuse import doctor; [print(f.part, f.state, f.advice, sep='|') for f in doctor.findings()]"
+    """What the doctor says of the driver and of GPUs, by part, in a process that finds this driver first."""
+    # All of its findings would import all of TRL, in each process.
+    code = (
+        "from prefuse.doctor import examination as of\n"
+        "for f in (of._driver(), *of._devices()): print(f.part, f.state, f.advice, sep='|')"
+    )
     environment = os.environ | {"LD_LIBRARY_PATH": str(folder)}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert ended.stderr == ""

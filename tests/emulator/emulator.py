@@ -20,7 +20,6 @@ KERNELS = HERE.parents[1] / "kernels"
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 FLAGS = [
     "-std=c++17",
-    "-O1",
     "-fPIC",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
@@ -28,6 +27,9 @@ FLAGS = [
     "-w",
     f"-I{KERNELS}",
 ]
+
+OPTIMISATION = "-O0"
+"""Of kernels, which take longer to compile than to run; that of the shim, or its precompiled form is not taken."""
 
 ASCENDING, DESCENDING, SHUFFLED = 0, 1, 2
 """Orders in which threads (and blocks) take their turns."""
@@ -64,8 +66,30 @@ def _build(what: str, *arguments: str) -> None:
 
 @functools.cache
 def _runtime() -> str:
+    """What all kernels run on, which takes turns and looks at every access: optimised."""
     compiled = str(_folder() / "runtime.o")
-    _build("the emulator", "-c", str(HERE / "runtime.cpp"), "-o", compiled)
+    _build("the emulator", "-O1", "-c", str(HERE / "runtime.cpp"), "-o", compiled)
+    return compiled
+
+
+@functools.cache
+def _shim() -> Path:
+    """A copy of `shim.h` with its precompiled form beside it: reading it takes longer than compiling many a kernel."""
+    copy = _folder() / "shim.h"
+    shutil.copy(HERE / "shim.h", copy)
+    _build("the shim", OPTIMISATION, "-x", "c++-header", str(copy), "-o", f"{copy}.gch")
+    return copy
+
+
+def build(what: str, text: str, name: str, *definitions: str) -> ctypes.CDLL:
+    """Compiles kernels as C++ into a library called `name`; `what` are they where they do not compile."""
+    library = _folder() / f"{name}.so"
+    source = library.with_suffix(".cpp")
+    source.write_text(text)
+    inputs = ("-include", str(_shim()), *definitions, str(source), _runtime())
+    _build(what, OPTIMISATION, "-shared", *inputs, "-o", str(library))
+    compiled = ctypes.CDLL(str(library))
+    compiled.reported.restype = ctypes.c_char_p
     return compiled
 
 
@@ -73,14 +97,8 @@ def _runtime() -> str:
 def _compiled(source: tuple[str, str], defines: tuple[tuple[str, str], ...], kernel: str) -> ctypes.CDLL:
     file, text = source
     name = hashlib.sha256(repr((source, defines, kernel)).encode()).hexdigest()[:24]
-    library = _folder() / f"{name}.so"
-    written = library.with_suffix(".cpp")
-    written.write_text(f'#include "{HERE}/shim.h"\n#line 1 "{file}"\n{text}\n#include "{HERE}/entry.h"\n')
-    options = [f"-D{key}={value}" for key, value in (*defines, ("KERNEL", kernel))]
-    _build(kernel, "-shared", *options, str(written), _runtime(), "-o", str(library))
-    compiled = ctypes.CDLL(str(library))
-    compiled.reported.restype = ctypes.c_char_p
-    return compiled
+    written = f'#line 1 "{file}"\n{text}\n#include "{HERE}/entry.h"\n'
+    return build(kernel, written, name, *(f"-D{key}={value}" for key, value in (*defines, ("KERNEL", kernel))))
 
 
 def run(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import re
 from typing import NamedTuple
 
-from prefuse import _prefuse
-from prefuse._backends.nvrtc import prepare
+from tests.nvrtc import ptx
 
 Sources = tuple[tuple[str, str], ...]
 """(name, text) of the headers that a kernel may include, its own text last."""
@@ -125,31 +123,3 @@ def _statements(text: str, i: int) -> list[str]:
 def compiled(sources: Sources, defines: tuple[tuple[str, str], ...], kernel: str, architecture: int) -> Program:
     """The program that NVRTC makes of a launch's sources."""
     return Program(ptx(sources, defines, architecture), kernel)
-
-
-def ptx(sources: Sources, defines: tuple[tuple[str, str], ...], architecture: int) -> str:
-    """PTX with the options that the extension compiles machine code with."""
-    prepare()
-    nvrtc = ctypes.CDLL(_prefuse.cuda_nvrtc()[0])
-    *headers, (name, text) = sources
-    handle = ctypes.c_void_p()
-    texts = (ctypes.c_char_p * len(headers))(*(text.encode() for _, text in headers))
-    names = (ctypes.c_char_p * len(headers))(*(name.encode() for name, _ in headers))
-    created = nvrtc.nvrtcCreateProgram(ctypes.byref(handle), text.encode(), name.encode(), len(headers), texts, names)
-    assert created == 0
-    options = ["--std=c++17", "--fmad=false", "--diag-suppress=177", f"--gpu-architecture=compute_{architecture}"]
-    options += [f"-D{key}={value}" for key, value in defines]
-    status = nvrtc.nvrtcCompileProgram(
-        handle, len(options), (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-    )
-    log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, handle)
-    assert status == 0, log
-    return _text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, handle)
-
-
-def _text(size_of: ctypes._NamedFuncPointer, read: ctypes._NamedFuncPointer, handle: ctypes.c_void_p) -> str:
-    size = ctypes.c_size_t()
-    size_of(handle, ctypes.byref(size))
-    buffer = ctypes.create_string_buffer(size.value)
-    read(handle, buffer)
-    return buffer.value.decode()
