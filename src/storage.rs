@@ -27,10 +27,6 @@ pub struct Block {
 }
 
 impl Block {
-    #[cfg_attr(
-        not(feature = "python"),
-        expect(dead_code, reason = "for the bindings")
-    )]
     pub fn address(&self) -> usize {
         self.address
     }
