@@ -1,4 +1,4 @@
-// Columns of probabilities: a strip is a few hundred consecutive rows of logits, and most of its mass is in the few columns in which some
+// Columns of probabilities: a strip is some thousand consecutive rows of logits, and most of its mass is in the few columns in which some
 // row has a probability of at least eps. Included by columns_find.cu and columns_gather.cu.
 //
 //   p_rj = 2^(factor_r·x_rj − lse_r·log2(e)),   factor_r = scale/T_r·log2(e)
@@ -33,6 +33,13 @@ struct ColumnsArgs {
     i64 rows, width, stride, strip_rows, parts;
     f64 eps;
 };
+
+__device__ inline i64 strip_count(const ColumnsArgs& a) { return (a.rows + a.strip_rows - 1) / a.strip_rows; }
+// Behind the last row of a strip.
+__device__ inline i64 strip_end(const ColumnsArgs& a, i64 strip) {
+    const i64 end = (strip + 1) * a.strip_rows;
+    return end < a.rows ? end : a.rows;
+}
 
 // What turns a row's logits into probabilities.
 struct RowFactors {

@@ -59,12 +59,12 @@ __device__ inline void write(const ColumnsArgs& a, i64 strip, int first, const F
 extern "C" __global__ void __launch_bounds__(THREADS, 2) columns_find(const ColumnsArgs a) {
     __shared__ RowFactors factors[THREADS];
     const i64 columns = i64(THREADS) * UNIT, across = (a.width + columns - 1) / columns;
-    const i64 strips = (a.rows + a.strip_rows - 1) / a.strip_rows;
+    const i64 strips = strip_count(a);
     const bool aligned = u64(a.logits) % 16 == 0 && a.stride * sizeof(LOGIT) % 16 == 0;
     for (i64 item = blockIdx.x; item < strips * across; item += gridDim.x) {
         const i64 strip = item / across;
         const int first = int(item % across * columns) + threadIdx.x * UNIT;
-        const i64 end = (strip + 1) * a.strip_rows < a.rows ? (strip + 1) * a.strip_rows : a.rows;
+        const i64 end = strip_end(a, strip);
         Found found = {};
 #pragma unroll 1
         for (i64 begin = strip * a.strip_rows; begin < end; begin += THREADS) {

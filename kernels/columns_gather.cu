@@ -24,12 +24,12 @@ __device__ inline A store_row(const A (&x)[PER_THREAD], const int (&column)[PER_
 extern "C" __global__ void __launch_bounds__(THREADS, sizeof(A) == 8 ? 1 : 2) columns_gather(const ColumnsArgs a) {
     __shared__ RowFactors factors[THREADS];
     __shared__ A masses[WARPS][THREADS];
-    const i64 strips = (a.rows + a.strip_rows - 1) / a.strip_rows;
+    const i64 strips = strip_count(a);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (i64 item = blockIdx.x; item < strips * a.parts; item += gridDim.x) {
         const i64 strip = item / a.parts, part = item % a.parts, start = __ldcs(a.starts + strip);
         const i64 count = __ldcs(a.starts + strip + 1) - start;
-        const i64 end = (strip + 1) * a.strip_rows < a.rows ? (strip + 1) * a.strip_rows : a.rows;
+        const i64 end = strip_end(a, strip);
         int column[PER_THREAD];
 #pragma unroll
         for (int k = 0; k < PER_THREAD; k++) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import prefuse
 from prefuse.linear import columns, operands, operators
 from prefuse.linear.functions import linear_token_stats
 from tests.devices import integers, normal, uniform
-from tests.emulator.backend import gathering_columns
+from tests.linear.gathering import gathering_columns
 
 TOKENS, FEATURES, CLASSES, RANK = 23, 6, 53, 3
 CUTS = {2: (52, 1), 4: (20, 1, 29, 3)}
@@ -220,6 +221,29 @@ def test_sparse_gradients_of_a_gpu(processes, workspace_bytes, transform):
     trained = ("hidden", "first", "second") if transform.get("adapter") else EVERYTHING
     options = {"sparse": 2.0**-40, "workspace_bytes": workspace_bytes, **transform}
     processes.run(agrees_by_columns, F64, ("logp", "lse"), trained, **options)
+
+
+def shares_of_sparse_gradients(by_columns: bool) -> None:
+    """A process's share is of the tokens, of which some are not scored, whatever lists or columns are made of."""
+    given, own, size = problem(), own_classes(), dist.get_world_size()
+    states, labels = given["hidden"][:20], given["labels"][:20].clone()
+    labels[:5] = -100
+    share = slice(20 // size * dist.get_rank(), 20 // size * (dist.get_rank() + 1))
+
+    def gradient(sparse: prefuse.Sparse | None) -> Tensor:
+        hidden = states.clone().requires_grad_()
+        options = {"group": dist.group.WORLD, "scatter_gradient": True, "sparse": sparse}
+        logps = linear_token_stats(hidden, given["weight"][own], labels, "logp", **options)["logp"]
+        return torch.autograd.grad(logps.sum(), hidden)[0][share]
+
+    dense = gradient(None)
+    with gathering_columns() if by_columns else contextlib.nullcontext():
+        torch.testing.assert_close(gradient(prefuse.Sparse(2.0**-40, seed=0)), dense, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("by_columns", [False, pytest.param(True, marks=pytest.mark.needs("compiler"))])
+def test_shares_of_sparse_gradients(processes, by_columns):
+    processes.run(shares_of_sparse_gradients, by_columns)
 
 
 def sums_by_columns() -> None:

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import pytest
 import torch
 
 from prefuse import _prefuse
-from prefuse._backends import columns
 from prefuse._backends.arrays import capsule
 from prefuse._backends.columns import Gathered, Strips
 from prefuse._backends.nvrtc import SHARED_MEMORY
 from prefuse._backends.rows import Rows
-from prefuse.linear import operands, sparse
 from tests.emulator import emulator
-
-
-@contextlib.contextmanager
-def gathering_columns() -> Iterator[None]:
-    """Within, sparse gradients of CPU tensors are made as on a GPU."""
-    device = Emulated()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("find", "gather", "add"):
-            patch.setattr(columns, name, getattr(device, f"columns_{name}"))
-        for module in (sparse, operands):
-            patch.setattr(module, "by_columns", lambda _: True)
-        yield
-
 
 FEW, MANY = 1, 10**6
 """Multiprocessors of a device that any number of rows fills, and of one that needs every row split."""

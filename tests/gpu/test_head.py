@@ -7,7 +7,7 @@ import torch
 
 import prefuse
 from tests.devices import integers, normal
-from tests.emulator.backend import gathering_columns
+from tests.linear.gathering import gathering_columns
 
 pytestmark = pytest.mark.needs_cuda
 

@@ -13,7 +13,7 @@ from prefuse._backends import projected
 from prefuse.linear import columns, operands, operators, plans
 from prefuse.linear.costs import DEVICES
 from tests.devices import integers, normal, uniform
-from tests.emulator.backend import gathering_columns
+from tests.linear.gathering import gathering_columns
 from tests.linear.oracle import problem, statistics
 from tests.linear.test_operators import arguments
 from tests.linear.test_sparse import gradients, leaves

@@ -62,6 +62,10 @@ class Transform(NamedTuple):
     scale: float
     softcap: float
 
+    def temperature_in(self, dtype: torch.dtype) -> Tensor | float:
+        """Of each token, [N] in `dtype`, or of all."""
+        return self.temperature if self.temperatures is None else self.temperatures.to(dtype)
+
 
 @dataclass
 class Call:

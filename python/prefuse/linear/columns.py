@@ -27,7 +27,7 @@ from prefuse._backends.columns import Gathered, Strips
 from prefuse._backends.rows import Rows
 from prefuse.linear.call import Call
 from prefuse.linear.gemm import add_product, add_rows, multiply, scale_rows, sum_dtype
-from prefuse.linear.passes import Gradients, Wants
+from prefuse.linear.passes import Gradients, Wants, product_or_zero, reduced, spread, upstream_of_rows
 from prefuse.linear.plans import STRIP_ROWS
 
 ALIGNED = 64
@@ -88,23 +88,23 @@ def forward(call: Call, rows: int, eps: float) -> tuple[Tensor, Kept]:
         local = call.local_statistics(tile)
         own = call.combined(tile, local)
         table[:, part] = own
-        made.append(_of_tile(call, tile, local, own, eps))
+        made.append(_of_tile(call, tile, local, own, _slope_of(call, part), eps))
     return table, _joined(made) if made else _nothing(call)
 
 
 def backward(call: Call, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> Gradients:
     """The gradients: of the inputs strip by strip, of the weights added up in float32 and rounded once."""
     part = call.part(0, call.count)
-    logp, lse = (_rows_of(grads.get(name), part, kept.rest) for name in ("logp", "lse"))
-    factors = (lse - logp) * _slope(call)[part].to(kept.rest.dtype)
-    tail = _product(factors, kept.rest)
+    logp, lse = (upstream_of_rows(grads, name, part, kept.rest) for name in ("logp", "lse"))
+    factors = (lse - logp) * _slope_of(call, part)
+    tail = product_or_zero(factors, kept.rest)
     local = call.labels[part] - call.shard.first_class
     held = (local >= 0) & (local < call.head.classes)
     label = torch.where(held, local, 0)
-    at_label = _product(logp, kept.at_label[0]) + _product(lse, kept.at_label[1])
+    at_label = product_or_zero(logp, kept.at_label[0]) + product_or_zero(lse, kept.at_label[1])
     pulled = _Pulled(kept, factors, tail, label, torch.where(held, at_label, 0))
     inputs = [
-        _spread(call, pulled.of_input(weight)) if wanted else None
+        spread(call, pulled.of_input(weight)) if wanted else None
         for weight, wanted in zip(call.head.weights, wants.inputs, strict=True)
     ]
     weights = [
@@ -112,7 +112,7 @@ def backward(call: Call, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> 
         for factor, weight, wanted in zip(call.head.rows(part), call.head.weights, wants.weights, strict=True)
     ]
     bias = pulled.of_bias(call.head.bias) if wants.bias and call.head.bias is not None else None
-    return Gradients(inputs, weights, bias)
+    return Gradients(reduced(call, inputs), weights, bias)
 
 
 class _Pulled(NamedTuple):
@@ -147,9 +147,9 @@ class _Pulled(NamedTuple):
             scaled = scale_rows(inputs[strip.first : strip.last], self.factors[strip.first : strip.last], weight.dtype)
             for part in _slices(weight.shape[1], columns.shape[0] * wide.itemsize):
                 own = scaled[:, part]
-                product = weight.new_empty((columns.shape[0], own.shape[1]), dtype=wide)
-                multiply(values.t(), own, product)
-                backend.add(total[:, part], product, columns)
+                added = weight.new_empty((columns.shape[0], own.shape[1]), dtype=wide)
+                multiply(values.t(), own, added)
+                backend.add(total[:, part], added, columns)
         add_rows(total, self.label, inputs, self.at_label)
         if total.dtype == weight.dtype:
             return total
@@ -175,13 +175,19 @@ class _Pulled(NamedTuple):
         return torch.cat(sums) if sums else self.tail.new_empty((0, inputs.shape[1]))
 
 
-def _of_tile(call: Call, tile: Rows, local: Tensor, own: Tensor, eps: float) -> Kept:
+def _slope_of(call: Call, part: Tensor | slice) -> Tensor | float:
+    """dz/d(logit) of some rows, or of all."""
+    temperature = call.transform.temperature_in(call.table_dtype)
+    return call.transform.scale / (temperature[part] if isinstance(temperature, Tensor) else temperature)
+
+
+def _of_tile(call: Call, tile: Rows, local: Tensor, own: Tensor, slope: Tensor | float, eps: float) -> Kept:
     """What is kept of a tile whose kernel statistics are `own`, over this process's classes `local`."""
     rows, width = tile.logits.shape
     lse = own[call.kernel_names.index("lse")].contiguous()
     labels = tile.labels - call.shard.first_class
-    slope = _slope_of(tile, own.dtype)
-    strips = Strips(tile.logits, slope * math.log2(math.e), lse, labels, strip_rows(rows))
+    factors = torch.ones_like(lse) * slope * math.log2(math.e)
+    strips = Strips(tile.logits, factors, lse, labels, strip_rows(rows))
     active = torch.empty((strips.number, width), dtype=torch.bool, device=lse.device)
     tails = tile.logits.new_empty((strips.number, width))
     backend.find(strips, eps, active, tails)
@@ -194,7 +200,7 @@ def _of_tile(call: Call, tile: Rows, local: Tensor, own: Tensor, eps: float) -> 
         lse.new_zeros((backend.parts(longest), rows)),
     )
     backend.gather(strips, gathered)
-    beside, at_label = _masses(call, tile, local, own, labels)
+    beside, at_label = _masses(call, tile, local, own, labels, slope)
     layout = []
     for number, (start, stop) in enumerate(itertools.pairwise(starts)):
         first = number * strips.strip_rows
@@ -238,7 +244,9 @@ def _listed(active: Tensor, tails: Tensor) -> tuple[list[int], Tensor]:
     return starts, columns
 
 
-def _masses(call: Call, tile: Rows, local: Tensor, own: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _masses(
+    call: Call, tile: Rows, local: Tensor, own: Tensor, labels: Tensor, slope: Tensor | float
+) -> tuple[Tensor, Tensor]:
     """What each row has in this process's classes beside its label's, [rows], and 1 - p and p of the label, [2, rows].
 
     All are 0 of a row that holds nothing but -inf.
@@ -250,28 +258,11 @@ def _masses(call: Call, tile: Rows, local: Tensor, own: Tensor, labels: Tensor) 
         logp = own[call.kernel_names.index("logp")]
     else:
         logit = tile.logits.gather(1, torch.where(held, labels, 0)[:, None])[:, 0].to(own.dtype)
-        logp = torch.where(held, logit * _slope_of(tile, own.dtype) - lse, -math.inf)
+        logp = torch.where(held, logit * slope - lse, -math.inf)
     at_label = torch.stack([-logp.expm1(), logp.exp()])
     beside = at_label[0] if not call.shard.name else (local[at] - lse).exp() - torch.where(held, at_label[1], 0)
     empty = lse == -math.inf
     return torch.where(empty, 0, beside), torch.where(empty, 0, at_label)
-
-
-def _slope_of(tile: Rows, dtype: torch.dtype) -> Tensor:
-    """dz/d(logit) of each row of a tile."""
-    if tile.temperatures is None:
-        return tile.logits.new_full((tile.logits.shape[0],), tile.scale / tile.temperature, dtype=dtype)
-    return tile.scale / tile.temperatures.to(dtype)
-
-
-def _slope(call: Call) -> Tensor:
-    """dz/d(logit) of each token."""
-    given = call.transform.temperatures
-    if given is None:
-        return call.labels.new_full(
-            (call.tokens,), call.transform.scale / call.transform.temperature, dtype=call.table_dtype
-        )
-    return call.transform.scale / given.to(call.table_dtype)
 
 
 def _joined(tiles: list[Kept]) -> Kept:
@@ -317,21 +308,3 @@ def _slices(count: int, each: int) -> list[slice]:
     """So many things of `each` bytes in slices of at most `SLICE_BYTES`."""
     step = max(ALIGNED, SLICE_BYTES // max(1, each) // ALIGNED * ALIGNED)
     return [slice(start, min(count, start + step)) for start in range(0, count, step)]
-
-
-def _rows_of(grad: Tensor | None, part: Tensor | slice, like: Tensor) -> Tensor:
-    """An upstream gradient of the scored rows; zeros where there is none."""
-    return torch.zeros_like(like) if grad is None else grad[part].to(like.dtype)
-
-
-def _product(factors: Tensor, values: Tensor) -> Tensor:
-    """The product, 0 where the factor is, whatever the value."""
-    return torch.where(factors == 0, 0, factors * values)
-
-
-def _spread(call: Call, rows: Tensor) -> Tensor:
-    """The scored rows at their places among all tokens, summed over the processes that share a vocabulary."""
-    rows = call.shard.reduce(rows).to(call.dtype)
-    if call.index is None:
-        return rows
-    return rows.new_zeros((call.tokens, rows.shape[1])).index_copy_(0, call.index, rows)

@@ -151,7 +151,7 @@ def backward_from_inputs(
             at_label = _label_rows(call, f, table, grads["lse"])
             total = at_label if total is None else total.add_(at_label)
         gradients[f] = total
-    return Gradients(_reduced(call, gradients), [None] * len(wants.weights), None)
+    return Gradients(reduced(call, gradients), [None] * len(wants.weights), None)
 
 
 def backward_from_logits(call: Call, kept: Sequence[Tensor], factors: Tensor, wants: Wants) -> Gradients:
@@ -229,8 +229,8 @@ def recompute(
         sums.write()
     if apart is not None:
         _add_label_share(call, apart, inputs, weights, bias)
-    spread = [None if total is None else _spread(call, total) for total in inputs]
-    return Gradients(_reduced(call, spread), weights, bias)
+    spread = [None if total is None else spread(call, total) for total in inputs]
+    return Gradients(reduced(call, spread), weights, bias)
 
 
 def _add_label_share(
@@ -247,7 +247,7 @@ def _add_label_share(
         bias.copy_(bias.float().index_put_((apart.label,), apart.factors, accumulate=True))
 
 
-def _spread(call: Call, rows: Tensor) -> Tensor:
+def spread(call: Call, rows: Tensor) -> Tensor:
     """The scored rows at their places among all tokens."""
     rows = rows.to(call.reduced_dtype)
     if call.index is None:
@@ -392,8 +392,7 @@ def _label_rows(call: Call, f: int, table: Tensor, factors: Tensor) -> Tensor:
 def _slope(call: Call, table: Tensor) -> Tensor | float:
     """dz/d(logit) at each token's label."""
     transform = call.transform
-    given = transform.temperatures
-    temperature = transform.temperature if given is None else given.to(table.dtype)
+    temperature = transform.temperature_in(table.dtype)
     slope = transform.scale / temperature
     if transform.softcap:
         logp, lse = (table[call.kernel_names.index(name)] for name in ("logp", "lse"))
@@ -401,6 +400,17 @@ def _slope(call: Call, table: Tensor) -> Tensor | float:
     return slope
 
 
-def _reduced(call: Call, gradients: list[Tensor | None]) -> list[Tensor | None]:
+def upstream_of_rows(grads: dict[str, Tensor], name: str, part: Tensor | slice, like: Tensor) -> Tensor:
+    """The upstream gradient of a statistic at the scored rows; zeros where there is none."""
+    grad = grads.get(name)
+    return torch.zeros_like(like) if grad is None else grad[part].to(like.dtype).contiguous()
+
+
+def product_or_zero(factors: Tensor, values: Tensor) -> Tensor:
+    """The product, 0 where the factor is, whatever the value."""
+    return torch.where(factors == 0, 0, factors * values)
+
+
+def reduced(call: Call, gradients: list[Tensor | None]) -> list[Tensor | None]:
     """Gradients of inputs, summed over the processes that share a vocabulary and rounded once."""
     return [None if gradient is None else call.shard.reduce(gradient).to(call.dtype) for gradient in gradients]

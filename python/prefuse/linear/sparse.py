@@ -26,8 +26,7 @@ from prefuse._backends import lists as backend
 from prefuse._backends import storage
 from prefuse._backends.lists import Sampling
 from prefuse.linear.call import SMOOTHED, Call
-from prefuse.linear.gemm import sum_dtype
-from prefuse.linear.passes import Gradients, Wants
+from prefuse.linear.passes import Gradients, Wants, product_or_zero, reduced, spread, upstream_of_rows
 
 __all__ = ["Sparse", "as_sparse", "check_sparse"]
 
@@ -204,8 +203,8 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def backward(call: Call, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> Gradients:
     """The gradients from the lists: of the inputs row by row, of the weights class by class, each rounded once."""
     part = call.part(0, call.count)
-    logp, lse = (_rows_of(grads.get(name), part, kept.at_label) for name in CARRIED)
-    at_label = _product(logp, kept.at_label[0]) + _product(lse, kept.at_label[1])
+    logp, lse = (upstream_of_rows(grads, name, part, kept.at_label[0]) for name in CARRIED)
+    at_label = product_or_zero(logp, kept.at_label[0]) + product_or_zero(lse, kept.at_label[1])
     labels = call.labels[part] - call.shard.first_class
     matrix = backend.Matrix(*kept[:3], lse - logp, at_label, labels.contiguous(), call.head.classes)
     inputs = [
@@ -222,27 +221,11 @@ def backward(call: Call, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> 
             matrix.by_class(factor.contiguous(), gradient, None if weights else sums)
         weights.append(gradient if wanted else None)
     bias = None if sums is None or call.head.bias is None else sums.to(call.head.bias.dtype)
-    return Gradients(inputs, weights, bias)
-
-
-def _rows_of(grad: Tensor | None, part: Tensor | slice, like: Tensor) -> Tensor:
-    """An upstream gradient of the scored rows; zeros where there is none."""
-    return like.new_zeros(like.shape[1]) if grad is None else grad[part].to(like.dtype).contiguous()
-
-
-def _product(factors: Tensor, values: Tensor) -> Tensor:
-    """The product, 0 where the factor is, whatever the value."""
-    return torch.where(factors == 0, 0, factors * values)
+    return Gradients(reduced(call, inputs), weights, bias)
 
 
 def _of_input(call: Call, matrix: backend.Matrix, weight: Tensor) -> Tensor:
     """The gradient of an input, [N, H_f], 0 where rows are not scored."""
-    shared = bool(call.shard.name)
-    dtype = sum_dtype(weight.dtype) if shared else weight.dtype
-    found = weight.new_empty((call.count, weight.shape[1]), dtype=dtype)
+    found = weight.new_empty((call.count, weight.shape[1]), dtype=call.reduced_dtype)
     matrix.by_row(weight, found)
-    if shared:
-        found = call.shard.reduce(found).to(call.dtype)
-    if call.index is None:
-        return found
-    return found.new_zeros((call.tokens, found.shape[1])).index_copy_(0, call.index, found)
+    return spread(call, found)
