@@ -27,7 +27,7 @@ from prefuse._backends.columns import Gathered, Strips
 from prefuse._backends.rows import Rows
 from prefuse.linear.call import Call
 from prefuse.linear.gemm import add_product, add_rows, multiply, scale_rows, sum_dtype
-from prefuse.linear.passes import Gradients, Wants, product_or_zero, reduced, spread, upstream_of_rows
+from prefuse.linear.passes import Gradients, Wants, over_tokens, product_or_zero, reduced, upstream_of_rows
 from prefuse.linear.plans import STRIP_ROWS
 
 ALIGNED = 64
@@ -104,7 +104,7 @@ def backward(call: Call, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> 
     at_label = product_or_zero(logp, kept.at_label[0]) + product_or_zero(lse, kept.at_label[1])
     pulled = _Pulled(kept, factors, tail, label, torch.where(held, at_label, 0))
     inputs = [
-        spread(call, pulled.of_input(weight)) if wanted else None
+        over_tokens(call, pulled.of_input(weight)) if wanted else None
         for weight, wanted in zip(call.head.weights, wants.inputs, strict=True)
     ]
     weights = [

@@ -229,7 +229,7 @@ def recompute(
         sums.write()
     if apart is not None:
         _add_label_share(call, apart, inputs, weights, bias)
-    spread = [None if total is None else spread(call, total) for total in inputs]
+    spread = [None if total is None else over_tokens(call, total) for total in inputs]
     return Gradients(reduced(call, spread), weights, bias)
 
 
@@ -247,7 +247,7 @@ def _add_label_share(
         bias.copy_(bias.float().index_put_((apart.label,), apart.factors, accumulate=True))
 
 
-def spread(call: Call, rows: Tensor) -> Tensor:
+def over_tokens(call: Call, rows: Tensor) -> Tensor:
     """The scored rows at their places among all tokens."""
     rows = rows.to(call.reduced_dtype)
     if call.index is None:

@@ -26,7 +26,7 @@ from prefuse._backends import lists as backend
 from prefuse._backends import storage
 from prefuse._backends.lists import Sampling
 from prefuse.linear.call import SMOOTHED, Call
-from prefuse.linear.passes import Gradients, Wants, product_or_zero, reduced, spread, upstream_of_rows
+from prefuse.linear.passes import Gradients, Wants, over_tokens, product_or_zero, reduced, upstream_of_rows
 
 __all__ = ["Sparse", "as_sparse", "check_sparse"]
 
@@ -228,4 +228,4 @@ def _of_input(call: Call, matrix: backend.Matrix, weight: Tensor) -> Tensor:
     """The gradient of an input, [N, H_f], 0 where rows are not scored."""
     found = weight.new_empty((call.count, weight.shape[1]), dtype=call.reduced_dtype)
     matrix.by_row(weight, found)
-    return spread(call, found)
+    return over_tokens(call, found)
