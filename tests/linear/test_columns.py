@@ -12,7 +12,7 @@ import prefuse
 from prefuse._backends import projected
 from prefuse.linear import columns, operands, operators, plans
 from prefuse.linear.costs import DEVICES
-from tests.devices import integers, normal, uniform
+from tests.devices import integers, normal
 from tests.linear.gathering import gathering_columns
 from tests.linear.oracle import problem, statistics
 from tests.linear.test_operators import arguments
@@ -36,58 +36,6 @@ def strips_of(monkeypatch, rows, most=1.0):
     monkeypatch.setattr(columns, "MOST", most)
 
 
-@pytest.mark.parametrize("trained", [("hidden",), ("weight",), ("bias",), ("hidden", "weight", "bias")])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"temperature": 0.7, "scale": 1.3},
-        {"temperature": 0.5 + uniform(37, seed=20, dtype=torch.float64)},
-        {"mask": integers(2, 37, seed=21).bool()},
-        {"workspace_bytes": 4000},
-        {"slices": 100},
-    ],
-    ids=["plain", "temperature", "temperatures", "mask", "tiles", "slices"],
-)
-def test_with_all_columns_it_is_the_dense_gradient(trained, options, monkeypatch):
-    strips_of(monkeypatch, 8)
-    options = dict(options)
-    monkeypatch.setattr(columns, "SLICE_BYTES", options.pop("slices", 1 << 20))
-    given = problem()
-    wrt = leaves(given, *trained)
-    upstream = [normal(37, seed=10 + i, dtype=torch.float64) for i in range(2)]
-    dense, plain = gradients(given, wrt, upstream, bias=given["bias"], **options)
-    found, made = gradients(given, wrt, upstream, bias=given["bias"], sparse=NEXT_TO_NOTHING, **options)
-    assert made.plan.name == "columns" and made.plan.gemms == 1
-    assert all(torch.equal(plain[name], made[name]) for name in made)
-    for one, other in zip(found, dense, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-
-
-def test_through_lse_alone():
-    given = problem()
-    wrt = leaves(given, "hidden", "weight")
-    upstream = [normal(37, seed=10, dtype=torch.float64)]
-    dense, _ = gradients(given, wrt, upstream, ("lse",))
-    found, _ = gradients(given, wrt, upstream, ("lse",), sparse=NEXT_TO_NOTHING)
-    for one, other in zip(found, dense, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_other_dtypes_are_rounded_once(dtype):
-    given = problem(tokens=60, features=77, classes=400, dtype=torch.float64)
-    given["hidden"] *= 0.2
-    narrow = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
-    wrt = leaves(narrow, "hidden", "weight", "bias")
-    upstream = [normal(60, seed=11)]
-    found, _ = gradients(narrow, wrt, upstream, ("logp",), bias=narrow["bias"], sparse=2.0**-30)
-    dense, _ = gradients(narrow, wrt, upstream, ("logp",), bias=narrow["bias"])
-    for one, other in zip(found, dense, strict=True):
-        assert one.dtype == dtype
-        assert (one - other).norm() < {torch.float32: 1e-6}.get(dtype, 8e-3) * other.norm()
-
-
 @pytest.mark.parametrize("eps", [NEXT_TO_NOTHING, 2.0**-5])
 def test_of_float32_logits(eps, monkeypatch):
     """Of 16-bit matrices as they are: probabilities are made in float32, and rounded for the products alone."""
@@ -106,18 +54,6 @@ def test_of_float32_logits(eps, monkeypatch):
     torch.testing.assert_close(made.logp.double(), right.logp, rtol=1e-5, atol=1e-4)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == torch.bfloat16 and (one.double() - other).norm() < 8e-3 * other.norm()
-
-
-def test_an_adapter_has_its_gradient_from_the_same_columns():
-    given = problem()
-    first, second = normal(3, 8, seed=30, dtype=torch.float64), normal(53, 3, seed=31, dtype=torch.float64)
-    wrt = [*leaves(given, "hidden"), first.requires_grad_(), second.requires_grad_()]
-    upstream = [normal(37, seed=10, dtype=torch.float64)]
-    options = {"names": ("logp",), "lora": (first, second, 0.5)}
-    dense, _ = gradients(given, wrt, upstream, **options)
-    found, _ = gradients(given, wrt, upstream, sparse=NEXT_TO_NOTHING, **options)
-    for one, other in zip(found, dense, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
 def approximated(given, eps, strip_rows):

@@ -13,7 +13,7 @@ from prefuse._backends import lists as backend
 from prefuse._backends.rows import Rows, bits_of
 from prefuse.linear import operators
 from prefuse.linear.sparse import Sparse
-from tests.devices import integers, normal, uniform
+from tests.devices import integers, normal
 from tests.linear.oracle import problem, statistics
 from tests.linear.test_operators import arguments
 
@@ -210,56 +210,6 @@ def test_the_mean_over_seeds_converges_to_the_exact_gradient(dtype):
             assert 0.6 < ratio < 1.6, (index, count, ratio)
     bias = torch.stack([each[2].double() - exact[2] for each in found])
     assert bias.mean(0).norm() < 2.5 * bias.norm(dim=1).mean() / 16
-
-
-@pytest.mark.parametrize("trained", [("hidden",), ("weight",), ("bias",), ("hidden", "weight", "bias")])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"temperature": 0.7, "scale": 1.3},
-        {"temperature": 0.5 + uniform(37, seed=20, dtype=torch.float64), "softcap": 3.0},
-        {"mask": integers(2, 37, seed=21).bool()},
-        {"workspace_bytes": 4000},
-    ],
-    ids=["plain", "temperature", "softcap", "mask", "tiles"],
-)
-def test_with_next_to_nothing_rounded_it_is_the_dense_gradient(trained, options):
-    given = problem()
-    wrt = leaves(given, *trained)
-    upstream = [normal(37, seed=10 + i, dtype=torch.float64) for i in range(2)]
-    dense, plain = gradients(given, wrt, upstream, bias=given["bias"], **options)
-    found, made = gradients(given, wrt, upstream, bias=given["bias"], sparse=2.0**-40, **options)
-    assert made.plan.name == "lists"
-    assert all(torch.equal(plain[name], made[name]) for name in made)
-    for one, other in zip(found, dense, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_other_dtypes_are_rounded_once(dtype):
-    given = problem(tokens=60, features=77, classes=400, dtype=torch.float64)
-    given["hidden"] *= 0.2
-    narrow = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
-    wrt = leaves(narrow, "hidden", "weight", "bias")
-    upstream = [normal(60, seed=11)]
-    found, _ = gradients(narrow, wrt, upstream, ("logp",), bias=narrow["bias"], sparse=2.0**-30)
-    dense, _ = gradients(narrow, wrt, upstream, ("logp",), bias=narrow["bias"])
-    for one, other in zip(found, dense, strict=True):
-        assert one.dtype == dtype
-        assert (one - other).norm() < {torch.float32: 1e-6}.get(dtype, 8e-3) * other.norm()
-
-
-def test_an_adapter_has_its_gradient_from_the_same_lists():
-    given = problem()
-    first, second = normal(3, 8, seed=30, dtype=torch.float64), normal(53, 3, seed=31, dtype=torch.float64)
-    wrt = [*leaves(given, "hidden"), first.requires_grad_(), second.requires_grad_()]
-    upstream = [normal(37, seed=10, dtype=torch.float64)]
-    options = {"names": ("logp",), "lora": (first, second, 0.5)}
-    dense, _ = gradients(given, wrt, upstream, **options)
-    found, _ = gradients(given, wrt, upstream, sparse=2.0**-40, **options)
-    for one, other in zip(found, dense, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
 def test_rows_of_the_weight_that_no_token_calls_get_exactly_nothing():
