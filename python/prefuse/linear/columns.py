@@ -29,6 +29,7 @@ from prefuse.linear.call import Call
 from prefuse.linear.gemm import add_product, add_rows, multiply, scale_rows, sum_dtype
 from prefuse.linear.passes import Gradients, Wants, over_tokens, product_or_zero, reduced, upstream_of_rows
 from prefuse.linear.plans import STRIP_ROWS
+from prefuse.linear.sparse import CARRIED
 
 ALIGNED = 64
 """Columns of a strip are filled up to a multiple of so many, as GEMMs like it."""
@@ -95,7 +96,7 @@ def forward(call: Call, rows: int, eps: float) -> tuple[Tensor, Kept]:
 def backward(call: Call, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> Gradients:
     """The gradients: of the inputs strip by strip, of the weights added up in float32 and rounded once."""
     part = call.part(0, call.count)
-    logp, lse = (upstream_of_rows(grads, name, part, kept.rest) for name in ("logp", "lse"))
+    logp, lse = (upstream_of_rows(grads, name, part, kept.rest) for name in CARRIED)
     factors = (lse - logp) * _slope_of(call, part)
     tail = product_or_zero(factors, kept.rest)
     local = call.labels[part] - call.shard.first_class
