@@ -2,15 +2,15 @@
 //!
 //! Blocks of 32 classes by 32 tokens are made by matrix tiles (`simd::tiles`), the classes down the rows, so that a vector
 //! holds tokens of one class. While the tiles make one block, the vector units add up the exponentials of the block before:
-//! a running maximum and a sum for each token, which are one chunk's when [`CHUNK`] classes are through. Chunks come together
-//! as those of the rows do, in f64 and in order, so results depend neither on threads nor on other tokens.
+//! a sum for each token, measured from the largest logit of the blocks before, which is one chunk's when [`CHUNK`] classes are
+//! through. Chunks come together as those of the rows do, in f64 and in order, so results depend neither on threads nor on other tokens.
 //!
 //! Per block of H features: H/32 steps of four tile products (64 cycles), beside them 64 vectors of exponentials (about 6.5
 //! cycles each). The hidden states are packed once; the weight is read once for each group of tokens.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use half::bf16;
 
@@ -33,8 +33,14 @@ const LANES: usize = BLOCK / 2;
 const MAX_PARTS: usize = 4;
 /// Classes that one maximum and one sum stand for.
 const CHUNK: usize = 2048;
+/// Pairs of classes of a block.
+const PAIRS: usize = BLOCK / 2;
 /// Features that a step of the tiles takes.
 const FEATURES: usize = 32;
+/// Steps at the end of a block beside which nothing is added up.
+const LAST_STEPS: usize = 2;
+/// How far above its origin the exponent of a term may be: neither it nor its error gets large.
+const MOST_RISE: f32 = 16.0;
 /// Of the packed hidden states that are multiplied with a chunk of the weight before the next are: most of a second-level cache.
 const GROUP_BYTES: usize = 3 << 19;
 const LINE: usize = size_of::<Line>();
@@ -75,7 +81,8 @@ pub unsafe fn forward(
     // SAFETY: the caller's promise, and the checks above.
     unsafe {
         let live = rows.live()?;
-        let call = Call::new(rows, product, &live, level, None);
+        let packed = Packed::new(rows, product.hidden, &live);
+        let call = Call::new((rows, product), (&packed, labels_of(&live)), level, None);
         let done = call.run(threads);
         call.write_all(stats, out, &live, &done);
     }
@@ -86,7 +93,8 @@ pub unsafe fn forward(
 /// and the same log-sum-exp; the statistics go into `table`.
 ///
 /// A class is a candidate where its probability would be listed if the log-sum-exp were no more than what is known of it
-/// when its logit is there: it only grows. Which of them are listed is seen when it is known.
+/// when its logit is there, from [`Likely`] classes and the chunks that are through: it only grows. Which of them are listed
+/// is seen when it is known.
 ///
 /// # Safety
 /// As for [`forward`]; `table` and the arrays of `per_row` are as there.
@@ -106,22 +114,34 @@ pub unsafe fn lists(
     // SAFETY: the caller's promise, and the checks above.
     unsafe {
         let live = rows.live()?;
-        let listing = Listing::new(rows, product, per_row, sampling, &live);
-        let call = Call::new(rows, product, &live, level, Some(listing));
+        let packed = Packed::new(rows, product.hidden, &live);
+        let mut listing = Listing::new(per_row, sampling, &live);
+        let likely = Likely::new(product, &live);
+        likely.expect(
+            (rows, product),
+            (&packed, &live),
+            level,
+            threads,
+            &mut listing,
+        );
+        let labels = labels_of(&live);
+        let call = Call::new((rows, product), (&packed, labels), level, Some(listing));
         let done = call.run(threads);
         call.clear(table);
         per_row.clear_labels();
         let found: Vec<OnceLock<List>> = live.iter().map(|_| OnceLock::new()).collect();
-        for_each_range(threads, live.len(), BLOCK, |range| {
-            let mut scratch = (Vec::new(), Vec::new());
-            for place in range {
-                let chunks = call.chunks_of(place, &done);
-                let of_row = call.row((&live[place], place), chunks);
-                call.write(stats, table, &live[place], of_row);
-                let at = (&live[place], place);
-                found[place].get_or_init(|| {
-                    call.list((per_row, sampling), at, of_row, chunks, &mut scratch)
-                });
+        for_each_range(threads, packed.factors.len(), 1, |blocks| {
+            let mut candidates = [(); BLOCK].map(|()| Gathered::default());
+            for block in blocks {
+                call.gather(block, &done, &mut candidates);
+                let places = block * BLOCK..live.len().min((block + 1) * BLOCK);
+                for (place, candidates) in places.zip(&mut candidates) {
+                    let row = &live[place];
+                    let of_row = call.row((row, place), call.chunks_of(block, &done));
+                    call.write(stats, table, row, of_row);
+                    found[place]
+                        .get_or_init(|| call.list((per_row, sampling), row, of_row, candidates));
+                }
             }
         });
         let lists = found
@@ -132,32 +152,6 @@ pub unsafe fn lists(
 }
 
 impl Product<'_> {
-    /// A logit, or a little less: sums in another order are not the same.
-    ///
-    /// # Safety
-    /// The promise of [`forward`]; there are such a row and such a class.
-    unsafe fn least(&self, row: usize, class: usize) -> f32 {
-        let (x, w) = (row_of(self.hidden, row), row_of(self.weight, class));
-        let features = self.hidden.shape[1];
-        // As the tiles read them: without subnormal numbers.
-        let read = |source: *const bf16, feature| {
-            // SAFETY: passed on to the caller.
-            let value = unsafe { source.add(feature).read_unaligned() }.to_f32();
-            if value.is_subnormal() { 0.0 } else { value }
-        };
-        let (mut sum, mut magnitude) = (0.0, 0.0);
-        for feature in 0..features {
-            let product = read(x, feature) * read(w, feature);
-            sum += product;
-            magnitude += product.abs();
-        }
-        if let Some(bias) = self.bias {
-            // SAFETY: one per class.
-            sum += unsafe { bias.pointer::<f32>(class as isize).read_unaligned() };
-        }
-        sum - magnitude * (features + 8) as f32 * 2.0 * f32::EPSILON
-    }
-
     fn check(&self, rows: &Rows, stats: &[Stat]) -> Result<(), ArgumentError> {
         let value = |message: String| Err(ArgumentError::Value(message));
         for stat in stats {
@@ -204,57 +198,74 @@ impl Product<'_> {
 /// What a chunk of classes leaves behind of a group of tokens.
 struct Chunk {
     max: Vec<[f32; BLOCK]>,
+    /// Logits that the sums are measured from.
+    origin: Vec<[f32; BLOCK]>,
     mass: Vec<[f32; BLOCK]>,
     /// (token of the group, its label's logit) where the label is in the chunk.
     labels: Vec<(usize, f32)>,
-    /// What may be listed; by token and then by class when the chunk is through.
-    candidates: Entries,
-    /// Where the candidates of each token begin.
-    starts: Vec<u32>,
+    /// What may be listed: by block of classes, by block of tokens, by class.
+    candidates: Vec<Candidate>,
+    /// Where those of each of these blocks end.
+    ends: Vec<usize>,
 }
 
-/// Candidates: their logits, and their names: class of the chunk and token of the group, 16 bits each.
+/// A logit that may be listed: its class of the chunk and its token of the block.
+#[derive(Clone, Copy)]
+struct Candidate {
+    logit: f32,
+    class: u16,
+    token: u16,
+}
+
+/// The candidates of a token, by class.
 #[derive(Default)]
-struct Entries {
+struct Gathered {
+    classes: Vec<u32>,
     logits: Vec<f32>,
-    names: Vec<u32>,
 }
 
-impl Entries {
-    fn of(count: usize) -> Entries {
-        Entries {
-            logits: vec![0.0; count],
-            names: vec![0; count],
-        }
-    }
-
-    /// Makes space for so many more.
-    #[inline(always)]
-    fn reserve(&mut self, count: usize) {
-        let capacity = self.logits.capacity().min(self.names.capacity());
-        if capacity - self.logits.len() < count {
-            self.logits.reserve(CHUNK + count);
-            self.names.reserve(CHUNK + count);
-        }
-    }
-
-    fn clear(&mut self) {
-        self.logits.clear();
-        self.names.clear();
-    }
-}
-
-/// What tells which classes may be listed, for every token of the blocks of live rows.
+/// What tells which classes may be listed.
 struct Listing {
     /// eps/2^32
     unit: f32,
-    /// Of the hashes.
-    first: Vec<[u32; BLOCK]>,
-    second: Vec<[u32; BLOCK]>,
-    /// z of the labels, or less.
-    labels: Vec<[f32; BLOCK]>,
-    /// log Σ e^z over the chunks that are through, or less.
+    /// By blocks of live rows.
+    tokens: Vec<Tokens>,
+    /// log Σ e^z over the chunks that are through, or less, of each token.
     known: Vec<AtomicU32>,
+}
+
+/// Of a block of tokens: what their hashes are keyed with, and log Σ e^z over some classes, or less.
+#[derive(Clone)]
+struct Tokens {
+    first: [u32; BLOCK],
+    second: [u32; BLOCK],
+    least: [f32; BLOCK],
+}
+
+impl Tokens {
+    /// Where there is no token everything is below what is known.
+    const NONE: Tokens = Tokens {
+        first: [0; BLOCK],
+        second: [0; BLOCK],
+        least: [f32::INFINITY; BLOCK],
+    };
+
+    /// Their hashes of a class.
+    #[inline(always)]
+    fn hashes(&self, class: u32) -> [f32; BLOCK] {
+        let mut hashes = [0.0; BLOCK];
+        // A plain loop, which the compiler makes vectors of; not of an iterator's.
+        let mut token = 0;
+        while token < BLOCK {
+            let key = Key {
+                first: self.first[token],
+                second: self.second[token],
+            };
+            hashes[token] = key.finish(key.begin(class)) as f32;
+            token += 1;
+        }
+        hashes
+    }
 }
 
 impl Listing {
@@ -269,8 +280,8 @@ impl Listing {
     }
 }
 
-/// Candidates of two classes and a block's tokens that are entered at a time.
-const SPECULATIVE: usize = 3;
+/// Candidates of a block that are entered at a time.
+const SPECULATIVE: usize = 6;
 
 /// What a candidate's probability may be off by, relative.
 const MARGIN: f32 = 1e-3;
@@ -278,20 +289,11 @@ const MARGIN: f32 = 1e-3;
 impl Listing {
     /// # Safety
     /// The promise of [`lists`].
-    unsafe fn new(
-        rows: &Rows,
-        product: &Product<'_>,
-        per_row: &PerRow<'_>,
-        sampling: Sampling,
-        live: &[LiveRow],
-    ) -> Listing {
+    unsafe fn new(per_row: &PerRow<'_>, sampling: Sampling, live: &[LiveRow]) -> Listing {
         let blocks = live.len().div_ceil(BLOCK);
         let mut listing = Listing {
             unit: (sampling.eps / (1u64 << 32) as f64) as f32 * (1.0 - MARGIN),
-            first: vec![[0; BLOCK]; blocks],
-            second: vec![[0; BLOCK]; blocks],
-            // Where there is no token everything is below what is known.
-            labels: vec![[f32::INFINITY; BLOCK]; blocks],
+            tokens: vec![Tokens::NONE; blocks],
             known: Vec::new(),
         };
         listing.known.resize_with(blocks * BLOCK, || {
@@ -299,20 +301,99 @@ impl Listing {
         });
         for (place, row) in live.iter().enumerate() {
             let (block, token) = (place / BLOCK, place % BLOCK);
-            // SAFETY: passed on to the caller; `numbers` has one per row, and the label is a class.
-            let (number, label) = unsafe {
-                (
-                    per_row.numbers.read_i64(row.index),
-                    row.label.map(|label| product.least(row.index, label)),
-                )
-            };
-            let key = Key::new(sampling, number);
-            listing.first[block][token] = key.first;
-            listing.second[block][token] = key.second;
-            let factor = (rows.scale / row.temperature) as f32;
-            listing.labels[block][token] = below(label.map_or(f32::NEG_INFINITY, |x| x * factor));
+            // SAFETY: passed on to the caller; there is one per row.
+            let number = unsafe { per_row.numbers.read_i64(row.index) };
+            let (key, of_block) = (Key::new(sampling, number), &mut listing.tokens[block]);
+            of_block.first[token] = key.first;
+            of_block.second[token] = key.second;
+            of_block.least[token] = f32::NEG_INFINITY;
         }
         listing
+    }
+}
+
+/// The classes that are most often labels, at most one of [`SELDOM`]: what is likely for one token is for others. Multiplied
+/// before all others they tell how much a probability has to be at least, so that few are entered that are not listed.
+struct Likely {
+    /// Their rows of the weight, one behind the other, and their biases.
+    weight: Vec<bf16>,
+    bias: Vec<f32>,
+    count: usize,
+}
+
+/// Classes for each likely one.
+const SELDOM: usize = 64;
+
+impl Likely {
+    /// # Safety
+    /// The promise of [`lists`].
+    unsafe fn new(product: &Product<'_>, live: &[LiveRow]) -> Likely {
+        let mut labels: Vec<usize> = live.iter().filter_map(|row| row.label).collect();
+        labels.sort_unstable();
+        let mut counted: Vec<(usize, usize)> = labels
+            .chunk_by(|one, next| one == next)
+            .map(|same| (same.len(), same[0]))
+            .collect();
+        counted.sort_unstable_by_key(|(count, label)| (std::cmp::Reverse(*count), *label));
+        counted.truncate(product.weight.shape[0] / SELDOM);
+        let features = product.weight.shape[1];
+        let (mut weight, mut bias) = (Vec::with_capacity(counted.len() * features), Vec::new());
+        for (_, class) in &counted {
+            // SAFETY: a label is a class, whose row has so many elements next to each other; and there is a bias for each.
+            unsafe {
+                let row = row_of(product.weight, *class);
+                weight.extend((0..features).map(|at| row.add(at).read_unaligned()));
+                bias.extend(
+                    product
+                        .bias
+                        .map(|bias| bias.pointer::<f32>(*class as isize).read_unaligned()),
+                );
+            }
+        }
+        Likely {
+            weight,
+            bias,
+            count: counted.len(),
+        }
+    }
+
+    /// Tells a listing what these classes make of each token.
+    ///
+    /// # Safety
+    /// The promise of [`lists`].
+    unsafe fn expect(
+        &self,
+        (rows, product): (&Rows, &Product<'_>),
+        (packed, live): (&Packed, &[LiveRow]),
+        level: Level,
+        threads: usize,
+        listing: &mut Listing,
+    ) {
+        let features = product.weight.shape[1];
+        let (shape, steps) = ([self.count, features], [features as isize, 1]);
+        // SAFETY: the memory is this struct's.
+        let arrays = unsafe {
+            (
+                Array::new(self.weight.as_ptr() as usize, Dtype::Bf16, &shape, &steps),
+                Array::new(self.bias.as_ptr() as usize, Dtype::F32, &shape[..1], &[1]),
+            )
+        };
+        let (Ok(weight), Ok(bias)) = arrays else {
+            return;
+        };
+        let product = Product {
+            hidden: product.hidden,
+            weight: &weight,
+            bias: product.bias.map(|_| &bias),
+        };
+        let call = Call::new((rows, &product), (packed, Vec::new()), level, None);
+        // SAFETY: passed on to the caller.
+        let done = unsafe { call.run(threads) };
+        for (place, row) in live.iter().enumerate() {
+            let (block, token) = (place / BLOCK, place % BLOCK);
+            let (state, _) = call.row((row, place), call.chunks_of(block, &done));
+            listing.tokens[block].least[token] = below(state.lse() as f32);
+        }
     }
 }
 
@@ -321,25 +402,30 @@ fn below(z: f32) -> f32 {
     z - (MARGIN + z.abs() * 1e-6)
 }
 
+/// The hidden states of the live rows as the tiles take them.
+struct Packed {
+    /// Steps of the tiles over all features.
+    steps: usize,
+    /// By block of tokens, by step, two tiles with pairs of features down their columns.
+    lines: Vec<Line>,
+    /// scale/T of each token.
+    factors: Vec<[f32; BLOCK]>,
+    /// Blocks of tokens in a group.
+    group: usize,
+    groups: usize,
+}
+
 struct Call<'a> {
     rows: &'a Rows,
     product: &'a Product<'a>,
     level: Level,
-    /// Steps of the tiles over all features.
-    steps: usize,
-    /// The hidden states of the live rows: by block of tokens, by step, two tiles with pairs of features down their columns.
-    tokens: Vec<Line>,
-    /// scale/T of each token.
-    factors: Vec<[f32; BLOCK]>,
+    packed: &'a Packed,
     /// (label, live row), by block of classes and then by row.
     labels: Vec<(usize, usize)>,
-    /// Blocks of tokens in a group.
-    group: usize,
-    groups: usize,
     chunks: usize,
     listing: Option<Listing>,
-    /// Memory for candidates that no thread uses now.
-    spare: Mutex<Vec<Entries>>,
+    /// How many candidates a chunk had.
+    expected: AtomicUsize,
 }
 
 /// Pointer to a row of bf16 pairs' halves.
@@ -348,49 +434,65 @@ fn row_of(view: &Array, row: usize) -> *const bf16 {
         .cast_const()
 }
 
-impl<'a> Call<'a> {
-    fn new(
-        rows: &'a Rows,
-        product: &'a Product<'a>,
-        live: &[LiveRow],
-        level: Level,
-        listing: Option<Listing>,
-    ) -> Call<'a> {
-        let features = product.hidden.shape[1];
+/// (label, live row) of those that have one, by block of classes and then by row.
+fn labels_of(live: &[LiveRow]) -> Vec<(usize, usize)> {
+    let places = live.iter().enumerate();
+    let mut labels: Vec<_> = places
+        .filter_map(|(place, row)| Some((row.label?, place)))
+        .collect();
+    labels.sort_unstable_by_key(|(label, place)| (label / BLOCK, *place));
+    labels
+}
+
+impl Packed {
+    /// # Safety
+    /// The promise of [`forward`].
+    unsafe fn new(rows: &Rows, hidden: &Array, live: &[LiveRow]) -> Packed {
+        let features = hidden.shape[1];
         let steps = features.div_ceil(FEATURES);
         let blocks = live.len().div_ceil(BLOCK);
         let largest = (GROUP_BYTES / (steps.max(1) * STEP * LINE)).max(8);
         let groups = blocks.div_ceil(largest);
         let mut factors = vec![[1.0; BLOCK]; blocks];
-        let mut labels = Vec::new();
-        let mut tokens = vec![Line::ZERO; blocks * steps * STEP];
+        let mut lines = vec![Line::ZERO; blocks * steps * STEP];
         for (place, row) in live.iter().enumerate() {
             let (block, token) = (place / BLOCK, place % BLOCK);
             factors[block][token] = (rows.scale / row.temperature) as f32;
-            labels.extend(row.label.map(|label| (label, place)));
-            let source = row_of(product.hidden, row.index);
+            let source = row_of(hidden, row.index);
             for feature in 0..features {
                 // SAFETY: the row has the feature.
                 let bits = unsafe { source.add(feature).read_unaligned() }.to_bits();
                 let (step, pair) = (feature / FEATURES, feature % FEATURES / 2);
                 let line = (block * steps + step) * STEP + token / LANES * 16 + pair;
-                tokens[line].0[token % LANES] |= u32::from(bits) << (feature % 2 * 16);
+                lines[line].0[token % LANES] |= u32::from(bits) << (feature % 2 * 16);
             }
         }
-        labels.sort_unstable_by_key(|(label, place)| (label / BLOCK, *place));
+        Packed {
+            steps,
+            lines,
+            factors,
+            group: blocks.div_ceil(groups.max(1)).max(1),
+            groups,
+        }
+    }
+}
+
+impl<'a> Call<'a> {
+    fn new(
+        (rows, product): (&'a Rows, &'a Product<'a>),
+        (packed, labels): (&'a Packed, Vec<(usize, usize)>),
+        level: Level,
+        listing: Option<Listing>,
+    ) -> Call<'a> {
         Call {
             rows,
             product,
             level,
-            steps,
-            tokens,
-            factors,
+            packed,
             labels,
-            group: blocks.div_ceil(groups.max(1)).max(1),
-            groups,
-            chunks: rows.width().div_ceil(CHUNK),
+            chunks: product.weight.shape[0].div_ceil(CHUNK),
             listing,
-            spare: Mutex::default(),
+            expected: AtomicUsize::new(0),
         }
     }
 
@@ -399,7 +501,7 @@ impl<'a> Call<'a> {
     /// # Safety
     /// The promise of [`forward`].
     unsafe fn run(&self, threads: usize) -> Vec<OnceLock<Chunk>> {
-        let tasks = self.groups * self.chunks;
+        let tasks = self.packed.groups * self.chunks;
         let done: Vec<OnceLock<Chunk>> = (0..tasks).map(|_| OnceLock::new()).collect();
         for_each_range(threads, tasks, 1, |range| {
             for task in range {
@@ -411,9 +513,9 @@ impl<'a> Call<'a> {
         done
     }
 
-    /// Those of the group that a live row is in.
-    fn chunks_of<'c>(&self, place: usize, done: &'c [OnceLock<Chunk>]) -> &'c [OnceLock<Chunk>] {
-        let group = place / (self.group * BLOCK);
+    /// Those of the group that a block of tokens is in.
+    fn chunks_of<'c>(&self, block: usize, done: &'c [OnceLock<Chunk>]) -> &'c [OnceLock<Chunk>] {
+        let group = block / self.packed.group;
         &done[group * self.chunks..(group + 1) * self.chunks]
     }
 
@@ -432,7 +534,7 @@ impl<'a> Call<'a> {
         unsafe {
             self.clear(out);
             for (place, row) in live.iter().enumerate() {
-                let of_row = self.row((row, place), self.chunks_of(place, done));
+                let of_row = self.row((row, place), self.chunks_of(place / BLOCK, done));
                 self.write(stats, out, row, of_row);
             }
         }
@@ -450,15 +552,17 @@ impl<'a> Call<'a> {
     /// # Safety
     /// The promise of [`forward`].
     unsafe fn chunk(&self, group: usize, chunk: usize) -> Chunk {
-        let blocks = self.factors.len();
-        let tokens = group * self.group..blocks.min((group + 1) * self.group);
-        let classes = chunk * CHUNK..self.rows.width().min((chunk + 1) * CHUNK);
+        let blocks = self.packed.factors.len();
+        let tokens = group * self.packed.group..blocks.min((group + 1) * self.packed.group);
+        let width = self.product.weight.shape[0];
+        let classes = chunk * CHUNK..width.min((chunk + 1) * CHUNK);
         let mut found = Chunk {
             max: vec![[f32::NEG_INFINITY; BLOCK]; tokens.len()],
+            origin: vec![[0.0; BLOCK]; tokens.len()],
             mass: vec![[0.0; BLOCK]; tokens.len()],
             labels: Vec::new(),
-            candidates: self.lock_spare().pop().unwrap_or_default(),
-            starts: Vec::new(),
+            candidates: Vec::with_capacity(self.expected.load(Ordering::Relaxed)),
+            ends: Vec::new(),
         };
         let sweep = Sweep {
             call: self,
@@ -471,29 +575,25 @@ impl<'a> Call<'a> {
             Some(listing) => {
                 dispatch(self.level, Listed(sweep));
                 self.learn(listing, &tokens, &found);
-                let mut unsorted = found.sort();
-                unsorted.clear();
-                self.lock_spare().push(unsorted);
+                let some_more = found.candidates.len() / 8 + BLOCK * BLOCK;
+                let expected = found.candidates.len() + some_more;
+                self.expected.fetch_max(expected, Ordering::Relaxed);
             }
         }
         found
     }
 
-    fn lock_spare(&self) -> MutexGuard<'_, Vec<Entries>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds a chunk to what is known of the tokens' log-sum-exps.
     fn learn(&self, listing: &Listing, tokens: &Range<usize>, found: &Chunk) {
         let values = found
-            .max
+            .origin
             .as_flattened()
             .iter()
             .zip(found.mass.as_flattened());
         let known = &listing.known[tokens.start * BLOCK..tokens.end * BLOCK];
-        let factors = self.factors[tokens.clone()].as_flattened();
-        for (((max, mass), known), factor) in values.zip(known).zip(factors) {
-            let own = below(max * factor + mass.ln());
+        let factors = self.packed.factors[tokens.clone()].as_flattened();
+        for (((origin, mass), known), factor) in values.zip(known).zip(factors) {
+            let own = below(origin * factor + mass.ln());
             let add = |old: u32| {
                 let old = f32::from_bits(old);
                 let (low, high) = (own.min(old), own.max(old));
@@ -564,14 +664,18 @@ impl<'a> Call<'a> {
     /// A row as its chunks leave it, and z of its label.
     fn row(&self, (row, place): (&LiveRow, usize), chunks: &[OnceLock<Chunk>]) -> (Row, f64) {
         let transform = Transform::of(self.rows, row);
-        let token = place % (self.group * BLOCK);
+        let token = place % (self.packed.group * BLOCK);
         let factor = f64::from(transform.factor as f32);
         let (mut state, mut logit) = (Row::new(), None);
         for chunk in chunks.iter().filter_map(OnceLock::get) {
             let of = |values: &[[f32; BLOCK]]| f64::from(values[token / BLOCK][token % BLOCK]);
             state.add(&ChunkResult {
                 policy: Partial {
-                    max: of(&chunk.max) * factor,
+                    max: if of(&chunk.max) == f64::NEG_INFINITY {
+                        f64::NEG_INFINITY
+                    } else {
+                        of(&chunk.origin) * factor
+                    },
                     sums: ChunkSums {
                         mass: of(&chunk.mass),
                         weighted: 0.0,
@@ -611,6 +715,27 @@ impl<'a> Call<'a> {
 }
 
 impl Call<'_> {
+    /// Puts the candidates of a block of tokens in the place of others.
+    fn gather(&self, block: usize, done: &[OnceLock<Chunk>], gathered: &mut [Gathered; BLOCK]) {
+        for of_token in gathered.iter_mut() {
+            of_token.classes.clear();
+            of_token.logits.clear();
+        }
+        let chunks = self.chunks_of(block, done);
+        for (chunk, found) in chunks.iter().filter_map(OnceLock::get).enumerate() {
+            let blocks = found.max.len();
+            for own in (block % self.packed.group..found.ends.len()).step_by(blocks) {
+                let begin = own.checked_sub(1).map_or(0, |before| found.ends[before]);
+                for candidate in &found.candidates[begin..found.ends[own]] {
+                    let of_token = &mut gathered[usize::from(candidate.token) % BLOCK];
+                    let class = (chunk * CHUNK) as u32 + u32::from(candidate.class);
+                    of_token.classes.push(class);
+                    of_token.logits.push(candidate.logit);
+                }
+            }
+        }
+    }
+
     /// Lists a live row from its candidates, and writes what belongs to its label.
     ///
     /// # Safety
@@ -618,10 +743,9 @@ impl Call<'_> {
     unsafe fn list(
         &self,
         (per_row, sampling): (&PerRow<'_>, Sampling),
-        (row, place): (&LiveRow, usize),
+        row: &LiveRow,
         (state, z): (Row, f64),
-        chunks: &[OnceLock<Chunk>],
-        (classes, logits): &mut (Vec<u32>, Vec<f32>),
+        Gathered { classes, logits }: &mut Gathered,
     ) -> List {
         let lse = state.lse();
         if lse == f64::NEG_INFINITY {
@@ -638,15 +762,6 @@ impl Call<'_> {
         };
         if lse.is_nan() {
             return List::of_nan(self.rows.width(), row.label);
-        }
-        classes.clear();
-        logits.clear();
-        let token = place % (self.group * BLOCK);
-        for (chunk, found) in chunks.iter().filter_map(OnceLock::get).enumerate() {
-            let own = found.starts[token] as usize..found.starts[token + 1] as usize;
-            let class_of = |name: &u32| (chunk * CHUNK) as u32 + (name >> 16);
-            classes.extend(found.candidates.names[own.clone()].iter().map(class_of));
-            logits.extend_from_slice(&found.candidates.logits[own]);
         }
         // As many as whole vectors have; what is added is never listed.
         let whole = classes.len().next_multiple_of(MAX_LANES);
@@ -665,30 +780,6 @@ impl Call<'_> {
     }
 }
 
-impl Chunk {
-    /// Sorts the candidates by token; those of a token stay in the order of classes. Returns them unsorted.
-    fn sort(&mut self) -> Entries {
-        let tokens = self.max.len() * BLOCK;
-        let token_of = |name: u32| usize::from(name as u16);
-        self.starts = vec![0; tokens + 1];
-        for name in &self.candidates.names {
-            self.starts[token_of(*name) + 1] += 1;
-        }
-        for token in 0..tokens {
-            self.starts[token + 1] += self.starts[token];
-        }
-        let mut next = self.starts.clone();
-        let mut sorted = Entries::of(self.candidates.names.len());
-        for (name, logit) in self.candidates.names.iter().zip(&self.candidates.logits) {
-            let place = &mut next[token_of(*name)];
-            sorted.names[*place as usize] = *name;
-            sorted.logits[*place as usize] = *logit;
-            *place += 1;
-        }
-        std::mem::replace(&mut self.candidates, sorted)
-    }
-}
-
 /// A group of tokens times a chunk of classes.
 struct Sweep<'a> {
     call: &'a Call<'a>,
@@ -698,51 +789,47 @@ struct Sweep<'a> {
     found: &'a mut Chunk,
 }
 
-/// A block whose exponentials are being added up.
-struct Pending<V> {
-    /// Its block of tokens, as a place in the chunk's results.
-    block: usize,
-    /// Its number of classes, and how many are through.
-    classes: usize,
+/// A block whose exponentials are being added up, and where `LISTED` compared with hashes.
+struct Pending<'a, V, const LISTED: bool> {
+    /// Its block of tokens, as a place in the chunk's results; `None` before the first.
+    block: Option<usize>,
+    /// How many pairs of classes are through.
     through: usize,
     origin: [V; MAX_PARTS],
     factor: [V; MAX_PARTS],
     mass: [V; MAX_PARTS],
-    /// What the sums up to now are, from the new origin.
+    /// The largest logits.
+    most: [V; MAX_PARTS],
+    /// What the sums up to now are, from this origin.
     before: [V; MAX_PARTS],
     /// What a hash is multiplied with before a term of the sums is compared with it.
     limit: [V; MAX_PARTS],
-    place: Place,
+    place: Place<'a>,
     /// A bit for each token of a class that may be listed.
     marks: [u32; BLOCK],
 }
 
-/// Where a block stands: its block of tokens among all, its first class, and its first candidate's name.
-#[derive(Clone, Copy, Default)]
-struct Place {
-    tokens: usize,
+/// Where a block stands: its first class, of all and of the chunk; and its tokens, if there are lists.
+#[derive(Clone, Copy)]
+struct Place<'a> {
     class: u32,
-    name: u32,
+    of_chunk: u16,
+    tokens: &'a Tokens,
+    /// log Σ e^z, or less, when the chunk was begun.
+    known: &'a [f32; BLOCK],
+    /// eps/2^32
+    unit: f32,
 }
 
-impl Listing {
-    /// Hashes of a class for a block's tokens.
-    #[inline(always)]
-    fn hashes(&self, tokens: usize, class: u32) -> [f32; BLOCK] {
-        let mut hashes = [0.0; BLOCK];
-        let (first, second) = (&self.first[tokens], &self.second[tokens]);
-        // A plain loop, which the compiler makes vectors of; not of an iterator's.
-        let mut token = 0;
-        while token < BLOCK {
-            let key = Key {
-                first: first[token],
-                second: second[token],
-            };
-            hashes[token] = key.finish(key.begin(class)) as f32;
-            token += 1;
-        }
-        hashes
-    }
+impl Place<'_> {
+    /// Of no lists.
+    const NONE: Place<'static> = Place {
+        class: 0,
+        of_chunk: 0,
+        tokens: &Tokens::NONE,
+        known: &[0.0; BLOCK],
+        unit: 0.0,
+    };
 }
 
 /// e^(z − origin), or less where that is beyond all numbers.
@@ -764,7 +851,7 @@ fn tokens_of<V: Vector>(block: &mut Block, class: usize, part: usize) -> &mut [f
     &mut block.0[token / LANES * BLOCK + class][token % LANES..]
 }
 
-impl<V: Vector<Scalar = f32> + Memory<f32>> Pending<V> {
+impl<'a, V: Vector<Scalar = f32> + Memory<f32>, const LISTED: bool> Pending<'a, V, LISTED> {
     /// Vectors over the tokens of a block.
     const PARTS: usize = BLOCK / V::LANES;
 
@@ -773,184 +860,210 @@ impl<V: Vector<Scalar = f32> + Memory<f32>> Pending<V> {
     fn nothing() -> Self {
         let zeros = [V::splat(0.0); MAX_PARTS];
         Pending {
-            block: 0,
-            classes: 0,
+            block: None,
             through: 0,
             origin: zeros,
             factor: zeros,
             mass: zeros,
+            most: [V::splat(f32::NEG_INFINITY); MAX_PARTS],
             before: zeros,
             limit: zeros,
-            place: Place::default(),
+            place: Place::NONE,
             marks: [0; BLOCK],
         }
     }
 
-    /// As `add`, and marks what may be listed.
+    /// Takes a block that has just been made. Its sums are measured from the largest logits of the blocks before it, which are
+    /// known without another look at it; whether they will do is seen at the end.
     #[inline(always)]
-    fn add_listed(&mut self, block: &Block, count: usize, listing: &Listing) {
-        let end = self.classes.min(self.through + count);
-        let mut mass = self.mass;
-        for class in self.through..end {
-            let hashes = listing.hashes(self.place.tokens, self.place.class + class as u32);
-            let mut marks = 0;
-            for (part, sum) in mass[..Self::PARTS].iter_mut().enumerate() {
-                let term = Exp::in_sum(self.exponent(block, class, part));
-                *sum = term.add_to(*sum);
-                let hash: V = load(&hashes[part * V::LANES..]);
-                let listed = hash.mul(self.limit[part]).less(term.rough());
-                marks |= V::bits(listed) << (part * V::LANES);
-            }
-            self.marks[class] = marks;
+    fn begin(&mut self, block: usize, factors: &[f32; BLOCK], place: Place<'a>, found: &Chunk) {
+        self.block = Some(block);
+        self.place = place;
+        self.through = 0;
+        for part in 0..Self::PARTS {
+            let at = part * V::LANES;
+            let max: V = load(&found.max[block][at..]);
+            self.factor[part] = load(&factors[at..]);
+            self.most[part] = V::splat(f32::NEG_INFINITY);
+            // Nothing but −inf is measured from 0.
+            let origin = max.or_zero(max.not_equal(V::splat(f32::NEG_INFINITY)));
+            self.measure_from(part, origin, (&found.origin[block], &found.mass[block]));
         }
-        self.mass = mass;
+    }
+
+    /// Sets the origin of a part's sums, and which of its terms may be listed.
+    #[inline(always)]
+    fn measure_from(
+        &mut self,
+        part: usize,
+        origin: V,
+        (old, mass): (&[f32; BLOCK], &[f32; BLOCK]),
+    ) {
+        let at = part * V::LANES;
+        let (old, mass): (V, V) = (load(&old[at..]), load(&mass[at..]));
+        let factor = self.factor[part];
+        let moved = Exp::in_sum(old.sub(origin).mul(factor)).value();
+        self.origin[part] = origin;
+        self.before[part] = moved.mul(mass);
+        self.mass[part] = V::splat(0.0);
+        if LISTED {
+            let least: V = load(&self.place.tokens.least[at..]);
+            let least = least.larger(load(&self.place.known[at..]));
+            let least = mass_from(least, origin.mul(factor)).larger(self.before[part]);
+            self.limit[part] = least.mul(V::splat(self.place.unit));
+        }
+    }
+
+    /// Of the logits that one class has for a part of the tokens.
+    #[inline(always)]
+    fn logits(block: &Block, class: usize, part: usize) -> V {
+        let (half, token) = (part * V::LANES / LANES, part * V::LANES % LANES);
+        debug_assert!(class < BLOCK && part < Self::PARTS);
+        // SAFETY: a block has so many lines in each half, and a line so many tokens.
+        unsafe {
+            let line = block.0.as_ptr().add(half * BLOCK + class);
+            V::load(line.cast::<f32>().add(token))
+        }
+    }
+
+    /// Adds up to `count` more pairs of classes of `block`, and marks what may be listed.
+    #[inline(always)]
+    fn add(&mut self, block: &Block, count: usize) {
+        let end = PAIRS.min(self.through + count);
+        let (mut mass, mut most) = (self.mass, self.most);
+        for pair in self.through..end {
+            let mut class = 2 * pair;
+            while class < 2 * pair + 2 {
+                let mut hashes = [0.0; BLOCK];
+                if LISTED {
+                    hashes = self.place.tokens.hashes(self.place.class + class as u32);
+                }
+                let mut marks = 0;
+                for part in 0..Self::PARTS {
+                    let x = Self::logits(block, class, part);
+                    most[part] = x.larger(most[part]);
+                    let term = Exp::in_sum(x.sub(self.origin[part]).mul(self.factor[part]));
+                    mass[part] = term.add_to(mass[part]);
+                    if LISTED {
+                        let hash: V = load(&hashes[part * V::LANES..]);
+                        let listed = hash.mul(self.limit[part]).less(term.rough());
+                        marks |= V::bits(listed) << (part * V::LANES);
+                    }
+                }
+                if LISTED {
+                    self.marks[class] = marks;
+                }
+                class += 1;
+            }
+        }
+        (self.mass, self.most) = (mass, most);
         self.through = end;
+    }
+
+    /// Adds the rest, enters what is marked, and keeps the sums.
+    #[inline(always)]
+    fn finish(&mut self, block: &Block, found: &mut Chunk) {
+        let Some(own) = self.block else { return };
+        self.add(block, PAIRS);
+        if self.rises(&found.max[own]) {
+            self.measure_again(own, found);
+            self.add(block, PAIRS);
+        }
+        if LISTED {
+            self.enter(block, &mut found.candidates);
+            found.ends.push(found.candidates.len());
+        }
+        for part in 0..Self::PARTS {
+            let at = part * V::LANES;
+            let max = self.most[part].larger(load(&found.max[own][at..]));
+            let total = self.before[part].add(self.mass[part]);
+            // SAFETY: a part of the tokens is a vector.
+            unsafe {
+                Memory::<f32>::store(max, found.max[own][at..].as_mut_ptr());
+                Memory::<f32>::store(total, found.mass[own][at..].as_mut_ptr());
+                Memory::<f32>::store(self.origin[part], found.origin[own][at..].as_mut_ptr());
+            }
+        }
+    }
+
+    /// Whether some logits are too far above their origin, or the first that there are.
+    #[inline(always)]
+    fn rises(&self, max: &[f32; BLOCK]) -> bool {
+        let mut rises = 0;
+        for part in 0..Self::PARTS {
+            rises |= self.risen(part, load(&max[part * V::LANES..]));
+        }
+        rises != 0
+    }
+
+    /// A bit for each such token of a part.
+    #[inline(always)]
+    fn risen(&self, part: usize, max: V) -> u32 {
+        let least = V::splat(f32::NEG_INFINITY);
+        let rise = self.most[part]
+            .sub(self.origin[part])
+            .mul(self.factor[part]);
+        let far = V::bits(rise.not_less(V::splat(MOST_RISE)));
+        let first = !V::bits(max.not_equal(least));
+        V::bits(self.most[part].not_equal(least)) & (far | first)
+    }
+
+    /// Begins again, from the largest logits where they rise. Where they do not the same numbers come again: what becomes of a
+    /// token does not depend on others.
+    #[cold]
+    fn measure_again(&mut self, block: usize, found: &Chunk) {
+        for part in 0..Self::PARTS {
+            let risen = self.risen(part, load(&found.max[block][part * V::LANES..]));
+            let (mut origin, mut most) = ([0.0; MAX_LANES], [0.0; MAX_LANES]);
+            self.origin[part].write(&mut origin);
+            self.most[part].write(&mut most);
+            for lane in (0..V::LANES).filter(|lane| risen >> lane & 1 == 1) {
+                origin[lane] = most[lane];
+            }
+            let sums = (&found.origin[block], &found.mass[block]);
+            self.measure_from(part, load(&origin), sums);
+        }
+        self.through = 0;
     }
 
     /// Enters what is marked, when the block is through: stores whose places depend on what has been found would hold up the
     /// tiles' loads.
     #[inline(always)]
-    fn enter(&self, block: &Block, candidates: &mut Entries) {
+    fn enter(&mut self, block: &Block, candidates: &mut Vec<Candidate>) {
         candidates.reserve(BLOCK * BLOCK + SPECULATIVE);
-        let mut count = candidates.logits.len();
+        let mut count = candidates.len();
         let logits = block.0.as_flattened();
-        for (pair, marks) in self.marks.as_chunks::<2>().0.iter().enumerate() {
-            if 2 * pair >= self.classes {
-                break;
+        // Classes with marks. A plain loop, which the compiler makes vectors of; not of an iterator's.
+        let (mut classes, mut class) = (0, 0);
+        while class < BLOCK {
+            classes |= u32::from(self.marks[class] != 0) << class;
+            class += 1;
+        }
+        while classes != 0 {
+            // So many at a time, there or not: a branch for each that nobody foresees costs more.
+            for _ in 0..SPECULATIVE {
+                let class = classes.trailing_zeros() as usize % BLOCK;
+                let marks = self.marks[class];
+                let token = marks.trailing_zeros() as usize % BLOCK;
+                let candidate = Candidate {
+                    logit: logits[(token / LANES * BLOCK + class) * LANES + token % LANES],
+                    class: self.place.of_chunk + class as u16,
+                    token: token as u16,
+                };
+                // SAFETY: there is space for all of the block, and for what is not there behind them.
+                unsafe { candidates.as_mut_ptr().add(count).write(candidate) };
+                count += usize::from(classes != 0);
+                let rest = marks & marks.wrapping_sub(1);
+                self.marks[class] = rest;
+                classes &= if rest == 0 {
+                    classes.wrapping_sub(1)
+                } else {
+                    u32::MAX
+                };
             }
-            let mut marks = u64::from(marks[0]) | u64::from(marks[1]) << BLOCK;
-            let end = count + marks.count_ones() as usize;
-            loop {
-                // So many at a time, there or not: seldom are there more, and a branch that nobody foresees costs more.
-                for _ in 0..SPECULATIVE {
-                    let bit = marks.trailing_zeros() as usize % (2 * BLOCK);
-                    let (class, token) = (2 * pair + bit / BLOCK, bit % BLOCK);
-                    let place = (token / LANES * BLOCK + class) * LANES + token % LANES;
-                    let name = self.place.name + ((class as u32) << 16) + token as u32;
-                    // SAFETY: there is space for all of the block, and for what is not there behind them.
-                    unsafe {
-                        candidates
-                            .logits
-                            .as_mut_ptr()
-                            .add(count)
-                            .write(logits[place]);
-                        candidates.names.as_mut_ptr().add(count).write(name);
-                    }
-                    count += 1;
-                    marks &= marks.wrapping_sub(1);
-                }
-                if marks == 0 {
-                    break;
-                }
-            }
-            count = end;
         }
         // SAFETY: so many have been written.
-        unsafe {
-            candidates.logits.set_len(count);
-            candidates.names.set_len(count);
-        }
-    }
-
-    /// Sets which terms of the block may be listed, by what is known of the tokens' sums.
-    #[inline(always)]
-    fn expect(&mut self, listing: &Listing, known: &[f32; BLOCK], place: Place) {
-        self.place = place;
-        for part in 0..Self::PARTS {
-            let at = part * V::LANES;
-            let (origin, one) = (self.origin[part].mul(self.factor[part]), V::splat(1.0));
-            let others = mass_from(load(&known[at..]), origin);
-            let own = self.before[part].larger(one);
-            let label = mass_from(load(&listing.labels[place.tokens][at..]), origin);
-            self.limit[part] = others.add(own).larger(label).mul(V::splat(listing.unit));
-        }
-    }
-
-    /// Of the logits that one class has for a part of the tokens, less the origin of their sums.
-    #[inline(always)]
-    fn exponent(&self, block: &Block, class: usize, part: usize) -> V {
-        let (half, token) = (part * V::LANES / LANES, part * V::LANES % LANES);
-        debug_assert!(class < BLOCK && part < Self::PARTS);
-        // SAFETY: a block has so many lines in each half, and a line so many tokens.
-        let x = unsafe {
-            let line = block.0.as_ptr().add(half * BLOCK + class);
-            V::load(line.cast::<f32>().add(token))
-        };
-        x.sub(self.origin[part]).mul(self.factor[part])
-    }
-
-    /// Adds up to `count` more classes of `block`, which are at least `self.classes`.
-    #[inline(always)]
-    fn add(&mut self, block: &Block, count: usize) {
-        let end = self.classes.min(self.through + count);
-        let mut mass = self.mass;
-        for class in self.through..end {
-            for (part, sum) in mass[..Self::PARTS].iter_mut().enumerate() {
-                *sum = Exp::in_sum(self.exponent(block, class, part)).add_to(*sum);
-            }
-        }
-        self.mass = mass;
-        self.through = end;
-    }
-
-    #[inline(always)]
-    fn add_some(&mut self, block: &Block, count: usize, listing: Option<&Listing>) {
-        match listing {
-            Some(listing) => self.add_listed(block, count, listing),
-            None => self.add(block, count),
-        }
-    }
-
-    /// Adds the rest, and keeps the sums.
-    #[inline(always)]
-    fn finish(&mut self, block: &Block, found: &mut Chunk, listing: Option<&Listing>) {
-        self.add_some(block, BLOCK, listing);
-        if listing.is_some() {
-            self.enter(block, &mut found.candidates);
-        }
-        for part in 0..Self::PARTS {
-            let total = self.before[part].add(self.mass[part]);
-            let target = &mut found.mass[self.block][part * V::LANES..];
-            // SAFETY: a part of the tokens is a vector.
-            unsafe { Memory::<f32>::store(total, target.as_mut_ptr()) };
-        }
-    }
-
-    /// Takes a block that has just been made: its maximum becomes the origin of its tokens' sums.
-    #[inline(always)]
-    fn new(
-        values: &mut Block,
-        (block, classes): (usize, usize),
-        factors: &[f32; BLOCK],
-        found: &mut Chunk,
-    ) -> Self {
-        let mut pending = Pending {
-            block,
-            classes,
-            ..Pending::nothing()
-        };
-        for part in 0..Self::PARTS {
-            let lanes = part * V::LANES..(part + 1) * V::LANES;
-            let (max, mass) = (
-                &mut found.max[block][lanes.clone()],
-                &found.mass[block][lanes.clone()],
-            );
-            let old: V = load(max);
-            let mut most = old;
-            for class in 0..classes {
-                most = load::<V>(tokens_of::<V>(values, class, part)).larger(most);
-            }
-            // SAFETY: a part of the tokens is a vector.
-            unsafe { Memory::<f32>::store(most, max.as_mut_ptr()) };
-            // Nothing but −inf is measured from 0.
-            let origin = most.or_zero(most.not_equal(V::splat(f32::NEG_INFINITY)));
-            let factor: V = load(&factors[lanes]);
-            let moved = Exp::in_sum(old.sub(origin).mul(factor)).value();
-            pending.origin[part] = origin;
-            pending.factor[part] = factor;
-            pending.before[part] = moved.mul(load(mass));
-        }
-        pending
+        unsafe { candidates.set_len(count) };
     }
 }
 
@@ -990,17 +1103,18 @@ impl Sweep<'_> {
 
     #[inline(always)]
     fn through<I: Isa, S: Sums, const LISTED: bool>(self) {
-        let (call, steps) = (self.call, self.call.steps);
-        // Known to be there or not when it is compiled.
-        let listing = call.listing.as_ref().filter(|_| LISTED);
+        let (call, steps) = (self.call, self.call.packed.steps);
+        let listing = call.listing.as_ref();
         let known = listing.map_or_else(Vec::new, |listing| listing.known(&self.tokens));
         // SAFETY: `run` has looked.
         let registers = unsafe { S::registers() };
         let mut packed = vec![Line::ZERO; steps * STEP];
         let [mut one, mut other] = [[[0.0; LANES]; 2 * BLOCK]; 2].map(Block);
         let (mut current, mut before) = (&mut one, &mut other);
-        let mut pending = Pending::<I::F32>::nothing();
-        let each = BLOCK.div_ceil(steps.max(1));
+        let mut pending = Pending::<I::F32, LISTED>::nothing();
+        // The block before is through when the last steps begin, so that the tiles have work while it is put away.
+        let last = steps.saturating_sub(LAST_STEPS);
+        let each = PAIRS.div_ceil(last.max(1));
         for start in self.classes.clone().step_by(BLOCK) {
             let classes = start..self.classes.end.min(start + BLOCK);
             // SAFETY: passed on to the caller.
@@ -1010,20 +1124,25 @@ impl Sweep<'_> {
             for block in self.tokens.clone() {
                 let place = block - self.tokens.start;
                 let mut sums = S::new(&registers);
-                for step in 0..steps {
-                    // SAFETY: both have as many lines for each step.
-                    unsafe {
-                        let right = call.tokens.as_ptr().add((block * steps + step) * STEP);
-                        sums.add(packed.as_ptr().add(step * STEP), right);
-                    }
-                    pending.add_some(before, each, listing);
+                let left = packed.as_ptr();
+                // SAFETY: there are so many lines for each block.
+                let right = unsafe { call.packed.lines.as_ptr().add(block * steps * STEP) };
+                // SAFETY: both have as many lines for each step.
+                let mut multiply = |step: usize| unsafe {
+                    sums.add(left.add(step * STEP), right.add(step * STEP));
+                };
+                for step in 0..last {
+                    multiply(step);
+                    pending.add(before, each);
                 }
+                pending.finish(before, self.found);
+                (last..steps).for_each(multiply);
                 call.prefetch(&classes, self.classes.end, (place, self.tokens.len()));
                 sums.write(&mut current.0);
-                pending.finish(before, self.found, listing);
                 if let Some(bias) = call.product.bias {
                     add_bias::<I::F32>(current, bias, &classes);
                 }
+                leave_out(current, classes.len());
                 while let [(label, row), rest @ ..] = labels
                     && row / BLOCK == block
                 {
@@ -1032,23 +1151,31 @@ impl Sweep<'_> {
                     self.found.labels.push((place * BLOCK + token, logit));
                     labels = rest;
                 }
-                let made = (place, classes.len());
-                let factors = &call.factors[block];
-                pending = Pending::new(current, made, factors, self.found);
-                if let Some(listing) = listing {
-                    let name = (start - self.classes.start) << 16 | (place * BLOCK);
-                    let at = Place {
-                        tokens: block,
-                        class: start as u32,
-                        name: name as u32,
-                    };
-                    pending.expect(listing, &known[place], at);
+                let mut at = Place {
+                    class: start as u32,
+                    of_chunk: (start - self.classes.start) as u16,
+                    ..Place::NONE
+                };
+                if LISTED && let Some(listing) = listing {
+                    at.tokens = &listing.tokens[block];
+                    at.known = &known[place];
+                    at.unit = listing.unit;
                 }
+                pending.begin(place, &call.packed.factors[block], at, self.found);
                 std::mem::swap(&mut current, &mut before);
             }
         }
-        pending.finish(before, self.found, listing);
+        pending.finish(before, self.found);
         self.found.labels.sort_unstable_by_key(|(token, _)| *token);
+    }
+}
+
+/// Classes that are not there have no probability.
+#[inline(always)]
+fn leave_out(block: &mut Block, classes: usize) {
+    for class in classes..BLOCK {
+        block.0[class] = [f32::NEG_INFINITY; LANES];
+        block.0[BLOCK + class] = [f32::NEG_INFINITY; LANES];
     }
 }
 
@@ -1062,7 +1189,7 @@ fn add_bias<V: Vector<Scalar = f32> + Memory<f32>>(
     for (row, class) in classes.clone().enumerate() {
         // SAFETY: one per class.
         let own = V::splat(unsafe { bias.pointer::<f32>(class as isize).read_unaligned() });
-        for part in 0..Pending::<V>::PARTS {
+        for part in 0..BLOCK / V::LANES {
             let line = tokens_of::<V>(block, row, part);
             // SAFETY: a part of the tokens is a vector.
             unsafe { Memory::<f32>::store(load::<V>(line).add(own), line.as_mut_ptr()) };
