@@ -137,7 +137,7 @@ def recording() -> Iterator[list[Recorded]]:
         watched.program = _Recording(step.program, log)  # type: ignore[assignment]
         run(self, watched, *arguments)
 
-    general = mock.patch.object(execution, "plain_columns", lambda *arguments: None)
+    general = mock.patch.object(execution, "_run_plain", lambda *arguments: None)
     with mock.patch.object(Call, "_run", recorded), general:
         yield log
 
