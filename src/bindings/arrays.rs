@@ -136,7 +136,7 @@ impl<'py> FromPyObject<'_, 'py> for Described<'py> {
 pub fn number<'a, 'py, T: FromPyObject<'a, 'py, Error = PyErr>>(
     given: &'a Bound<'py, PyAny>,
 ) -> PyResult<T> {
-    match Torch::get(given.py())?.is_tensor(given)? {
+    match Torch::get(given.py())?.is_tensor(given) {
         true => Err(PyTypeError::new_err("expected a number, got a tensor")),
         false => given.extract(),
     }

@@ -16,7 +16,7 @@ use super::program::Program;
 use crate::array::{Array, Dtype};
 use crate::objective::run::{Cut, Run};
 
-/// From this many items on, more than one thread pays.
+/// From this many items on, more than one thread pays, as in `scoring/call.py`.
 const PARALLEL: usize = 1 << 15;
 
 /// How an objective with one value per item scores a batch.

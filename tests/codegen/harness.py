@@ -85,8 +85,8 @@ class _Recording:
         threads: int,
     ) -> None:
         """Runs on the CPU and keeps what went in and came out."""
-        read, written = list(map(from_dlpack, columns)), list(map(from_dlpack, outputs))
-        cuts = [cut if isinstance(cut, int) else from_dlpack(cut) for cut in offsets]
+        read, written = ([array.detach() for array in arrays] for arrays in (columns, outputs))
+        cuts = [cut if isinstance(cut, int) else from_dlpack(cut) for cut in offsets]  # NumPy's
         self.log.append(record(self.program, read, list(parameters), cuts, written, threads))
 
 

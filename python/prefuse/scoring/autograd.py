@@ -85,10 +85,7 @@ class _Loss(torch.autograd.Function):
     """The node between columns and a loss whose gradient is known: it is only scaled here."""
 
     @staticmethod
-    def forward(
-        ctx: Any, made: tuple[torch.Tensor, Sequence[torch.Tensor]], name: str, *columns: torch.Tensor
-    ) -> torch.Tensor:
-        """`made` are the loss and its gradients, wrapped so that autograd takes neither for an input."""
+    def forward(ctx: Any, made: Made, name: str, *columns: torch.Tensor) -> torch.Tensor:
         loss, gradients = made
         ctx.save_for_backward(*gradients)
         ctx.name = name
