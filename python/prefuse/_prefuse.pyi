@@ -1,33 +1,35 @@
 """The native half of prefuse. Private: call it through the package's Python functions.
 
-What is read or written comes as an unused DLPack capsule, which keeps the memory alive: of f16, bf16, f32, f64, i64 or
-bool, on the device that the function works on. Plans also take a shape, of what need not exist: (dtype, shape, strides
-in elements). A capsule is only looked at, and may be given to several calls.
+What is read or written comes as a tensor of PyTorch or as an unused DLPack capsule, which keep the memory alive: of
+f16, bf16, f32, f64, i64 or bool, on the device that the function works on. Plans also take a shape, of what need not
+exist: (dtype, shape, strides in elements). A capsule is only looked at, and may be given to several calls.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, final
+
+from torch import Tensor
 
 # fmt: off
 __all__ = [
-    "Graph", "Lists", "Program", "__version__", "cuda_cache_directory", "cuda_columns_add", "cuda_columns_find",
-    "cuda_columns_gather", "cuda_columns_parts", "cuda_compile", "cuda_devices", "cuda_distance_backward",
-    "cuda_distance_forward", "cuda_distance_workspace", "cuda_driver_version", "cuda_nvrtc",
+    "Graph", "Lists", "Program", "Short", "__version__", "cuda_cache_directory", "cuda_columns_add",
+    "cuda_columns_find", "cuda_columns_gather", "cuda_columns_parts", "cuda_compile", "cuda_devices",
+    "cuda_distance_backward", "cuda_distance_forward", "cuda_distance_workspace", "cuda_driver_version", "cuda_nvrtc",
     "cuda_plan_columns_add", "cuda_plan_columns_find", "cuda_plan_columns_gather", "cuda_plan_distance_backward",
     "cuda_plan_distance_forward", "cuda_plan_rows_backward", "cuda_plan_rows_both", "cuda_plan_rows_forward",
-    "cuda_plan_segment_expand", "cuda_plan_segment_sum", "cuda_rows_backward", "cuda_rows_both",
-    "cuda_rows_forward", "cuda_rows_workspace", "cuda_search_nvrtc", "cuda_segment_expand", "cuda_segment_sum",
-    "curate_ends", "curate_first_beaten", "curate_pairs", "curate_rank", "distance_backward", "distance_forward",
+    "cuda_plan_segment_expand", "cuda_plan_segment_sum", "cuda_rows_backward", "cuda_rows_both", "cuda_rows_forward",
+    "cuda_rows_workspace", "cuda_search_nvrtc", "cuda_segment_expand", "cuda_segment_sum", "curate_ends",
+    "curate_first_beaten", "curate_pairs", "curate_rank", "distance_backward", "distance_forward", "is_one",
     "kept_storage", "lists_by_class", "lists_by_row", "prefer_huge_pages", "projected_lists", "projects_rows",
-    "release_storage", "rows_backward", "rows_both", "rows_forward", "rows_lists", "rows_projected",
-    "segment_expand", "segment_sum", "simd_level", "statistic_names", "storage_idle"
+    "release_storage", "rows_backward", "rows_both", "rows_forward", "rows_lists", "rows_projected", "segment_expand",
+    "segment_sum", "simd_level", "statistic_names", "storage_idle"
 ]
 # fmt: on
 __version__: str
 
-_Capsule: TypeAlias = Any
+_Memory: TypeAlias = Any
 _Shape: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...]]
-_Described: TypeAlias = _Capsule | _Shape
+_Described: TypeAlias = _Memory | _Shape
 
 _Rows: TypeAlias = tuple[Any, ...]
 """A call's rows: logits, labels, mask, reference, temperature, scale, softcap, ignore_index, first_class, classes."""
@@ -39,7 +41,7 @@ def rows_forward(
     rows: _Rows,
     stats: int,
     k: int,
-    out: _Capsule,
+    out: _Memory,
     threads: int,
 ) -> None:
     """Writes the statistics of every row, those of lower bits of `stats` first, into `out` [S, *lead]."""
@@ -50,8 +52,8 @@ def projects_rows() -> bool:
 def rows_projected(
     rows: _Rows,
     stats: int,
-    product: tuple[_Capsule, _Capsule, _Capsule | None],
-    out: _Capsule,
+    product: tuple[_Memory, _Memory, _Memory | None],
+    out: _Memory,
     threads: int,
 ) -> None:
     """As `rows_forward`, of rows whose logits, a shape, are the `product`: hidden states, weight, bias."""
@@ -59,9 +61,9 @@ def rows_projected(
 def rows_backward(
     rows: _Rows,
     stats: int,
-    grads: _Capsule,
-    saved: _Capsule,
-    gradient: _Capsule,
+    grads: _Memory,
+    saved: _Memory,
+    gradient: _Memory,
     threads: int,
 ) -> None:
     """Writes the derivative of `sum(grads * statistics)` with respect to the logits into `gradient`."""
@@ -70,9 +72,9 @@ def rows_both(
     rows: _Rows,
     stats: int,
     k: int,
-    grads: _Capsule,
-    out: _Capsule,
-    gradient: _Capsule,
+    grads: _Memory,
+    out: _Memory,
+    gradient: _Memory,
     threads: int,
 ) -> None:
     """`rows_forward` into `out`, then `rows_backward` with these values into `gradient`, in one visit to the logits."""
@@ -82,14 +84,14 @@ class Lists:
     """What `rows_lists` has found, until it is written into tensors of its length, that of all lists together."""
 
     def __len__(self) -> int: ...
-    def write(self, lengths: _Capsule, classes: _Capsule, values: _Capsule) -> None:
+    def write(self, lengths: _Memory, classes: _Memory, values: _Memory) -> None:
         """Writes the length of each row's list (i64), the listed classes (i64) and their values (floats)."""
 
 def rows_lists(
     rows: _Rows,
     stats: int,
     k: int,
-    lent: tuple[_Capsule, _Capsule, _Capsule],
+    lent: tuple[_Memory, _Memory, _Memory],
     fresh: bool,
     sampling: tuple[float, int, int],
     threads: int,
@@ -103,8 +105,8 @@ def rows_lists(
 def projected_lists(
     rows: _Rows,
     stats: int,
-    product: tuple[_Capsule, _Capsule, _Capsule | None],
-    lent: tuple[_Capsule, _Capsule, _Capsule],
+    product: tuple[_Memory, _Memory, _Memory | None],
+    lent: tuple[_Memory, _Memory, _Memory],
     sampling: tuple[float, int, int],
     threads: int,
 ) -> Lists:
@@ -113,16 +115,16 @@ def projected_lists(
 _Matrix: TypeAlias = tuple[Any, ...]
 """A matrix as lists: offsets, classes, values, rest, at_label, labels, number of columns."""
 
-def lists_by_row(matrix: _Matrix, weight: _Capsule, out: _Capsule, threads: int) -> None:
+def lists_by_row(matrix: _Matrix, weight: _Memory, out: _Memory, threads: int) -> None:
     """Writes the product of a matrix of lists [M, V] and `weight` [V, H] into `out` [M, H]."""
 
-def lists_by_class(matrix: _Matrix, inputs: _Capsule, out: _Capsule, sums: _Capsule | None, threads: int) -> None:
+def lists_by_class(matrix: _Matrix, inputs: _Memory, out: _Memory, sums: _Memory | None, threads: int) -> None:
     """Writes the product of its transpose and `inputs` [M, H] into `out` [V, H], the sums of columns into `sums`."""
 
-def prefer_huge_pages(array: _Capsule) -> None:
+def prefer_huge_pages(array: _Memory) -> None:
     """Asks the system to back an array that nobody has written to yet by huge pages: advice about speed."""
 
-def kept_storage(dtype: str, shape: Sequence[int], limit: int) -> _Capsule | None:
+def kept_storage(dtype: str, shape: Sequence[int], limit: int) -> Any:
     """A new array on the CPU, to consume; its memory is kept afterwards, up to `limit` bytes. None: there is none."""
 
 def release_storage() -> int:
@@ -134,43 +136,43 @@ def storage_idle() -> int:
 def simd_level() -> str:
     """The instruction set in use: "avx512", "avx2", "neon" or "portable"."""
 
-def segment_sum(values: _Capsule, offsets: _Capsule, out: _Capsule) -> None:
+def segment_sum(values: _Memory, offsets: _Memory, out: _Memory) -> None:
     """Writes the sum of each segment `values[offsets[k]:offsets[k+1]]` into `out[k]`, accumulated in float64.
 
     `values` and `out` are f32 or f64 vectors, `offsets` is an i64 vector that starts at 0 and never decreases.
     """
 
-def segment_expand(values: _Capsule, offsets: _Capsule, out: _Capsule) -> None:
+def segment_expand(values: _Memory, offsets: _Memory, out: _Memory) -> None:
     """Writes `values[k]` to all of `out[offsets[k]:offsets[k+1]]`: the transpose of `segment_sum`."""
 
-def distance_forward(first: _Capsule, second: _Capsule, out: _Capsule, threads: int) -> None:
+def distance_forward(first: _Memory, second: _Memory, out: _Memory, threads: int) -> None:
     """Writes the sum of `(first[b] - second[b]) ** 2` into `out[b]`; the matrices [B, D] have dense rows.
 
     `out` is f64 where they are, f32 otherwise; f64 goes with f64 only.
     """
 
-def distance_backward(first: _Capsule, second: _Capsule, grads: _Capsule, gradient: _Capsule, threads: int) -> None:
+def distance_backward(first: _Memory, second: _Memory, grads: _Memory, gradient: _Memory, threads: int) -> None:
     """Writes `2 * grads[b] * (first[b] - second[b])` into `gradient[b]`, contiguous and of the dtype of `first`."""
 
-def curate_rank(scores: _Capsule, groups: _Capsule, offsets: _Capsule, order: _Capsule, threads: int) -> None:
+def curate_rank(scores: _Memory, groups: _Memory, offsets: _Memory, order: _Memory, threads: int) -> None:
     """Writes the indices of all elements by group, then by descending score, then by index, into `order`.
 
     `scores` are f64 without NaN, `groups` i64 from 0 to below len(offsets) - 1; group k is
     `order[offsets[k]:offsets[k+1]]`.
     """
 
-def curate_first_beaten(scores: _Capsule, order: _Capsule, offsets: _Capsule, min_gap: float, first: _Capsule) -> int:
+def curate_first_beaten(scores: _Memory, order: _Memory, offsets: _Memory, min_gap: float, first: _Memory) -> int:
     """Writes where the elements begin that each place of a ranking beats into `first`; the number of such pairs.
 
     An element beats those of its group whose score is lower, by at least `min_gap`; they reach to the group's end.
     """
 
 def curate_pairs(
-    order: _Capsule, offsets: _Capsule, first: _Capsule, chosen: _Capsule, rejected: _Capsule, threads: int
+    order: _Memory, offsets: _Memory, first: _Memory, chosen: _Memory, rejected: _Memory, threads: int
 ) -> None:
     """Writes the two elements of each pair that `curate_first_beaten` counted."""
 
-def curate_ends(scores: _Capsule, groups: _Capsule, best: _Capsule, worst: _Capsule) -> None:
+def curate_ends(scores: _Memory, groups: _Memory, best: _Memory, worst: _Memory) -> None:
     """Writes the first of the best and the last of the worst elements of each group; -1 for an empty one."""
 
 @final
@@ -287,6 +289,39 @@ class Graph:
     def columns_of(self, outputs: Sequence[int]) -> list[int]:
         """The column and parameter nodes that the outputs depend on, in order of creation."""
 
+_Differentiated: TypeAlias = tuple[tuple[str, ...], tuple[Tensor, ...], tuple[Tensor, ...], tuple[int | None, ...]]
+"""The names of columns, the columns, the gradients that they get, and the versions of all arguments."""
+
+@final
+class Short:
+    """How an objective with one value per item scores small batches."""
+
+    def __new__(
+        cls,
+        columns: tuple[str, ...],
+        item: int,
+        reduced: bool,
+        extras: tuple[int, int],
+        prototypes: tuple[Tensor, ...],
+        compile: Callable[[tuple[str, ...]], Program],
+    ) -> Short:
+        """`columns[item]` has one value per item. `compile` makes the program for columns whose gradients are wanted.
+
+        It puts out the loss, the extras, so many for each item and for the batch, and the gradients if it is `reduced`;
+        the results are made of `prototypes`, one of f32 and one of f64.
+        """
+
+    def score(
+        self, arguments: Mapping[str, Any], numbers: Mapping[str, float], gradients: bool, any: bool
+    ) -> tuple[Tensor, int, Tensor, _Differentiated | None] | None:
+        """Loss, number of items, extras, what is differentiated; None for what needs a closer look.
+
+        With `gradients` these are the columns that require grad; with `any` all columns where none does.
+        """
+
+def is_one(tensor: Tensor) -> bool:
+    """Whether it is the number 1, in memory of the CPU."""
+
 @final
 class Program:
     """A compiled set of outputs: a flat list of instructions, run in float64. Runs may overlap."""
@@ -317,10 +352,10 @@ class Program:
 
     def run(
         self,
-        columns: list[_Capsule],
+        columns: list[_Memory],
         parameters: Sequence[float],
-        offsets: list[_Capsule | int],
-        outputs: list[_Capsule],
+        offsets: list[_Memory | int],
+        outputs: list[_Memory],
         threads: int,
     ) -> None:
         """Computes the outputs and writes them, after every column has been read.
@@ -356,12 +391,12 @@ class Program:
 
     def cuda_launch(
         self,
-        columns: Sequence[_Capsule | tuple[_Capsule, _Capsule]],
+        columns: Sequence[_Memory | tuple[_Memory, _Memory]],
         parameters: Sequence[float],
-        offsets: Sequence[_Capsule | int],
+        offsets: Sequence[_Memory | int],
         counts: Mapping[str, int],
-        outputs: Sequence[_Capsule | tuple[_Capsule, _Capsule]],
-        workspace: _Capsule,
+        outputs: Sequence[_Memory | tuple[_Memory, _Memory]],
+        workspace: _Memory,
         device: int,
         stream: int,
     ) -> None:
@@ -400,8 +435,8 @@ def cuda_rows_forward(
     rows: _Rows,
     stats: int,
     k: int,
-    out: _Capsule,
-    workspace: _Capsule,
+    out: _Memory,
+    workspace: _Memory,
     device: int,
     stream: int,
 ) -> None:
@@ -410,9 +445,9 @@ def cuda_rows_forward(
 def cuda_rows_backward(
     rows: _Rows,
     stats: int,
-    grads: _Capsule,
-    saved: _Capsule,
-    gradient: _Capsule,
+    grads: _Memory,
+    saved: _Memory,
+    gradient: _Memory,
     device: int,
     stream: int,
 ) -> None:
@@ -422,19 +457,19 @@ def cuda_rows_both(
     rows: _Rows,
     stats: int,
     k: int,
-    grads: _Capsule,
-    out: _Capsule,
-    gradient: _Capsule,
-    workspace: _Capsule,
+    grads: _Memory,
+    out: _Memory,
+    gradient: _Memory,
+    workspace: _Memory,
     device: int,
     stream: int,
 ) -> None:
     """Queues a forward and a backward call in one; `workspace` as for `cuda_rows_forward`."""
 
-def cuda_segment_sum(values: _Capsule, offsets: _Capsule, out: _Capsule, device: int, stream: int) -> None:
+def cuda_segment_sum(values: _Memory, offsets: _Memory, out: _Memory, device: int, stream: int) -> None:
     """Queues a segment sum."""
 
-def cuda_segment_expand(values: _Capsule, offsets: _Capsule, out: _Capsule, device: int, stream: int) -> None:
+def cuda_segment_expand(values: _Memory, offsets: _Memory, out: _Memory, device: int, stream: int) -> None:
     """Queues a segment expansion."""
 
 _Strips: TypeAlias = tuple[_Described, _Described, _Described, _Described, int]
@@ -467,12 +502,12 @@ def cuda_distance_workspace(first: _Described, second: _Described) -> int:
     """float64 numbers of workspace that `cuda_distance_forward` needs."""
 
 def cuda_distance_forward(
-    first: _Capsule, second: _Capsule, out: _Capsule, workspace: _Capsule, device: int, stream: int
+    first: _Memory, second: _Memory, out: _Memory, workspace: _Memory, device: int, stream: int
 ) -> None:
     """Queues `distance_forward` on a stream of a device; `workspace` is that many numbers."""
 
 def cuda_distance_backward(
-    first: _Capsule, second: _Capsule, grads: _Capsule, gradient: _Capsule, device: int, stream: int
+    first: _Memory, second: _Memory, grads: _Memory, gradient: _Memory, device: int, stream: int
 ) -> None:
     """Queues `distance_backward` on a stream of a device."""
 

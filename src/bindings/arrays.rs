@@ -1,21 +1,14 @@
-//! Arrays from Python: memory in DLPack capsules, and shapes of what need not exist.
-//!
-//! The structures are those of the DLPack standard (<https://dmlc.github.io/dlpack>), version 0, which every exporter
-//! of unversioned capsules follows: PyTorch for each of its dtypes and devices, NumPy for `curate`. (The `numpy` crate
-//! would be a second way, with nine more packages, for arrays that speak this one.) A capsule is only looked at, never
-//! consumed: its owner's destructor stays in charge.
+//! Arrays from Python: memory that DLPack describes, and shapes of what need not exist.
 
-use std::ffi::{CStr, c_void};
 use std::fmt::Display;
-use std::ptr;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyCapsule, PyList};
+use pyo3::types::{PyList, PyTuple};
 
-use crate::array::{ArgumentError, Array, Dtype, MAX_RANK};
+use super::dlpack::{Tensor, Torch, look_at};
+use crate::array::{ArgumentError, Array, Dtype};
 
-pub(super) const NAME: &CStr = c"dltensor";
 /// What need not exist begins at an address that suits every kernel.
 const NOWHERE: usize = 4096;
 
@@ -25,98 +18,6 @@ impl From<ArgumentError> for PyErr {
             ArgumentError::Value(message) => PyValueError::new_err(message),
             ArgumentError::Type(message) => PyTypeError::new_err(message),
         }
-    }
-}
-
-/// `DLTensor`, which is also how `DLManagedTensor` begins.
-#[repr(C)]
-pub(super) struct Tensor {
-    data: *mut c_void,
-    device_type: i32,
-    device_id: i32,
-    rank: i32,
-    code: u8,
-    bits: u8,
-    lanes: u16,
-    shape: *const i64,
-    /// Null where the elements lie one behind the other.
-    strides: *const i64,
-    byte_offset: u64,
-}
-
-impl Tensor {
-    /// Elements on the CPU that lie one behind the other.
-    pub fn contiguous(address: usize, dtype: Dtype, shape: &[i64]) -> Tensor {
-        let (code, bits) = match dtype {
-            Dtype::F16 => (2, 16),
-            Dtype::Bf16 => (4, 16),
-            Dtype::F32 => (2, 32),
-            Dtype::F64 => (2, 64),
-            Dtype::I64 => (0, 64),
-            Dtype::Bool => (6, 8),
-        };
-        Tensor {
-            data: address as *mut c_void,
-            device_type: 1,
-            device_id: 0,
-            rank: shape.len() as i32,
-            code,
-            bits,
-            lanes: 1,
-            shape: shape.as_ptr(),
-            strides: ptr::null(),
-            byte_offset: 0,
-        }
-    }
-
-    fn place(&self) -> Place {
-        match self.device_type {
-            1 | 3 => Place::Cpu,                   // 3: its pages are locked
-            2 | 13 => Place::Cuda(self.device_id), // 13: managed
-            other => Place::Elsewhere(other),
-        }
-    }
-
-    fn dtype(&self) -> Result<Dtype, String> {
-        match (self.code, self.bits, self.lanes) {
-            (2, 16, 1) => Ok(Dtype::F16),
-            (4, 16, 1) => Ok(Dtype::Bf16),
-            (2, 32, 1) => Ok(Dtype::F32),
-            (2, 64, 1) => Ok(Dtype::F64),
-            (0, 64, 1) => Ok(Dtype::I64),
-            (6, 8, 1) => Ok(Dtype::Bool),
-            (code, bits, _) => Err(format!(
-                "expected f16, bf16, f32, f64, i64 or bool, got DLPack type {code} of {bits} bits"
-            )),
-        }
-    }
-
-    #[inline]
-    fn array(&self) -> Result<Array, String> {
-        let rank = usize::try_from(self.rank).unwrap_or(usize::MAX);
-        if rank > MAX_RANK {
-            return Err(format!(
-                "expected at most {MAX_RANK} dimensions, got {rank}"
-            ));
-        }
-        let (mut shape, mut strides) = ([0; MAX_RANK], [0; MAX_RANK]);
-        let mut step = 1;
-        for dimension in (0..rank).rev() {
-            // SAFETY: `shape` and, where there are any, `strides` have one value per dimension.
-            let (size, stride) = unsafe {
-                let stride = match self.strides.is_null() {
-                    true => step,
-                    false => *self.strides.add(dimension),
-                };
-                (*self.shape.add(dimension), stride)
-            };
-            step *= size;
-            shape[dimension] = size as usize;
-            strides[dimension] = stride as isize;
-        }
-        let address = (self.data as usize).wrapping_add(self.byte_offset as usize);
-        // SAFETY: the capsule's maker vouches for the memory, and whoever makes a `Borrowed` of this keeps the capsule.
-        unsafe { Array::new(address, self.dtype()?, &shape[..rank], &strides[..rank]) }
     }
 }
 
@@ -146,28 +47,12 @@ pub struct Borrowed<'py> {
     place: Place,
 }
 
-/// What a capsule describes, which lives as long as the capsule.
-#[inline]
-fn tensor_in<'a>(given: &'a Bound<'_, PyAny>) -> Result<&'a Tensor, ArgumentError> {
-    let Ok(capsule) = given.cast::<PyCapsule>() else {
-        return Err(ArgumentError::Type(format!(
-            "expected an unused DLPack capsule, got {}",
-            given.get_type()
-        )));
-    };
-    let pointer = capsule.pointer_checked(Some(NAME)).map_err(|_| {
-        ArgumentError::Value("expected a DLPack capsule that nobody has consumed".into())
-    })?;
-    // SAFETY: a capsule of this name holds a `DLManagedTensor`.
-    Ok(unsafe { pointer.cast::<Tensor>().as_ref() })
-}
-
 impl<'py> Borrowed<'py> {
     fn new(given: &Bound<'py, PyAny>) -> Result<Self, ArgumentError> {
-        let tensor = tensor_in(given)?;
+        let (array, place) = look_at(given, |tensor| (tensor.array(), tensor.place()))?;
         Ok(Borrowed {
-            array: tensor.array().map_err(ArgumentError::Value)?,
-            place: tensor.place(),
+            array: array.map_err(ArgumentError::Value)?,
+            place,
             _owner: given.clone(),
         })
     }
@@ -233,18 +118,27 @@ impl<'py> FromPyObject<'_, 'py> for Described<'py> {
     type Error = PyErr;
 
     fn extract(given: pyo3::Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        let memory = || Ok(Described::Memory(Borrowed::new(&given)?));
-        if given.is_instance_of::<PyCapsule>() {
-            return memory(); // the common case, without the exception that the other attempt would make
-        }
-        let parts = given.extract::<(String, Vec<usize>, Vec<isize>)>();
-        let Ok((dtype, shape, strides)) = parts else {
-            return memory();
+        let parts = match given.cast::<PyTuple>() {
+            Ok(tuple) => tuple.extract::<(String, Vec<usize>, Vec<isize>)>().ok(),
+            Err(_) => None,
+        };
+        let Some((dtype, shape, strides)) = parts else {
+            return Ok(Described::Memory(Borrowed::new(&given)?));
         };
         let dtype = Dtype::named(&dtype)?;
         // SAFETY: there is no memory; what runs takes no `Shape`, and a plan reads nothing.
         let array = unsafe { Array::new(NOWHERE, dtype, &shape, &strides) };
         Ok(Described::Shape(array.map_err(PyValueError::new_err)?))
+    }
+}
+
+/// A number, where memory may be given as well: a tensor of one element would pass for one.
+pub fn number<'a, 'py, T: FromPyObject<'a, 'py, Error = PyErr>>(
+    given: &'a Bound<'py, PyAny>,
+) -> PyResult<T> {
+    match Torch::get(given.py())?.is_tensor(given) {
+        true => Err(PyTypeError::new_err("expected a number, got a tensor")),
+        false => given.extract(),
     }
 }
 
@@ -275,19 +169,23 @@ pub fn vector<'a>(argument: impl Display, given: &'a Borrowed) -> Result<&'a Arr
 pub fn vectors(argument: &str, list: &Bound<'_, PyList>) -> PyResult<Vec<Array>> {
     let mut arrays = Vec::with_capacity(list.len());
     for (index, given) in list.iter().enumerate() {
-        match tensor_in(&given) {
-            Ok(tensor) if tensor.rank <= 1 && tensor.place() == Place::Cpu => {
-                let array = tensor.array();
-                arrays.push(array.map_err(|problem| {
-                    PyValueError::new_err(format!("{argument}[{index}]: {problem}"))
-                })?);
-            }
+        match look_at(&given, vector_of) {
+            Ok(Some(array)) => arrays.push(array),
             _ => {
-                let argument = format!("{argument}[{index}]");
-                let given = Borrowed::new(&given).map_err(|problem| problem.of(&argument))?;
-                arrays.push(*vector(&argument, &given)?);
+                let argument = format_args!("{argument}[{index}]");
+                let given = Borrowed::new(&given).map_err(|problem| problem.of(argument))?;
+                arrays.push(*vector(argument, &given)?);
             }
         }
     }
     Ok(arrays)
+}
+
+/// The same of one that is fit; `None` of others.
+#[inline]
+pub fn vector_of(tensor: &Tensor) -> Option<Array> {
+    match tensor.rank <= 1 && tensor.place() == Place::Cpu {
+        true => tensor.array().ok(),
+        false => None,
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::arrays::{Described, Place};
+use super::arrays::{Described, Place, number};
 use super::cuda::{address_of, described, run};
 use crate::array::{ArgumentError, Dtype};
 use crate::cuda::{CudaError, Launch, cache, nvrtc};
@@ -25,7 +25,7 @@ pub enum DeviceColumn<'py> {
 #[derive(FromPyObject)]
 pub enum DeviceOffsets<'py> {
     #[pyo3(transparent)]
-    Count(usize),
+    Count(#[pyo3(from_py_with = number)] usize),
     #[pyo3(transparent)]
     Offsets(Described<'py>),
 }

@@ -6,8 +6,10 @@ mod columns;
 mod cuda;
 mod curate;
 mod distances;
+mod dlpack;
 mod graph;
 mod lists;
+mod plain;
 mod program;
 mod rows;
 mod segments;
@@ -37,6 +39,8 @@ mod _prefuse {
     #[pymodule_export]
     use super::lists::{Lists, lists_by_class, lists_by_row, projected_lists, rows_lists};
     #[pymodule_export]
+    use super::plain::is_one;
+    #[pymodule_export]
     use super::rows::{
         prefer_huge_pages, projects_rows, rows_backward, rows_both, rows_forward, rows_projected,
         simd_level, statistic_names,
@@ -46,7 +50,7 @@ mod _prefuse {
     #[pymodule_export]
     use super::storage::{kept_storage, release_storage, storage_idle};
     #[pymodule_export]
-    use super::{graph::Graph, program::Program};
+    use super::{graph::Graph, plain::Short, program::Program};
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "Python's name for it")]

@@ -32,6 +32,16 @@ impl From<objective::Program> for Program {
 }
 
 impl Program {
+    /// Runs it, without the GIL where that pays.
+    pub fn execute(&self, py: Python<'_>, run: &Run) -> PyResult<()> {
+        if self.inner.work(run) < SHORT_RUN {
+            self.inner.run(run)?;
+        } else {
+            py.detach(|| self.inner.run(run))?;
+        }
+        Ok(())
+    }
+
     fn generated(&self) -> &Generated {
         let generate = || Generated::new(&self.inner);
         self.generated.get_or_init(generate)
@@ -41,7 +51,7 @@ impl Program {
 #[pymethods]
 impl Program {
     #[getter]
-    fn columns(&self) -> Vec<&str> {
+    pub fn columns(&self) -> Vec<&str> {
         let columns = self.inner.columns.iter();
         columns.map(|(name, _)| name.as_str()).collect()
     }
@@ -55,12 +65,12 @@ impl Program {
     }
 
     #[getter]
-    fn parameters(&self) -> Vec<&str> {
+    pub fn parameters(&self) -> Vec<&str> {
         self.inner.parameters.iter().map(String::as_str).collect()
     }
 
     #[getter]
-    fn spaces(&self) -> Vec<&str> {
+    pub fn spaces(&self) -> Vec<&str> {
         let spaces = self.inner.spaces.iter();
         spaces.map(|space| self.inner.space_name(*space)).collect()
     }
@@ -101,12 +111,7 @@ impl Program {
             outputs: &outputs,
             threads,
         };
-        if self.inner.work(&run) < SHORT_RUN {
-            self.inner.run(&run)?;
-        } else {
-            py.detach(|| self.inner.run(&run))?;
-        }
-        Ok(())
+        self.execute(py, &run)
     }
 
     /// The CUDA C++ generated for columns and outputs of these types: (entry point, text).

@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 
-use super::arrays::{Borrowed, Described, Place, by_statistic};
+use super::arrays::{Borrowed, Described, Place, by_statistic, number};
 use crate::array::{ArgumentError, Array};
 use crate::outputs::prefer_huge;
 use crate::rows::projected::{self, Product};
@@ -12,7 +12,7 @@ use crate::simd::Level;
 #[derive(FromPyObject)]
 pub(super) enum PyTemperature<'py> {
     #[pyo3(transparent)]
-    Same(f64),
+    Same(#[pyo3(from_py_with = number)] f64),
     #[pyo3(transparent)]
     PerRow(Described<'py>),
 }

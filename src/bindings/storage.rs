@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
-use super::arrays::{NAME, Tensor};
+use super::dlpack::{NAME, Tensor};
 use crate::array::Dtype;
 use crate::storage::{self, Block};
 

@@ -33,7 +33,7 @@ def _pretended(run: Callable[[scoring_device.Launch], int]) -> Iterator[list[int
     with (
         mock.patch.object(scoring_device, "runs_on", lambda device: True),
         mock.patch.object(scoring_device, "run_program", lambda launch: runs.append(run(launch))),
-        mock.patch.object(execution, "plain_columns", lambda *arguments: None),
+        mock.patch.object(execution, "_run_plain", lambda *arguments: None),
     ):
         yield runs
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.dlpack import to_dlpack as capsule
 
 from prefuse import _prefuse
 from prefuse.__main__ import main
 from prefuse._backends import cuda as backend
-from prefuse._backends.arrays import capsule
 from prefuse._backends.rows import Rows, bits_of
 from prefuse.doctor import examination as doctor
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch.utils.dlpack import to_dlpack as capsule
 
 from prefuse import _prefuse
-from prefuse._backends.arrays import capsule
 from prefuse._backends.columns import Gathered, Strips
 from prefuse._backends.nvrtc import SHARED_MEMORY
 from prefuse._backends.rows import Rows

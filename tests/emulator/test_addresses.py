@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.dlpack import to_dlpack as capsule
 
 import prefuse
 from prefuse import _prefuse
 from prefuse._backends import cpu
-from prefuse._backends.arrays import capsule
 from prefuse._backends.rows import Rows
 from prefuse.linear.plans import Job, choose
 from tests.emulator.backend import Emulated

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 import torch
+from torch.utils.dlpack import to_dlpack as capsule
 
 from prefuse import _prefuse
-from prefuse._backends.arrays import capsule
 from tests.emulator import emulator
 from tests.emulator.backend import Emulated
 

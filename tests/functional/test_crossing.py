@@ -1,14 +1,17 @@
-"""What the extension takes for an array: an unused DLPack capsule of CPU memory, and never an address."""
+"""What the extension takes for an array: a tensor or an unused DLPack capsule of CPU memory, and never an address."""
 
 import gc
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.dlpack import from_dlpack
+from torch.utils.dlpack import to_dlpack as capsule
 
 from prefuse import _prefuse
-from prefuse._backends.arrays import capsule, capsule_of_numpy
+from prefuse._backends.arrays import capsule_of_numpy
 from prefuse._backends.rows import STATISTICS, bits_of, names_of, position
 
 VIEW = (4096, "f32", (4,), (1,))
@@ -38,7 +41,7 @@ def call_with(given):
     }
 
 
-@pytest.mark.parametrize("given", [VIEW, 4096, torch.ones(4), None], ids=["view", "address", "tensor", "none"])
+@pytest.mark.parametrize("given", [VIEW, 4096, np.ones(4), None], ids=["view", "address", "array", "none"])
 @pytest.mark.parametrize("function", call_with(None))
 def test_an_address_is_a_type_error(function, given):
     with pytest.raises(TypeError):
@@ -80,6 +83,57 @@ def test_a_capsule_keeps_the_memory_and_serves_several_calls():
         torch.full((1000,), torch.nan)
         _prefuse.segment_sum(given, capsule(offsets), capsule(out))
         assert out.item() == 999 * 500
+
+
+class Mine(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.Tensor.clone, torch.nn.Parameter, lambda tensor: tensor.as_subclass(Mine), capsule]
+)
+def test_tensors_are_taken_as_they_are(kind):
+    values, offsets, out = torch.arange(8.0)[::2], torch.tensor([0, 3, 4]), torch.empty(2)
+    _prefuse.segment_sum(kind(values), offsets, out)
+    assert out.tolist() == [6, 6]
+
+
+@pytest.mark.parametrize("other", [torch.empty(4, device="meta"), torch.ones(4).to_sparse()], ids=["meta", "sparse"])
+def test_tensors_without_memory_are_refused(other):
+    with pytest.raises(ValueError, match=r"Cannot|null address"):
+        _prefuse.segment_sum(other, torch.tensor([0, 4]), torch.empty(1))
+
+
+def test_a_tensor_of_one_element_is_no_number():
+    rows = (torch.randn(1, 5), torch.tensor([0]), None, None)
+    numbers = (1.0, 0.0, -100, 0, 5)
+    warm, same, out = torch.tensor([2.0]), torch.empty(1, 1), torch.empty(1, 1)
+    _prefuse.rows_forward((*rows, 2.0, *numbers), bits_of(["logp"]), 1, same, 1)
+    _prefuse.rows_forward((*rows, warm, *numbers), bits_of(["logp"]), 1, out, 1)
+    assert torch.equal(out, same)
+    with pytest.raises((TypeError, ValueError), match="temperature"):
+        _prefuse.rows_forward((*rows, warm.long(), *numbers), bits_of(["logp"]), 1, out, 1)
+
+
+WITHOUT_EXCHANGE = """
+import torch
+torch.Tensor.__dlpack_c_exchange_api__ = None  # as before PyTorch 2.10
+import prefuse
+columns = {f"{ref}{role}_logps": -torch.arange(1.0, 5) for role in ("chosen", "rejected") for ref in ("", "ref_")}
+columns["chosen_logps"] = (columns["chosen_logps"] / 2).requires_grad_()
+loss = prefuse.objectives.dpo(**columns).loss
+loss.backward()
+logps = prefuse.token_logps(torch.zeros(2, 4), torch.tensor([0, 3]), temperature=torch.tensor([1.0, 2.0]))
+print(loss.item(), *columns["chosen_logps"].grad.tolist(), *logps.tolist())
+"""
+
+
+def test_capsules_do_where_there_is_nothing_better():
+    def numbers(text):
+        done = subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True)
+        return done.stdout.split()
+
+    assert numbers(WITHOUT_EXCHANGE) == numbers(WITHOUT_EXCHANGE.replace("torch.Tensor.__dlpack", "torch.Tensor.other"))
 
 
 def test_numpy_arrays_that_may_not_be_written():

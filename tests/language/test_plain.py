@@ -8,7 +8,6 @@ from sample_objectives import dpo, pair_columns, regression, simpo
 from prefuse import _prefuse
 from prefuse.language import log_sigmoid, pair_objective
 from prefuse.scoring import execution
-from prefuse.scoring.plain import plain_columns
 
 equal = torch.testing.assert_close
 
@@ -37,7 +36,8 @@ def check_against_numpy(objective, columns):
 
 
 def bound(columns):
-    return plain_columns(dpo._plan(columns).traced, columns)
+    """What the short way makes of a call; None where it leaves it to the general way."""
+    return execution.score_plain(dpo._plan(columns), columns, dpo._numbers, "mean")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -168,6 +168,70 @@ def test_columns_changed_before_backward_are_noticed():
     columns["chosen_logps"].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         losses.sum().backward()
+
+
+def test_gradients_are_given_away_only_once():
+    """A backward pass gives the gradients that were made with the loss away, unless there may be another one."""
+    columns = pair_columns(dtype=torch.float32)
+    leaf, other = columns["chosen_logps"], columns["rejected_logps"]
+    wanted, elsewhere = (value.clone() for value in torch.autograd.grad(dpo(**columns).loss, (leaf, other)))
+    loss = dpo(**columns).loss
+    leaf.register_hook(lambda gradient: gradient.mul_(2))
+    for times in (2, 4):
+        loss.backward(retain_graph=True)
+        equal(leaf.grad, wanted * times, rtol=0, atol=0)
+    equal(torch.autograd.grad(loss, other, torch.tensor(0.25), retain_graph=True)[0], elsewhere / 4, rtol=0, atol=0)
+    leaf.grad = None
+    loss.backward()
+    equal(leaf.grad, wanted * 2, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+def test_gradients_of_many_losses_at_once():
+    columns = pair_columns(dtype=torch.float32)
+    leaf, factors = columns["chosen_logps"], torch.tensor([1.0, 0.5, -3.0])
+    (wanted,) = torch.autograd.grad(dpo(**columns).loss, leaf)
+    (batched,) = torch.autograd.grad(dpo(**columns).loss, leaf, factors, is_grads_batched=True)
+    equal(batched, factors[:, None] * wanted)
+
+
+def test_gradients_of_one_tensor_in_two_columns():
+    columns = pair_columns(dtype=torch.float64)
+    leaf, same = columns["chosen_logps"], columns["chosen_logps"].detach().clone().requires_grad_()
+    apart = torch.autograd.grad(dpo(**columns | {"ref_rejected_logps": same}).loss, (leaf, same))
+    (both,) = torch.autograd.grad(dpo(**columns | {"ref_rejected_logps": leaf}).loss, leaf)
+    equal(both, apart[0] + apart[1], rtol=0, atol=0)
+    assert both.count_nonzero()
+
+
+def test_gradients_through_hooks_of_saved_tensors():
+    columns, kept = pair_columns(dtype=torch.float32), []
+    leaf = columns["chosen_logps"]
+    (wanted,) = torch.autograd.grad(dpo(**columns).loss, leaf)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or len(kept) - 1, kept.__getitem__
+    ):
+        loss = dpo(**columns).loss
+    equal(torch.autograd.grad(loss, leaf)[0], wanted, rtol=0, atol=0)
+    assert kept
+
+
+@pytest.mark.parametrize(
+    ("tensor", "one"),
+    [
+        (torch.tensor(1.0), True),
+        (torch.tensor(1.0, dtype=torch.float64), True),
+        (torch.tensor(1.0).expand(1)[0], True),
+        (torch.tensor(0.5), False),
+        (torch.tensor(torch.nan), False),
+        (torch.ones(1), False),
+        (torch.ones(3), False),
+        (torch.ones((), device="meta"), False),
+    ],
+)
+def test_the_number_one(tensor, one):
+    assert _prefuse.is_one(tensor) is one
 
 
 @pytest.mark.parametrize("asked", ["before", "after"])

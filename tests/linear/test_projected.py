@@ -8,12 +8,12 @@ import sys
 
 import pytest
 import torch
+from torch.utils.dlpack import to_dlpack as capsule
 
 import prefuse
 import prefuse._prefuse as _prefuse
 from prefuse._backends import lists as backend
 from prefuse._backends import projected
-from prefuse._backends.arrays import capsule
 from prefuse._backends.rows import Rows, bits_of
 from tests.devices import integers, normal
 from tests.linear.oracle import statistics

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from row_oracle import GRADIENTS, peaked, some_labels
+from torch.utils.dlpack import to_dlpack as capsule
 
 from prefuse import _prefuse
-from prefuse._backends.arrays import capsule
 from prefuse._backends.rows import bits_of, names_of
 from prefuse.functional import STATISTICS, token_stats
 

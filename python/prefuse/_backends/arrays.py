@@ -1,4 +1,7 @@
-"""Arrays as the extension takes them: DLPack capsules, which keep the memory alive, with nothing copied."""
+"""Arrays as the extension takes them: tensors, and NumPy arrays in DLPack capsules, with nothing copied.
+
+What is negated lazily has the other sign in memory: `resolve_neg` first.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 import prefuse._prefuse as _prefuse
 
@@ -16,19 +18,11 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int
 LARGE_BYTES = 4 << 20
 """From here on a tensor is worth huge pages: to take fresh memory by the 4 KiB costs more than to write to it."""
 
-capsule = to_dlpack
-"""The memory of a tensor, in one call of C. What is negated lazily has the other sign there: `resolve_neg` first."""
-
-
-def optional_capsule(tensor: torch.Tensor | None) -> Any:
-    """`capsule`, or None for an absent tensor."""
-    return None if tensor is None else capsule(tensor)
-
 
 def fresh(tensor: torch.Tensor) -> torch.Tensor:
     """A new tensor that nothing has been written to; on the CPU, a large one asks for huge pages."""
     if tensor.device.type == "cpu" and tensor.nbytes >= LARGE_BYTES:
-        _prefuse.prefer_huge_pages(capsule(tensor))
+        _prefuse.prefer_huge_pages(tensor)
     return tensor
 
 

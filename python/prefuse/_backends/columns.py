@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 import prefuse._prefuse as _prefuse
-from prefuse._backends.arrays import capsule
 from prefuse._backends.nvrtc import prepare
 
 
@@ -36,7 +35,7 @@ class Strips(NamedTuple):
 
     def arguments(self) -> tuple[Any, ...]:
         """As the extension takes them."""
-        return (*map(capsule, self[:-1]), self.strip_rows)
+        return (*self[:-1], self.strip_rows)
 
 
 class Gathered(NamedTuple):
@@ -56,7 +55,7 @@ class Gathered(NamedTuple):
 
     def arguments(self) -> tuple[Any, ...]:
         """As the extension takes them."""
-        return tuple(map(capsule, self))
+        return tuple(self)
 
 
 def find(strips: Strips, eps: float, active: Tensor, tails: Tensor) -> None:
@@ -64,7 +63,7 @@ def find(strips: Strips, eps: float, active: Tensor, tails: Tensor) -> None:
     `tails`, [strips, V] of the logits' dtype, the sums over rows in the others, over `eps`. Labels count for nothing.
     """
     prepare()
-    _prefuse.cuda_columns_find(strips.arguments(), eps, (capsule(active), capsule(tails)), *_queue(active))
+    _prefuse.cuda_columns_find(strips.arguments(), eps, (active, tails), *_queue(active))
 
 
 def parts(longest: int) -> int:
@@ -81,7 +80,7 @@ def gather(strips: Strips, gathered: Gathered) -> None:
 def add(total: Tensor, product: Tensor, columns: Tensor) -> None:
     """Add product[i] to total[columns[i]], where that is not negative; no two columns are equal."""
     prepare()
-    _prefuse.cuda_columns_add((capsule(total), capsule(product), capsule(columns)), *_queue(total))
+    _prefuse.cuda_columns_add((total, product, columns), *_queue(total))
 
 
 def _queue(tensor: Tensor) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 import prefuse._prefuse as _prefuse
-from prefuse._backends.arrays import capsule
 from prefuse._backends.rows import Rows
 
 
@@ -17,7 +16,7 @@ def rows_forward(rows: Rows, out: torch.Tensor) -> None:
         rows.arguments(),
         rows.stats,
         rows.k,
-        capsule(out),
+        out,
         torch.get_num_threads(),
     )
 
@@ -29,9 +28,9 @@ def rows_backward(rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient
     _prefuse.rows_backward(
         rows.arguments(),
         rows.stats,
-        capsule(grads),
-        capsule(saved),
-        capsule(gradient),
+        grads,
+        saved,
+        gradient,
         torch.get_num_threads(),
     )
 
@@ -44,9 +43,9 @@ def rows_both(rows: Rows, grads: torch.Tensor, out: torch.Tensor, gradient: torc
         rows.arguments(),
         rows.stats,
         rows.k,
-        capsule(grads),
-        capsule(out),
-        capsule(gradient),
+        grads,
+        out,
+        gradient,
         torch.get_num_threads(),
     )
 
@@ -54,7 +53,7 @@ def rows_both(rows: Rows, grads: torch.Tensor, out: torch.Tensor, gradient: torc
 def segment_sum(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
     """Write Σ values[offsets[r]:offsets[r+1]] into `out[r]`."""
     try:
-        _prefuse.segment_sum(capsule(values), capsule(offsets), capsule(out))
+        _prefuse.segment_sum(values, offsets, out)
     except ValueError as error:
         raise ValueError(
             f"cu_seqlens: expected offsets that begin with 0, never decrease and end with {values.shape[0]}, "
@@ -64,16 +63,14 @@ def segment_sum(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) 
 
 def segment_expand(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
     """Write values[r] into `out[offsets[r]:offsets[r+1]]`."""
-    _prefuse.segment_expand(capsule(values), capsule(offsets), capsule(out))
+    _prefuse.segment_expand(values, offsets, out)
 
 
 def distance_forward(first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
     """Write ‖first[b] - second[b]‖² into `out[b]`."""
-    _prefuse.distance_forward(capsule(first), capsule(second), capsule(out), torch.get_num_threads())
+    _prefuse.distance_forward(first, second, out, torch.get_num_threads())
 
 
 def distance_backward(first: torch.Tensor, second: torch.Tensor, grads: torch.Tensor, gradient: torch.Tensor) -> None:
     """Write 2·grads·(first - second) into `gradient`."""
-    _prefuse.distance_backward(
-        capsule(first), capsule(second), capsule(grads), capsule(gradient), torch.get_num_threads()
-    )
+    _prefuse.distance_backward(first, second, grads, gradient, torch.get_num_threads())

@@ -13,7 +13,6 @@ import torch
 
 import prefuse._prefuse as _prefuse
 from prefuse._arguments.checks import check_values as refuse_values
-from prefuse._backends.arrays import capsule, optional_capsule
 from prefuse._backends.nvrtc import prepare
 from prefuse._backends.rows import Rows
 
@@ -24,9 +23,9 @@ def rows_forward(rows: Rows, out: torch.Tensor) -> None:
     if os.environ.get("PREFUSE_DEBUG") == "1":
         check_values(rows)
     device, stream = _queue(rows.logits)
-    numbers = _prefuse.cuda_rows_workspace(capsule(rows.logits), optional_capsule(rows.reference), rows.stats, device)
+    numbers = _prefuse.cuda_rows_workspace(rows.logits, rows.reference, rows.stats, device)
     workspace = out.new_empty(numbers)
-    _prefuse.cuda_rows_forward(rows.arguments(), rows.stats, rows.k, capsule(out), capsule(workspace), device, stream)
+    _prefuse.cuda_rows_forward(rows.arguments(), rows.stats, rows.k, out, workspace, device, stream)
 
 
 def rows_backward(rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient: torch.Tensor) -> None:
@@ -35,9 +34,9 @@ def rows_backward(rows: Rows, grads: torch.Tensor, saved: torch.Tensor, gradient
     _prefuse.cuda_rows_backward(
         rows.arguments(),
         rows.stats,
-        capsule(grads),
-        capsule(saved),
-        capsule(gradient),
+        grads,
+        saved,
+        gradient,
         *_queue(rows.logits),
     )
 
@@ -52,36 +51,36 @@ def rows_both(rows: Rows, grads: torch.Tensor, out: torch.Tensor, gradient: torc
     if os.environ.get("PREFUSE_DEBUG") == "1":
         check_values(rows)
     device, stream = _queue(rows.logits)
-    numbers = _prefuse.cuda_rows_workspace(capsule(rows.logits), optional_capsule(rows.reference), rows.stats, device)
+    numbers = _prefuse.cuda_rows_workspace(rows.logits, rows.reference, rows.stats, device)
     workspace = out.new_empty(numbers)
-    tables = (capsule(grads), capsule(out), capsule(gradient))
-    _prefuse.cuda_rows_both(rows.arguments(), rows.stats, rows.k, *tables, capsule(workspace), device, stream)
+    tables = (grads, out, gradient)
+    _prefuse.cuda_rows_both(rows.arguments(), rows.stats, rows.k, *tables, workspace, device, stream)
 
 
 def segment_sum(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
     """Write Σ values[offsets[r]:offsets[r+1]] into `out[r]`."""
     prepare()
-    _prefuse.cuda_segment_sum(capsule(values), capsule(offsets), capsule(out), *_queue(values))
+    _prefuse.cuda_segment_sum(values, offsets, out, *_queue(values))
 
 
 def segment_expand(values: torch.Tensor, offsets: torch.Tensor, out: torch.Tensor) -> None:
     """Write values[r] into `out[offsets[r]:offsets[r+1]]`."""
     prepare()
-    _prefuse.cuda_segment_expand(capsule(values), capsule(offsets), capsule(out), *_queue(values))
+    _prefuse.cuda_segment_expand(values, offsets, out, *_queue(values))
 
 
 def distance_forward(first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
     """Write ‖first[b] - second[b]‖² into `out[b]`."""
     prepare()
-    samples = capsule(first), capsule(second)
+    samples = first, second
     workspace = out.new_empty(_prefuse.cuda_distance_workspace(*samples), dtype=torch.float64)
-    _prefuse.cuda_distance_forward(*samples, capsule(out), capsule(workspace), *_queue(first))
+    _prefuse.cuda_distance_forward(*samples, out, workspace, *_queue(first))
 
 
 def distance_backward(first: torch.Tensor, second: torch.Tensor, grads: torch.Tensor, gradient: torch.Tensor) -> None:
     """Write 2·grads·(first - second) into `gradient`."""
     prepare()
-    _prefuse.cuda_distance_backward(capsule(first), capsule(second), capsule(grads), capsule(gradient), *_queue(first))
+    _prefuse.cuda_distance_backward(first, second, grads, gradient, *_queue(first))
 
 
 def check_values(rows: Rows) -> None:

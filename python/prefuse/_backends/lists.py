@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 import prefuse._prefuse as _prefuse
-from prefuse._backends.arrays import capsule, optional_capsule
 from prefuse._backends.rows import Rows
 
 
@@ -50,7 +49,7 @@ def make(rows: Rows, table: Tensor, fresh: bool, numbers: Tensor, sampling: Samp
         rows.arguments(),
         rows.stats,
         rows.k,
-        (capsule(table), capsule(numbers), capsule(at_label)),
+        (table, numbers, at_label),
         fresh,
         (sampling.eps, sampling.seed, sampling.step),
         torch.get_num_threads(),
@@ -63,7 +62,7 @@ def written(found: _prefuse.Lists, at_label: Tensor) -> Lists:
     count, entries = at_label.shape[1], len(found)
     lengths, classes = (torch.empty(length, dtype=torch.int64) for length in (count, entries))
     lists = Lists(lengths, classes, at_label.new_empty(entries), at_label)
-    found.write(capsule(lists.lengths), capsule(lists.classes), capsule(lists.values))
+    found.write(lists.lengths, lists.classes, lists.values)
     return lists
 
 
@@ -87,13 +86,11 @@ class Matrix(NamedTuple):
     def by_row(self, weight: Tensor, out: Tensor) -> None:
         """Out [M, H] = A @ weight [V, H]; `out` has the dtype of `weight` or that of the sums, float32 or float64."""
         if out.numel():
-            _prefuse.lists_by_row(self._arguments(), capsule(weight), capsule(out), torch.get_num_threads())
+            _prefuse.lists_by_row(self._arguments(), weight, out, torch.get_num_threads())
 
     def by_class(self, inputs: Tensor, out: Tensor, sums: Tensor | None) -> None:
         """Out [V, H] = A.T @ inputs [M, H], and `sums` [V] those of A's columns."""
-        _prefuse.lists_by_class(
-            self._arguments(), capsule(inputs), capsule(out), optional_capsule(sums), torch.get_num_threads()
-        )
+        _prefuse.lists_by_class(self._arguments(), inputs, out, sums, torch.get_num_threads())
 
     def _arguments(self) -> tuple[object, ...]:
-        return (*map(capsule, self[:-1]), self.width)
+        return (*self[:-1], self.width)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 import prefuse._prefuse as _prefuse
-from prefuse._backends.arrays import capsule, optional_capsule
 from prefuse._backends.lists import Lists, Sampling, written
 from prefuse._backends.rows import bits_of
 
@@ -42,14 +41,14 @@ class Projected(NamedTuple):
 
     def _arguments(self) -> tuple[tuple[Any, ...], int, tuple[Any, Any, Any]]:
         rows, classes = self.hidden.shape[0], self.weight.shape[0]
-        temperature, bias = self.temperature, self.bias
+        bias = None if self.bias is None else self.bias.detach().float()
         return (
             (
                 ("f32", (rows, classes), (classes, 1)),
-                capsule(self.labels.contiguous()),
+                self.labels.contiguous(),
                 None,
                 None,
-                capsule(temperature) if isinstance(temperature, Tensor) else temperature,
+                self.temperature,
                 self.scale,
                 0.0,
                 self.ignore_index,
@@ -57,17 +56,13 @@ class Projected(NamedTuple):
                 classes,
             ),
             bits_of(STATISTICS),
-            (
-                capsule(_dense(self.hidden)),
-                capsule(_dense(self.weight)),
-                optional_capsule(None if bias is None else bias.detach().float()),
-            ),
+            (_dense(self.hidden), _dense(self.weight), bias),
         )
 
     def forward(self, out: Tensor) -> None:
         """Write `STATISTICS` of the rows into `out` [2, N] float32."""
         if self.labels.numel():
-            _prefuse.rows_projected(*self._arguments(), capsule(out), torch.get_num_threads())
+            _prefuse.rows_projected(*self._arguments(), out, torch.get_num_threads())
 
     def lists(self, table: Tensor, numbers: Tensor, sampling: Sampling) -> Lists:
         """As `prefuse._backends.lists.make`, with `STATISTICS` for `table`, of which none are there before."""
@@ -76,7 +71,7 @@ class Projected(NamedTuple):
             return Lists(numbers.new_empty(0), numbers.new_empty(0), table.new_empty(0), at_label)
         found = _prefuse.projected_lists(
             *self._arguments(),
-            (capsule(table), capsule(numbers), capsule(at_label)),
+            (table, numbers, at_label),
             (sampling.eps, sampling.seed, sampling.step),
             torch.get_num_threads(),
         )

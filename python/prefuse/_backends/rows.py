@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from prefuse._backends.arrays import capsule, optional_capsule
-
 STATISTICS = (
     "logp",
     "lse",
@@ -116,11 +114,11 @@ class Rows(NamedTuple):
     def arguments(self) -> tuple[Any, ...]:
         """What the extension takes, good for one call or several."""
         return (
-            capsule(self.logits),
-            capsule(self.labels),
-            optional_capsule(self.mask),
-            optional_capsule(self.reference),
-            self.temperature if self.temperatures is None else capsule(self.temperatures),
+            self.logits,
+            self.labels,
+            self.mask,
+            self.reference,
+            self.temperature if self.temperatures is None else self.temperatures,
             self.scale,
             self.softcap,
             self.ignore_index,

@@ -10,7 +10,6 @@ import torch
 
 from prefuse._arguments.dense import other_than_dense
 
-from .._backends.arrays import capsule as capsule_of_torch
 from .._backends.arrays import capsule_of_numpy
 
 Array = Any  # a torch.Tensor or a numpy.ndarray, always the same of the two within one call
@@ -35,8 +34,8 @@ class Arrays(Protocol):
     def readable(self, array: Array) -> Array:
         """Return the array in a dtype the extension reads: floats as they are, integers and booleans exactly."""
 
-    def capsule(self, array: Array) -> Any:
-        """Return the memory for the extension."""
+    def memory(self, array: Array) -> Any:
+        """Return what the extension takes for the array."""
 
     def result_dtype(self, arrays: Sequence[Array]) -> Any:
         """Return the dtype of results: f64 where any array is (numbers aside), else f32."""
@@ -79,7 +78,9 @@ class TorchArrays:
             return array.resolve_neg()  # what is negated lazily has the other sign in memory
         return array.to(TORCH_EXACT.get(array.dtype, torch.float64))
 
-    capsule = staticmethod(capsule_of_torch)
+    def memory(self, array: torch.Tensor) -> torch.Tensor:
+        """Return the tensor itself."""
+        return array
 
     def result_dtype(self, arrays: Sequence[torch.Tensor]) -> torch.dtype:
         """Return float64 if any tensor is, else float32."""
@@ -133,7 +134,7 @@ class NumpyArrays:
         whole = all(stride % array.itemsize == 0 for stride in array.strides)
         return array if whole else np.ascontiguousarray(array)
 
-    capsule = staticmethod(capsule_of_numpy)
+    memory = staticmethod(capsule_of_numpy)
 
     def result_dtype(self, arrays: Sequence[np.ndarray[Any, Any]]) -> np.dtype[Any]:
         """Return float64 if any array is, else float32."""

@@ -3,52 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from .call import Call, Scored
+from prefuse._prefuse import is_one
+
+from .call import Call
 from .plain import PlainCall
 from .score import Score
 
+Made = tuple[torch.Tensor, Sequence[torch.Tensor]]
+"""The loss and its gradients, in a tuple so that autograd takes neither for an input of the node."""
 
-class Recorded(NamedTuple):
-    """What a node is made of: the call, the columns it is differentiated by, what came out, and `versions_of`."""
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
-    call: Call | PlainCall
-    wrt: tuple[str, ...]
-    scored: Scored
-    versions: list[int | None]
 
-    @property
-    def columns(self) -> list[torch.Tensor]:
-        """Those it is differentiated by."""
-        return [self.call.columns[name] for name in self.wrt]
+class Recorded:
+    """What was scored with gradients.
+
+    Args:
+        call: the call.
+        wrt: the names of the columns it is differentiated by.
+        leaves: these columns.
+        versions: `versions_of` all columns.
+        losses: what came out, or how many at the head of the extras.
+        extras: what came out beside.
+    """
+
+    __slots__ = ("call", "extras", "leaves", "scored", "versions", "wrt")
+
+    def __init__(
+        self,
+        call: Call | PlainCall,
+        wrt: tuple[str, ...],
+        leaves: Sequence[torch.Tensor],
+        versions: Sequence[int | None],
+        losses: torch.Tensor | int,
+        extras: torch.Tensor,
+    ) -> None:
+        self.call = call
+        self.wrt = wrt
+        self.leaves = leaves
+        self.versions = versions
+        self.scored = losses
+        self.extras = extras
 
     def losses(self) -> torch.Tensor:
         """Return the losses with gradients, whenever they are asked for."""
         with torch.enable_grad():
-            losses: torch.Tensor = _Losses.apply(self, *self.columns)
+            losses: torch.Tensor = _Losses.apply(self, *self.leaves)
         return losses
 
 
-def score_with_grad(call: Call | PlainCall, reduction: str, wrt: tuple[str, ...]) -> Score:
-    """Return a score whose loss and losses carry gradients to the columns in `wrt`.
+def score_with_grad(call: Call, reduction: str, wrt: tuple[str, ...]) -> Score:
+    """Return a score whose loss and losses carry gradients to the columns in `wrt`."""
+    loss, losses, extras, gradients = call.score(reduction, () if reduction == "none" else wrt)
+    leaves = [call.columns[name] for name in wrt]
+    recorded = Recorded(call, wrt, leaves, versions_of(call.columns), losses, extras)
+    return record(recorded, loss, gradients, reduction)
 
-    The gradient of the reduced loss is made together with it. The losses get their node when they are asked for, as
-    few look at them.
+
+def record(recorded: Recorded, loss: torch.Tensor, gradients: Sequence[torch.Tensor], reduction: str) -> Score:
+    """Return what was scored, with a node for the reduced loss, whose gradients were made together with it.
+
+    The losses get their node when they are asked for, as few look at them.
     """
-    scored = call.score(reduction, () if reduction == "none" else wrt)
-    if reduction != "none":
-        return record(call, wrt, scored)
-    losses = Recorded(call, wrt, scored, versions_of(call.columns)).losses()
-    return Score(losses, losses, call, scored.extras)
-
-
-def record(call: Call | PlainCall, wrt: tuple[str, ...], scored: Scored) -> Score:
-    """Return what was scored with gradients, those of the reduced loss among them."""
-    recorded = Recorded(call, wrt, scored, versions_of(call.columns))
-    return Score(_Loss.apply(recorded, *recorded.columns), recorded.losses, call, scored.extras)
+    if reduction == "none":
+        losses = recorded.losses()
+        return Score(losses, losses, recorded.call, recorded.extras)
+    loss = _Loss.apply((loss, gradients), recorded.call.traced.trace.name, *recorded.leaves)
+    return Score(loss, recorded.losses, recorded.call, recorded.extras)
 
 
 def versions_of(columns: Mapping[str, torch.Tensor]) -> list[int | None]:
@@ -60,20 +85,30 @@ class _Loss(torch.autograd.Function):
     """The node between columns and a loss whose gradient is known: it is only scaled here."""
 
     @staticmethod
-    def forward(ctx: Any, recorded: Recorded, *columns: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(*recorded.scored.gradients)
-        ctx.name = recorded.call.traced.trace.name
-        loss: torch.Tensor = recorded.scored.loss
+    def forward(ctx: Any, made: Made, name: str, *columns: torch.Tensor) -> torch.Tensor:
+        loss, gradients = made
+        ctx.save_for_backward(*gradients)
+        ctx.name = name
         return loss
 
     @staticmethod
     def backward(ctx: Any, loss: torch.Tensor) -> Any:
         """The engine rounds the gradients of f16 and bf16 columns."""
         if not torch.is_grad_enabled():
-            return None, *[gradient * loss for gradient in ctx.saved_tensors]
+            return None, None, *_scaled(ctx.saved_tensors, loss)
         with torch.no_grad():
-            gradients = [gradient * loss for gradient in ctx.saved_tensors]
-        return None, *first_order_only(gradients, _message(ctx.name))
+            gradients = _scaled(ctx.saved_tensors, loss)
+        return None, None, *first_order_only(gradients, _message(ctx.name))
+
+
+def _scaled(gradients: Sequence[torch.Tensor], loss: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Return the gradients times that of the loss.
+
+    Where it is the loss that is differentiated, and only this once, they are given away as they are.
+    """
+    if not torch.compiler.is_compiling() and not _keeps_graph() and is_one(loss):
+        return gradients
+    return [gradient * loss for gradient in gradients]
 
 
 class _Losses(torch.autograd.Function):
@@ -84,8 +119,7 @@ class _Losses(torch.autograd.Function):
         ctx.save_for_backward(*columns)
         ctx.recorded = recorded
         scored = recorded.scored
-        losses: torch.Tensor = scored.losses
-        return scored.extras[: scored.losses].clone() if isinstance(scored.losses, int) else losses
+        return recorded.extras[:scored].clone() if isinstance(scored, int) else scored
 
     @staticmethod
     def backward(ctx: Any, losses: torch.Tensor) -> Any:

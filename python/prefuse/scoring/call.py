@@ -180,14 +180,14 @@ class Call:
         gradients: list[Array],
     ) -> None:
         """Run a program whose outputs fill `results` in order, followed by the gradients of the columns `wrt`."""
-        capsule = self.arrays.capsule
+        memory = self.arrays.memory
         packed = [self._packed(name, columns[name]) for name in step.columns]
         work = max(self.layout.counts.values())
         step.program.run(
-            [capsule(array) for array in packed],
+            [memory(array) for array in packed],
             [self.numbers[name] for name in step.parameters],
             [self._offsets(space) for space in step.spaces],
-            [capsule(array) for array in (*results, *gradients)],
+            [memory(array) for array in (*results, *gradients)],
             1 if work < PARALLEL else torch.get_num_threads(),
         )
 
@@ -195,7 +195,7 @@ class Call:
         offsets = self.layout.offsets.get(space)
         if offsets is None:
             return self.layout.counts[space]
-        return NUMPY.capsule(offsets)
+        return NUMPY.memory(offsets)
 
 
 def bind(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefuse._backends.arrays import DTYPES, capsule
+from prefuse._backends.arrays import DTYPES
 from prefuse._backends.nvrtc import prepare
 
 from ..tracing.kinds import BATCH, Kind, pair_space
@@ -80,19 +80,7 @@ class Launch:
 
     def arguments(self) -> tuple[Any, ...]:
         """Return what a program takes: columns, numbers, offsets, counts, outputs."""
-        return (
-            list(map(_memory, self.columns)),
-            self.numbers,
-            list(map(_memory, self.offsets)),
-            self.counts,
-            list(map(_memory, self.outputs)),
-        )
-
-
-def _memory(given: Any) -> Any:
-    if isinstance(given, tuple):
-        return tuple(map(capsule, given))
-    return given if isinstance(given, int) else capsule(given)
+        return self.columns, self.numbers, self.offsets, self.counts, self.outputs
 
 
 def run_program(launch: Launch) -> None:
@@ -102,7 +90,7 @@ def run_program(launch: Launch) -> None:
     size = launch.program.cuda_workspace(*arguments[2:4])
     workspace = torch.empty(size, dtype=torch.bool, device=launch.device)  # bytes of a dtype that the extension reads
     stream = torch.cuda.current_stream(launch.device).cuda_stream
-    launch.program.cuda_launch(*arguments, capsule(workspace), launch.device.index, stream)
+    launch.program.cuda_launch(*arguments, workspace, launch.device.index, stream)
 
 
 class DeviceCall(Call):

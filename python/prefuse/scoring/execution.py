@@ -9,11 +9,11 @@ import torch
 from prefuse._arguments.transforms import is_transforming, refuse_transforms
 
 from .arrays import NUMPY, PLAIN_TENSORS, TORCH, Array, library_of
-from .autograd import record, score_with_grad
+from .autograd import Recorded, record, score_with_grad
 from .binding import common_device, on_cpu
 from .call import Call
 from .operator import score_traced
-from .plain import PlainCall, PlainColumns, PlainSource, PlainSteps, plain_columns, score_plain
+from .plain import Plain, PlainCall, PlainSource
 from .plan import CallPlan
 from .score import Score
 
@@ -22,14 +22,7 @@ def score(plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, 
     """Score a batch; with torch, loss and losses carry gradients."""
     if is_transforming():
         refuse_transforms(arguments.values())
-    try:
-        steps = plan.plain
-        found = plain_columns(plan.traced, arguments) if steps is not None else None
-        if steps is not None and found is not None:
-            return _score_plain(steps, arguments, numbers, reduction, found)
-    except (ValueError, RuntimeError):  # the general way copes, or says what is wrong
-        pass
-    return _score_other(plan, arguments, numbers, reduction)
+    return score_plain(plan, arguments, numbers, reduction) or _score_other(plan, arguments, numbers, reduction)
 
 
 def value_and_grad(
@@ -37,16 +30,8 @@ def value_and_grad(
 ) -> Score:
     """Score a batch with the gradients of its loss."""
     refuse_transforms(arguments.values())
-    try:
-        found = plain_columns(plan.traced, arguments) if plan.plain is not None else None
-        if found is not None:
-            call = PlainCall(plan.traced, numbers, arguments, found.dtype)
-            wrt = found.trainable or tuple(plan.traced.columns)
-            loss, losses, extras, gradients = call.score(reduction, wrt)
-            return Score(loss, losses, call, extras, dict(zip(wrt, gradients, strict=True)))
-    except (ValueError, RuntimeError):  # as above
-        pass
-    return _differentiate_other(plan, arguments, numbers, reduction)
+    score = differentiate_plain(plan, arguments, numbers, reduction)
+    return score or _differentiate_other(plan, arguments, numbers, reduction)
 
 
 def totals(plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, float]) -> dict[str, float]:
@@ -57,22 +42,49 @@ def totals(plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str,
     return plan.bind(on_cpu(arguments), numbers, TORCH).totals()
 
 
-def _score_plain(
-    steps: PlainSteps,
-    arguments: Mapping[str, torch.Tensor],
+def score_plain(
+    plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str
+) -> Score | None:
+    """Score what goes the short way; None for what does not."""
+    found = _run_plain(plan, arguments, numbers, reduction, torch.is_grad_enabled(), False)
+    if found is None:
+        return None
+    loss, count, extras, differentiated = found
+    losses = loss if reduction == "none" else count
+    if differentiated is None:
+        return Score(loss, losses, PlainSource(plan.traced, count), extras)
+    wrt, columns, gradients, versions = differentiated
+    call = PlainCall(plan.traced, count, numbers, arguments)
+    return record(Recorded(call, wrt, columns, versions, losses, extras), loss, gradients, reduction)
+
+
+def differentiate_plain(
+    plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str
+) -> Score | None:
+    """`score_plain`, with the gradients of the loss."""
+    found = _run_plain(plan, arguments, numbers, reduction, True, True)
+    if found is None:
+        return None
+    loss, count, extras, differentiated = found
+    gradients = dict(zip(differentiated[0], differentiated[2], strict=True)) if differentiated else {}
+    return Score(loss, count, PlainSource(plan.traced, count), extras, gradients)
+
+
+def _run_plain(
+    plan: CallPlan,
+    arguments: Mapping[str, Array],
     numbers: Mapping[str, float],
     reduction: str,
-    found: PlainColumns,
-) -> Score:
-    """Score what `plain_columns` takes."""
-    dtype, trainable = found
-    wrt = trainable if trainable and torch.is_grad_enabled() else ()
-    if reduction != "mean":
-        return _scored(PlainCall(steps.traced, numbers, arguments, dtype), reduction, wrt)
-    scored = score_plain(steps.of(wrt), numbers, arguments, dtype)
-    if wrt:
-        return record(PlainCall(steps.traced, numbers, arguments, dtype), wrt, scored)
-    return Score(scored.loss, scored.losses, PlainSource(steps.traced, scored.losses), scored.extras)
+    gradients: bool,
+    any_column: bool,
+) -> Plain | None:
+    """Return what `Short.score` gives; None, too, for an error, where the general way copes, or says what is wrong."""
+    if plan.short is None:
+        return None
+    try:
+        return plan.short[reduction].score(arguments, numbers, gradients, any_column)
+    except (ValueError, RuntimeError):
+        return None
 
 
 def _score_other(plan: CallPlan, arguments: Mapping[str, Array], numbers: Mapping[str, float], reduction: str) -> Score:
@@ -108,7 +120,7 @@ def _differentiate_other(
     return score if score.loss.device == where else score.to(where)
 
 
-def _scored(call: Call | PlainCall, reduction: str, columns: tuple[str, ...]) -> Score:
+def _scored(call: Call, reduction: str, columns: tuple[str, ...]) -> Score:
     """Score, with autograd where a column requires grad."""
     if columns and torch.is_grad_enabled():
         return score_with_grad(call, reduction, columns)

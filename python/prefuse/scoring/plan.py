@@ -15,8 +15,9 @@ from .arrays import TORCH, Array, Arrays, from_list
 from .binding import common_device, on_cpu
 from .call import Call, bind
 from .definition import Definition
-from .plain import PlainSteps
+from .plain import short_way
 from .settings import Forms, is_number
+from .traced import REDUCTIONS
 
 
 class CallPlan:
@@ -39,7 +40,8 @@ class CallPlan:
         self.grouped = self.traced.trace.grouped
         layout_names = self._layout_names(spaces)
         self._check_names(names, layout_names | self._counted(names), [name for name, _ in forms])
-        self.plain = PlainSteps(self.traced) if self._is_plain(names & layout_names) else None
+        plain = self._is_plain(names & layout_names)
+        self.short = {how: short_way(self.traced, how) for how in REDUCTIONS} if plain else None
 
     def _layout_names(self, spaces: tuple[str, ...]) -> set[str]:
         """Return the arguments beside columns that mean something to this objective."""
@@ -100,7 +102,7 @@ class CallPlan:
         """Bind tensors where they are if objectives run there, else on the CPU."""
         where = common_device(arguments)
         if device.runs_on(where):
-            return device.bind_on_device(self.traced, numbers, arguments, where, self.grouped, self.plain is not None)
+            return device.bind_on_device(self.traced, numbers, arguments, where, self.grouped, self.short is not None)
         return self.bind(on_cpu(arguments), numbers, TORCH)
 
     def as_arrays(self, arguments: Mapping[str, Any]) -> dict[str, Array]:
