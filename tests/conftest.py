@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import tempfile
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from tests import needs
 from tests.devices import DEVICES
+from tests.emulator import emulator
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and PyTorch sees none")
 
@@ -22,6 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "evidence(kind, detail): what the table of evidence says of it")
     config.addinivalue_line("markers", "needs(what): skipped, or with CI=true failed, where it is missing")
     config.addinivalue_line("markers", "needs_cuda: skipped where PyTorch sees no CUDA device")
+    if emulator.SHARED not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="prefuse-compiled-")
+        os.environ[emulator.SHARED] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
