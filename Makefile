@@ -66,9 +66,9 @@ test: test-rust test-python
 test-rust:
 	cargo test --no-default-features --lib --quiet
 
-# OpenMP's threads of two processes would wait for each other's processors.
+# OpenMP's threads of two processes would wait for each other's processors. Bytecode is kept: tests start many processes.
 test-python: $(VENV)/.test
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+	OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 # DeepSpeed compiles an extension with ninja, which is installed beside it, and g++. The lock of a build that was killed
 # makes older versions of PyTorch wait for ever.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import os
+import tempfile
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
 
 from tests import needs
 from tests.devices import DEVICES
+from tests.emulator import emulator
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and PyTorch sees none")
 
@@ -21,6 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "evidence(kind, detail): what the table of evidence says of it")
     config.addinivalue_line("markers", "needs(what): skipped, or with CI=true failed, where it is missing")
     config.addinivalue_line("markers", "needs_cuda: skipped where PyTorch sees no CUDA device")
+    if emulator.SHARED not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="prefuse-compiled-")
+        os.environ[emulator.SHARED] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -35,6 +43,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("needs_cuda"):
             item.add_marker(NEEDS_CUDA)
     items.sort(key=lambda item: item.path.parent.name not in LONG)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Whoever collects garbage need not look at what is there by now, modules and tests: each training does it anew."""
+    gc.disable()
+    result = yield
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    return result
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or some libraries say at the end that they were left with something
 
 
 @pytest.hookimpl(tryfirst=True)

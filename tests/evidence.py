@@ -149,8 +149,11 @@ def _legend() -> Iterator[str]:
 def _table(found: list[Evidence]) -> Iterator[str]:
     yield f"| objective | {' | '.join(title for title, _ in KINDS.values())} |"
     yield f"| --- |{' --- |' * len(KINDS)}"
+    details: dict[tuple[str, str], list[str]] = {}
+    for one in found:
+        details.setdefault((one.objective, one.kind), []).append(one.detail)
     for page in catalogue():
-        cells = (_cell([e.detail for e in found if (e.objective, e.kind) == (page.name, kind)]) for kind in KINDS)
+        cells = (_cell(details.get((page.name, kind), ())) for kind in KINDS)
         yield f"| [{page.name}](objectives.md#{page.name}) | {' | '.join(cells)} |"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -56,7 +58,8 @@ class Processes:
     def _start(self) -> None:
         # Forked from a process that has imported everything, once, and has computed nothing.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "prefuse.losses.preference"])
+        tests = [name for name in sys.modules if name.startswith(f"{__package__}.test_")]
+        context.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", *tests])
         self._folder = tempfile.TemporaryDirectory(prefix="prefuse-distributed-")
         store = str(Path(self._folder.name) / "store")
         for rank in range(self.size):
@@ -86,6 +89,7 @@ def _report(end: Any) -> str | None:
 
 
 def _serve(end: Any, store: str, rank: int, size: int) -> None:
+    gc.freeze()  # what was imported before the fork is nothing to look through
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",

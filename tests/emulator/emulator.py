@@ -9,11 +9,12 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "kernels"
@@ -30,6 +31,9 @@ FLAGS = [
 
 OPTIMISATION = "-O0"
 """Of kernels, which take longer to compile than to run; that of the shim, or its precompiled form is not taken."""
+
+SHARED = "PREFUSE_TESTS_COMPILED"
+"""The variable with the folder that the processes of a run of the tests share for what they compile."""
 
 ASCENDING, DESCENDING, SHUFFLED = 0, 1, 2
 """Orders in which threads (and blocks) take their turns."""
@@ -55,7 +59,18 @@ def buffer(tensor: torch.Tensor, writable: bool) -> tuple[int, int, bool]:
 
 @functools.cache
 def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="prefuse-emulator-"))
+    return Path(os.environ.get(SHARED) or tempfile.mkdtemp(prefix="prefuse-emulator-"))
+
+
+def _once(name: str, make: Callable[[Path], None]) -> Path:
+    """A file that the first process that needs it makes; the others wait and take it."""
+    made = _folder() / name
+    with FileLock(f"{made}.lock"):
+        if not made.exists():
+            unfinished = made.with_name(f"unfinished-{name}")
+            make(unfinished)
+            unfinished.replace(made)
+    return made
 
 
 def _build(what: str, *arguments: str) -> None:
@@ -67,28 +82,29 @@ def _build(what: str, *arguments: str) -> None:
 @functools.cache
 def _runtime() -> str:
     """What all kernels run on, which takes turns and looks at every access: optimised."""
-    compiled = str(_folder() / "runtime.o")
-    _build("the emulator", "-O1", "-c", str(HERE / "runtime.cpp"), "-o", compiled)
-    return compiled
+    source = str(HERE / "runtime.cpp")
+    return str(_once("runtime.o", lambda made: _build("the emulator", "-O1", "-c", source, "-o", str(made))))
 
 
 @functools.cache
 def _shim() -> Path:
     """A copy of `shim.h` with its precompiled form beside it: reading it takes longer than compiling many a kernel."""
-    copy = _folder() / "shim.h"
-    shutil.copy(HERE / "shim.h", copy)
-    _build("the shim", OPTIMISATION, "-x", "c++-header", str(copy), "-o", f"{copy}.gch")
+    copy = _once("shim.h", lambda made: shutil.copy(HERE / "shim.h", made))
+    header = ("-x", "c++-header", str(copy))
+    _once("shim.h.gch", lambda made: _build("the shim", OPTIMISATION, *header, "-o", str(made)))
     return copy
 
 
 def build(what: str, text: str, name: str, *definitions: str) -> ctypes.CDLL:
     """Compiles kernels as C++ into a library called `name`; `what` are they where they do not compile."""
-    library = _folder() / f"{name}.so"
-    source = library.with_suffix(".cpp")
-    source.write_text(text)
-    inputs = ("-include", str(_shim()), *definitions, str(source), _runtime())
-    _build(what, OPTIMISATION, "-shared", *inputs, "-o", str(library))
-    compiled = ctypes.CDLL(str(library))
+
+    def make(library: Path) -> None:
+        source = library.with_suffix(".cpp")
+        source.write_text(text)
+        inputs = ("-include", str(_shim()), *definitions, str(source), _runtime())
+        _build(what, OPTIMISATION, "-shared", *inputs, "-o", str(library))
+
+    compiled = ctypes.CDLL(str(_once(f"{name}.so", make)))
     compiled.reported.restype = ctypes.c_char_p
     return compiled
 

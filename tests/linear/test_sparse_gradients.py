@@ -77,7 +77,8 @@ def test_an_adapter_has_its_gradient_from_the_same(way):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_other_dtypes_are_rounded_once(way, dtype):
+def test_other_dtypes_are_rounded_once(way, dtype, monkeypatch):
+    monkeypatch.setattr(columns, "SLICE_BYTES", 40_000)  # several slices too, but not one for each class
     given = problem(tokens=60, features=77, classes=400, dtype=F64)
     given["hidden"] *= 0.2
     narrow = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}

@@ -5,6 +5,7 @@ accelerate launch tests/trl/two_processes.py FOLDER BATCH CASE …
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -81,6 +82,8 @@ def let_accelerate_shard_on_the_cpu() -> None:
 
 def main(folder: Path, batch: int, cases: list[str]) -> None:
     torch.set_num_threads(1)
+    running.trainer("Preference")
+    gc.freeze()  # each training collects garbage, and modules are none
     if uses_fsdp():
         let_accelerate_shard_on_the_cpu()
     for case in cases:
