@@ -15,7 +15,7 @@ import prefuse._prefuse as _prefuse
 from prefuse._backends import lists as backend
 from prefuse._backends import projected
 from prefuse._backends.rows import Rows, bits_of
-from tests.devices import integers, normal
+from tests.devices import integers, normal, uniform
 from tests.linear.oracle import statistics
 
 SIZES = [(1, 1, 1), (5, 7, 3), (33, 32, 31), (64, 64, 64), (70, 100, 5000), (40, 96, 4100), (3, 576, 2049)]
@@ -49,7 +49,7 @@ def calls(monkeypatch):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_values(sizes, calls):
     hidden, weight, labels = problem(*sizes)
-    bias, temperature = normal(sizes[2], seed=4).bfloat16(), 0.5 + torch.rand(sizes[0])
+    bias, temperature = normal(sizes[2], seed=4).bfloat16(), 0.5 + uniform(sizes[0], seed=5)
     exact = statistics(hidden.double(), weight.double(), labels)
     found = stats(hidden, weight, labels)
     for name in ("logp", "lse"):
@@ -189,7 +189,7 @@ def places(lists):
 def test_lists_are_those_of_the_same_logits(sizes, eps):
     hidden, weight, labels = whole_numbers(*sizes)
     labels[-1] = -100 if sizes[0] > 5 else labels[-1]
-    bias, temperature = integers(4, sizes[2], seed=4).bfloat16(), 0.5 + torch.rand(sizes[0])
+    bias, temperature = integers(4, sizes[2], seed=4).bfloat16(), 0.5 + uniform(sizes[0], seed=5)
     for options in ({}, {"bias": bias, "temperature": temperature, "scale": 2.0}, {"temperature": 4.0}):
         (table, found), (written, expected) = listed(hidden, weight, labels, backend.Sampling(eps, 3, 4), **options)
         torch.testing.assert_close(table, written, rtol=1e-6, atol=1e-5)
