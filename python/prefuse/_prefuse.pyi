@@ -12,7 +12,7 @@ from torch import Tensor
 
 # fmt: off
 __all__ = [
-    "Graph", "Lists", "Program", "Short", "__version__", "cuda_cache_directory", "cuda_columns_add",
+    "PARALLEL", "Graph", "Lists", "Program", "Short", "__version__", "cuda_cache_directory", "cuda_columns_add",
     "cuda_columns_find", "cuda_columns_gather", "cuda_columns_parts", "cuda_compile", "cuda_devices",
     "cuda_distance_backward", "cuda_distance_forward", "cuda_distance_workspace", "cuda_driver_version", "cuda_nvrtc",
     "cuda_plan_columns_add", "cuda_plan_columns_find", "cuda_plan_columns_gather", "cuda_plan_distance_backward",
@@ -22,10 +22,13 @@ __all__ = [
     "curate_first_beaten", "curate_pairs", "curate_rank", "distance_backward", "distance_forward", "is_one",
     "kept_storage", "lists_by_class", "lists_by_row", "prefer_huge_pages", "projected_lists", "projects_rows",
     "release_storage", "rows_backward", "rows_both", "rows_forward", "rows_lists", "rows_projected", "segment_expand",
-    "segment_sum", "simd_level", "statistic_names", "storage_idle"
+    "segment_sum", "simd_level", "statistic_names", "storage_idle", "versions_of"
 ]
 # fmt: on
 __version__: str
+
+PARALLEL: int
+"""From this many items on, an objective is scored by more than one thread."""
 
 _Memory: TypeAlias = Any
 _Shape: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...]]
@@ -321,6 +324,9 @@ class Short:
 
 def is_one(tensor: Tensor) -> bool:
     """Whether it is the number 1, in memory of the CPU."""
+
+def versions_of(tensors: dict[str, Tensor]) -> tuple[int | None, ...]:
+    """How often tensors have been changed in place; None for those made for inference, which do not count it."""
 
 @final
 class Program:

@@ -39,7 +39,7 @@ mod _prefuse {
     #[pymodule_export]
     use super::lists::{Lists, lists_by_class, lists_by_row, projected_lists, rows_lists};
     #[pymodule_export]
-    use super::plain::is_one;
+    use super::plain::{is_one, versions_of};
     #[pymodule_export]
     use super::rows::{
         prefer_huge_pages, projects_rows, rows_backward, rows_both, rows_forward, rows_projected,
@@ -52,6 +52,8 @@ mod _prefuse {
     #[pymodule_export]
     use super::{graph::Graph, plain::Short, program::Program};
 
+    #[pymodule_export]
+    const PARALLEL: usize = super::plain::PARALLEL;
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "Python's name for it")]
     const __version__: &str = env!("CARGO_PKG_VERSION");

@@ -16,8 +16,8 @@ use super::program::Program;
 use crate::array::{Array, Dtype};
 use crate::objective::run::{Cut, Run};
 
-/// From this many items on, more than one thread pays, as in `scoring/call.py`.
-const PARALLEL: usize = 1 << 15;
+/// From this many items on, more than one thread pays.
+pub(super) const PARALLEL: usize = 1 << 15;
 
 /// How an objective with one value per item scores a batch.
 #[pyclass(frozen, module = "prefuse._prefuse")]
@@ -313,8 +313,9 @@ pub fn is_one(tensor: &Bound<'_, PyAny>) -> bool {
     value == [1.0]
 }
 
-/// How often tensors have been changed in place; those made for inference do not count it.
-fn versions_of<'py>(tensors: &Bound<'py, PyDict>) -> PyResult<Bound<'py, PyTuple>> {
+/// How often tensors have been changed in place; `None` for those made for inference, which do not count it.
+#[pyfunction]
+pub fn versions_of<'py>(tensors: &Bound<'py, PyDict>) -> PyResult<Bound<'py, PyTuple>> {
     let py = tensors.py();
     let version =
         |(_, tensor): (_, Bound<'py, PyAny>)| tensor.getattr(intern!(py, "_version")).ok();

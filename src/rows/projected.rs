@@ -909,7 +909,9 @@ impl<'a, V: Vector<Scalar = f32> + Memory<f32>, const LISTED: bool> Pending<'a, 
         if LISTED {
             let least: V = load(&self.place.tokens.least[at..]);
             let least = least.larger(load(&self.place.known[at..]));
-            let least = mass_from(least, origin.mul(factor)).larger(self.before[part]);
+            // The origin is one of the terms; else all of them are −inf, or they are measured again.
+            let own = self.before[part].larger(V::splat(1.0));
+            let least = mass_from(least, origin.mul(factor)).larger(own);
             self.limit[part] = least.mul(V::splat(self.place.unit));
         }
     }

@@ -100,12 +100,12 @@ class Emulated:
 
     def columns_find(self, strips: Strips, eps: float, active: torch.Tensor, tails: torch.Tensor) -> None:
         """As `prefuse._backends.columns.find`."""
-        launches = _prefuse.cuda_plan_columns_find(strips.arguments(), eps, (capsule(active), capsule(tails)))
+        launches = _prefuse.cuda_plan_columns_find(strips, eps, (capsule(active), capsule(tails)))
         self._touching(launches, (active, tails), strips[:-1])
 
     def columns_gather(self, strips: Strips, gathered: Gathered) -> None:
         """As `prefuse._backends.columns.gather`."""
-        launches = _prefuse.cuda_plan_columns_gather(strips.arguments(), gathered.arguments())
+        launches = _prefuse.cuda_plan_columns_gather(strips, gathered)
         self._touching(launches, (gathered.values, gathered.sums), (gathered.columns, gathered.starts, *strips[:-1]))
 
     def columns_add(self, total: torch.Tensor, product: torch.Tensor, columns: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,10 +33,6 @@ class Strips(NamedTuple):
         """How many strips there are."""
         return -(-self.logits.shape[0] // self.strip_rows)
 
-    def arguments(self) -> tuple[Any, ...]:
-        """As the extension takes them."""
-        return (*self[:-1], self.strip_rows)
-
 
 class Gathered(NamedTuple):
     """What `gather` reads and writes.
@@ -53,17 +49,13 @@ class Gathered(NamedTuple):
     values: Tensor
     sums: Tensor
 
-    def arguments(self) -> tuple[Any, ...]:
-        """As the extension takes them."""
-        return tuple(self)
-
 
 def find(strips: Strips, eps: float, active: Tensor, tails: Tensor) -> None:
     """Write into `active`, [strips, V] bool, in which columns a row has a probability of at least `eps`, and into
     `tails`, [strips, V] of the logits' dtype, the sums over rows in the others, over `eps`. Labels count for nothing.
     """
     prepare()
-    _prefuse.cuda_columns_find(strips.arguments(), eps, (active, tails), *_queue(active))
+    _prefuse.cuda_columns_find(strips, eps, (active, tails), *_queue(active))
 
 
 def parts(longest: int) -> int:
@@ -74,7 +66,7 @@ def parts(longest: int) -> int:
 def gather(strips: Strips, gathered: Gathered) -> None:
     """Write the probabilities in the columns, and their sums."""
     prepare()
-    _prefuse.cuda_columns_gather(strips.arguments(), gathered.arguments(), *_queue(gathered.values))
+    _prefuse.cuda_columns_gather(strips, gathered, *_queue(gathered.values))
 
 
 def add(total: Tensor, product: Tensor, columns: Tensor) -> None:

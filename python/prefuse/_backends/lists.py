@@ -86,11 +86,8 @@ class Matrix(NamedTuple):
     def by_row(self, weight: Tensor, out: Tensor) -> None:
         """Out [M, H] = A @ weight [V, H]; `out` has the dtype of `weight` or that of the sums, float32 or float64."""
         if out.numel():
-            _prefuse.lists_by_row(self._arguments(), weight, out, torch.get_num_threads())
+            _prefuse.lists_by_row(self, weight, out, torch.get_num_threads())
 
     def by_class(self, inputs: Tensor, out: Tensor, sums: Tensor | None) -> None:
         """Out [V, H] = A.T @ inputs [M, H], and `sums` [V] those of A's columns."""
-        _prefuse.lists_by_class(self._arguments(), inputs, out, sums, torch.get_num_threads())
-
-    def _arguments(self) -> tuple[object, ...]:
-        return (*self[:-1], self.width)
+        _prefuse.lists_by_class(self, inputs, out, sums, torch.get_num_threads())

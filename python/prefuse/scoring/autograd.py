@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from prefuse._prefuse import is_one
+from prefuse._prefuse import is_one, versions_of
 
 from .call import Call
 from .plain import PlainCall
@@ -19,6 +20,7 @@ Made = tuple[torch.Tensor, Sequence[torch.Tensor]]
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 
+@dataclass(slots=True)
 class Recorded:
     """What was scored with gradients.
 
@@ -27,27 +29,16 @@ class Recorded:
         wrt: the names of the columns it is differentiated by.
         leaves: these columns.
         versions: `versions_of` all columns.
-        losses: what came out, or how many at the head of the extras.
+        scored: the losses, or how many at the head of the extras they are.
         extras: what came out beside.
     """
 
-    __slots__ = ("call", "extras", "leaves", "scored", "versions", "wrt")
-
-    def __init__(
-        self,
-        call: Call | PlainCall,
-        wrt: tuple[str, ...],
-        leaves: Sequence[torch.Tensor],
-        versions: Sequence[int | None],
-        losses: torch.Tensor | int,
-        extras: torch.Tensor,
-    ) -> None:
-        self.call = call
-        self.wrt = wrt
-        self.leaves = leaves
-        self.versions = versions
-        self.scored = losses
-        self.extras = extras
+    call: Call | PlainCall
+    wrt: tuple[str, ...]
+    leaves: Sequence[torch.Tensor]
+    versions: tuple[int | None, ...]
+    scored: torch.Tensor | int
+    extras: torch.Tensor
 
     def losses(self) -> torch.Tensor:
         """Return the losses with gradients, whenever they are asked for."""
@@ -74,11 +65,6 @@ def record(recorded: Recorded, loss: torch.Tensor, gradients: Sequence[torch.Ten
         return Score(losses, losses, recorded.call, recorded.extras)
     loss = _Loss.apply((loss, gradients), recorded.call.traced.trace.name, *recorded.leaves)
     return Score(loss, recorded.losses, recorded.call, recorded.extras)
-
-
-def versions_of(columns: Mapping[str, torch.Tensor]) -> list[int | None]:
-    """Return how often the columns have been changed in place; tensors made for inference do not count it."""
-    return [None if column.is_inference() else column._version for column in columns.values()]
 
 
 class _Loss(torch.autograd.Function):

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from prefuse._prefuse import PARALLEL
+
 from ..tracing.kinds import BATCH
 from .arrays import NUMPY, Array, Arrays
 from .layout import Layout, arrange
 from .traced import UPSTREAM_LOSS, UPSTREAM_LOSSES, Step, Traced
-
-# From this many elements on, more than one thread pays.
-PARALLEL = 1 << 15
 
 
 class Scored(NamedTuple):
