@@ -191,7 +191,7 @@ def compare(options: argparse.Namespace, names: list[str], dtype: torch.dtype, t
         )
     title = f"DPO, {dtype}, weight {found[0]['weight']}, {batch.scored} tokens"
     columns = ("hand", "s", "/ GEMMs", "fastest / GEMMs", "entries", "error, hidden", "error, weight")
-    tables.show(title, columns, [row(case) for case in found])
+    tables.show(title, columns, [row(case) for case in found], text=("hand",))
     return found
 
 

@@ -113,6 +113,16 @@ def test_the_table_can_be_searched():
     assert len(catalogue("no objective says this")) == 0
 
 
+def test_the_table_shows_whole_names_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["objectives"]) == 0
+    shown = capsys.readouterr().out
+    for page in catalogue():
+        assert re.search(rf"\b{re.escape(page.name)} ", shown), page.name
+
+
 def test_commands(capsys):
     assert main(["objectives", "simpo"]) == 0
     assert "simpo" in capsys.readouterr().out

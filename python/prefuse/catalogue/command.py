@@ -24,7 +24,7 @@ class Table:
         if not found:
             print(f"no objective mentions {' and '.join(options.words)}", file=sys.stderr)
             return 1
-        show_table(found.title, ("name", "kind", "what it is", "arXiv"), found.rows())
+        show_table(found.title, ("name", "kind", "what it is", "arXiv"), found.rows(), text=("kind", "what it is"))
         return 0
 
 
