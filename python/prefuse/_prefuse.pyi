@@ -137,7 +137,7 @@ def storage_idle() -> int:
     """How many bytes are kept that no array uses."""
 
 def simd_level() -> str:
-    """The instruction set in use: "avx512", "avx2", "neon" or "portable"."""
+    """The instruction set in use: "amx", "avx512bf16", "avx512", "avx2", "neon" or "portable"."""
 
 def segment_sum(values: _Memory, offsets: _Memory, out: _Memory) -> None:
     """Writes the sum of each segment `values[offsets[k]:offsets[k+1]]` into `out[k]`, accumulated in float64.

@@ -1,7 +1,7 @@
 //! Statistics of logits that are never written: of bf16 hidden states times a bf16 weight, in f32.
 //!
-//! Blocks of 32 classes by 32 tokens are made by matrix tiles (`simd::tiles`), the classes down the rows, so that a vector
-//! holds tokens of one class. While the tiles make one block, the vector units add up the exponentials of the block before:
+//! Blocks of 32 classes by 32 tokens are made by the best that a machine has (`simd::products`), the classes down the rows, so
+//! that a vector holds tokens of one class. While matrix tiles make one block, the vector units add up the exponentials of the block before:
 //! a sum for each token, measured from the largest logit of the blocks before, which is one chunk's when [`CHUNK`] classes are
 //! through. Chunks come together as those of the rows do, in f64 and in order, so results depend neither on threads nor on other tokens.
 //!
@@ -21,7 +21,11 @@ use super::lists::{self, Candidates, Key, List, Lists, PerRow, Sampling};
 use super::{LiveRow, Rows, Stat, check_shape};
 use crate::array::{ArgumentError, Array, Dtype};
 use crate::rows::chunk::forward::Sums as ChunkSums;
-use crate::simd::tiles::{self, Line, PlainSums, STEP, Sums, TileSums};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::products::dots::DotSums;
+use crate::simd::products::tiles::TileSums;
+use crate::simd::products::vectors::VectorSums;
+use crate::simd::products::{self, Line, STEP, Sums};
 use crate::simd::{Isa, Kernel, Level, MAX_LANES, Memory, Vector, dispatch, prefetch};
 use crate::threads::for_each_range;
 
@@ -35,8 +39,6 @@ const MAX_PARTS: usize = 4;
 const CHUNK: usize = 2048;
 /// Pairs of classes of a block.
 const PAIRS: usize = BLOCK / 2;
-/// Features that a step of the tiles takes.
-const FEATURES: usize = 32;
 /// Steps at the end of a block beside which nothing is added up.
 const LAST_STEPS: usize = 2;
 /// How far above its origin the exponent of a term may be: neither it nor its error gets large.
@@ -59,9 +61,9 @@ pub struct Product<'a> {
     pub bias: Option<&'a Array>,
 }
 
-/// Whether this machine has what makes it fast. Elsewhere the same is computed, slowly.
+/// Whether it is known to be fast on this machine. Elsewhere the same is computed.
 pub fn available() -> bool {
-    Level::current().is_ok_and(|level| level == Level::Avx512) && tiles::available()
+    Level::current().is_ok_and(|level| level >= Level::Avx2)
 }
 
 /// Writes `lse` and `logp` of the rows, whose logits (f32, of which there is only a shape) are `hidden @ weight.T + bias`.
@@ -81,7 +83,7 @@ pub unsafe fn forward(
     // SAFETY: the caller's promise, and the checks above.
     unsafe {
         let live = rows.live()?;
-        let packed = Packed::new(rows, product.hidden, &live);
+        let packed = Packed::new(rows, product.hidden, &live, level);
         let call = Call::new((rows, product), (&packed, labels_of(&live)), level, None);
         let done = call.run(threads);
         call.write_all(stats, out, &live, &done);
@@ -114,7 +116,7 @@ pub unsafe fn lists(
     // SAFETY: the caller's promise, and the checks above.
     unsafe {
         let live = rows.live()?;
-        let packed = Packed::new(rows, product.hidden, &live);
+        let packed = Packed::new(rows, product.hidden, &live, level);
         let mut listing = Listing::new(per_row, sampling, &live);
         let likely = Likely::new(product, &live);
         likely.expect(
@@ -402,11 +404,11 @@ fn below(z: f32) -> f32 {
     z - (MARGIN + z.abs() * 1e-6)
 }
 
-/// The hidden states of the live rows as the tiles take them.
+/// The hidden states of the live rows as products take them.
 struct Packed {
-    /// Steps of the tiles over all features.
+    /// Steps over all features.
     steps: usize,
-    /// By block of tokens, by step, two tiles with pairs of features down their columns.
+    /// By block of tokens, by step, what multiplies a block of classes.
     lines: Vec<Line>,
     /// scale/T of each token.
     factors: Vec<[f32; BLOCK]>,
@@ -444,12 +446,36 @@ fn labels_of(live: &[LiveRow]) -> Vec<(usize, usize)> {
     labels
 }
 
+/// Packs hidden states for the sums that it is called with.
+struct Pack<'a> {
+    rows: &'a Rows,
+    hidden: &'a Array,
+    live: &'a [LiveRow],
+}
+
+impl WithSums for Pack<'_> {
+    type Output = Packed;
+
+    #[inline(always)]
+    fn run<I: Isa, S: Sums>(self) -> Packed {
+        // SAFETY: the promise of `Packed::new`.
+        unsafe { Packed::of::<S>(self.rows, self.hidden, self.live) }
+    }
+}
+
 impl Packed {
     /// # Safety
     /// The promise of [`forward`].
-    unsafe fn new(rows: &Rows, hidden: &Array, live: &[LiveRow]) -> Packed {
+    unsafe fn new(rows: &Rows, hidden: &Array, live: &[LiveRow], level: Level) -> Packed {
+        with_sums(level, Pack { rows, hidden, live })
+    }
+
+    /// # Safety
+    /// The promise of [`forward`].
+    #[inline(always)]
+    unsafe fn of<S: Sums>(rows: &Rows, hidden: &Array, live: &[LiveRow]) -> Packed {
         let features = hidden.shape[1];
-        let steps = features.div_ceil(FEATURES);
+        let steps = features.div_ceil(features_of::<S>());
         let blocks = live.len().div_ceil(BLOCK);
         let largest = (GROUP_BYTES / (steps.max(1) * STEP * LINE)).max(8);
         let groups = blocks.div_ceil(largest);
@@ -461,10 +487,13 @@ impl Packed {
             let source = row_of(hidden, row.index);
             for feature in 0..features {
                 // SAFETY: the row has the feature.
-                let bits = unsafe { source.add(feature).read_unaligned() }.to_bits();
-                let (step, pair) = (feature / FEATURES, feature % FEATURES / 2);
-                let line = (block * steps + step) * STEP + token / LANES * 16 + pair;
-                lines[line].0[token % LANES] |= u32::from(bits) << (feature % 2 * 16);
+                let value = unsafe { source.add(feature).read_unaligned() };
+                let (step, place) = (
+                    feature / features_of::<S>(),
+                    feature % features_of::<S>() / S::TERMS,
+                );
+                let line = (block * steps + step) * STEP + token / LANES * 16 + place;
+                lines[line].0[token % LANES] |= products::place::<S>(feature, value);
             }
         }
         Packed {
@@ -571,9 +600,9 @@ impl<'a> Call<'a> {
             found: &mut found,
         };
         match &self.listing {
-            None => dispatch(self.level, Plain(sweep)),
+            None => with_sums(self.level, Plain(sweep)),
             Some(listing) => {
-                dispatch(self.level, Listed(sweep));
+                with_sums(self.level, Listed(sweep));
                 self.learn(listing, &tokens, &found);
                 let some_more = found.candidates.len() / 8 + BLOCK * BLOCK;
                 let expected = found.candidates.len() + some_more;
@@ -604,36 +633,32 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Packs the rows of a block of the weight, zeros where there are none: by step, two tiles.
+    /// Packs the rows of a block of the weight, zeros where there are none.
     ///
     /// # Safety
     /// The promise of [`forward`].
     #[inline(always)]
-    unsafe fn pack(&self, classes: &Range<usize>, packed: &mut [Line]) {
+    unsafe fn pack<S: Sums>(&self, classes: &Range<usize>, packed: &mut [Line]) {
         let features = self.product.weight.shape[1];
-        if !features.is_multiple_of(FEATURES) || classes.len() < BLOCK {
+        let each = features_of::<S>();
+        let (whole, rest) = (features / each, features % each);
+        if rest > 0 || classes.len() < BLOCK {
             packed.fill(Line::ZERO);
         }
         for row in 0..classes.len() {
             let source = row_of(self.product.weight, classes.start + row);
-            for step in 0..features / FEATURES {
+            for step in 0..whole {
                 // SAFETY: the row has so many features from here on.
-                let line = unsafe {
-                    source
-                        .add(step * FEATURES)
-                        .cast::<[u32; 16]>()
-                        .read_unaligned()
-                };
-                packed[step * STEP + row] = Line(line);
+                packed[step * STEP + row] = unsafe { products::line::<S>(source.add(step * each)) };
             }
-            let (whole, rest) = (features / FEATURES, features % FEATURES);
             if rest > 0 {
-                let line = packed[whole * STEP + row].0.as_mut_ptr().cast();
-                // SAFETY: as above; a line has more than the rest.
-                unsafe {
+                let mut last = [bf16::ZERO; BLOCK];
+                // SAFETY: as above; a line has no more than a block's classes.
+                packed[whole * STEP + row] = unsafe {
                     source
-                        .add(whole * FEATURES)
-                        .copy_to_nonoverlapping(line, rest)
+                        .add(whole * each)
+                        .copy_to_nonoverlapping(last.as_mut_ptr(), rest);
+                    products::line::<S>(last.as_ptr())
                 };
             }
         }
@@ -1069,40 +1094,67 @@ impl<'a, V: Vector<Scalar = f32> + Memory<f32>, const LISTED: bool> Pending<'a, 
     }
 }
 
+/// Features that a step takes.
+const fn features_of<S: Sums>() -> usize {
+    16 * S::TERMS
+}
+
+/// Work that is compiled once per instruction set and way of multiplying.
+trait WithSums {
+    type Output;
+
+    fn run<I: Isa, S: Sums>(self) -> Self::Output;
+}
+
+/// Work with the sums of a level.
+struct Leveled<W>(W, Level);
+
+impl<W: WithSums> Kernel for Leveled<W> {
+    type Output = W::Output;
+
+    #[inline(always)]
+    fn run<I: Isa>(self) -> W::Output {
+        match self.1 {
+            // For these there is code with the vectors of AVX-512 alone.
+            _ if <I::F32 as Vector>::LANES < LANES => self.0.run::<I, VectorSums<I::F32>>(),
+            Level::Amx => self.0.run::<I, TileSums>(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => self.0.run::<I, DotSums>(),
+            _ => self.0.run::<I, VectorSums<I::F32>>(),
+        }
+    }
+}
+
+/// Runs work at a level that this machine has.
+fn with_sums<W: WithSums>(level: Level, work: W) -> W::Output {
+    dispatch(level, Leveled(work, level))
+}
+
 /// A sweep for statistics alone.
 struct Plain<'a>(Sweep<'a>);
 
 /// One that enters candidates.
 struct Listed<'a>(Sweep<'a>);
 
-impl Kernel for Plain<'_> {
+impl WithSums for Plain<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa>(self) {
-        self.0.run::<I, false>();
+    fn run<I: Isa, S: Sums>(self) {
+        self.0.through::<I, S, false>();
     }
 }
 
-impl Kernel for Listed<'_> {
+impl WithSums for Listed<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa>(self) {
-        self.0.run::<I, true>();
+    fn run<I: Isa, S: Sums>(self) {
+        self.0.through::<I, S, true>();
     }
 }
 
 impl Sweep<'_> {
-    #[inline(always)]
-    fn run<I: Isa, const LISTED: bool>(self) {
-        if available() {
-            self.through::<I, TileSums, LISTED>();
-        } else {
-            self.through::<I, PlainSums, LISTED>();
-        }
-    }
-
     #[inline(always)]
     fn through<I: Isa, S: Sums, const LISTED: bool>(self) {
         let (call, steps) = (self.call, self.call.packed.steps);
@@ -1116,11 +1168,11 @@ impl Sweep<'_> {
         let mut pending = Pending::<I::F32, LISTED>::nothing();
         // The block before is through when the last steps begin, so that the tiles have work while it is put away.
         let last = steps.saturating_sub(LAST_STEPS);
-        let each = PAIRS.div_ceil(last.max(1));
+        let each = PAIRS.div_ceil(last.div_ceil(S::STEPS).max(1));
         for start in self.classes.clone().step_by(BLOCK) {
             let classes = start..self.classes.end.min(start + BLOCK);
             // SAFETY: passed on to the caller.
-            unsafe { call.pack(&classes, &mut packed) };
+            unsafe { call.pack::<S>(&classes, &mut packed) };
             let rows = self.tokens.start * BLOCK..self.tokens.end * BLOCK;
             let mut labels = call.labels_in(start / BLOCK, rows);
             for block in self.tokens.clone() {
@@ -1129,16 +1181,20 @@ impl Sweep<'_> {
                 let left = packed.as_ptr();
                 // SAFETY: there are so many lines for each block.
                 let right = unsafe { call.packed.lines.as_ptr().add(block * steps * STEP) };
-                // SAFETY: both have as many lines for each step.
-                let mut multiply = |step: usize| unsafe {
-                    sums.add(left.add(step * STEP), right.add(step * STEP));
-                };
-                for step in 0..last {
-                    multiply(step);
+                // No closure: one would be compiled without the vectors' instructions.
+                let mut step = 0;
+                while step < last {
+                    let count = S::STEPS.min(last - step);
+                    let done = step * STEP;
+                    // SAFETY: both have as many lines for each step.
+                    unsafe { sums.add(left.add(done), right.add(done), count) };
                     pending.add(before, each);
+                    step += count;
                 }
                 pending.finish(before, self.found);
-                (last..steps).for_each(multiply);
+                let done = last * STEP;
+                // SAFETY: as above.
+                unsafe { sums.add(left.add(done), right.add(done), steps - last) };
                 call.prefetch(&classes, self.classes.end, (place, self.tokens.len()));
                 sums.write(&mut current.0);
                 if let Some(bias) = call.product.bias {

@@ -9,7 +9,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
-pub mod tiles;
+pub mod products;
 
 use std::ops::{Add, Div, Mul};
 use std::sync::OnceLock;
@@ -252,9 +252,21 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same with dot products of bf16: for machines where these are faster than products of f32.
+    Avx512Bf16,
+    /// AVX-512 with matrix tiles of bf16.
+    Amx,
 }
 
 impl Level {
+    const ALL: [Level; 5] = [
+        Level::Portable,
+        Level::Avx2,
+        Level::Avx512,
+        Level::Avx512Bf16,
+        Level::Amx,
+    ];
+
     /// The name that Python sees.
     pub fn name(self) -> &'static str {
         match self {
@@ -262,38 +274,53 @@ impl Level {
             Level::Portable => "portable",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Avx512Bf16 => "avx512bf16",
+            Level::Amx => "amx",
         }
     }
 
-    /// The widest that this machine has.
-    fn detect() -> Level {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 = is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c")
-                && is_x86_feature_detected!("bmi1")
-                && is_x86_feature_detected!("popcnt");
-            let avx512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl");
-            match (avx2, avx512) {
-                (true, true) => return Level::Avx512,
-                (true, false) => return Level::Avx2,
-                _ => {}
+    /// Whether this machine has it.
+    #[cfg(target_arch = "x86_64")]
+    fn is_here(self) -> bool {
+        match self {
+            Level::Portable => true,
+            Level::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+                    && is_x86_feature_detected!("bmi1")
+                    && is_x86_feature_detected!("popcnt")
             }
+            Level::Avx512 => {
+                Level::Avx2.is_here()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            Level::Avx512Bf16 => Level::Avx512.is_here() && products::dots::available(),
+            Level::Amx => Level::Avx512.is_here() && products::tiles::available(),
         }
-        Level::Portable
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn is_here(self) -> bool {
+        self == Level::Portable
     }
 
     /// All that this machine has, the least first.
-    #[cfg(test)]
     pub fn available() -> impl Iterator<Item = Level> {
-        let widest = Level::detect();
-        [Level::Portable, Level::Avx2, Level::Avx512]
-            .into_iter()
-            .filter(move |level| *level <= widest)
+        Level::ALL.into_iter().filter(|level| level.is_here())
+    }
+
+    /// The best that this machine has.
+    fn detect() -> Level {
+        let best = Level::available().last().unwrap_or(Level::Portable);
+        #[cfg(target_arch = "x86_64")]
+        if best == Level::Avx512Bf16 && !products::dots::fast() {
+            return Level::Avx512;
+        }
+        best
     }
 
     /// The level in use: the widest there is, or the one that the environment variable `PREFUSE_SIMD` names.
@@ -305,17 +332,16 @@ impl Level {
     }
 
     fn choose(wanted: Option<&str>) -> Result<Level, ArgumentError> {
-        let widest = Level::detect();
         let Some(wanted) = wanted.filter(|name| !name.is_empty()) else {
-            return Ok(widest);
+            return Ok(Level::detect());
         };
-        [Level::Portable, Level::Avx2, Level::Avx512]
-            .into_iter()
-            .find(|level| level.name() == wanted && *level <= widest)
+        Level::available()
+            .find(|level| level.name() == wanted)
             .ok_or_else(|| {
+                let here: Vec<&str> = Level::available().map(Level::name).collect();
                 ArgumentError::Value(format!(
-                    "PREFUSE_SIMD: {wanted:?}, expected avx512, avx2 or portable, at most {} on this machine",
-                    widest.name()
+                    "PREFUSE_SIMD: {wanted:?}, expected one of {} on this machine",
+                    here.join(", ")
                 ))
             })
     }
@@ -327,7 +353,7 @@ pub fn dispatch<K: Kernel>(level: Level, kernel: K) -> K::Output {
     match level {
         // SAFETY: a level above portable comes from `detect`, so the machine has its features.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { run_avx512(kernel) },
+        Level::Avx512 | Level::Avx512Bf16 | Level::Amx => unsafe { run_avx512(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { run_avx2(kernel) },

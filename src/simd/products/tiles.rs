@@ -1,11 +1,10 @@
-//! Matrix tiles (AMX): products of bf16 matrices, added up in f32.
-//!
-//! Eight registers of 16 rows of 64 bytes, of which 0 to 3 are sums here. A step of [`Sums::add`] multiplies 32 rows by 32
-//! columns over 32 terms: sums of 16×16 f32, operands of 16 rows of 16 pairs of bf16, the right one with pairs down its
-//! columns. The instructions are written as assembly, since the language has no stable names for them. [`PlainSums`] computes
-//! the same without tiles: far slower, so that what is built on them can be tested on every machine.
+//! Matrix tiles (AMX): eight registers of 16 rows of 64 bytes, of which 0 to 3 are sums here, of 16×16 f32; operands are 16
+//! rows of 16 pairs of bf16, the right one with pairs down its columns. The instructions are written as assembly, since the
+//! language has no stable names for them.
 
 use std::sync::OnceLock;
+
+use super::{Line, STEP, Sums};
 
 /// Instructions of this machine; elsewhere there are no tiles, and what needs them does not run.
 macro_rules! asm {
@@ -16,18 +15,6 @@ macro_rules! asm {
         unreachable!("there are no tiles");
     }};
 }
-
-/// A row of a tile.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub struct Line(pub [u32; 16]);
-
-impl Line {
-    pub const ZERO: Line = Line([0; 16]);
-}
-
-/// Lines of an operand that a step takes: two tiles.
-pub const STEP: usize = 32;
 
 /// Whether this machine has tiles of bf16 and the system lets the process use them.
 pub fn available() -> bool {
@@ -102,32 +89,12 @@ impl Drop for Tiles {
     }
 }
 
-/// Sums of 32×32 products.
-pub trait Sums: Sized {
-    /// What has to be there while there are sums.
-    type Registers;
-
-    /// # Safety
-    /// Tiles are [`available`], where the registers are such.
-    unsafe fn registers() -> Self::Registers;
-
-    /// Zeros.
-    fn new(registers: &Self::Registers) -> Self;
-
-    /// Adds a step's products.
-    ///
-    /// # Safety
-    /// `left` and `right` have [`STEP`] lines.
-    unsafe fn add(&mut self, left: *const Line, right: *const Line);
-
-    /// Writes the sums: 32 rows of the left 16 columns, then 32 rows of the right ones.
-    fn write(self, target: &mut [[f32; 16]; 64]);
-}
-
 /// Sums in four tiles, [row half][column half].
 pub struct TileSums;
 
 impl Sums for TileSums {
+    const TERMS: usize = 2;
+    const STEPS: usize = 1;
     type Registers = Tiles;
 
     #[inline(always)]
@@ -152,23 +119,10 @@ impl Sums for TileSums {
     }
 
     #[inline(always)]
-    unsafe fn add(&mut self, left: *const Line, right: *const Line) {
-        // SAFETY: reads 2 KiB of each.
-        unsafe {
-            asm!(
-                "tileloadd tmm4, [{left} + {line}]",
-                "tileloaddt1 tmm6, [{right} + {line}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{left} + {line} + 1024]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tileloaddt1 tmm7, [{right} + {line} + 1024]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                left = in(reg) left,
-                right = in(reg) right,
-                line = in(reg) 64usize,
-                options(nostack, readonly, preserves_flags)
-            );
+    unsafe fn add(&mut self, left: *const Line, right: *const Line, steps: usize) {
+        for step in 0..steps {
+            // SAFETY: passed on to the caller.
+            unsafe { self.add_step(left.add(step * STEP), right.add(step * STEP)) };
         }
     }
 
@@ -189,45 +143,27 @@ impl Sums for TileSums {
     }
 }
 
-/// Sums in memory.
-pub struct PlainSums([[f32; 16]; 64]);
-
-impl Sums for PlainSums {
-    type Registers = ();
-
-    unsafe fn registers() {}
-
-    fn new((): &()) -> PlainSums {
-        PlainSums([[0.0; 16]; 64])
-    }
-
-    unsafe fn add(&mut self, left: *const Line, right: *const Line) {
-        let halves = |pair: u32| {
-            [
-                f32::from_bits(pair << 16),
-                f32::from_bits(pair & 0xffff_0000),
-            ]
-        };
-        // SAFETY: the caller's promise.
-        let (left, right) = unsafe {
-            (
-                std::slice::from_raw_parts(left, STEP),
-                std::slice::from_raw_parts(right, STEP),
-            )
-        };
-        for (place, sums) in self.0.iter_mut().enumerate() {
-            let (half, row) = (place / STEP, place % STEP);
-            for (pair, line) in right[half * 16..][..16].iter().enumerate() {
-                let [a, b] = halves(left[row].0[pair]);
-                for (sum, column) in sums.iter_mut().zip(line.0) {
-                    let [x, y] = halves(column);
-                    *sum += a * x + b * y;
-                }
-            }
+impl TileSums {
+    /// # Safety
+    /// As for `add`.
+    #[inline(always)]
+    unsafe fn add_step(&mut self, left: *const Line, right: *const Line) {
+        // SAFETY: reads 2 KiB of each.
+        unsafe {
+            asm!(
+                "tileloadd tmm4, [{left} + {line}]",
+                "tileloaddt1 tmm6, [{right} + {line}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{left} + {line} + 1024]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tileloaddt1 tmm7, [{right} + {line} + 1024]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                left = in(reg) left,
+                right = in(reg) right,
+                line = in(reg) 64usize,
+                options(nostack, readonly, preserves_flags)
+            );
         }
-    }
-
-    fn write(self, target: &mut [[f32; 16]; 64]) {
-        *target = self.0;
     }
 }
