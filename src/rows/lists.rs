@@ -6,11 +6,12 @@
 //! most 1/eps entries in the mean. The label's class is never in the list: its probability is known to more digits from its
 //! log-probability, and is handed out apart.
 //!
-//! u_j is a hash of (seed, step, number of the row, number of the class): the same on whatever thread, in whatever tile and
-//! block of classes. The list depends on nothing but these, the row's logits and its final log-sum-exp, since a row is read
+//! u_j is the sum, modulo 1, of a hash of the number of the row and one of the number of the class, both keyed with seed and
+//! step: the same on whatever thread, in whatever tile and block of classes. Any two of these sums are independent, of one row,
+//! of one class or of neither, and gradients are linear in what is listed: so their variance is what it were if all were. The list depends on nothing but these, the row's logits and its final log-sum-exp, since a row is read
 //! a second time, from the second-level cache, when that is known.
 //!
-//! Operations per vector of the second reading: conversion 1, bound of p 3, hash 8, comparison 1; p itself is computed
+//! Operations per vector of the second reading: conversion 1, bound of p 3, hash 2, threshold 2, comparison 1; p itself is computed
 //! where the bound says that an element may be in the list.
 
 use std::ops::Range;
@@ -154,7 +155,8 @@ pub unsafe fn lists(
         stats,
         table,
         per_row,
-        sampling,
+        eps: sampling.eps,
+        hashes: hashes_of(rows, sampling),
         level,
     };
     let forward = fresh.then(|| Forward::new(rows, (stats, k), table, &live, level));
@@ -218,53 +220,54 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// What the hash of a row's classes is keyed with.
-#[derive(Clone, Copy)]
-pub(super) struct Key {
-    pub first: u32,
-    pub second: u32,
+/// The hashes of a call.
+pub(super) struct Hashes {
+    of_rows: u64,
+    /// Of the call's classes.
+    pub of_classes: Vec<u32>,
 }
 
-impl Key {
-    pub fn new(sampling: Sampling, row: i64) -> Key {
-        let mut key = 0;
-        for word in [sampling.seed, sampling.step, row as u64] {
-            key = mix((key ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15));
-        }
-        Key {
-            first: key as u32,
-            second: (key >> 32) as u32,
+impl Hashes {
+    /// Of classes by their numbers in the vocabulary.
+    pub fn new(sampling: Sampling, classes: Range<u64>) -> Hashes {
+        let after = |key: u64, word: u64| mix((key ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15));
+        let key = after(after(0, sampling.seed), sampling.step);
+        let of_classes = after(key, 1);
+        Hashes {
+            of_rows: after(key, 2),
+            of_classes: classes.map(|class| high(of_classes, class)).collect(),
         }
     }
 
-    /// What the hash of a class begins with; that of the next class is [`STRIDE`] more.
-    #[inline(always)]
-    pub fn begin(self, class: u32) -> u32 {
-        class.wrapping_mul(STRIDE).wrapping_add(self.first)
-    }
-
-    /// The bits of a class, of which the high ones are the good ones.
-    #[inline(always)]
-    pub fn finish(self, begun: u32) -> u32 {
-        (begun ^ (begun >> 15) ^ self.second).wrapping_mul(0x846c_a68b)
+    pub fn of_row(&self, number: i64) -> u32 {
+        high(self.of_rows, number as u64)
     }
 }
 
-/// 2^32 over the golden ratio: multiples of it are spread evenly.
-pub(super) const STRIDE: u32 = 0x9e37_79b1;
+/// Those of the classes that the rows have, and of some more behind them, to the end of a block.
+pub(super) fn hashes_of(rows: &Rows, sampling: Sampling) -> Hashes {
+    let (first, count) = (rows.first_class as u64, rows.width() as u64);
+    Hashes::new(sampling, first..first + count.next_multiple_of(BLOCK))
+}
+
+/// Classes that a kernel may take at a time.
+const BLOCK: u64 = 32;
+
+fn high(key: u64, number: u64) -> u32 {
+    (mix((key ^ number).wrapping_add(0x9e37_79b9_7f4a_7c15)) >> 32) as u32
+}
 
 /// No vector has fewer lanes than this.
 const FEWEST_LANES: usize = 4;
 
-/// Lists `len` elements at `x`, at most a chunk, the first of which is class `first` of the vocabulary and stands at `place`
-/// of the row.
+/// Lists `len` elements at `x`, at most a chunk, the first of which stands at `place` of the row.
 struct Sweep<'a, E: Element> {
     x: *const E,
     len: usize,
     place: usize,
-    first: u32,
     log_p: Shift<E::Real>,
-    key: Key,
+    /// That of the row, and those of the elements' classes.
+    hashes: (u32, &'a [u32]),
     eps: f64,
     /// dz/dx but for what a soft cap multiplies it by.
     unit: f64,
@@ -280,7 +283,9 @@ impl<E: Element> Kernel for Sweep<'_, E> {
     fn run<I: Isa>(mut self) {
         let lanes = <E::Vector<I> as Vector>::LANES;
         let whole = self.len - self.len % lanes;
-        let bound = Bound::<E::Vector<I>>::new(self.log_p, self.eps, self.key, self.first);
+        let (own, of_classes) = self.hashes;
+        debug_assert!(of_classes.len() == self.len);
+        let bound = Bound::<E::Vector<I>>::new(self.log_p, self.eps, own);
         // Without a branch: which vectors may have entries, then those alone.
         let mut places = [0u16; CHUNK / FEWEST_LANES];
         debug_assert!(lanes >= FEWEST_LANES && self.len <= CHUNK);
@@ -289,13 +294,13 @@ impl<E: Element> Kernel for Sweep<'_, E> {
             // SAFETY: the caller of `sweep` vouches for `len` elements.
             let x: E::Vector<I> = unsafe { Memory::<E>::load(self.x.add(at)) };
             places[found] = at as u16;
-            found += usize::from(bound.may_exceed(x, at));
+            found += usize::from(bound.may_exceed(x, bound.hashes(&of_classes[at..])));
         }
         for &at in &places[..found] {
             let at = usize::from(at);
             // SAFETY: as above.
             let x: E::Vector<I> = unsafe { Memory::<E>::load(self.x.add(at)) };
-            self.enter(&bound, x, at, lanes);
+            self.enter(&bound, x, bound.hashes(&of_classes[at..]), (at, lanes));
         }
         if whole < self.len {
             let mut rest = [E::NEG_INFINITY; MAX_LANES];
@@ -306,7 +311,9 @@ impl<E: Element> Kernel for Sweep<'_, E> {
                     .copy_to_nonoverlapping(rest.as_mut_ptr(), self.len - whole);
                 Memory::<E>::load(rest.as_ptr())
             };
-            self.enter(&bound, x, whole, self.len - whole);
+            let mut hashes = [0; MAX_LANES];
+            hashes[..self.len - whole].copy_from_slice(&of_classes[whole..]);
+            self.enter(&bound, x, bound.hashes(&hashes), (whole, self.len - whole));
         }
     }
 }
@@ -318,10 +325,10 @@ impl<E: Element> Sweep<'_, E> {
         &mut self,
         bound: &Bound<V>,
         x: V,
-        at: usize,
-        count: usize,
+        hashes: V,
+        (at, count): (usize, usize),
     ) {
-        let (mut listed, numbers) = bound.listed(x, bound.hashes(at), count);
+        let (mut listed, numbers) = bound.listed(x, hashes, count);
         while listed != 0 {
             let lane = listed.trailing_zeros() as usize;
             listed &= listed - 1;
@@ -339,9 +346,8 @@ impl<E: Element> Sweep<'_, E> {
 
 /// Tells elements that may be listed from those that cannot be, without their exponentials.
 struct Bound<V: Vector> {
-    key: Key,
-    /// Where the hashes of the first vector begin.
-    begun: [u32; MAX_LANES],
+    /// The row's hash.
+    own: u32,
     origin: V,
     factor: V,
     minus_remainder: V,
@@ -354,19 +360,14 @@ struct Bound<V: Vector> {
 
 impl<V: Vector> Bound<V> {
     #[inline(always)]
-    fn new(shift: Shift<V::Scalar>, eps: f64, key: Key, first: u32) -> Bound<V> {
+    fn new(shift: Shift<V::Scalar>, eps: f64, own: u32) -> Bound<V> {
         let splat = |value: f64| V::splat(V::Scalar::from_f64(value));
         let log2 = (shift.origin.to_f64() * shift.factor.to_f64() + shift.remainder.to_f64())
             * std::f64::consts::LOG2_E;
         let margin = 1e-4 + (log2.abs() + 200.0) / (1u32 << 21) as f64;
         let step = eps / (1u64 << 32) as f64;
-        let mut begun = [0; MAX_LANES];
-        for (lane, begun) in begun.iter_mut().enumerate() {
-            *begun = key.begin(first.wrapping_add(lane as u32));
-        }
         Bound {
-            key,
-            begun,
+            own,
             origin: V::splat(shift.origin),
             factor: V::splat(shift.factor),
             minus_remainder: V::splat(V::Scalar::ZERO).sub(V::splat(shift.remainder)),
@@ -399,16 +400,17 @@ impl<V: Vector> Bound<V> {
         hashes.mul_add(self.scale, self.half)
     }
 
-    /// Of the classes of the vector that begins at `at`.
+    /// Of a vector's classes, from those of the classes.
     #[inline(always)]
-    fn hashes(&self, at: usize) -> V {
+    fn hashes(&self, of_classes: &[u32]) -> V {
         let mut hashes = [V::Scalar::ZERO; MAX_LANES];
+        debug_assert!(of_classes.len() >= V::LANES);
         // A plain loop, which the compiler makes vectors of; not of an iterator's.
-        let ahead = (at as u32).wrapping_mul(STRIDE);
         let mut lane = 0;
         while lane < V::LANES {
-            let begun = self.begun[lane].wrapping_add(ahead);
-            hashes[lane] = V::Scalar::from_integer(self.key.finish(begun));
+            // SAFETY: whoever calls this has a vector's worth of them.
+            let of_class = unsafe { *of_classes.as_ptr().add(lane) };
+            hashes[lane] = V::Scalar::from_integer(of_class.wrapping_add(self.own));
             lane += 1;
         }
         // SAFETY: no vector has more than MAX_LANES lanes.
@@ -417,9 +419,9 @@ impl<V: Vector> Bound<V> {
 
     /// Whether p may be at least its threshold in some lane.
     #[inline(always)]
-    fn may_exceed(&self, x: V, at: usize) -> bool {
+    fn may_exceed(&self, x: V, hashes: V) -> bool {
         let most = V::power_above(x.mul_add(self.log2_factor, self.minus_log2));
-        V::any(self.thresholds(self.hashes(at)).less(most))
+        V::any(self.thresholds(hashes).less(most))
     }
 }
 
@@ -429,7 +431,8 @@ pub(super) struct Candidates<'a> {
     pub classes: &'a [u32],
     pub logits: &'a [f32],
     pub log_p: Shift<f32>,
-    pub key: Key,
+    /// That of the row, and those of all classes.
+    pub hashes: (u32, &'a [u32]),
     pub eps: f64,
     /// dz/dx
     pub unit: f64,
@@ -442,27 +445,22 @@ impl Kernel for Candidates<'_> {
     #[inline(always)]
     fn run<I: Isa>(self) -> List {
         let lanes = <I::F32 as Vector>::LANES;
-        let bound = Bound::<I::F32>::new(self.log_p, self.eps, self.key, 0);
+        let (own, of_classes) = self.hashes;
+        let bound = Bound::<I::F32>::new(self.log_p, self.eps, own);
         let mut list = List::with_capacity(self.classes.len());
         let (classes, _) = self.classes.as_chunks::<MAX_LANES>();
         let (logits, _) = self.logits.as_chunks::<MAX_LANES>();
         for (classes, logits) in classes.iter().zip(logits) {
-            let mut hashes = [0.0; MAX_LANES];
-            // A plain loop, which the compiler makes vectors of; not of an iterator's.
+            let mut hashes = [0; MAX_LANES];
             let mut lane = 0;
             while lane < MAX_LANES {
-                hashes[lane] = self.key.finish(self.key.begin(classes[lane])) as f32;
+                hashes[lane] = of_classes[classes[lane] as usize];
                 lane += 1;
             }
             for at in (0..MAX_LANES).step_by(lanes) {
                 // SAFETY: MAX_LANES is a multiple of the number of lanes.
-                let (x, hashes): (I::F32, I::F32) = unsafe {
-                    (
-                        Memory::<f32>::load(logits[at..].as_ptr()),
-                        Memory::<f32>::load(hashes[at..].as_ptr()),
-                    )
-                };
-                let (mut listed, numbers) = bound.listed(x, hashes, lanes);
+                let x: I::F32 = unsafe { Memory::<f32>::load(logits[at..].as_ptr()) };
+                let (mut listed, numbers) = bound.listed(x, bound.hashes(&hashes[at..]), lanes);
                 while listed != 0 {
                     let lane = listed.trailing_zeros() as usize;
                     listed &= listed - 1;
@@ -488,7 +486,8 @@ struct Call<'a> {
     stats: &'a [Stat],
     table: &'a Array,
     per_row: &'a PerRow<'a>,
-    sampling: Sampling,
+    eps: f64,
+    hashes: Hashes,
     level: Level,
 }
 
@@ -586,7 +585,7 @@ impl Call<'_> {
         }
         // SAFETY: `numbers` has one per row.
         let number = unsafe { self.per_row.numbers.read_i64(row.index) };
-        let key = Key::new(self.sampling, number);
+        let own = self.hashes.of_row(number);
         let shift = transform.log_probability::<E::Real>(exact);
         for index in 0..self.rows.width().div_ceil(CHUNK) {
             let part = chunk_part(index, self.rows.width());
@@ -596,14 +595,14 @@ impl Call<'_> {
                     .add(part.start)
                     .cast_const();
                 match transform.cap_in::<E::Real>() {
-                    None => self.sweep(x, &part, (row, unit), (shift, key), None, &mut list),
+                    None => self.sweep(x, &part, (row, unit), (shift, own), None, &mut list),
                     Some(cap) => {
                         let (z, slope) =
                             room.get_or_insert_with(|| (Scratch::new(), Scratch::new()));
                         z.load(self.level, x, part.len());
                         z.cap(self.level, part.len(), cap, Some(slope));
                         let (z, slope) = (z.as_ptr(), Some(&*slope));
-                        self.sweep(z, &part, (row, unit), (shift, key), slope, &mut list);
+                        self.sweep(z, &part, (row, unit), (shift, own), slope, &mut list);
                     }
                 }
             }
@@ -618,7 +617,7 @@ impl Call<'_> {
         x: *const E,
         part: &Range<usize>,
         (row, unit): (&LiveRow, f64),
-        (log_p, key): (Shift<E::Real>, Key),
+        (log_p, own): (Shift<E::Real>, u32),
         slope: Option<&Scratch<E::Real>>,
         list: &mut List,
     ) {
@@ -628,10 +627,9 @@ impl Call<'_> {
                 x,
                 len: part.len(),
                 place: part.start,
-                first: (self.rows.first_class as usize + part.start) as u32,
                 log_p,
-                key,
-                eps: self.sampling.eps,
+                hashes: (own, &self.hashes.of_classes[part.clone()]),
+                eps: self.eps,
                 unit,
                 slope,
                 label: row.label,
@@ -705,7 +703,8 @@ mod tests {
                     stats: &stats,
                     table: &table,
                     per_row: &per_row,
-                    sampling,
+                    eps: sampling.eps,
+                    hashes: hashes_of(&rows, sampling),
                     level,
                 };
                 call.run::<f32>(&live, Some(&forward), 1)
@@ -732,9 +731,10 @@ mod tests {
     fn check_row(x: &[f32], label: i64, number: i64, sampling: Sampling, found: &[i64]) {
         let z: Vec<f64> = x.iter().map(|x| f64::from(*x) / 0.9).collect();
         let mass: f64 = z.iter().map(|z| z.exp()).sum();
-        let key = Key::new(sampling, number);
-        for (class, z) in z.iter().enumerate() {
-            let u = (f64::from(key.finish(key.begin(class as u32))) + 0.5) / (1u64 << 32) as f64;
+        let hashes = Hashes::new(sampling, 0..z.len() as u64);
+        let own = hashes.of_row(number);
+        for (of_class, (class, z)) in hashes.of_classes.iter().zip(z.iter().enumerate()) {
+            let u = (f64::from(own.wrapping_add(*of_class)) + 0.5) / (1u64 << 32) as f64;
             let ratio = z.exp() / mass / (sampling.eps * u);
             // Next to its threshold a probability may be rounded to either side.
             if (ratio - 1.0).abs() > 1e-5 {

@@ -17,7 +17,7 @@ use half::bf16;
 use super::combine::{ChunkResult, Partial, Row};
 use super::cpu::Transform;
 use super::exp::Exp;
-use super::lists::{self, Candidates, Key, List, Lists, PerRow, Sampling};
+use super::lists::{self, Candidates, Hashes, List, Lists, PerRow, Sampling};
 use super::{LiveRow, Rows, Stat, check_shape};
 use crate::array::{ArgumentError, Array, Dtype};
 use crate::rows::chunk::forward::Sums as ChunkSums;
@@ -117,7 +117,7 @@ pub unsafe fn lists(
     unsafe {
         let live = rows.live()?;
         let packed = Packed::new(rows, product.hidden, &live, level);
-        let mut listing = Listing::new(per_row, sampling, &live);
+        let mut listing = Listing::new(rows, (per_row, sampling), &live);
         let likely = Likely::new(product, &live);
         likely.expect(
             (rows, product),
@@ -129,6 +129,9 @@ pub unsafe fn lists(
         let labels = labels_of(&live);
         let call = Call::new((rows, product), (&packed, labels), level, Some(listing));
         let done = call.run(threads);
+        let Some(listing) = &call.listing else {
+            unreachable!("it was given")
+        };
         call.clear(table);
         per_row.clear_labels();
         let found: Vec<OnceLock<List>> = live.iter().map(|_| OnceLock::new()).collect();
@@ -142,7 +145,7 @@ pub unsafe fn lists(
                     let of_row = call.row((row, place), call.chunks_of(block, &done));
                     call.write(stats, table, row, of_row);
                     found[place]
-                        .get_or_init(|| call.list((per_row, sampling), row, of_row, candidates));
+                        .get_or_init(|| call.list((per_row, listing), row, of_row, candidates));
                 }
             }
         });
@@ -228,42 +231,38 @@ struct Gathered {
 
 /// What tells which classes may be listed.
 struct Listing {
+    eps: f64,
     /// eps/2^32
     unit: f32,
+    hashes: Hashes,
     /// By blocks of live rows.
     tokens: Vec<Tokens>,
     /// log Σ e^z over the chunks that are through, or less, of each token.
     known: Vec<AtomicU32>,
 }
 
-/// Of a block of tokens: what their hashes are keyed with, and log Σ e^z over some classes, or less.
+/// Of a block of tokens: their hashes, and log Σ e^z over some classes, or less.
 #[derive(Clone)]
 struct Tokens {
-    first: [u32; BLOCK],
-    second: [u32; BLOCK],
+    hashes: [u32; BLOCK],
     least: [f32; BLOCK],
 }
 
 impl Tokens {
     /// Where there is no token everything is below what is known.
     const NONE: Tokens = Tokens {
-        first: [0; BLOCK],
-        second: [0; BLOCK],
+        hashes: [0; BLOCK],
         least: [f32::INFINITY; BLOCK],
     };
 
-    /// Their hashes of a class.
+    /// Their hashes together with that of a class.
     #[inline(always)]
-    fn hashes(&self, class: u32) -> [f32; BLOCK] {
+    fn hashes(&self, of_class: u32) -> [f32; BLOCK] {
         let mut hashes = [0.0; BLOCK];
         // A plain loop, which the compiler makes vectors of; not of an iterator's.
         let mut token = 0;
         while token < BLOCK {
-            let key = Key {
-                first: self.first[token],
-                second: self.second[token],
-            };
-            hashes[token] = key.finish(key.begin(class)) as f32;
+            hashes[token] = self.hashes[token].wrapping_add(of_class) as f32;
             token += 1;
         }
         hashes
@@ -291,10 +290,16 @@ const MARGIN: f32 = 1e-3;
 impl Listing {
     /// # Safety
     /// The promise of [`lists`].
-    unsafe fn new(per_row: &PerRow<'_>, sampling: Sampling, live: &[LiveRow]) -> Listing {
+    unsafe fn new(
+        rows: &Rows,
+        (per_row, sampling): (&PerRow<'_>, Sampling),
+        live: &[LiveRow],
+    ) -> Listing {
         let blocks = live.len().div_ceil(BLOCK);
         let mut listing = Listing {
+            eps: sampling.eps,
             unit: (sampling.eps / (1u64 << 32) as f64) as f32 * (1.0 - MARGIN),
+            hashes: lists::hashes_of(rows, sampling),
             tokens: vec![Tokens::NONE; blocks],
             known: Vec::new(),
         };
@@ -305,9 +310,8 @@ impl Listing {
             let (block, token) = (place / BLOCK, place % BLOCK);
             // SAFETY: passed on to the caller; there is one per row.
             let number = unsafe { per_row.numbers.read_i64(row.index) };
-            let (key, of_block) = (Key::new(sampling, number), &mut listing.tokens[block]);
-            of_block.first[token] = key.first;
-            of_block.second[token] = key.second;
+            let of_block = &mut listing.tokens[block];
+            of_block.hashes[token] = listing.hashes.of_row(number);
             of_block.least[token] = f32::NEG_INFINITY;
         }
         listing
@@ -767,7 +771,7 @@ impl Call<'_> {
     /// The promise of [`lists`].
     unsafe fn list(
         &self,
-        (per_row, sampling): (&PerRow<'_>, Sampling),
+        (per_row, listing): (&PerRow<'_>, &Listing),
         row: &LiveRow,
         (state, z): (Row, f64),
         Gathered { classes, logits }: &mut Gathered,
@@ -796,8 +800,8 @@ impl Call<'_> {
             classes: classes.as_slice(),
             logits: logits.as_slice(),
             log_p: transform.log_probability::<f32>(lse),
-            key: Key::new(sampling, number),
-            eps: sampling.eps,
+            hashes: (listing.hashes.of_row(number), &listing.hashes.of_classes),
+            eps: listing.eps,
             unit,
             label: row.label,
         };
@@ -834,11 +838,11 @@ struct Pending<'a, V, const LISTED: bool> {
     marks: [u32; BLOCK],
 }
 
-/// Where a block stands: its first class, of all and of the chunk; and its tokens, if there are lists.
+/// Where a block stands: its first class in the chunk; and the hashes of its classes and its tokens, if there are lists.
 #[derive(Clone, Copy)]
 struct Place<'a> {
-    class: u32,
     of_chunk: u16,
+    of_classes: &'a [u32; BLOCK],
     tokens: &'a Tokens,
     /// log Σ e^z, or less, when the chunk was begun.
     known: &'a [f32; BLOCK],
@@ -849,8 +853,8 @@ struct Place<'a> {
 impl Place<'_> {
     /// Of no lists.
     const NONE: Place<'static> = Place {
-        class: 0,
         of_chunk: 0,
+        of_classes: &[0; BLOCK],
         tokens: &Tokens::NONE,
         known: &[0.0; BLOCK],
         unit: 0.0,
@@ -963,7 +967,7 @@ impl<'a, V: Vector<Scalar = f32> + Memory<f32>, const LISTED: bool> Pending<'a, 
             while class < 2 * pair + 2 {
                 let mut hashes = [0.0; BLOCK];
                 if LISTED {
-                    hashes = self.place.tokens.hashes(self.place.class + class as u32);
+                    hashes = self.place.tokens.hashes(self.place.of_classes[class]);
                 }
                 let mut marks = 0;
                 for part in 0..Self::PARTS {
@@ -1160,6 +1164,7 @@ impl Sweep<'_> {
         let (call, steps) = (self.call, self.call.packed.steps);
         let listing = call.listing.as_ref();
         let known = listing.map_or_else(Vec::new, |listing| listing.known(&self.tokens));
+        let of_classes = listing.map_or(&[][..], |listing| listing.hashes.of_classes.as_chunks().0);
         // SAFETY: `run` has looked.
         let registers = unsafe { S::registers() };
         let mut packed = vec![Line::ZERO; steps * STEP];
@@ -1210,11 +1215,11 @@ impl Sweep<'_> {
                     labels = rest;
                 }
                 let mut at = Place {
-                    class: start as u32,
                     of_chunk: (start - self.classes.start) as u16,
                     ..Place::NONE
                 };
                 if LISTED && let Some(listing) = listing {
+                    at.of_classes = &of_classes[start / BLOCK];
                     at.tokens = &listing.tokens[block];
                     at.known = &known[place];
                     at.unit = listing.unit;
