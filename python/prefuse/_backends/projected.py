@@ -1,4 +1,4 @@
-"""Statistics of float32 logits that are never written, of bfloat16 hidden states and weight: CPUs with tiles (AMX)."""
+"""Statistics of float32 logits that are never written, of bfloat16 hidden states and weight: x86-64 CPUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefuse._backends.lists import Lists, Sampling, written
 from prefuse._backends.rows import bits_of
 
 AVAILABLE: bool = _prefuse.projects_rows()
-"""Whether this machine has the instructions, and the system lets the process use them; without them it is slow."""
+"""Whether it is known to be fast on this machine."""
 
 STATISTICS = ("logp", "lse")
 """What is computed."""

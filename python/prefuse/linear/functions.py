@@ -135,9 +135,11 @@ def linear_token_stats(
             dense where lists are long or carry nothing, and on a GPU. None: dense.
 
         logits_dtype: float32 makes the logits of 16-bit hidden states in float32, where they are rounded to 16 bits
-            otherwise, the largest error of the head. All matrices are converted at each call, and products are those of
-            float32, which take 3 to 7 times as long as those of bfloat16 where the processor has instructions for these
-            (measured with AMX). None: that of `hidden`.
+            otherwise, the largest error of the head. Of bfloat16 on an x86-64 CPU ``logp`` and ``lse`` come from
+            blocks of float32 logits that are never written, without a gradient and with `sparse`. Otherwise all
+            matrices are converted at each call, and products are those of float32, which take 3 to 7 times as long as
+            those of bfloat16 where the processor has instructions for these (measured with AMX). None:
+            that of `hidden`.
         support: statistics of the probabilities renormalised over the classes that a sampler could have drawn, see
             `prefuse.Support`. The backward pass makes the logits again; `group`, `sparse`, `label_smoothing`, a
             reference and plans but "recompute" are refused beside it, and ``result.plan`` is None.
