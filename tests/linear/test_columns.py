@@ -11,6 +11,7 @@ import torch
 import prefuse
 from prefuse._backends import projected
 from prefuse.linear import columns, operands, operators, plans
+from prefuse.linear.call import SMOOTHED
 from prefuse.linear.costs import DEVICES
 from tests.devices import integers, normal
 from tests.linear.gathering import gathering_columns
@@ -249,7 +250,7 @@ def test_the_plan_says_what_it_does():
     ("options", "message"),
     [
         ({"softcap": 3.0}, "softcap: expected None with sparse"),
-        ({"label_smoothing": 0.1}, "label_smoothing: expected 0 with sparse"),
+        ({"softcap": 3.0, "label_smoothing": 0.1}, "softcap: expected None with sparse"),
         ({"plan": "lists"}, 'it is for hidden states elsewhere.*name "columns"'),
         ({"plan": "keep"}, 'its gradients are dense.*name "columns"'),
     ],
@@ -281,8 +282,9 @@ def test_columns_are_for_sparse_alone():
         {"wants": (True, True, True), "stats": "logp,lse"},
         {"wants": (True, False, False), "live": False, "lora": True},
         {"wants": (False, True, False), "temperatures": True},
+        {"wants": (True, True, True), "stats": SMOOTHED},
     ],
-    ids=["all", "hidden", "weight"],
+    ids=["all", "hidden", "weight", "smoothed"],
 )
 def test_opcheck(options):
     torch.library.opcheck(operators.linear_token_stats, arguments("columns", eps=0.1, **options))

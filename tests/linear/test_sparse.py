@@ -12,6 +12,7 @@ import prefuse
 from prefuse._backends import lists as backend
 from prefuse._backends.rows import Rows, bits_of
 from prefuse.linear import operators
+from prefuse.linear.call import SMOOTHED
 from prefuse.linear.sparse import Sparse
 from tests.devices import integers, normal
 from tests.linear.oracle import problem, statistics
@@ -220,6 +221,26 @@ def test_rows_of_the_weight_that_no_token_calls_get_exactly_nothing():
     assert 0 < called <= made.plan.listed + 37 < 1000
 
 
+def test_what_every_class_gets_is_exact_whatever_is_rounded():
+    given = problem()
+    wrt = leaves(given, "hidden", "weight", "bias")
+    upstream = [normal(37, seed=10 + i, dtype=torch.float64) for i in range(2)]
+    options = {"bias": given["bias"], "temperature": 0.8}
+    rounded = {**options, "sparse": Sparse(EPS, seed=4)}
+    both, _ = gradients(given, wrt, upstream, ("logp", "mean_logit"), **rounded)
+    alone, _ = gradients(given, wrt, upstream, ("logp",), **rounded)
+    smoothed, _ = gradients(given, wrt, upstream, ("logp",), label_smoothing=0.3, **rounded)
+    mean, _ = gradients(given, wrt, upstream[1:], ("mean_logit",), **options)
+    spread, _ = gradients(given, wrt, [0.3 * upstream[0]], ("mean_logit",), **options)
+    for i in range(3):
+        torch.testing.assert_close(both[i] - alone[i], mean[i], rtol=1e-9, atol=1e-12)
+        # d(logp) = 1[label] - p, of which smoothing takes a part, and d(lse) = p
+        one_hot = torch.nn.functional.one_hot(given["labels"].clamp(min=0), 53) * (given["labels"] != -100)[:, None]
+        at_labels = 0.3 / 0.8 * upstream[0][:, None] * one_hot
+        label = (at_labels @ wrt[1], at_labels.T @ wrt[0], at_labels.sum(0))[i]
+        torch.testing.assert_close(smoothed[i], alone[i] - label + spread[i], rtol=1e-9, atol=1e-12)
+
+
 def whole_numbers(tokens=50, features=16, classes=5000):
     """Logits that every order of additions gives to the bit."""
     hidden = (integers(5, tokens, features, seed=40) - 2).float()
@@ -227,8 +248,9 @@ def whole_numbers(tokens=50, features=16, classes=5000):
     return {"hidden": hidden, "weight": weight, "labels": integers(classes, tokens, seed=42)}
 
 
+@pytest.mark.parametrize("names", [("logp", "lse"), ("logp", "mean_logit")], ids="+".join)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_bits_depend_on_neither_threads_nor_tiles(dtype):
+def test_bits_depend_on_neither_threads_nor_tiles(dtype, names):
     given = whole_numbers()
     given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
     wrt = leaves(given, "hidden", "weight")
@@ -238,7 +260,7 @@ def test_bits_depend_on_neither_threads_nor_tiles(dtype):
     try:
         for threads, workspace in ((1, 1 << 28), (2, 1 << 28), (3, 1 << 28), (1, 1 << 17), (3, 1 << 15)):
             torch.set_num_threads(threads)
-            made = gradients(given, wrt, upstream, sparse=Sparse(2.0**-8, seed=1), workspace_bytes=workspace)
+            made = gradients(given, wrt, upstream, names, sparse=Sparse(2.0**-8, seed=1), workspace_bytes=workspace)
             found.append([*made[0], *made[1].values()])
     finally:
         torch.set_num_threads(before)
@@ -330,8 +352,9 @@ def test_without_a_seed_it_is_drawn_as_dropout_draws():
         {"wants": (True, True, True), "stats": "logp,lse"},
         {"wants": (True, False, False), "live": False, "lora": True},
         {"wants": (False, True, False), "temperatures": True},
+        {"wants": (True, True, True), "stats": SMOOTHED},
     ],
-    ids=["all", "hidden", "weight"],
+    ids=["all", "hidden", "weight", "smoothed"],
 )
 def test_opcheck(options):
     torch.library.opcheck(operators.linear_token_stats, arguments("lists", eps=0.1, **options))
@@ -475,8 +498,16 @@ def test_explain_tells_without_running(capsys):
         ({"sparse": "yes"}, TypeError, 'sparse: expected a number, a Sparse, "auto", or None, got str'),
         ({"sparse": True}, TypeError, 'sparse: expected a number, a Sparse, "auto", or None, got bool'),
         ({"sparse": EPS, "stats": ("logp", "entropy")}, ValueError, "sparse: .* alone, got one through entropy"),
-        ({"sparse": EPS, "stats": "mean_logit"}, ValueError, "sparse: .* alone, got one through mean_logit"),
-        ({"sparse": EPS, "label_smoothing": 0.1}, ValueError, "label_smoothing: expected 0 with sparse, got 0.1"),
+        (
+            {"sparse": EPS, "stats": "mean_logit", "softcap": 3.0},
+            ValueError,
+            "softcap: expected None with sparse and a gradient through mean_logit, got 3.0",
+        ),
+        (
+            {"sparse": EPS, "label_smoothing": 0.1, "softcap": 3.0},
+            ValueError,
+            "softcap: expected None with sparse and label_smoothing, got 3.0",
+        ),
         ({"sparse": EPS, "plan": "keep"}, ValueError, "plan: 'keep' is not possible here: .*dense.*sparse="),
         ({"plan": "lists"}, ValueError, "plan: 'lists' is not possible here: .*sparse="),
     ],
@@ -506,7 +537,7 @@ def test_seeds_are_checked(options, kind, message):
 def test_an_objective_that_differentiates_entropy_is_refused():
     given = problem(tokens=36)
     columns = {name: torch.ones(4, 9) for name in ("old_logps", "advantage")}
-    with pytest.raises(ValueError, match=r"sparse: .* logp and lse alone, got one through entropy"):
+    with pytest.raises(ValueError, match=r"sparse: .* alone, got one through entropy"):
         prefuse.preference_loss(
             "ppo",
             hidden=given["hidden"].reshape(4, 9, 8).requires_grad_(),

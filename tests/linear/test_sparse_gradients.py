@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -64,6 +66,67 @@ def test_a_soft_cap(trained):
     agrees(leaves(given, *trained), given, bias=given["bias"], temperature=temperature, softcap=3.0)
 
 
+@pytest.mark.parametrize("trained", [("hidden",), ("weight",), ("bias",), ("hidden", "weight", "bias")])
+@pytest.mark.parametrize(
+    ("names", "options"),
+    [
+        (("mean_logit",), {}),
+        (("logp", "lse", "mean_logit"), {"temperature": 0.7, "scale": 1.3}),
+        (("logp", "mean_logit"), {"temperature": 0.5 + uniform(37, seed=20, dtype=F64), "workspace_bytes": 4000}),
+        (("logp",), {"label_smoothing": 0.2}),
+        (("logp", "lse", "mean_logit"), {"label_smoothing": 0.2, "mask": integers(2, 37, seed=21).bool()}),
+    ],
+    ids=["alone", "scaled", "temperatures", "smoothing", "all"],
+)
+def test_the_mean_logit(way, trained, names, options):
+    given = problem()
+    agrees(leaves(given, *trained), given, names, bias=given["bias"], **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}], ids=["mean_logit", "smoothing"])
+def test_the_mean_logit_of_an_adapter(way, options):
+    given = problem()
+    first, second = normal(3, 8, seed=30, dtype=F64), normal(53, 3, seed=31, dtype=F64)
+    wrt = [*leaves(given, "hidden", "weight"), first.requires_grad_(), second.requires_grad_()]
+    agrees(wrt, given, ("logp",) if options else ("mean_logit", "logp"), lora=(first, second, 0.5), **options)
+
+
+def test_the_mean_logit_where_classes_are_banned(way):
+    """It is -inf there; its gradient is that of every class, as it is without lists, and 0 where all are banned."""
+    given = problem()
+    given["bias"][20:] = -math.inf
+    wrt = leaves(given, "hidden", "weight", "bias")
+    given["labels"] %= 20
+    agrees(wrt, given, ("logp", "mean_logit"), bias=given["bias"])
+    given["bias"].requires_grad_(False).fill_(-math.inf)
+    agrees(wrt[:2], given, ("logp", "mean_logit"), bias=given["bias"])
+
+
+def test_the_mean_logit_of_one_class(way):
+    given = problem(classes=1)
+    agrees(leaves(given, "hidden", "weight", "bias"), given, ("logp", "mean_logit"), bias=given["bias"])
+
+
+def test_the_mean_logit_of_no_row(way):
+    given = problem()
+    given["labels"][:] = -100
+    agrees(leaves(given, "hidden", "weight", "bias"), given, ("logp", "mean_logit"), bias=given["bias"])
+
+
+def test_the_mean_logit_of_a_row_of_nan(way):
+    given = problem()
+    given["hidden"][3] = math.nan
+    (hidden,) = leaves(given, "hidden")
+    others = torch.arange(37) != 3
+    (dense,), _ = gradients(given, [hidden], [torch.ones(37)], ("mean_logit",))
+    (found,), _ = gradients(given, [hidden], [torch.ones(37)], ("mean_logit",), sparse=NEXT_TO_NOTHING)
+    torch.testing.assert_close(found, dense, rtol=1e-9, atol=1e-10, equal_nan=True)
+    assert found[3].isnan().all() and found[others].isfinite().all()
+    (found,), _ = gradients(given, [hidden], [others.double()], ("mean_logit",), sparse=NEXT_TO_NOTHING)
+    assert (found[3] == 0).all()
+    torch.testing.assert_close(found[others], dense[others], rtol=1e-9, atol=1e-10)
+
+
 def test_through_lse_alone(way):
     given = problem()
     agrees(leaves(given, "hidden", "weight"), given, ("lse",))
@@ -76,16 +139,17 @@ def test_an_adapter_has_its_gradient_from_the_same(way):
     agrees(wrt, given, ("logp",), lora=(first, second, 0.5))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_other_dtypes_are_rounded_once(way, dtype, monkeypatch):
+def test_other_dtypes_are_rounded_once(way, dtype, smoothing, monkeypatch):
     monkeypatch.setattr(columns, "SLICE_BYTES", 40_000)  # several slices too, but not one for each class
     given = problem(tokens=60, features=77, classes=400, dtype=F64)
     given["hidden"] *= 0.2
     narrow = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
     wrt = leaves(narrow, "hidden", "weight", "bias")
-    upstream = [normal(60, seed=11)]
-    found, _ = gradients(narrow, wrt, upstream, ("logp",), bias=narrow["bias"], sparse=2.0**-30)
-    dense, _ = gradients(narrow, wrt, upstream, ("logp",), bias=narrow["bias"])
+    upstream, options = [normal(60, seed=11)], {"bias": narrow["bias"], "label_smoothing": smoothing}
+    found, _ = gradients(narrow, wrt, upstream, ("logp",), sparse=2.0**-30, **options)
+    dense, _ = gradients(narrow, wrt, upstream, ("logp",), **options)
     for one, other in zip(found, dense, strict=True):
         assert one.dtype == dtype
         assert (one - other).norm() < {torch.float32: 1e-6}.get(dtype, 8e-3) * other.norm()

@@ -265,9 +265,9 @@ def _pull_back(
         (factors,) = grads.values()
         return passes.backward_from_logits(call, kept, factors, wants)
     if request.plan == "lists":
-        return sparse.backward(call, sparse.Kept(*kept), grads, wants)
+        return sparse.backward(call, table, sparse.Kept(*kept), grads, wants)
     if request.plan == "columns":
-        return columns.backward(call, columns.Kept(*kept), grads, wants)
+        return columns.backward(call, table, columns.Kept(*kept), grads, wants)
     return passes.recompute(call, (request.backward_rows, request.backward_classes), table, grads, wants)
 
 

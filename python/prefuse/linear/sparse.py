@@ -4,7 +4,7 @@ The gradient of a log-probability is ``1[j = label] − p_j``, and of V probabil
 those of at least eps are listed as they are; a smaller one is listed as eps with probability p/eps, by a hash of
 seed, step, row and class, and is left out otherwise. So what is listed has the expectation p, with the variance
 ``p·(eps − p)`` where p < eps and 0 elsewhere, and a list has at most 1/eps entries in the mean. The label's own is
-exact.
+exact, and so is what a mean logit gives every class (`prefuse.linear.every_class`).
 
 On a GPU it is columns of strips of rows that are gathered, and nothing is drawn (`prefuse.linear.columns`).
 
@@ -25,7 +25,9 @@ from prefuse._arguments.placement import is_capturing
 from prefuse._backends import lists as backend
 from prefuse._backends import storage
 from prefuse._backends.lists import Sampling
-from prefuse.linear.call import SMOOTHED, Call
+from prefuse.linear.call import SMOOTHED, Call, expansion
+from prefuse.linear.every_class import EveryClass, every_class
+from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.passes import Gradients, Wants, over_tokens, product_or_zero, reduced, upstream_of_rows
 
 __all__ = ["Sparse", "as_sparse", "check_sparse"]
@@ -36,8 +38,8 @@ LEAST_EPS = 2.0**-40
 AUTO = "auto"
 """What asks for an eps to be found: see `prefuse.linear.automatic`."""
 
-CARRIED = ("logp", "lse")
-"""The statistics whose gradients lists carry."""
+CARRIED = ("logp", SMOOTHED, "lse", "mean_logit")
+"""The statistics whose gradients lists, and columns, carry."""
 
 _SEEDS = 1 << 62
 
@@ -108,20 +110,23 @@ def check_sparse(
     if sparse is None:
         return None
     made = sparse if isinstance(sparse, Sparse) else Sparse(sparse)  # type: ignore[arg-type]
-    if SMOOTHED in differentiated:
-        raise ValueError(
-            f"label_smoothing: expected 0 with sparse, got {smoothing}: it gives every class a gradient of its own, "
-            "which lists do not carry"
-        )
     others = [name for name in differentiated if name not in CARRIED]
     if others:
+        known = ", ".join(name for name in CARRIED if name != SMOOTHED)
         raise ValueError(
-            f"sparse: expected gradients through {' and '.join(CARRIED)} alone, got one through {', '.join(others)}, "
+            f"sparse: expected gradients through {known} alone, got one through {', '.join(others)}, "
             "which lists do not carry; leave out sparse, or the gradient (differentiable=)"
         )
     if by_columns(device):
         _check_columns(device, softcap)
-    elif shared and made.seed is None:
+        return made
+    if softcap and any("mean_logit" in expansion(name, smoothing) for name in differentiated):
+        what = "label_smoothing" if SMOOTHED in differentiated else "a gradient through mean_logit"
+        raise ValueError(
+            f"softcap: expected None with sparse and {what}, got {softcap}: every class's logit would have a slope of "
+            "its own in the gradient of the mean logit, and lists know those of few"
+        )
+    if shared and made.seed is None:
         raise ValueError("sparse: expected Sparse(eps, seed=...) with group, the same on all of its processes")
     return made
 
@@ -200,15 +205,15 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def backward(call: Call, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> Gradients:
-    """The gradients from the lists: of the inputs row by row, of the weights class by class, each rounded once."""
-    part = call.part(0, call.count)
-    logp, lse = (upstream_of_rows(grads, name, part, kept.at_label[0]) for name in CARRIED)
-    at_label = product_or_zero(logp, kept.at_label[0]) + product_or_zero(lse, kept.at_label[1])
-    labels = call.labels[part] - call.shard.first_class
-    matrix = backend.Matrix(*kept[:3], lse - logp, at_label, labels.contiguous(), call.head.classes)
+def backward(call: Call, table: Tensor, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> Gradients:
+    """The gradients from the lists: of the inputs row by row, of the weights class by class, each rounded once.
+
+    `table` has the kernel statistics of all tokens.
+    """
+    part, upstream = call.part(0, call.count), call.upstream(grads)
+    matrix, every = _matrix(call, part, kept, upstream), every_class(call, table, part, upstream)
     inputs = [
-        _of_input(call, matrix, weight.contiguous()) if wanted else None
+        _of_input(call, matrix, weight.contiguous(), every) if wanted else None
         for weight, wanted in zip(call.head.weights, wants.inputs, strict=True)
     ]
     sums = matrix.values.new_empty(call.head.classes) if wants.bias else None
@@ -218,14 +223,28 @@ def backward(call: Call, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> 
         if wanted or (sums is not None and not weights):
             gradient = storage.empty(weight.shape, weight.dtype, weight.device)
         if gradient is not None:
-            matrix.by_class(factor.contiguous(), gradient, None if weights else sums)
+            base = None if every is None else every.of_weight(factor)
+            matrix.by_class(factor.contiguous(), gradient, None if weights else sums, base)
         weights.append(gradient if wanted else None)
+    if sums is not None and every is not None:
+        sums += every.of_bias()
     bias = None if sums is None or call.head.bias is None else sums.to(call.head.bias.dtype)
     return Gradients(reduced(call, inputs), weights, bias)
 
 
-def _of_input(call: Call, matrix: backend.Matrix, weight: Tensor) -> Tensor:
+def _matrix(call: Call, part: Tensor | slice, kept: Kept, upstream: dict[str, Tensor]) -> backend.Matrix:
+    """d(loss)/d(logits) of the scored rows but for what the mean logit gives, from upstream gradients by statistic."""
+    logp, lse = (upstream_of_rows(upstream, name, part, kept.at_label[0]) for name in ("logp", "lse"))
+    at_label = product_or_zero(logp, kept.at_label[0]) + product_or_zero(lse, kept.at_label[1])
+    labels = call.labels[part] - call.shard.first_class
+    return backend.Matrix(*kept[:3], lse - logp, at_label, labels.contiguous(), call.head.classes)
+
+
+def _of_input(call: Call, matrix: backend.Matrix, weight: Tensor, every: EveryClass | None) -> Tensor:
     """The gradient of an input, [N, H_f], 0 where rows are not scored."""
-    found = weight.new_empty((call.count, weight.shape[1]), dtype=call.reduced_dtype)
+    dtype = call.reduced_dtype if every is None else sum_dtype(call.dtype)
+    found = weight.new_empty((call.count, weight.shape[1]), dtype=dtype)
     matrix.by_row(weight, found)
+    if every is not None:
+        every.add_to_input(found, weight)
     return over_tokens(call, found)
