@@ -246,6 +246,18 @@ def test_the_plan_says_what_it_does():
     assert made.plan.kept_bytes == made.plan.listed * 8
 
 
+@pytest.mark.parametrize("name", ["entropy", "kl", "rkl"])
+def test_statistics_that_columns_do_not_carry(name):
+    given = problem()
+    options = {"reference_hidden": given["hidden"].clone()} if name != "entropy" else {}
+    leaves(given, "hidden")
+    message = f"sparse: expected gradients through logp, lse, mean_logit alone, got one through {name}, which columns"
+    with pytest.raises(ValueError, match=message):
+        prefuse.linear_token_stats(
+            given["hidden"], given["weight"], given["labels"], ("logp", name), sparse=0.01, **options
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -14,7 +14,7 @@ from prefuse._backends.rows import Rows, bits_of
 from prefuse.linear import operators
 from prefuse.linear.call import SMOOTHED
 from prefuse.linear.sparse import Sparse
-from tests.devices import integers, normal
+from tests.devices import integers, normal, uniform
 from tests.linear.oracle import problem, statistics
 from tests.linear.test_operators import arguments
 
@@ -176,33 +176,65 @@ def test_lists_depend_on_the_numbers_of_row_and_class_alone():
 # -- gradients --------------------------------------------------------------------------------------------------------
 
 
-def predicted(given, upstream, eps):
+TEMPERATURES = 0.5 + uniform(37, seed=20, dtype=torch.float64)
+TRANSFORMS = {
+    "plain": {},
+    "scaled": {"temperature": 0.7, "scale": 1.3},
+    "capped": {"temperature": TEMPERATURES, "softcap": 3.0},
+}
+
+
+def transformed(x, temperature=1.0, scale=1.0, softcap=0.0):
+    z = scale * x
+    z = softcap * torch.tanh(z / softcap) if softcap else z
+    return z / (temperature[:, None] if isinstance(temperature, torch.Tensor) else temperature)
+
+
+def predicted(given, upstream, eps, transform):
     """E|Σ over rows of the gradients' errors|² of hidden and weight, from p·(eps − p)."""
     hidden, weight = given["hidden"].detach().double(), given["weight"].detach().double()
     labels = given["labels"]
-    p = (hidden @ weight.T + given["bias"].detach().double()).softmax(-1)
+    x = (hidden @ weight.T + given["bias"].detach().double()).requires_grad_()
+    z = transformed(x, **transform)
+    (slope,) = torch.autograd.grad(z.sum(), x)
+    log_p = z.detach().log_softmax(-1)
+    p = log_p.exp()
     variance = (p * (eps - p)).clamp(min=0)
-    scored = labels != -100
     variance[torch.arange(len(labels)), labels.clamp(min=0)] = 0
-    variance = variance * (scored * (upstream[1] - upstream[0]) ** 2)[:, None]
+    entropy = -(p * log_p).sum(-1, keepdim=True)
+    nothing = torch.zeros(len(labels), dtype=torch.float64)
+    logp, lse, of_entropy = (upstream.get(name, nothing)[:, None] for name in ("logp", "lse", "entropy"))
+    factor = lse - logp - of_entropy * (log_p + entropy)
+    variance = variance * (labels != -100)[:, None] * (factor * slope) ** 2
     return (variance @ (weight**2).sum(-1)).sum(), (variance.T @ (hidden**2).sum(-1)).sum()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_mean_over_seeds_converges_to_the_exact_gradient(dtype):
-    given = problem(dtype=dtype)
+@pytest.mark.parametrize(
+    ("names", "transform", "dtype", "eps"),
+    [
+        (("logp", "lse"), "plain", torch.float32, EPS),
+        (("logp", "lse"), "plain", torch.float64, EPS),
+        (("entropy",), "plain", torch.float32, EPS),
+        (("entropy",), "scaled", torch.float64, EPS),
+        (("entropy",), "capped", torch.float64, EPS),
+        (("logp", "lse", "entropy"), "scaled", torch.float32, 1.0),
+        (("logp", "lse", "entropy"), "capped", torch.float64, EPS),
+    ],
+)
+def test_the_mean_over_seeds_converges_to_the_exact_gradient(names, transform, dtype, eps):
+    given, options = problem(dtype=dtype), TRANSFORMS[transform]
     wrt = leaves(given, "hidden", "weight", "bias")
-    upstream = [normal(37, seed=10 + i, dtype=torch.float64) for i in range(2)]
-    exact = statistics(*(given[n].detach().double().requires_grad_() for n in ("hidden", "weight")), given["labels"])
-    assert exact  # the oracle takes whole logits in float64
+    upstream = {name: normal(37, seed=10 + i, dtype=torch.float64) for i, name in enumerate(names)}
     reference = {name: given[name].detach().double().requires_grad_() for name in ("hidden", "weight", "bias")}
-    values = statistics(reference["hidden"], reference["weight"], given["labels"], bias=reference["bias"])
-    loss = (values["logp"] * upstream[0]).sum() + (values["lse"] * upstream[1]).sum()
+    values = statistics(reference["hidden"], reference["weight"], given["labels"], bias=reference["bias"], **options)
+    loss = sum((values[name] * grad).sum() for name, grad in upstream.items())
     exact = torch.autograd.grad(loss, list(reference.values()))
+    options = {**options, "bias": given["bias"]}
     found = [
-        gradients(given, wrt, upstream, bias=given["bias"], sparse=Sparse(EPS, seed=seed))[0] for seed in range(256)
+        gradients(given, wrt, upstream.values(), names, sparse=Sparse(eps, seed=seed), **options)[0]
+        for seed in range(256)
     ]
-    expected = predicted(given, upstream, EPS)
+    expected = predicted(given, upstream, eps, TRANSFORMS[transform])
     for index in range(2):
         errors = torch.stack([each[index].double() - exact[index] for each in found])
         for count in (1, 4, 16, 64, 256):
@@ -248,7 +280,7 @@ def whole_numbers(tokens=50, features=16, classes=5000):
     return {"hidden": hidden, "weight": weight, "labels": integers(classes, tokens, seed=42)}
 
 
-@pytest.mark.parametrize("names", [("logp", "lse"), ("logp", "mean_logit")], ids="+".join)
+@pytest.mark.parametrize("names", [("logp", "lse"), ("logp", "mean_logit"), ("logp", "entropy")], ids="+".join)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_bits_depend_on_neither_threads_nor_tiles(dtype, names):
     given = whole_numbers()
@@ -353,8 +385,9 @@ def test_without_a_seed_it_is_drawn_as_dropout_draws():
         {"wants": (True, False, False), "live": False, "lora": True},
         {"wants": (False, True, False), "temperatures": True},
         {"wants": (True, True, True), "stats": SMOOTHED},
+        {"wants": (True, True, True), "stats": "logp,entropy", "live": False},
     ],
-    ids=["all", "hidden", "weight", "smoothed"],
+    ids=["all", "hidden", "weight", "smoothed", "entropy"],
 )
 def test_opcheck(options):
     torch.library.opcheck(operators.linear_token_stats, arguments("lists", eps=0.1, **options))
@@ -497,7 +530,6 @@ def test_explain_tells_without_running(capsys):
         ({"sparse": math.nan}, ValueError, "sparse: expected 2\\^-40 <= eps <= 1, got nan"),
         ({"sparse": "yes"}, TypeError, 'sparse: expected a number, a Sparse, "auto", or None, got str'),
         ({"sparse": True}, TypeError, 'sparse: expected a number, a Sparse, "auto", or None, got bool'),
-        ({"sparse": EPS, "stats": ("logp", "entropy")}, ValueError, "sparse: .* alone, got one through entropy"),
         (
             {"sparse": EPS, "stats": "mean_logit", "softcap": 3.0},
             ValueError,
@@ -534,19 +566,34 @@ def test_seeds_are_checked(options, kind, message):
         Sparse(EPS, **options)
 
 
-def test_an_objective_that_differentiates_entropy_is_refused():
+def test_an_objective_that_differentiates_entropy():
     given = problem(tokens=36)
-    columns = {name: torch.ones(4, 9) for name in ("old_logps", "advantage")}
-    with pytest.raises(ValueError, match=r"sparse: .* alone, got one through entropy"):
-        prefuse.preference_loss(
-            "ppo",
-            hidden=given["hidden"].reshape(4, 9, 8).requires_grad_(),
-            weight=given["weight"],
-            labels=given["labels"].reshape(4, 9),
-            entropy_weight=0.01,
-            sparse=EPS,
-            **columns,
-        )
+    hidden = given["hidden"].reshape(4, 9, 8).detach().requires_grad_()
+    options = {name: -torch.ones(4, 9, dtype=torch.float64) for name in ("old_logps", "advantage")}
+    options |= {"weight": given["weight"], "labels": given["labels"].reshape(4, 9), "entropy_weight": 0.1}
+    found = []
+    for sparse in (None, 2.0**-40):
+        score = prefuse.preference_loss("ppo", hidden=hidden, sparse=sparse, **options)
+        found += torch.autograd.grad(score.loss, hidden)
+    assert score.plan.name == "lists"
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-10)
+
+
+def test_an_entropy_takes_the_list_that_is_there():
+    given = problem(dtype=torch.float32)
+    wrt = leaves(given, "hidden")
+    upstream, options = [normal(37, seed=10 + i) for i in range(2)], {"sparse": Sparse(EPS, seed=5)}
+    both, made = gradients(given, wrt, upstream, ("logp", "entropy"), **options)
+    logp, plain = gradients(given, wrt, upstream[:1], ("logp",), **options)
+    entropy, _ = gradients(given, wrt, upstream[1:], ("entropy",), **options)
+    torch.testing.assert_close(both[0], logp[0] + entropy[0])
+    assert made.plan.listed == plain.plan.listed
+    # a logarithm beside class and value, for the entropy's gradient alone
+    assert (plain.plan.kept_bytes, made.plan.kept_bytes) == (12 * plain.plan.listed, 16 * plain.plan.listed)
+    looked_at = prefuse.linear_token_stats(
+        wrt[0], given["weight"], given["labels"], ("logp", "entropy"), differentiable=("logp",), **options
+    )
+    assert looked_at.plan.kept_bytes == plain.plan.kept_bytes
 
 
 def test_beside_logits_it_means_nothing():

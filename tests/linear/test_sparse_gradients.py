@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prefuse.linear import columns
+from prefuse.linear.gemm import sum_dtype
 from tests.devices import integers, normal, uniform
 from tests.linear.gathering import gathering_columns
 from tests.linear.oracle import problem
@@ -31,13 +32,17 @@ def way(request, monkeypatch):
 
 
 def agrees(wrt, given, names=("logp", "lse"), **options):
-    """Gradients are the dense ones, statistics the same to the bit; returns what was made."""
+    """Gradients are the dense ones, statistics the same to the bit; returns what was made.
+
+    What is rounded may be off by eps, times −log p where a gradient has it.
+    """
+    atol = 1e-10 if {"logp", "lse", "mean_logit"}.issuperset(names) else 1e-8
     upstream = [normal(37, seed=10 + i, dtype=F64) for i in range(len(names))]
     dense, plain = gradients(given, wrt, upstream, names, **options)
     found, made = gradients(given, wrt, upstream, names, sparse=NEXT_TO_NOTHING, **options)
     assert all(torch.equal(plain[name], made[name]) for name in made)
     for one, other in zip(found, dense, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=atol)
     return made
 
 
@@ -81,6 +86,75 @@ def test_a_soft_cap(trained):
 def test_the_mean_logit(way, trained, names, options):
     given = problem()
     agrees(leaves(given, *trained), given, names, bias=given["bias"], **options)
+
+
+@pytest.mark.parametrize("trained", [("hidden",), ("weight",), ("bias",), ("hidden", "weight", "bias")])
+@pytest.mark.parametrize(
+    ("names", "options"),
+    [
+        (("entropy",), {}),
+        (("logp", "entropy"), {"temperature": 0.7, "scale": 1.3, "label_smoothing": 0.2}),
+        (("entropy",), {"temperature": 0.5 + uniform(37, seed=20, dtype=F64), "softcap": 3.0}),
+        (("logp", "lse", "entropy", "mean_logit"), {"mask": integers(2, 37, seed=21).bool()}),
+        (("lse", "entropy"), {"workspace_bytes": 4000}),
+    ],
+    ids=["alone", "scaled", "capped", "all", "tiles"],
+)
+def test_an_entropy(trained, names, options):
+    given = problem()
+    agrees(leaves(given, *trained), given, names, bias=given["bias"], **options)
+
+
+def test_an_entropy_of_an_adapter():
+    given = problem()
+    first, second = normal(3, 8, seed=30, dtype=F64), normal(53, 3, seed=31, dtype=F64)
+    wrt = [*leaves(given, "hidden", "weight"), first.requires_grad_(), second.requires_grad_()]
+    agrees(wrt, given, ("logp", "entropy"), lora=(first, second, 0.5))
+
+
+@pytest.mark.parametrize("banned", [20, 1, 0])
+def test_an_entropy_where_classes_are_banned(banned):
+    """Some, the label among them; all but one; all."""
+    given = problem()
+    given["bias"][banned:] = -math.inf
+    agrees(leaves(given, "hidden", "weight"), given, ("logp", "entropy"), bias=given["bias"])
+
+
+def test_an_entropy_of_one_class():
+    given = problem(classes=1)
+    agrees(leaves(given, "hidden", "weight", "bias"), given, ("logp", "entropy"), bias=given["bias"])
+
+
+def test_an_entropy_of_no_row():
+    given = problem()
+    given["labels"][:] = -100
+    agrees(leaves(given, "hidden", "weight", "bias"), given, ("logp", "entropy"), bias=given["bias"])
+
+
+def test_an_entropy_of_a_row_of_nan():
+    given = problem()
+    given["hidden"][3] = math.nan
+    (hidden,) = leaves(given, "hidden")
+    (found,), _ = gradients(given, [hidden], [torch.ones(37)] * 2, ("logp", "entropy"), sparse=NEXT_TO_NOTHING)
+    others = torch.arange(37) != 3
+    assert found[3].isnan().all() and found[others].isfinite().all()
+    upstream = [others.double()] * 2
+    (found,), _ = gradients(given, [hidden], upstream, ("logp", "entropy"), sparse=NEXT_TO_NOTHING)
+    assert (found[3] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_an_entropy_of_other_dtypes(dtype):
+    given = problem(tokens=60, features=77, classes=400)
+    given["hidden"] *= 0.2
+    narrow = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
+    exact = {name: value.double() if value.is_floating_point() else value for name, value in narrow.items()}
+    upstream, found = [normal(60, seed=11)], []
+    for of, options in ((narrow, {"sparse": NEXT_TO_NOTHING, "logits_dtype": sum_dtype(dtype)}), (exact, {})):
+        found.append(gradients(of, leaves(of, "hidden", "weight"), upstream, ("entropy",), **options)[0])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == dtype
+        assert (one - other).norm() < {torch.float32: 1e-5}.get(dtype, 4e-3) * other.norm()
 
 
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}], ids=["mean_logit", "smoothing"])

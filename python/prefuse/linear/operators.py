@@ -24,7 +24,7 @@ from prefuse.linear import columns, passes, sparse
 from prefuse.linear.call import Call, Projection, Transform, kernel_names, smoothed
 from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.passes import Gradients, Wants, directions
-from prefuse.linear.plans import NARROWEST_BLOCK, SPARSE
+from prefuse.linear.plans import NARROWEST_BLOCK, SPARSE, listed_logs
 
 ONCE_DIFFERENTIABLE = (
     "the fused head is differentiable once: its gradient has no derivative of its own; take second derivatives of the "
@@ -160,7 +160,8 @@ def linear_token_stats(*arguments: Any) -> list[Tensor]:
         if request.exact:
             table, lists = sparse.exact_forward(call, sampling, request.first_row)
         else:
-            table, lists = sparse.forward(call, request.tile_rows, sampling, request.first_row)
+            rows, named = request.tile_rows, request.with_gradient
+            table, lists = sparse.forward(call, rows, sampling, request.first_row, named)
         kept = [*lists]
     elif request.plan == "columns":
         table, found = columns.forward(call, request.tile_rows, request.eps)
@@ -202,6 +203,7 @@ def _(*arguments: Any) -> list[Tensor]:
             make((entries,), dtype=torch.int64),
             make((entries,), dtype=dtype),
             make((2, rows), dtype=dtype),
+            make((listed_logs(request.with_gradient), entries), dtype=dtype),
         ]
     elif request.plan == "columns":
         rows, strips, entries, numbers = _unknown_sizes(request.live, 3)

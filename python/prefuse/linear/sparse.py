@@ -6,6 +6,9 @@ seed, step, row and class, and is left out otherwise. So what is listed has the 
 ``p·(eps − p)`` where p < eps and 0 elsewhere, and a list has at most 1/eps entries in the mean. The label's own is
 exact, and so is what a mean logit gives every class (`prefuse.linear.every_class`).
 
+The gradient of an entropy H, ``−p_j·(log p_j + H)``, takes the same lists: p as it is listed, its logarithm and H as
+they are.
+
 On a GPU it is columns of strips of rows that are gathered, and nothing is drawn (`prefuse.linear.columns`).
 
 Statistics are what they are without lists: only gradients are rounded. Two of three GEMMs become sums over lists.
@@ -24,11 +27,13 @@ from prefuse._arguments.checks import check_integer
 from prefuse._arguments.placement import is_capturing
 from prefuse._backends import lists as backend
 from prefuse._backends import storage
-from prefuse._backends.lists import Sampling
+from prefuse._backends.lists import Lists, Sampling
+from prefuse._backends.rows import Rows
 from prefuse.linear.call import SMOOTHED, Call, expansion
 from prefuse.linear.every_class import EveryClass, every_class
 from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.passes import Gradients, Wants, over_tokens, product_or_zero, reduced, upstream_of_rows
+from prefuse.linear.plans import listed_logs
 
 __all__ = ["Sparse", "as_sparse", "check_sparse"]
 
@@ -38,8 +43,11 @@ LEAST_EPS = 2.0**-40
 AUTO = "auto"
 """What asks for an eps to be found: see `prefuse.linear.automatic`."""
 
-CARRIED = ("logp", SMOOTHED, "lse", "mean_logit")
-"""The statistics whose gradients lists, and columns, carry."""
+CARRIED = ("logp", SMOOTHED, "lse", "mean_logit", "entropy")
+"""The statistics whose gradients lists carry."""
+
+COLUMNS_CARRY = ("logp", SMOOTHED, "lse", "mean_logit")
+"""Those whose gradients columns carry, on a GPU."""
 
 _SEEDS = 1 << 62
 
@@ -110,21 +118,22 @@ def check_sparse(
     if sparse is None:
         return None
     made = sparse if isinstance(sparse, Sparse) else Sparse(sparse)  # type: ignore[arg-type]
-    others = [name for name in differentiated if name not in CARRIED]
+    what, carried = (f"columns on {device}", COLUMNS_CARRY) if by_columns(device) else ("lists", CARRIED)
+    others = [name for name in differentiated if name not in carried]
     if others:
-        known = ", ".join(name for name in CARRIED if name != SMOOTHED)
+        known = ", ".join(name for name in carried if name != SMOOTHED)
         raise ValueError(
             f"sparse: expected gradients through {known} alone, got one through {', '.join(others)}, "
-            "which lists do not carry; leave out sparse, or the gradient (differentiable=)"
+            f"which {what} do not carry; leave out sparse, or the gradient (differentiable=)"
         )
     if by_columns(device):
         _check_columns(device, softcap)
         return made
     if softcap and any("mean_logit" in expansion(name, smoothing) for name in differentiated):
-        what = "label_smoothing" if SMOOTHED in differentiated else "a gradient through mean_logit"
+        beside = "label_smoothing" if SMOOTHED in differentiated else "a gradient through mean_logit"
         raise ValueError(
-            f"softcap: expected None with sparse and {what}, got {softcap}: every class's logit would have a slope of "
-            "its own in the gradient of the mean logit, and lists know those of few"
+            f"softcap: expected None with sparse and {beside}, got {softcap}: each class would have a slope of its own "
+            "in the gradient of the mean logit, and lists know those of few"
         )
     if shared and made.seed is None:
         raise ValueError("sparse: expected Sparse(eps, seed=...) with group, the same on all of its processes")
@@ -163,32 +172,51 @@ class Kept(NamedTuple):
         classes: [L] int64, numbers of this process's classes.
         values: [L], of the dtype of statistics: the listed probabilities times dz/dx.
         at_label: [2, M]: (1 - p)·dz/dx and p·dz/dx of the label.
+        logs: [K, L], of the dtype of statistics: log p where a gradient reads it (`prefuse.linear.plans.listed_logs`),
+            of probabilities before they are rounded.
     """
 
     offsets: Tensor
     classes: Tensor
     values: Tensor
     at_label: Tensor
+    logs: Tensor
 
 
-def forward(call: Call, rows: int, sampling: Sampling, first_row: int) -> tuple[Tensor, Kept]:
-    """The kernel statistics of all tokens, [S, N], and the lists of the scored ones."""
+def forward(
+    call: Call, rows: int, sampling: Sampling, first_row: int, differentiated: Sequence[str]
+) -> tuple[Tensor, Kept]:
+    """The kernel statistics of all tokens, [S, N], and the lists of the scored ones, for gradients through some."""
     table = call.new_table(call.tokens).zero_()
     buffer = call.buffer(min(rows, call.count))
-    shared = bool(call.shard.name)
+    shared, many_logs = bool(call.shard.name), listed_logs(differentiated)
     found = []
     for part in call.tiles(rows):
         made = call.tile(part, buffer)
         own = call.statistics(made) if shared else call.new_table(made.labels.shape[0])
         numbers = torch.arange(part.start, part.stop) if isinstance(part, slice) else part
-        found.append(backend.make(made, own, not shared, numbers + first_row, sampling))
+        lists = backend.make(made, own, not shared, numbers + first_row, sampling)
+        logs = _logs(call, made, own, lists) if many_logs else own.new_empty((0, lists.classes.shape[0]))
+        found.append((*lists, logs))
         table[:, part] = own
     if not found:
         nothing, numbers = table.new_empty(0), call.labels.new_zeros(1)
-        return table, Kept(numbers, numbers[:0].clone(), nothing, table.new_empty((2, 0)))
-    lengths, classes, values, at_label = zip(*found, strict=True)
+        logs = table.new_empty((many_logs, 0))
+        return table, Kept(numbers, numbers[:0].clone(), nothing, table.new_empty((2, 0)), logs)
+    lengths, classes, values, at_label, logs_of_tiles = zip(*found, strict=True)
     offsets = torch.nn.functional.pad(torch.cat(lengths).cumsum(0), (1, 0))
-    return table, Kept(offsets, _joined(classes), _joined(values), torch.cat(at_label, 1))
+    logs = _joined(logs_of_tiles, 1)
+    return table, Kept(offsets, _joined(classes), _joined(values), torch.cat(at_label, 1), logs)
+
+
+def _logs(call: Call, rows: Rows, table: Tensor, lists: Lists) -> Tensor:
+    """log p of what is listed of a tile, whose kernel statistics are `table`: [1, L]."""
+    row = torch.arange(lists.lengths.shape[0]).repeat_interleave(lists.lengths)
+    z = rows.logits[row, lists.classes].to(table.dtype) * rows.scale
+    if rows.softcap:
+        z = rows.softcap * torch.tanh(z / rows.softcap)
+    temperature = rows.temperature if rows.temperatures is None else rows.temperatures.to(table.dtype)[row]
+    return (z / temperature - table[call.kernel_names.index("lse")][row])[None]
 
 
 def exact_forward(call: Call, sampling: Sampling, first_row: int) -> tuple[Tensor, Kept]:
@@ -198,11 +226,12 @@ def exact_forward(call: Call, sampling: Sampling, first_row: int) -> tuple[Tenso
     numbers = torch.arange(call.count) if isinstance(part, slice) else part
     lists = call.projected().lists(own, numbers + first_row, sampling)
     table[:, part] = own
-    return table, Kept(torch.nn.functional.pad(lists.lengths.cumsum(0), (1, 0)), *lists[1:])
+    logs = own.new_empty((0, lists.classes.shape[0]))
+    return table, Kept(torch.nn.functional.pad(lists.lengths.cumsum(0), (1, 0)), *lists[1:], logs)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def backward(call: Call, table: Tensor, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> Gradients:
@@ -211,7 +240,7 @@ def backward(call: Call, table: Tensor, kept: Kept, grads: dict[str, Tensor], wa
     `table` has the kernel statistics of all tokens.
     """
     part, upstream = call.part(0, call.count), call.upstream(grads)
-    matrix, every = _matrix(call, part, kept, upstream), every_class(call, table, part, upstream)
+    matrix, every = _matrix(call, table, part, kept, upstream), every_class(call, table, part, upstream)
     inputs = [
         _of_input(call, matrix, weight.contiguous(), every) if wanted else None
         for weight, wanted in zip(call.head.weights, wants.inputs, strict=True)
@@ -232,12 +261,23 @@ def backward(call: Call, table: Tensor, kept: Kept, grads: dict[str, Tensor], wa
     return Gradients(reduced(call, inputs), weights, bias)
 
 
-def _matrix(call: Call, part: Tensor | slice, kept: Kept, upstream: dict[str, Tensor]) -> backend.Matrix:
+def _matrix(call: Call, table: Tensor, part: Tensor | slice, kept: Kept, upstream: dict[str, Tensor]) -> backend.Matrix:
     """d(loss)/d(logits) of the scored rows but for what the mean logit gives, from upstream gradients by statistic."""
     logp, lse = (upstream_of_rows(upstream, name, part, kept.at_label[0]) for name in ("logp", "lse"))
     at_label = product_or_zero(logp, kept.at_label[0]) + product_or_zero(lse, kept.at_label[1])
-    labels = call.labels[part] - call.shard.first_class
-    return backend.Matrix(*kept[:3], lse - logp, at_label, labels.contiguous(), call.head.classes)
+    labels = (call.labels[part] - call.shard.first_class).contiguous()
+    values, rest = kept.values, lse - logp
+    if "entropy" in upstream:
+        # p·(constant + slope·log p), the label's own by its log-probability, which has more digits.
+        slope = -upstream_of_rows(upstream, "entropy", part, rest)
+        log_p, entropy = (table[call.kernel_names.index(name)][part] for name in ("logp", "entropy"))
+        constant = rest + product_or_zero(slope, entropy)
+        own = product_or_zero(slope, torch.where(kept.at_label[1] == 0, 0, entropy + log_p))
+        at_label += product_or_zero(own, kept.at_label[1])
+        row = torch.arange(rest.shape[0]).repeat_interleave(kept.offsets.diff())
+        values = values * (constant[row] + slope[row] * kept.logs[0])
+        rest = ((rest != 0) | (slope != 0)).to(rest.dtype)  # nothing is read of rows without a gradient
+    return backend.Matrix(kept.offsets, kept.classes, values, rest, at_label, labels, call.head.classes)
 
 
 def _of_input(call: Call, matrix: backend.Matrix, weight: Tensor, every: EveryClass | None) -> Tensor:
