@@ -207,7 +207,8 @@ def test_sparse_gradients_are_rounded_as_those_of_one_process(processes, workspa
 def test_sparse_gradients_of_all_statistics(processes, transform):
     trained = ("hidden", "first", "second") if transform.get("adapter") else EVERYTHING
     options = {"sparse": prefuse.Sparse(0.05, seed=3), "workspace_bytes": TIGHT, **transform}
-    processes.run(agrees, F64, ("logp", "lse", "entropy", "mean_logit"), trained, **options)
+    names = ("logp", "lse", "entropy", "mean_logit", "kl", "rkl")
+    processes.run(agrees, F64, names, trained, own_reference=not transform.get("adapter"), **options)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])

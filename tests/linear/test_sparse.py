@@ -190,22 +190,35 @@ def transformed(x, temperature=1.0, scale=1.0, softcap=0.0):
     return z / (temperature[:, None] if isinstance(temperature, torch.Tensor) else temperature)
 
 
+def reference_of(given):
+    """Hidden states near the policy's."""
+    states = given["hidden"].detach()
+    return (0.8 * states + 0.3 * normal(*states.shape, seed=33, dtype=torch.float64)).to(states.dtype)
+
+
 def predicted(given, upstream, eps, transform):
-    """E|Σ over rows of the gradients' errors|² of hidden and weight, from p·(eps − p)."""
+    """E|Σ over rows of the gradients' errors|² of hidden and weight, from p·(eps − p), likewise q·(eps − q) of the
+    reference, and how often both are rounded up together."""
     hidden, weight = given["hidden"].detach().double(), given["weight"].detach().double()
     labels = given["labels"]
     x = (hidden @ weight.T + given["bias"].detach().double()).requires_grad_()
     z = transformed(x, **transform)
     (slope,) = torch.autograd.grad(z.sum(), x)
     log_p = z.detach().log_softmax(-1)
-    p = log_p.exp()
-    variance = (p * (eps - p)).clamp(min=0)
-    variance[torch.arange(len(labels)), labels.clamp(min=0)] = 0
+    others = reference_of(given).double() @ weight.T + given["bias"].detach().double()
+    log_q = transformed(others, **transform).log_softmax(-1)
+    p, q = log_p.exp(), log_q.exp()
     entropy = -(p * log_p).sum(-1, keepdim=True)
+    ratio = log_p - log_q
+    kl = (p * ratio).sum(-1, keepdim=True)
     nothing = torch.zeros(len(labels), dtype=torch.float64)
-    logp, lse, of_entropy = (upstream.get(name, nothing)[:, None] for name in ("logp", "lse", "entropy"))
-    factor = lse - logp - of_entropy * (log_p + entropy)
-    variance = variance * (labels != -100)[:, None] * (factor * slope) ** 2
+    grads = [upstream.get(name, nothing)[:, None] for name in ("logp", "lse", "entropy", "kl", "rkl")]
+    factor = grads[1] - grads[0] - grads[2] * (log_p + entropy) + grads[3] * (ratio - kl) + grads[4]
+    variance, other = ((x * (eps - x)).clamp(min=0) for x in (p, q))
+    common = torch.where((p < eps) & (q < eps), eps * torch.minimum(p, q) - p * q, 0)
+    variance = factor**2 * variance + grads[4] ** 2 * other - 2 * factor * grads[4] * common
+    variance[torch.arange(len(labels)), labels.clamp(min=0)] = 0
+    variance = variance * (labels != -100)[:, None] * slope**2
     return (variance @ (weight**2).sum(-1)).sum(), (variance.T @ (hidden**2).sum(-1)).sum()
 
 
@@ -219,6 +232,9 @@ def predicted(given, upstream, eps, transform):
         (("entropy",), "capped", torch.float64, EPS),
         (("logp", "lse", "entropy"), "scaled", torch.float32, 1.0),
         (("logp", "lse", "entropy"), "capped", torch.float64, EPS),
+        (("kl",), "capped", torch.float64, EPS),
+        (("rkl",), "scaled", torch.float64, EPS),
+        (("logp", "entropy", "kl", "rkl"), "scaled", torch.float32, EPS),
     ],
 )
 def test_the_mean_over_seeds_converges_to_the_exact_gradient(names, transform, dtype, eps):
@@ -226,10 +242,13 @@ def test_the_mean_over_seeds_converges_to_the_exact_gradient(names, transform, d
     wrt = leaves(given, "hidden", "weight", "bias")
     upstream = {name: normal(37, seed=10 + i, dtype=torch.float64) for i, name in enumerate(names)}
     reference = {name: given[name].detach().double().requires_grad_() for name in ("hidden", "weight", "bias")}
-    values = statistics(reference["hidden"], reference["weight"], given["labels"], bias=reference["bias"], **options)
+    other = tuple(t.double() for t in (reference_of(given), given["weight"].detach(), given["bias"].detach()))
+    values = statistics(
+        reference["hidden"], reference["weight"], given["labels"], bias=reference["bias"], reference=other, **options
+    )
     loss = sum((values[name] * grad).sum() for name, grad in upstream.items())
     exact = torch.autograd.grad(loss, list(reference.values()))
-    options = {**options, "bias": given["bias"]}
+    options = {**options, "bias": given["bias"], "reference_hidden": reference_of(given)}
     found = [
         gradients(given, wrt, upstream.values(), names, sparse=Sparse(eps, seed=seed), **options)[0]
         for seed in range(256)
@@ -280,19 +299,22 @@ def whole_numbers(tokens=50, features=16, classes=5000):
     return {"hidden": hidden, "weight": weight, "labels": integers(classes, tokens, seed=42)}
 
 
-@pytest.mark.parametrize("names", [("logp", "lse"), ("logp", "mean_logit"), ("logp", "entropy")], ids="+".join)
+@pytest.mark.parametrize(
+    "names", [("logp", "lse"), ("logp", "mean_logit"), ("logp", "entropy"), ("kl", "rkl")], ids="+".join
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_bits_depend_on_neither_threads_nor_tiles(dtype, names):
     given = whole_numbers()
     given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
     wrt = leaves(given, "hidden", "weight")
-    upstream = [normal(50, seed=43), normal(50, seed=44)]
+    upstream, reference = [normal(50, seed=43), normal(50, seed=44)], given["hidden"].detach().roll(1, 0)
     before = torch.get_num_threads()
     found = []
     try:
         for threads, workspace in ((1, 1 << 28), (2, 1 << 28), (3, 1 << 28), (1, 1 << 17), (3, 1 << 15)):
             torch.set_num_threads(threads)
-            made = gradients(given, wrt, upstream, names, sparse=Sparse(2.0**-8, seed=1), workspace_bytes=workspace)
+            options = {"workspace_bytes": workspace, "reference_hidden": reference}
+            made = gradients(given, wrt, upstream, names, sparse=Sparse(2.0**-8, seed=1), **options)
             found.append([*made[0], *made[1].values()])
     finally:
         torch.set_num_threads(before)
@@ -386,8 +408,9 @@ def test_without_a_seed_it_is_drawn_as_dropout_draws():
         {"wants": (False, True, False), "temperatures": True},
         {"wants": (True, True, True), "stats": SMOOTHED},
         {"wants": (True, True, True), "stats": "logp,entropy", "live": False},
+        {"wants": (True, True, True), "stats": "kl,rkl", "reference": True},
     ],
-    ids=["all", "hidden", "weight", "smoothed", "entropy"],
+    ids=["all", "hidden", "weight", "smoothed", "entropy", "reference"],
 )
 def test_opcheck(options):
     torch.library.opcheck(operators.linear_token_stats, arguments("lists", eps=0.1, **options))
@@ -540,6 +563,11 @@ def test_explain_tells_without_running(capsys):
             ValueError,
             "softcap: expected None with sparse and label_smoothing, got 3.0",
         ),
+        (
+            {"sparse": EPS, "stats": "rkl", "softcap": 3.0},
+            ValueError,
+            "softcap: expected None with sparse and a gradient through rkl, got 3.0",
+        ),
         ({"sparse": EPS, "plan": "keep"}, ValueError, "plan: 'keep' is not possible here: .*dense.*sparse="),
         ({"plan": "lists"}, ValueError, "plan: 'lists' is not possible here: .*sparse="),
     ],
@@ -547,6 +575,8 @@ def test_explain_tells_without_running(capsys):
 def test_what_lists_do_not_carry_is_refused(options, kind, message):
     given = problem()
     given["hidden"].requires_grad_()
+    if options.get("stats") == "rkl":
+        options = {**options, "reference_hidden": reference_of(given)}
     with pytest.raises(kind, match=message):
         prefuse.linear_token_stats(given["hidden"], given["weight"], given["labels"], **options)
 
@@ -594,6 +624,15 @@ def test_an_entropy_takes_the_list_that_is_there():
         wrt[0], given["weight"], given["labels"], ("logp", "entropy"), differentiable=("logp",), **options
     )
     assert looked_at.plan.kept_bytes == plain.plan.kept_bytes
+
+
+def test_probabilities_that_are_the_references_are_rounded_alike():
+    given = problem(dtype=torch.float32)
+    (hidden,) = leaves(given, "hidden")
+    options = {"reference_hidden": hidden.detach().clone(), "sparse": Sparse(EPS, seed=5)}
+    (gradient,), made = gradients(given, [hidden], [normal(37, seed=10)], ("rkl",), **options)
+    _, plain = gradients(given, [hidden], [normal(37, seed=10)], ("logp",), sparse=options["sparse"])
+    assert (gradient == 0).all() and made.plan.listed == 2 * plain.plan.listed
 
 
 def test_beside_logits_it_means_nothing():

@@ -157,6 +157,60 @@ def test_an_entropy_of_other_dtypes(dtype):
         assert (one - other).norm() < {torch.float32: 1e-5}.get(dtype, 4e-3) * other.norm()
 
 
+def reference(own_weight):
+    """A reference model that shares the weight, or has its own."""
+    found = {"reference_hidden": 2 * normal(37, 8, seed=40, dtype=F64)}
+    if own_weight:
+        found |= {
+            "reference_weight": normal(53, 8, seed=41, dtype=F64),
+            "reference_bias": normal(53, seed=42, dtype=F64),
+        }
+    return found
+
+
+@pytest.mark.parametrize("trained", [("hidden",), ("weight",), ("bias",), ("hidden", "weight", "bias")])
+@pytest.mark.parametrize(
+    ("names", "options"),
+    [
+        (("kl",), {"temperature": 0.5 + uniform(37, seed=20, dtype=F64), "softcap": 3.0}),
+        (("rkl",), {"temperature": 0.7, "scale": 1.3}),
+        (("kl", "rkl"), {"mask": integers(2, 37, seed=21).bool(), "workspace_bytes": 4000}),
+        (("logp", "lse", "entropy", "mean_logit", "kl", "rkl"), {"label_smoothing": 0.2}),
+    ],
+    ids=["kl", "rkl", "both", "all"],
+)
+def test_divergences(trained, names, options):
+    given = problem()
+    own_weight = "softcap" in options or "scale" in options
+    agrees(leaves(given, *trained), given, names, bias=given["bias"], **reference(own_weight), **options)
+
+
+def test_divergences_of_an_adapter():
+    given = problem()
+    first, second = normal(3, 8, seed=30, dtype=F64), normal(53, 3, seed=31, dtype=F64)
+    wrt = [*leaves(given, "hidden", "weight"), first.requires_grad_(), second.requires_grad_()]
+    agrees(wrt, given, ("logp", "kl", "rkl"), lora=(first, second, 0.5), **reference(False))
+
+
+@pytest.mark.parametrize("banned", [20, 1, 0])
+@pytest.mark.parametrize("whose", ["both", "policy", "reference"])
+def test_divergences_where_classes_are_banned(whose, banned):
+    """What the policy has and the reference has not makes kl infinite, and its gradient NaN, dense or not."""
+    given, other = problem(), reference(True)
+    if whose != "reference":
+        given["bias"][banned:] = -math.inf
+    if whose != "policy":
+        other["reference_bias"][banned:] = -math.inf
+    names = ("rkl",) if whose == "reference" else ("logp", "kl", "rkl")
+    agrees(leaves(given, "hidden", "weight"), given, names, bias=given["bias"], **other)
+
+
+def test_divergences_of_no_row():
+    given = problem()
+    given["labels"][:] = -100
+    agrees(leaves(given, "hidden", "weight", "bias"), given, ("kl", "rkl"), bias=given["bias"], **reference(False))
+
+
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}], ids=["mean_logit", "smoothing"])
 def test_the_mean_logit_of_an_adapter(way, options):
     given = problem()

@@ -463,7 +463,7 @@ def _kept_bytes(name: str, job: Job) -> int:
 
 def listed_logs(statistics: Sequence[str]) -> int:
     """How many logarithms of probabilities stand beside each entry of a list, for gradients through `statistics`."""
-    return int("entropy" in statistics)
+    return 2 if "kl" in statistics else int("entropy" in statistics)
 
 
 def _entry_bytes(name: str, job: Job) -> int:
@@ -472,8 +472,8 @@ def _entry_bytes(name: str, job: Job) -> int:
 
 
 def _most_listed(job: Job) -> float:
-    """The largest mean of the entries of a row."""
-    return min(job.classes, 1 / job.eps) if job.eps else 0.0
+    """The largest mean of the entries of a row, and of its reference's where these are listed too."""
+    return min(job.classes, 1 / job.eps) * (2 if "rkl" in job.statistics else 1) if job.eps else 0.0
 
 
 def _sums_bytes(name: str, job: Job, tiles: int, backward_tile: Tile) -> int:
