@@ -5,11 +5,11 @@
 //! ```text
 //! A[r, c] = rest_r·a(r, c) + 1[c = y_r]·at_label_r
 //! by_row:    A·W,   gathers rows of W [V, H] by the lists
-//! by_class:  Aᵀ·X,  gathers rows of X [M, H] by the lists sorted by class
+//! by_class:  Aᵀ·X,  gathers rows of X [M, H] by the lists sorted by class, and may add one row to all of its own
 //! ```
 //!
 //! Sums are in f32 (f64 for f64), in the order of the lists: which thread has which row or class changes no bit. A row of
-//! the result that nothing is gathered for is 0. Of a row or class whose two factors are 0 nothing is read.
+//! the result that nothing is gathered for is 0, or what all rows have. Of a row or class whose two factors are 0 nothing is read.
 //!
 //! Per entry and vector: load, conversion of 16 bits, multiplication and addition.
 
@@ -93,20 +93,24 @@ pub unsafe fn by_row(
     Ok(())
 }
 
-/// Writes Aᵀ·X into `out` [V, H], of the dtype of X or of the sums, and the sums of A's columns into `sums` [V].
+/// Writes Aᵀ·X into `out` [V, H], of the dtype of X or of the sums, and the sums of A's columns into `sums` [V]; every row
+/// of `out` has `base` [H], of the dtype of the sums, besides.
 ///
 /// # Safety
 /// As for [`by_row`].
 pub unsafe fn by_class(
     matrix: &Matrix<'_>,
     inputs: &Array,
-    out: &Array,
-    sums: Option<&Array>,
+    base: Option<&Array>,
+    (out, sums): (&Array, Option<&Array>),
     threads: usize,
 ) -> Result<(), ArgumentError> {
     matrix.check(inputs, out)?;
     check_matrix("inputs", inputs, matrix.rows())?;
     check_matrix("out", out, matrix.width)?;
+    if let Some(base) = base {
+        check_vector("base", base, matrix.values.dtype, out.shape[1])?;
+    }
     if let Some(sums) = sums {
         check_vector("sums", sums, matrix.values.dtype, matrix.width)?;
     }
@@ -124,6 +128,7 @@ pub unsafe fn by_class(
             ByClass {
                 matrix,
                 inputs,
+                base,
                 out,
                 sums,
                 level,
@@ -394,7 +399,8 @@ impl Typed for ByRow<'_> {
                 // SAFETY: the promise of `by_row`.
                 unsafe {
                     self.matrix.row::<E::Real>(row, &mut terms);
-                    gather::<E>(self.level, self.weight, &terms, (self.out, row), false);
+                    let out = (self.out, row);
+                    gather::<E>(self.level, (self.weight, None), &terms, out, false);
                 }
             }
         });
@@ -404,6 +410,7 @@ impl Typed for ByRow<'_> {
 struct ByClass<'a> {
     matrix: &'a Matrix<'a>,
     inputs: &'a Array,
+    base: Option<&'a Array>,
     out: &'a Array,
     sums: Option<&'a Array>,
     level: Level,
@@ -424,7 +431,8 @@ impl Typed for ByClass<'_> {
                 let terms = &terms[starts[class]..starts[class + 1]];
                 // SAFETY: as above.
                 unsafe {
-                    gather::<E>(self.level, self.inputs, terms, (self.out, class), streams);
+                    let out = (self.out, class);
+                    gather::<E>(self.level, (self.inputs, self.base), terms, out, streams);
                 }
                 if let Some(sums) = self.sums {
                     let sum = terms.iter().fold(E::Real::ZERO, |sum, (_, a)| sum + *a);
@@ -519,15 +527,15 @@ unsafe fn sweep<E: Element, I: Isa>(work: &impl Columns<E>, columns: usize) {
     }
 }
 
-/// Writes Σ factor·source[row] over the terms into row `target` of `out`, with `streams` around the caches: a [`fence`] is
-/// to follow.
+/// Writes `base` and Σ factor·source[row] over the terms into row `target` of `out`, with `streams` around the caches: a
+/// [`fence`] is to follow.
 ///
 /// # Safety
-/// `source` is a matrix of `E`s and `out` one of `E`s or of their reals, as many columns wide, both with dense rows; the
-/// terms name rows of `source`. Rows of `E`s that are streamed begin at multiples of a cache line.
+/// `source` is a matrix of `E`s and `out` one of `E`s or of their reals, as many columns wide, both with dense rows; `base`
+/// has as many reals; the terms name rows of `source`. Rows of `E`s that are streamed begin at multiples of a cache line.
 unsafe fn gather<E: Element>(
     level: Level,
-    source: &Array,
+    (source, base): (&Array, Option<&Array>),
     terms: &[Term<E::Real>],
     (out, target): (&Array, usize),
     streams: bool,
@@ -539,6 +547,7 @@ unsafe fn gather<E: Element>(
             source: source.address as *const E,
             stride: source.strides[0],
             columns: source.shape[1],
+            base: base.map(|base| base.pointer::<E::Real>(0).cast_const()),
             terms,
             out: (out.address as *mut u8).wrapping_offset(address),
             rounds: out.dtype == source.dtype,
@@ -551,6 +560,8 @@ struct Gather<'a, E: Element> {
     source: *const E,
     stride: isize,
     columns: usize,
+    /// What the sums begin with; 0 where there is none.
+    base: Option<*const E::Real>,
     terms: &'a [Term<E::Real>],
     out: *mut u8,
     /// Whether the result is of `E`s, and goes around the caches.
@@ -588,6 +599,11 @@ impl<E: Element> Columns<E> for Gather<'_, E> {
         let mut sums = [<E::Vector<I> as Vector>::splat(E::Real::ZERO); N];
         // SAFETY: passed on to the caller.
         unsafe {
+            if let Some(base) = self.base {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum = Memory::<E::Real>::load(base.add(at + i * lanes));
+                }
+            }
             for (index, &(row, factor)) in self.terms.iter().enumerate() {
                 if at == 0 {
                     self.prefetch(index + AHEAD);
@@ -622,6 +638,9 @@ impl<E: Element> Columns<E> for Gather<'_, E> {
         let mut sum = E::Real::ZERO;
         // SAFETY: passed on to the caller.
         unsafe {
+            if let Some(base) = self.base {
+                sum = base.add(column).read_unaligned();
+            }
             for &(row, factor) in self.terms {
                 let x = self.source.offset(row as isize * self.stride).add(column);
                 sum = sum + x.read_unaligned().to_real() * factor;

@@ -121,8 +121,18 @@ _Matrix: TypeAlias = tuple[Any, ...]
 def lists_by_row(matrix: _Matrix, weight: _Memory, out: _Memory, threads: int) -> None:
     """Writes the product of a matrix of lists [M, V] and `weight` [V, H] into `out` [M, H]."""
 
-def lists_by_class(matrix: _Matrix, inputs: _Memory, out: _Memory, sums: _Memory | None, threads: int) -> None:
-    """Writes the product of its transpose and `inputs` [M, H] into `out` [V, H], the sums of columns into `sums`."""
+def lists_by_class(
+    matrix: _Matrix,
+    inputs: _Memory,
+    base: _Memory | None,
+    out: _Memory,
+    sums: _Memory | None,
+    threads: int,
+) -> None:
+    """Writes the product of its transpose and `inputs` [M, H] into `out` [V, H], the sums of columns into `sums`.
+
+    Every row of `out` has `base` [H], of the dtype of the sums (float32 or float64), besides.
+    """
 
 def prefer_huge_pages(array: _Memory) -> None:
     """Asks the system to back an array that nobody has written to yet by huge pages: advice about speed."""

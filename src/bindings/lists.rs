@@ -195,6 +195,17 @@ impl PyMatrix<'_> {
     }
 }
 
+/// A vector, if there is one.
+fn given<'a>(
+    name: &str,
+    vector_or_none: &'a Option<Borrowed<'_>>,
+) -> Result<Option<&'a Array>, ArgumentError> {
+    vector_or_none
+        .as_ref()
+        .map(|given| vector(name, given))
+        .transpose()
+}
+
 fn integers<'a>(name: &str, given: &'a Borrowed<'_>) -> Result<&'a [i64], ArgumentError> {
     let array = vector(name, given)?;
     array.as_integers().ok_or_else(|| {
@@ -224,12 +235,14 @@ pub fn lists_by_row(
     Ok(())
 }
 
-/// Writes the product of its transpose and `inputs` [M, H] into `out` [V, H], and the sums of its columns into `sums`.
+/// Writes the product of its transpose and `inputs` [M, H], and `base` [H] besides, into the rows of `out` [V, H], and the
+/// sums of its columns into `sums`.
 #[pyfunction]
 pub fn lists_by_class(
     py: Python<'_>,
     matrix: PyMatrix<'_>,
     inputs: Borrowed<'_>,
+    base: Option<Borrowed<'_>>,
     out: Borrowed<'_>,
     sums: Option<Borrowed<'_>>,
     threads: usize,
@@ -237,11 +250,8 @@ pub fn lists_by_class(
     let matrix = matrix.get()?;
     check_threads(threads)?;
     let (inputs, out) = (inputs.cpu("inputs")?, out.cpu("out")?);
-    let sums: Option<&Array> = match &sums {
-        Some(sums) => Some(vector("sums", sums)?),
-        None => None,
-    };
+    let (base, sums) = (given("base", &base)?, given("sums", &sums)?);
     // SAFETY: as in `lists_by_row`.
-    py.detach(|| unsafe { lists::by_class(&matrix, inputs, out, sums, threads) })?;
+    py.detach(|| unsafe { lists::by_class(&matrix, inputs, base, (out, sums), threads) })?;
     Ok(())
 }

@@ -194,7 +194,7 @@ def test_label_smoothing(processes, plan):
     processes.run(agrees, F64, ("logp",), trained, plan=plan, label_smoothing=0.1, softcap=5.0)
 
 
-@pytest.mark.parametrize("transform", [*TRANSFORMS, {"adapter": True}], ids=str)
+@pytest.mark.parametrize("transform", [*TRANSFORMS, {"adapter": True}, {"label_smoothing": 0.1}], ids=str)
 @pytest.mark.parametrize("workspace_bytes", [TIGHT, 1 << 20], ids=["many tiles", "one tile"])
 def test_sparse_gradients_are_rounded_as_those_of_one_process(processes, workspace_bytes, transform):
     sparse = prefuse.Sparse(0.05, seed=3)
@@ -203,9 +203,19 @@ def test_sparse_gradients_are_rounded_as_those_of_one_process(processes, workspa
     processes.run(agrees, F64, ("logp", "lse"), trained, **options)
 
 
+@pytest.mark.parametrize("transform", [{"temperatures": True}, {"adapter": True}], ids=str)
+def test_sparse_gradients_of_all_statistics(processes, transform):
+    trained = ("hidden", "first", "second") if transform.get("adapter") else EVERYTHING
+    options = {"sparse": prefuse.Sparse(0.05, seed=3), "workspace_bytes": TIGHT, **transform}
+    names = ("logp", "lse", "entropy", "mean_logit", "kl", "rkl")
+    processes.run(agrees, F64, names, trained, own_reference=not transform.get("adapter"), **options)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_sparse_gradients_of_narrow_dtypes(processes, dtype):
-    processes.run(agrees, dtype, ("logp",), EVERYTHING, sparse=prefuse.Sparse(2.0**-40, seed=3))
+def test_sparse_gradients_of_narrow_dtypes(processes, dtype, label_smoothing):
+    options = {"sparse": prefuse.Sparse(2.0**-40, seed=3), "label_smoothing": label_smoothing}
+    processes.run(agrees, dtype, ("logp",), EVERYTHING, **options)
 
 
 def agrees_by_columns(*arguments: Any, **options: Any) -> None:
@@ -214,7 +224,9 @@ def agrees_by_columns(*arguments: Any, **options: Any) -> None:
 
 
 @pytest.mark.needs("compiler")
-@pytest.mark.parametrize("transform", [{}, {"temperatures": True}, {"adapter": True}], ids=str)
+@pytest.mark.parametrize(
+    "transform", [{}, {"temperatures": True}, {"adapter": True}, {"label_smoothing": 0.1}], ids=str
+)
 @pytest.mark.parametrize("workspace_bytes", [TIGHT, 1 << 20], ids=["many tiles", "one tile"])
 def test_sparse_gradients_of_a_gpu(processes, workspace_bytes, transform):
     """With every column gathered; what each process leaves to a mean is of its own classes."""

@@ -11,6 +11,7 @@ import torch
 import prefuse
 from prefuse._backends import projected
 from prefuse.linear import columns, operands, operators, plans
+from prefuse.linear.call import SMOOTHED
 from prefuse.linear.costs import DEVICES
 from tests.devices import integers, normal
 from tests.linear.gathering import gathering_columns
@@ -245,11 +246,23 @@ def test_the_plan_says_what_it_does():
     assert made.plan.kept_bytes == made.plan.listed * 8
 
 
+@pytest.mark.parametrize("name", ["entropy", "kl", "rkl"])
+def test_statistics_that_columns_do_not_carry(name):
+    given = problem()
+    options = {"reference_hidden": given["hidden"].clone()} if name != "entropy" else {}
+    leaves(given, "hidden")
+    message = f"sparse: expected gradients through logp, lse, mean_logit alone on cpu, got one through {name}, "
+    with pytest.raises(ValueError, match=message):
+        prefuse.linear_token_stats(
+            given["hidden"], given["weight"], given["labels"], ("logp", name), sparse=0.01, **options
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"softcap": 3.0}, "softcap: expected None with sparse"),
-        ({"label_smoothing": 0.1}, "label_smoothing: expected 0 with sparse"),
+        ({"softcap": 3.0, "label_smoothing": 0.1}, "softcap: expected None with sparse"),
         ({"plan": "lists"}, 'it is for hidden states elsewhere.*name "columns"'),
         ({"plan": "keep"}, 'its gradients are dense.*name "columns"'),
     ],
@@ -281,8 +294,9 @@ def test_columns_are_for_sparse_alone():
         {"wants": (True, True, True), "stats": "logp,lse"},
         {"wants": (True, False, False), "live": False, "lora": True},
         {"wants": (False, True, False), "temperatures": True},
+        {"wants": (True, True, True), "stats": SMOOTHED},
     ],
-    ids=["all", "hidden", "weight"],
+    ids=["all", "hidden", "weight", "smoothed"],
 )
 def test_opcheck(options):
     torch.library.opcheck(operators.linear_token_stats, arguments("columns", eps=0.1, **options))

@@ -282,6 +282,9 @@ def test_which_lists_it_makes(monkeypatch):
         torch.autograd.grad(logps.sum(), hidden)
         assert len(made) == calls, options
     made.clear()
+    given = stats(hidden, weight, labels, names=("logp", "entropy"), sparse=2.0**-8)
+    torch.autograd.grad((given.logp + given.entropy).sum(), hidden)
+    assert not made and given.plan.name == "lists"
     score = prefuse.preference_loss(
         "simpo",
         hidden=hidden.view(4, 10, 20),

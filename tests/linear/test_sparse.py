@@ -12,8 +12,9 @@ import prefuse
 from prefuse._backends import lists as backend
 from prefuse._backends.rows import Rows, bits_of
 from prefuse.linear import operators
+from prefuse.linear.call import SMOOTHED
 from prefuse.linear.sparse import Sparse
-from tests.devices import integers, normal
+from tests.devices import integers, normal, uniform
 from tests.linear.oracle import problem, statistics
 from tests.linear.test_operators import arguments
 
@@ -175,33 +176,84 @@ def test_lists_depend_on_the_numbers_of_row_and_class_alone():
 # -- gradients --------------------------------------------------------------------------------------------------------
 
 
-def predicted(given, upstream, eps):
-    """E|Σ over rows of the gradients' errors|² of hidden and weight, from p·(eps − p)."""
+TEMPERATURES = 0.5 + uniform(37, seed=20, dtype=torch.float64)
+TRANSFORMS = {
+    "plain": {},
+    "scaled": {"temperature": 0.7, "scale": 1.3},
+    "capped": {"temperature": TEMPERATURES, "softcap": 3.0},
+}
+
+
+def transformed(x, temperature=1.0, scale=1.0, softcap=0.0):
+    z = scale * x
+    z = softcap * torch.tanh(z / softcap) if softcap else z
+    return z / (temperature[:, None] if isinstance(temperature, torch.Tensor) else temperature)
+
+
+def reference_of(given):
+    """Hidden states near the policy's."""
+    states = given["hidden"].detach()
+    return (0.8 * states + 0.3 * normal(*states.shape, seed=33, dtype=torch.float64)).to(states.dtype)
+
+
+def predicted(given, upstream, eps, transform):
+    """E|Σ over rows of the gradients' errors|² of hidden and weight, from p·(eps − p), likewise q·(eps − q) of the
+    reference, and how often both are rounded up together."""
     hidden, weight = given["hidden"].detach().double(), given["weight"].detach().double()
     labels = given["labels"]
-    p = (hidden @ weight.T + given["bias"].detach().double()).softmax(-1)
-    variance = (p * (eps - p)).clamp(min=0)
-    scored = labels != -100
+    x = (hidden @ weight.T + given["bias"].detach().double()).requires_grad_()
+    z = transformed(x, **transform)
+    (slope,) = torch.autograd.grad(z.sum(), x)
+    log_p = z.detach().log_softmax(-1)
+    others = reference_of(given).double() @ weight.T + given["bias"].detach().double()
+    log_q = transformed(others, **transform).log_softmax(-1)
+    p, q = log_p.exp(), log_q.exp()
+    entropy = -(p * log_p).sum(-1, keepdim=True)
+    ratio = log_p - log_q
+    kl = (p * ratio).sum(-1, keepdim=True)
+    nothing = torch.zeros(len(labels), dtype=torch.float64)
+    grads = [upstream.get(name, nothing)[:, None] for name in ("logp", "lse", "entropy", "kl", "rkl")]
+    factor = grads[1] - grads[0] - grads[2] * (log_p + entropy) + grads[3] * (ratio - kl) + grads[4]
+    variance, other = ((x * (eps - x)).clamp(min=0) for x in (p, q))
+    common = torch.where((p < eps) & (q < eps), eps * torch.minimum(p, q) - p * q, 0)
+    variance = factor**2 * variance + grads[4] ** 2 * other - 2 * factor * grads[4] * common
     variance[torch.arange(len(labels)), labels.clamp(min=0)] = 0
-    variance = variance * (scored * (upstream[1] - upstream[0]) ** 2)[:, None]
+    variance = variance * (labels != -100)[:, None] * slope**2
     return (variance @ (weight**2).sum(-1)).sum(), (variance.T @ (hidden**2).sum(-1)).sum()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_mean_over_seeds_converges_to_the_exact_gradient(dtype):
-    given = problem(dtype=dtype)
+@pytest.mark.parametrize(
+    ("names", "transform", "dtype", "eps"),
+    [
+        (("logp", "lse"), "plain", torch.float32, EPS),
+        (("logp", "lse"), "plain", torch.float64, EPS),
+        (("entropy",), "plain", torch.float32, EPS),
+        (("entropy",), "scaled", torch.float64, EPS),
+        (("entropy",), "capped", torch.float64, EPS),
+        (("logp", "lse", "entropy"), "scaled", torch.float32, 1.0),
+        (("logp", "lse", "entropy"), "capped", torch.float64, EPS),
+        (("kl",), "capped", torch.float64, EPS),
+        (("rkl",), "scaled", torch.float64, EPS),
+        (("logp", "entropy", "kl", "rkl"), "scaled", torch.float32, EPS),
+    ],
+)
+def test_the_mean_over_seeds_converges_to_the_exact_gradient(names, transform, dtype, eps):
+    given, options = problem(dtype=dtype), TRANSFORMS[transform]
     wrt = leaves(given, "hidden", "weight", "bias")
-    upstream = [normal(37, seed=10 + i, dtype=torch.float64) for i in range(2)]
-    exact = statistics(*(given[n].detach().double().requires_grad_() for n in ("hidden", "weight")), given["labels"])
-    assert exact  # the oracle takes whole logits in float64
+    upstream = {name: normal(37, seed=10 + i, dtype=torch.float64) for i, name in enumerate(names)}
     reference = {name: given[name].detach().double().requires_grad_() for name in ("hidden", "weight", "bias")}
-    values = statistics(reference["hidden"], reference["weight"], given["labels"], bias=reference["bias"])
-    loss = (values["logp"] * upstream[0]).sum() + (values["lse"] * upstream[1]).sum()
+    other = tuple(t.double() for t in (reference_of(given), given["weight"].detach(), given["bias"].detach()))
+    values = statistics(
+        reference["hidden"], reference["weight"], given["labels"], bias=reference["bias"], reference=other, **options
+    )
+    loss = sum((values[name] * grad).sum() for name, grad in upstream.items())
     exact = torch.autograd.grad(loss, list(reference.values()))
+    options = {**options, "bias": given["bias"], "reference_hidden": reference_of(given)}
     found = [
-        gradients(given, wrt, upstream, bias=given["bias"], sparse=Sparse(EPS, seed=seed))[0] for seed in range(256)
+        gradients(given, wrt, upstream.values(), names, sparse=Sparse(eps, seed=seed), **options)[0]
+        for seed in range(256)
     ]
-    expected = predicted(given, upstream, EPS)
+    expected = predicted(given, upstream, eps, TRANSFORMS[transform])
     for index in range(2):
         errors = torch.stack([each[index].double() - exact[index] for each in found])
         for count in (1, 4, 16, 64, 256):
@@ -220,6 +272,26 @@ def test_rows_of_the_weight_that_no_token_calls_get_exactly_nothing():
     assert 0 < called <= made.plan.listed + 37 < 1000
 
 
+def test_what_every_class_gets_is_exact_whatever_is_rounded():
+    given = problem()
+    wrt = leaves(given, "hidden", "weight", "bias")
+    upstream = [normal(37, seed=10 + i, dtype=torch.float64) for i in range(2)]
+    options = {"bias": given["bias"], "temperature": 0.8}
+    rounded = {**options, "sparse": Sparse(EPS, seed=4)}
+    both, _ = gradients(given, wrt, upstream, ("logp", "mean_logit"), **rounded)
+    alone, _ = gradients(given, wrt, upstream, ("logp",), **rounded)
+    smoothed, _ = gradients(given, wrt, upstream, ("logp",), label_smoothing=0.3, **rounded)
+    mean, _ = gradients(given, wrt, upstream[1:], ("mean_logit",), **options)
+    spread, _ = gradients(given, wrt, [0.3 * upstream[0]], ("mean_logit",), **options)
+    for i in range(3):
+        torch.testing.assert_close(both[i] - alone[i], mean[i], rtol=1e-9, atol=1e-12)
+        # d(logp) = 1[label] - p, of which smoothing takes a part, and d(lse) = p
+        one_hot = torch.nn.functional.one_hot(given["labels"].clamp(min=0), 53) * (given["labels"] != -100)[:, None]
+        at_labels = 0.3 / 0.8 * upstream[0][:, None] * one_hot
+        label = (at_labels @ wrt[1], at_labels.T @ wrt[0], at_labels.sum(0))[i]
+        torch.testing.assert_close(smoothed[i], alone[i] - label + spread[i], rtol=1e-9, atol=1e-12)
+
+
 def whole_numbers(tokens=50, features=16, classes=5000):
     """Logits that every order of additions gives to the bit."""
     hidden = (integers(5, tokens, features, seed=40) - 2).float()
@@ -227,18 +299,22 @@ def whole_numbers(tokens=50, features=16, classes=5000):
     return {"hidden": hidden, "weight": weight, "labels": integers(classes, tokens, seed=42)}
 
 
+@pytest.mark.parametrize(
+    "names", [("logp", "lse"), ("logp", "mean_logit"), ("logp", "entropy"), ("kl", "rkl")], ids="+".join
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_bits_depend_on_neither_threads_nor_tiles(dtype):
+def test_bits_depend_on_neither_threads_nor_tiles(dtype, names):
     given = whole_numbers()
     given = {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
     wrt = leaves(given, "hidden", "weight")
-    upstream = [normal(50, seed=43), normal(50, seed=44)]
+    upstream, reference = [normal(50, seed=43), normal(50, seed=44)], given["hidden"].detach().roll(1, 0)
     before = torch.get_num_threads()
     found = []
     try:
         for threads, workspace in ((1, 1 << 28), (2, 1 << 28), (3, 1 << 28), (1, 1 << 17), (3, 1 << 15)):
             torch.set_num_threads(threads)
-            made = gradients(given, wrt, upstream, sparse=Sparse(2.0**-8, seed=1), workspace_bytes=workspace)
+            options = {"workspace_bytes": workspace, "reference_hidden": reference}
+            made = gradients(given, wrt, upstream, names, sparse=Sparse(2.0**-8, seed=1), **options)
             found.append([*made[0], *made[1].values()])
     finally:
         torch.set_num_threads(before)
@@ -330,8 +406,11 @@ def test_without_a_seed_it_is_drawn_as_dropout_draws():
         {"wants": (True, True, True), "stats": "logp,lse"},
         {"wants": (True, False, False), "live": False, "lora": True},
         {"wants": (False, True, False), "temperatures": True},
+        {"wants": (True, True, True), "stats": SMOOTHED},
+        {"wants": (True, True, True), "stats": "logp,entropy", "live": False},
+        {"wants": (True, True, True), "stats": "kl,rkl", "reference": True},
     ],
-    ids=["all", "hidden", "weight"],
+    ids=["all", "hidden", "weight", "smoothed", "entropy", "reference"],
 )
 def test_opcheck(options):
     torch.library.opcheck(operators.linear_token_stats, arguments("lists", eps=0.1, **options))
@@ -474,9 +553,21 @@ def test_explain_tells_without_running(capsys):
         ({"sparse": math.nan}, ValueError, "sparse: expected 2\\^-40 <= eps <= 1, got nan"),
         ({"sparse": "yes"}, TypeError, 'sparse: expected a number, a Sparse, "auto", or None, got str'),
         ({"sparse": True}, TypeError, 'sparse: expected a number, a Sparse, "auto", or None, got bool'),
-        ({"sparse": EPS, "stats": ("logp", "entropy")}, ValueError, "sparse: .* alone, got one through entropy"),
-        ({"sparse": EPS, "stats": "mean_logit"}, ValueError, "sparse: .* alone, got one through mean_logit"),
-        ({"sparse": EPS, "label_smoothing": 0.1}, ValueError, "label_smoothing: expected 0 with sparse, got 0.1"),
+        (
+            {"sparse": EPS, "stats": "mean_logit", "softcap": 3.0},
+            ValueError,
+            "softcap: expected None with sparse and a gradient through mean_logit, got 3.0",
+        ),
+        (
+            {"sparse": EPS, "label_smoothing": 0.1, "softcap": 3.0},
+            ValueError,
+            "softcap: expected None with sparse and label_smoothing, got 3.0",
+        ),
+        (
+            {"sparse": EPS, "stats": "rkl", "softcap": 3.0},
+            ValueError,
+            "softcap: expected None with sparse and a gradient through rkl, got 3.0",
+        ),
         ({"sparse": EPS, "plan": "keep"}, ValueError, "plan: 'keep' is not possible here: .*dense.*sparse="),
         ({"plan": "lists"}, ValueError, "plan: 'lists' is not possible here: .*sparse="),
     ],
@@ -484,6 +575,8 @@ def test_explain_tells_without_running(capsys):
 def test_what_lists_do_not_carry_is_refused(options, kind, message):
     given = problem()
     given["hidden"].requires_grad_()
+    if options.get("stats") == "rkl":
+        options = {**options, "reference_hidden": reference_of(given)}
     with pytest.raises(kind, match=message):
         prefuse.linear_token_stats(given["hidden"], given["weight"], given["labels"], **options)
 
@@ -503,19 +596,43 @@ def test_seeds_are_checked(options, kind, message):
         Sparse(EPS, **options)
 
 
-def test_an_objective_that_differentiates_entropy_is_refused():
+def test_an_objective_that_differentiates_entropy():
     given = problem(tokens=36)
-    columns = {name: torch.ones(4, 9) for name in ("old_logps", "advantage")}
-    with pytest.raises(ValueError, match=r"sparse: .* logp and lse alone, got one through entropy"):
-        prefuse.preference_loss(
-            "ppo",
-            hidden=given["hidden"].reshape(4, 9, 8).requires_grad_(),
-            weight=given["weight"],
-            labels=given["labels"].reshape(4, 9),
-            entropy_weight=0.01,
-            sparse=EPS,
-            **columns,
-        )
+    hidden = given["hidden"].reshape(4, 9, 8).detach().requires_grad_()
+    options = {name: -torch.ones(4, 9, dtype=torch.float64) for name in ("old_logps", "advantage")}
+    options |= {"weight": given["weight"], "labels": given["labels"].reshape(4, 9), "entropy_weight": 0.1}
+    found = []
+    for sparse in (None, 2.0**-40):
+        score = prefuse.preference_loss("ppo", hidden=hidden, sparse=sparse, **options)
+        found += torch.autograd.grad(score.loss, hidden)
+    assert score.plan.name == "lists"
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-10)
+
+
+def test_an_entropy_takes_the_list_that_is_there():
+    given = problem(dtype=torch.float32)
+    wrt = leaves(given, "hidden")
+    upstream, options = [normal(37, seed=10 + i) for i in range(2)], {"sparse": Sparse(EPS, seed=5)}
+    both, made = gradients(given, wrt, upstream, ("logp", "entropy"), **options)
+    logp, plain = gradients(given, wrt, upstream[:1], ("logp",), **options)
+    entropy, _ = gradients(given, wrt, upstream[1:], ("entropy",), **options)
+    torch.testing.assert_close(both[0], logp[0] + entropy[0])
+    assert made.plan.listed == plain.plan.listed
+    # a logarithm beside class and value, for the entropy's gradient alone
+    assert (plain.plan.kept_bytes, made.plan.kept_bytes) == (12 * plain.plan.listed, 16 * plain.plan.listed)
+    looked_at = prefuse.linear_token_stats(
+        wrt[0], given["weight"], given["labels"], ("logp", "entropy"), differentiable=("logp",), **options
+    )
+    assert looked_at.plan.kept_bytes == plain.plan.kept_bytes
+
+
+def test_probabilities_that_are_the_references_are_rounded_alike():
+    given = problem(dtype=torch.float32)
+    (hidden,) = leaves(given, "hidden")
+    options = {"reference_hidden": hidden.detach().clone(), "sparse": Sparse(EPS, seed=5)}
+    (gradient,), made = gradients(given, [hidden], [normal(37, seed=10)], ("rkl",), **options)
+    _, plain = gradients(given, [hidden], [normal(37, seed=10)], ("logp",), sparse=options["sparse"])
+    assert (gradient == 0).all() and made.plan.listed == 2 * plain.plan.listed
 
 
 def test_beside_logits_it_means_nothing():

@@ -7,10 +7,12 @@ import torch
 
 import prefuse
 import prefuse.trl
+from prefuse.compat import trl
 from prefuse.linear import sparse
 from prefuse.linear.sparse import Sparse
 from prefuse.models.causal_lm import HeadTensors
 from prefuse.trl import PreferenceConfig
+from tests.devices import normal
 from tests.integration.models import VOCABULARY, causal_lm
 from tests.trl.running import assert_same, make, train
 from tests.trl.test_accelerate import GENERATED
@@ -65,7 +67,7 @@ def test_trls_trainers_take_it(case, tmp_path, pulled):
     assert not pulled
     # A seed of its own draws nothing from the generator that responses are sampled with.
     assert_same(accelerated(kind, tmp_path, how, Sparse(NEARLY_DENSE, seed=1), **given()), expected)
-    assert len(pulled) >= 3
+    assert len(pulled) >= (6 if "entropy_coef" in options else 3)  # the entropy's gradient is made where one comes
 
 
 def test_the_roundings_of_each_step_are_others_and_a_seed_repeats_them(tmp_path):
@@ -149,3 +151,21 @@ def test_the_loss_of_such_a_model_stays_dense(pulled):
     assert not pulled
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient)
+
+
+@pytest.mark.parametrize(("on_gpu", "expected"), [(False, ["lists", "lists"]), (True, ["lists", "single-pass"])])
+def test_an_entropys_gradient_is_sparse_where_lists_are(on_gpu, expected, monkeypatch):
+    plans, real = [], trl.linear_token_stats
+
+    def recorded(*arguments, **options):
+        result = real(*arguments, **options)
+        plans.append(result.plan.name)
+        return result
+
+    monkeypatch.setattr(trl, "linear_token_stats", recorded)
+    monkeypatch.setattr(trl, "by_columns", lambda _: on_gpu)
+    hidden = normal(6, 8, seed=1).requires_grad_()
+    options = {"weight": normal(53, 8, seed=2), "sparse": NEARLY_DENSE}
+    log_probs, entropy, *_ = trl.token_outputs(hidden, torch.arange(6), ("entropy",), **options)
+    (log_probs - 0.1 * entropy).sum().backward()
+    assert plans == expected

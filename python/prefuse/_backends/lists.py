@@ -88,6 +88,9 @@ class Matrix(NamedTuple):
         if out.numel():
             _prefuse.lists_by_row(self, weight, out, torch.get_num_threads())
 
-    def by_class(self, inputs: Tensor, out: Tensor, sums: Tensor | None) -> None:
-        """Out [V, H] = A.T @ inputs [M, H], and `sums` [V] those of A's columns."""
-        _prefuse.lists_by_class(self, inputs, out, sums, torch.get_num_threads())
+    def by_class(self, inputs: Tensor, out: Tensor, sums: Tensor | None, base: Tensor | None = None) -> None:
+        """Out [V, H] = A.T @ inputs [M, H], and `sums` [V] those of A's columns.
+
+        Every row of `out` has `base` [H], of the dtype of the sums, besides.
+        """
+        _prefuse.lists_by_class(self, inputs, base, out, sums, torch.get_num_threads())

@@ -20,6 +20,7 @@ from prefuse.functional import TokenStats, token_stats
 from prefuse.linear.functions import LinearTokenStats, linear_token_stats
 from prefuse.linear.operands import Lora
 from prefuse.linear.plans import Plan
+from prefuse.linear.sparse import by_columns
 
 __all__ = [
     "OPTIONAL_OUTPUTS",
@@ -141,7 +142,8 @@ def token_outputs(
         tell(made.plan if isinstance(made, LinearTokenStats) else None)
     found = {name: made[statistic].float() for name, statistic in names.items()}
     if on_demand:
-        options.pop("sparse", None)  # the entropy's gradient is dense
+        if by_columns(hidden.device):
+            options.pop("sparse", None)  # columns do not carry the entropy's gradient
         found["entropy"] = _EntropyOnDemand.of(found["entropy"], targets, hidden, **options)
     if "is_top1" in found:
         found["is_top1"] = found["is_top1"].bool()

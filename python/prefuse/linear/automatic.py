@@ -16,16 +16,20 @@ from torch import Tensor
 from prefuse._backends import lists as backend
 from prefuse._backends.lists import Lists, Sampling
 from prefuse._parallel.sharded_weights import is_zero3
-from prefuse.linear.call import Call
+from prefuse.linear.call import SMOOTHED, Call
 from prefuse.linear.operands import Operands, Statistics, request
 from prefuse.linear.plans import choose
-from prefuse.linear.sparse import AUTO, CARRIED, Sparse, check_sparse
+from prefuse.linear.sparse import AUTO, Sparse, check_sparse
 
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 """The largest relative error of a number that is rounded to the dtype; that of others no short list comes down to."""
 
 LEAST_ROWS, LEAST_CLASSES = 2048, 16384
 """Below these a look costs more than a twentieth of the dense plan, or there is little to gain."""
+
+FORESEEN = frozenset({"logp", SMOOTHED, "lse", "mean_logit"})
+"""Statistics of whose gradients the error of d(log p)/d(hidden) tells. An entropy's is several times as large, and
+lists that bring it below the rounding of 16 bits are too long."""
 
 LOOKED_AT = 8
 """Rows of which logits are made beforehand."""
@@ -64,7 +68,7 @@ def _found(operands: Operands, statistics: Statistics, index: Tensor | None) -> 
     possible = (
         any(operands.wants)
         and statistics.differentiated
-        and set(statistics.differentiated) <= set(CARRIED)
+        and FORESEEN.issuperset(statistics.differentiated)
         and operands.labels.device.type == "cpu"
         and not statistics.shard.name
         and not any(map(is_zero3, operands.weights))  # gathered again for some plans alone, on all processes or none

@@ -140,6 +140,11 @@ class Call:
         """That of the statistics."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
+    def slope(self, part: Tensor | slice) -> Tensor | float:
+        """dz/d(logit) of some rows, or of all, without a soft cap."""
+        temperature = self.transform.temperature_in(self.table_dtype)
+        return self.transform.scale / (temperature[part] if isinstance(temperature, Tensor) else temperature)
+
     @property
     def kernel_names(self) -> tuple[str, ...]:
         """The rows' statistics behind `names`, and what their gradients read."""
@@ -286,10 +291,18 @@ class Call:
     def kernel_grads(self, grads: dict[str, Tensor], rows: int) -> Tensor:
         """Upstream gradients of the kernel statistics, [S, rows], from those of what the caller sees."""
         table = self.new_table(rows).zero_()
+        for kernel, grad in self.upstream(grads).items():
+            table[self.kernel_names.index(kernel)] = grad
+        return table
+
+    def upstream(self, grads: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Upstream gradients of those kernel statistics that have one, from those of what the caller sees."""
+        found: dict[str, Tensor] = {}
         for name, grad in grads.items():
             for kernel, factor in expansion(name, self.smoothing).items():
-                table[self.kernel_names.index(kernel)] += factor * grad
-        return table
+                own = factor * grad if factor != 1 else grad
+                found[kernel] = found[kernel] + own if kernel in found else own
+        return found
 
 
 def smoothed(names: Sequence[str], smoothing: float) -> tuple[str, ...]:

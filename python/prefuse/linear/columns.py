@@ -8,7 +8,7 @@ t_r, is taken to be spread as the strip's is:
     p_rj ≈ t_r · (Σ_s p_sj) / (Σ_s t_s)        for the columns that are not gathered
 
 so each row's mass is exact, and so is the sum over rows that have the same upstream gradient. The label's own share is
-exact. Nothing is drawn at random.
+exact, and so is what a mean logit gives every class. Nothing is drawn at random.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from prefuse._backends import storage
 from prefuse._backends.columns import Gathered, Strips
 from prefuse._backends.rows import Rows
 from prefuse.linear.call import Call
+from prefuse.linear.every_class import EveryClass, every_class
 from prefuse.linear.gemm import add_product, add_rows, multiply, scale_rows, sum_dtype
 from prefuse.linear.passes import Gradients, Wants, over_tokens, product_or_zero, reduced, upstream_of_rows
 from prefuse.linear.plans import STRIP_ROWS
-from prefuse.linear.sparse import CARRIED
 
 ALIGNED = 64
 """Columns of a strip are filled up to a multiple of so many, as GEMMs like it."""
@@ -89,21 +89,25 @@ def forward(call: Call, rows: int, eps: float) -> tuple[Tensor, Kept]:
         local = call.local_statistics(tile)
         own = call.combined(tile, local)
         table[:, part] = own
-        made.append(_of_tile(call, tile, local, own, _slope_of(call, part), eps))
+        made.append(_of_tile(call, tile, local, own, call.slope(part), eps))
     return table, _joined(made) if made else _nothing(call)
 
 
-def backward(call: Call, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> Gradients:
-    """The gradients: of the inputs strip by strip, of the weights added up in float32 and rounded once."""
-    part = call.part(0, call.count)
-    logp, lse = (upstream_of_rows(grads, name, part, kept.rest) for name in CARRIED)
-    factors = (lse - logp) * _slope_of(call, part)
+def backward(call: Call, table: Tensor, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> Gradients:
+    """The gradients: of the inputs strip by strip, of the weights added up in float32 and rounded once.
+
+    `table` has the kernel statistics of all tokens.
+    """
+    part, upstream = call.part(0, call.count), call.upstream(grads)
+    logp, lse = (upstream_of_rows(upstream, name, part, kept.rest) for name in ("logp", "lse"))
+    factors = (lse - logp) * call.slope(part)
     tail = product_or_zero(factors, kept.rest)
     local = call.labels[part] - call.shard.first_class
     held = (local >= 0) & (local < call.head.classes)
     label = torch.where(held, local, 0)
     at_label = product_or_zero(logp, kept.at_label[0]) + product_or_zero(lse, kept.at_label[1])
-    pulled = _Pulled(kept, factors, tail, label, torch.where(held, at_label, 0))
+    every = every_class(call, table, part, upstream)
+    pulled = _Pulled(kept, factors, tail, label, torch.where(held, at_label, 0), every)
     inputs = [
         over_tokens(call, pulled.of_input(weight)) if wanted else None
         for weight, wanted in zip(call.head.weights, wants.inputs, strict=True)
@@ -118,13 +122,14 @@ def backward(call: Call, kept: Kept, grads: dict[str, Tensor], wants: Wants) -> 
 
 class _Pulled(NamedTuple):
     """d(loss)/d(logits) of the scored rows, in parts: `factors` times the probabilities, `tail` times those of the
-    strips, and `at_label`, each [M]."""
+    strips, `at_label`, each [M], and what a mean logit gives."""
 
     kept: Kept
     factors: Tensor
     tail: Tensor
     label: Tensor
     at_label: Tensor
+    every: EveryClass | None
 
     def of_input(self, weight: Tensor) -> Tensor:
         """Times the weight [V, H]: [M, H] in the dtype of sums."""
@@ -137,6 +142,8 @@ class _Pulled(NamedTuple):
             _multiply_rows(values, weight, columns, own)
             own.mul_(self.factors[strip.first : strip.last, None])
             own.addcmul_(self.tail[strip.first : strip.last, None], means[number])
+        if self.every is not None:
+            self.every.add_to_input(found, weight)
         return found.addcmul_(weight[self.label].to(wide), self.at_label[:, None])
 
     def of_weight(self, inputs: Tensor, weight: Tensor) -> Tensor:
@@ -152,6 +159,8 @@ class _Pulled(NamedTuple):
                 multiply(values.t(), own, added)
                 backend.add(total[:, part], added, columns)
         add_rows(total, self.label, inputs, self.at_label)
+        if self.every is not None:
+            total += self.every.of_weight(inputs)
         if total.dtype == weight.dtype:
             return total
         return storage.empty(weight.shape, weight.dtype, weight.device).copy_(total)
@@ -164,6 +173,8 @@ class _Pulled(NamedTuple):
             own = self.factors[strip.first : strip.last]
             backend.add(total, (values.t().to(wide) @ own)[:, None].contiguous(), columns)
         total[:, 0].index_put_((self.label,), self.at_label, accumulate=True)
+        if self.every is not None:
+            total += self.every.of_bias()
         return total[:, 0].to(bias.dtype)
 
     def _tail_sums(self, inputs: Tensor) -> Tensor:
@@ -174,12 +185,6 @@ class _Pulled(NamedTuple):
             for _, strip, _, _ in self.kept.strips()
         ]
         return torch.cat(sums) if sums else self.tail.new_empty((0, inputs.shape[1]))
-
-
-def _slope_of(call: Call, part: Tensor | slice) -> Tensor | float:
-    """dz/d(logit) of some rows, or of all."""
-    temperature = call.transform.temperature_in(call.table_dtype)
-    return call.transform.scale / (temperature[part] if isinstance(temperature, Tensor) else temperature)
 
 
 def _of_tile(call: Call, tile: Rows, local: Tensor, own: Tensor, slope: Tensor | float, eps: float) -> Kept:

@@ -130,7 +130,10 @@ def linear_token_stats(
         sparse: eps in [2^-40, 1], or a `Sparse` with seed and step: gradients from short lists of probabilities, those
             from eps on as they are, smaller ones rounded at random to 0 or eps, so that their expectation is the dense
             gradient. On a GPU from the columns in which some row of 1024 has a probability from eps on, and the mean of
-            the rest. Through ``logp`` and ``lse``; statistics are the same. See docs/sparse-head.md for the error.
+            the rest. Through ``logp``, ``lse``, and exactly ``mean_logit`` and `label_smoothing`; on the CPU through
+            ``entropy``, ``kl`` and ``rkl`` too. With a `softcap` not through ``mean_logit`` (nor with
+            `label_smoothing`) or ``rkl``, and on a GPU not at all. Statistics are the same. See docs/sparse-head.md for
+            the error.
             "auto": with an eps whose error is below the rounding of 16-bit hidden states, by a look at a few rows, and
             dense where lists are long or carry nothing, and on a GPU. None: dense.
 

@@ -103,6 +103,15 @@ def scale_rows(rows: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
     return result
 
 
+def sum_rows(matrix: Tensor) -> Tensor:
+    """The sum of the rows, [H] in the dtype of sums; of 16 bits by parts on the CPU, which would convert them all."""
+    dtype = sum_dtype(matrix.dtype)
+    if matrix.device.type != "cpu" or matrix.dtype == dtype:
+        return matrix.sum(0, dtype=dtype)
+    parts = _blocks(matrix.shape[0], matrix.shape[1] * dtype.itemsize)
+    return torch.stack([matrix[start:stop].sum(0, dtype=dtype) for start, stop in parts]).sum(0)
+
+
 def _blocks(rows: int, row_bytes: int) -> list[tuple[int, int]]:
     """[start, stop) of blocks of rows that take little memory each."""
     step = max(1, _BLOCK_BYTES // max(1, row_bytes))

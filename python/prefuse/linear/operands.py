@@ -120,7 +120,7 @@ def run(operands: Operands, statistics: Statistics, index: Tensor | None, plan: 
     """The statistics of all tokens, [S, *lead], by a plan other than "grouped", and what the plan has become."""
     values, _, *kept = operators.linear_token_stats(*request(operands, statistics, index, plan))
     if plan.name in SPARSE and not torch.compiler.is_compiling():
-        plan = plan.after(kept[operators.ENTRIES[plan.name]].shape[0])
+        plan = plan.after(sum(entries.shape[0] for entries in kept[operators.ENTRIES[plan.name]]))
     return values, plan
 
 

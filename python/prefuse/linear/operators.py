@@ -24,7 +24,7 @@ from prefuse.linear import columns, passes, sparse
 from prefuse.linear.call import Call, Projection, Transform, kernel_names, smoothed
 from prefuse.linear.gemm import sum_dtype
 from prefuse.linear.passes import Gradients, Wants, directions
-from prefuse.linear.plans import NARROWEST_BLOCK, SPARSE
+from prefuse.linear.plans import NARROWEST_BLOCK, SPARSE, listed_logs
 
 ONCE_DIFFERENTIABLE = (
     "the fused head is differentiable once: its gradient has no derivative of its own; take second derivatives of the "
@@ -32,8 +32,8 @@ ONCE_DIFFERENTIABLE = (
 )
 
 
-ENTRIES = {"lists": 1, "columns": 2}
-"""Which tensor, of what the plan keeps, has an entry for each probability."""
+ENTRIES = {"lists": slice(1, None, len(sparse.Kept._fields)), "columns": slice(2, 3)}
+"""Which tensors, of what the plan keeps, have an entry for each probability."""
 
 
 class Request(NamedTuple):
@@ -160,8 +160,9 @@ def linear_token_stats(*arguments: Any) -> list[Tensor]:
         if request.exact:
             table, lists = sparse.exact_forward(call, sampling, request.first_row)
         else:
-            table, lists = sparse.forward(call, request.tile_rows, sampling, request.first_row)
-        kept = [*lists]
+            rows, named = request.tile_rows, request.with_gradient
+            table, lists = sparse.forward(call, rows, sampling, request.first_row, named)
+        kept = [tensor for each in lists for tensor in each]
     elif request.plan == "columns":
         table, found = columns.forward(call, request.tile_rows, request.eps)
         kept = [*found]
@@ -196,12 +197,18 @@ def _(*arguments: Any) -> list[Tensor]:
         if not shared and passes.keeps_labels_apart(logits_dtype):
             kept.append(make((room,), dtype=dtype))
     elif request.plan == "lists":
-        rows, entries = (0, 0) if request.labels.is_meta else _unknown_sizes(request.live, 1)
+        logs = [listed_logs(request.with_gradient), *([0] if "rkl" in request.with_gradient else [])]
+        rows, *sizes = [0] * 3 if request.labels.is_meta else _unknown_sizes(request.live, len(logs))
         kept = [
-            make((rows + 1,), dtype=torch.int64),
-            make((entries,), dtype=torch.int64),
-            make((entries,), dtype=dtype),
-            make((2, rows), dtype=dtype),
+            tensor
+            for entries, beside in zip(sizes, logs, strict=False)
+            for tensor in (
+                make((rows + 1,), dtype=torch.int64),
+                make((entries,), dtype=torch.int64),
+                make((entries,), dtype=dtype),
+                make((2, rows), dtype=dtype),
+                make((beside, entries), dtype=dtype),
+            )
         ]
     elif request.plan == "columns":
         rows, strips, entries, numbers = _unknown_sizes(request.live, 3)
@@ -265,9 +272,9 @@ def _pull_back(
         (factors,) = grads.values()
         return passes.backward_from_logits(call, kept, factors, wants)
     if request.plan == "lists":
-        return sparse.backward(call, sparse.Kept(*kept), grads, wants)
+        return sparse.backward(call, table, sparse.lists_of(kept), grads, wants)
     if request.plan == "columns":
-        return columns.backward(call, columns.Kept(*kept), grads, wants)
+        return columns.backward(call, table, columns.Kept(*kept), grads, wants)
     return passes.recompute(call, (request.backward_rows, request.backward_classes), table, grads, wants)
 
 

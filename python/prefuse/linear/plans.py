@@ -24,6 +24,7 @@ columns      the same on a GPU: of strips of rows the columns in which their    
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from prefuse._display.html import table
@@ -460,14 +461,19 @@ def _kept_bytes(name: str, job: Job) -> int:
     }[name]
 
 
+def listed_logs(statistics: Sequence[str]) -> int:
+    """How many logarithms of probabilities stand beside each entry of a list, for gradients through `statistics`."""
+    return 2 if "kl" in statistics else int("entropy" in statistics)
+
+
 def _entry_bytes(name: str, job: Job) -> int:
-    """Of a class and a value in lists, of a probability in columns."""
-    return 8 + max(4, job.itemsize) if name == "lists" else job.itemsize
+    """Of a class, a value and its logarithms in lists, of a probability in columns."""
+    return 8 + max(4, job.itemsize) * (1 + listed_logs(job.statistics)) if name == "lists" else job.itemsize
 
 
 def _most_listed(job: Job) -> float:
-    """The largest mean of the entries of a row."""
-    return min(job.classes, 1 / job.eps) if job.eps else 0.0
+    """The largest mean of the entries of a row, and of its reference's where these are listed too."""
+    return min(job.classes, 1 / job.eps) * (2 if "rkl" in job.statistics else 1) if job.eps else 0.0
 
 
 def _sums_bytes(name: str, job: Job, tiles: int, backward_tile: Tile) -> int:

@@ -54,9 +54,9 @@ def accelerate(
         share_prompts: run what rows of a batch begin with alike through the models once, as in `prefuse.head`: the two
             responses of a pair, the completions of a group that come in one micro-batch. Mean logits, which CPO, ORPO
             and TPO log of padding, too, take it for the first token of the batch then.
-        sparse: as in `prefuse.linear_token_stats`: the gradients of log-probabilities from short lists, without bias;
-            a number, as 2**-12, has its roundings drawn anew at every step. A gradient through the entropy, and models
-            whose head is not fused, stay dense. None: dense.
+        sparse: as in `prefuse.linear_token_stats`: the gradients of log-probabilities and entropies from short lists,
+            without bias; a number, as 2**-12, has its roundings drawn anew at every step. Models whose head is not
+            fused, and on a GPU or with "auto" a gradient through the entropy, stay dense. None: dense.
 
     Returns:
         An `Acceleration`, to be used as context manager or until `remove`; `places` are the trainers that run on
