@@ -11,14 +11,21 @@ import torch
 
 import prefuse._prefuse as _prefuse
 
+INSTRUCTIONS = ("PREFUSE_SIMD", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+"""Environment variables that hold instructions of the machine back."""
+
 
 def describe() -> dict[str, object]:
-    """The machine and the software as JSON values; `load` is the 1-minute load average before measuring, or None."""
+    """The machine and the software as JSON values.
+
+    `told` has what `INSTRUCTIONS` are set to, `load` is the 1-minute load average before measuring, or None.
+    """
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "simd": _prefuse.simd_level(),
+        "told": {name: os.environ[name] for name in INSTRUCTIONS if name in os.environ},
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
