@@ -2,14 +2,17 @@
 //! order of the chunks, so that a row's statistics do not depend on who computed which chunk.
 
 use super::chunk::Mass;
-use super::chunk::forward::{Crossed, Sums};
+use super::chunk::forward::{Crossed, Moments};
 
 /// What is kept of a chunk of one row of logits, where more than its mass is wanted.
 #[derive(Clone, Copy, Debug)]
 pub struct Partial {
-    /// The origin of `sums`; −inf where the chunk holds nothing above that.
+    /// The origin of all sums; −inf where the chunk holds nothing above that.
     pub max: f64,
-    pub sums: Sums,
+    /// Σ e^d; 0 unless it is wanted
+    pub mass: f64,
+    /// 0 unless they are wanted; their mass may have other roundings.
+    pub moments: Moments,
     /// Σ z
     pub total: f64,
 }
@@ -18,17 +21,14 @@ impl Partial {
     /// Of no logits.
     pub const NOTHING: Partial = Partial {
         max: f64::NEG_INFINITY,
-        sums: Sums {
+        mass: 0.0,
+        moments: Moments {
             mass: 0.0,
             weighted: 0.0,
             squares: 0.0,
         },
         total: 0.0,
     };
-
-    pub fn mass(&self) -> Mass {
-        Mass::from_largest(self.max, self.sums.mass)
-    }
 }
 
 /// What is kept of a chunk of a row with reference logits.
@@ -216,8 +216,9 @@ impl Row {
         let sum = |select: fn(&Partial) -> f64| select(&self.policy) + select(&chunk.policy);
         self.policy = Partial {
             max,
+            mass: moved_mass(&self.policy, max) + moved_mass(&chunk.policy, max),
+            moments: add_moments(&moved(&self.policy, max), &moved(&chunk.policy, max)),
             total: sum(|part| part.total),
-            sums: add_sums(&moved(&self.policy, max), &moved(&chunk.policy, max)),
         };
         self.outranked |= chunk.outranked;
     }
@@ -234,7 +235,7 @@ impl Row {
             let shift = distance(p.max, policy_max) - distance(q.max, max);
             let (p_factor, q_factor) = (rescale(p.max, policy_max), rescale(q.max, max));
             sum.mass += q_factor * q.mass;
-            sum.forward += scaled(p_factor, q.forward + p.sums.mass * shift);
+            sum.forward += scaled(p_factor, q.forward + p.mass * shift);
             sum.backward += scaled(q_factor, q.backward - q.mass * shift);
         }
         self.reference = sum;
@@ -252,12 +253,13 @@ impl Row {
 
     /// Whether a logit is NaN or +inf.
     pub fn is_nan(&self) -> bool {
-        self.mass.mass.is_nan()
+        let sums = [self.mass.mass, self.policy.mass, self.policy.moments.mass];
+        sums.iter().any(|sum| sum.is_nan())
     }
 
     /// H = lse − Σ p z
     pub fn entropy(&self) -> f64 {
-        let sums = &self.policy.sums;
+        let sums = &self.policy.moments;
         if sums.mass == 0.0 {
             0.0
         } else {
@@ -267,7 +269,7 @@ impl Row {
 
     /// log Σ p²
     pub fn log_sum_sq(&self) -> f64 {
-        let sums = &self.policy.sums;
+        let sums = &self.policy.moments;
         if sums.mass == 0.0 {
             f64::NEG_INFINITY
         } else {
@@ -308,7 +310,7 @@ impl Row {
             return (0.0, 0.0);
         }
         (
-            (mass / self.policy.sums.mass).min(1.0),
+            (mass / self.policy.mass).min(1.0),
             0.0 - at_most_zero(weighted / mass - mass.ln()),
         )
     }
@@ -317,7 +319,7 @@ impl Row {
     pub fn kl(&self) -> f64 {
         divergence(
             self.reference.forward,
-            self.policy.sums.mass,
+            self.policy.mass,
             self.reference.mass,
         )
     }
@@ -327,24 +329,29 @@ impl Row {
         divergence(
             self.reference.backward,
             self.reference.mass,
-            self.policy.sums.mass,
+            self.policy.mass,
         )
     }
 }
 
-/// The sums of a part relative to another origin.
-fn moved(part: &Partial, max: f64) -> Sums {
+/// The mass of a part relative to another origin.
+fn moved_mass(part: &Partial, max: f64) -> f64 {
+    rescale(part.max, max) * part.mass
+}
+
+/// Its moments, likewise.
+fn moved(part: &Partial, max: f64) -> Moments {
     let factor = rescale(part.max, max);
-    let sums = &part.sums;
-    Sums {
+    let sums = &part.moments;
+    Moments {
         mass: factor * sums.mass,
         weighted: factor * (sums.weighted + sums.mass * distance(part.max, max)),
         squares: factor * factor * sums.squares,
     }
 }
 
-fn add_sums(one: &Sums, other: &Sums) -> Sums {
-    Sums {
+fn add_moments(one: &Moments, other: &Moments) -> Moments {
+    Moments {
         mass: one.mass + other.mass,
         weighted: one.weighted + other.weighted,
         squares: one.squares + other.squares,
@@ -385,7 +392,8 @@ mod tests {
         let mass = |d: &[f64]| d.iter().map(|d| d.exp()).sum();
         let policy = Partial {
             max,
-            sums: Sums {
+            mass: mass(&d),
+            moments: Moments {
                 mass: mass(&d),
                 weighted: d.iter().map(|d| term(d.exp(), *d)).sum(),
                 squares: d.iter().map(|d| (2.0 * d).exp()).sum(),
@@ -393,7 +401,7 @@ mod tests {
             total: z.iter().sum(),
         };
         ChunkResult {
-            mass: policy.mass(),
+            mass: Mass::from_largest(max, policy.mass),
             policy,
             reference: Some(ReferencePartial {
                 mass: Mass::from_largest(reference_max, mass(&e)),

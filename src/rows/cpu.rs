@@ -26,7 +26,7 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
-use super::chunk::forward::{self as pass, Sums};
+use super::chunk::forward as pass;
 use super::chunk::{CHUNK, Cap, Mass, Scratch, Shift, maximum, measure};
 use super::combine::{ChunkResult, CrossedPartial, Partial, ReferencePartial, Row};
 use super::topk::TopK;
@@ -70,7 +70,7 @@ struct Wants {
     /// Log-probabilities or lse, or nothing that has a sum of its own.
     mass: bool,
     reference_mass: bool,
-    /// Sums from the largest logit on.
+    /// The mass measured from the largest logit.
     sums: bool,
     moments: bool,
     mean: bool,
@@ -87,9 +87,9 @@ impl Wants {
         let moments = any(&[Stat::Entropy, Stat::LogSumSq]);
         let top = any(&[Stat::TopkMass, Stat::TopkEntropy]);
         let divergence = any(&[Stat::Kl, Stat::Rkl]);
-        let sums = moments || top || divergence;
+        let sums = top || divergence;
         Wants {
-            mass: !sums || any(&[Stat::Logp, Stat::Lse]),
+            mass: !(sums || moments) || any(&[Stat::Logp, Stat::Lse]),
             reference_mass: any(&[Stat::RefLogp, Stat::RefLse]),
             sums,
             moments,
@@ -102,7 +102,7 @@ impl Wants {
     }
 
     fn is_mass_alone(&self) -> bool {
-        let more = self.sums || self.mean || self.top1 || self.reference;
+        let more = self.sums || self.moments || self.mean || self.top1 || self.reference;
         self.mass && !more
     }
 }
@@ -525,22 +525,23 @@ impl<'a> Forward<'a> {
         // SAFETY: passed on to the caller.
         unsafe {
             let measured = self.measured(wants.mass, x, len, factor);
-            let sums = wants.sums || measured.is_none();
             if let Some(mass) = measured
-                && !sums
-                && !wants.mean
+                && !(wants.sums || wants.moments || wants.mean)
             {
                 return (mass, Partial::NOTHING);
             }
             let highest = highest.unwrap_or_else(|| Highest::of(self.level, x, len, factor));
             let shift = highest.shift();
-            let sums = match known {
-                _ if !sums => Partial::NOTHING.sums,
-                Some(mass) if !wants.moments => Sums {
-                    mass,
-                    ..Partial::NOTHING.sums
-                },
-                _ => pass::sums(self.level, x, len, shift, wants.moments),
+            let (moments, same) = if wants.moments {
+                pass::moments(self.level, x, len, shift)
+            } else {
+                (Partial::NOTHING.moments, None)
+            };
+            let is_wanted = wants.sums || wants.mass && measured.is_none();
+            let mass = match known.or(same) {
+                Some(mass) => mass,
+                None if is_wanted => pass::mass(self.level, x, len, shift),
+                None => 0.0,
             };
             let total = if wants.mean {
                 let offsets = pass::offsets(self.level, x, len, shift.origin);
@@ -550,10 +551,12 @@ impl<'a> Forward<'a> {
             };
             let partial = Partial {
                 max: highest.z(),
-                sums,
+                mass,
+                moments,
                 total,
             };
-            (measured.unwrap_or_else(|| partial.mass()), partial)
+            let mass = measured.unwrap_or_else(|| Mass::from_largest(partial.max, mass));
+            (mass, partial)
         }
     }
 
@@ -582,8 +585,8 @@ impl<'a> Forward<'a> {
         // SAFETY: passed on to the caller.
         unsafe {
             let highest = Highest::of(self.level, x, len, factor);
-            let sums = pass::sums(self.level, x, len, highest.shift(), false);
-            Mass::from_largest(highest.z(), sums.mass)
+            let mass = pass::mass(self.level, x, len, highest.shift());
+            Mass::from_largest(highest.z(), mass)
         }
     }
 

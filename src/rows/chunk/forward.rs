@@ -2,47 +2,57 @@
 
 use super::super::exp::Exp;
 use super::super::topk::TopK;
+use super::mass::{Terms, VANISHED};
 use super::{CHUNK, Fold, SETTLE, Scratch, Settling, Shift, ShiftVector, UNROLL, fold, largest};
 use crate::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch, total};
 
-/// Sums over a chunk, of d = factor·(x − origin).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sums {
-    /// Σ e^d
-    pub mass: f64,
-    /// Σ e^d·d; 0 unless moments were asked for
-    pub weighted: f64,
-    /// Σ e^2d; 0 unless moments were asked for
-    pub squares: f64,
-}
-
-/// The sums of a chunk.
+/// Σ e^d over a chunk, of d = factor·(x − origin).
 ///
 /// # Safety
 /// `len` elements can be read at `x`.
-pub unsafe fn sums<E: Element>(
+pub unsafe fn mass<E: Element>(
     level: Level,
     x: *const E,
     len: usize,
     shift: Shift<E::Real>,
-    moments: bool,
-) -> Sums {
-    dispatch(
-        level,
-        SumsOf {
-            x,
-            len,
-            shift,
-            moments,
-        },
-    )
+) -> f64 {
+    dispatch(level, MassOf { x, len, shift })
 }
 
-struct SumsOf<E: Element> {
+struct MassOf<E: Element> {
     x: *const E,
     len: usize,
     shift: Shift<E::Real>,
-    moments: bool,
+}
+
+/// Sums over a chunk, of d = factor·(x − origin), the largest d being 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moments {
+    /// Σ e^d
+    pub mass: f64,
+    /// Σ e^d·d
+    pub weighted: f64,
+    /// Σ e^2d
+    pub squares: f64,
+}
+
+/// The moments of a chunk, and where it comes on the way what [`mass`] gives, to the bit.
+///
+/// # Safety
+/// `len` elements can be read at `x`.
+pub unsafe fn moments<E: Element>(
+    level: Level,
+    x: *const E,
+    len: usize,
+    shift: Shift<E::Real>,
+) -> (Moments, Option<f64>) {
+    dispatch(level, MomentsOf { x, len, shift })
+}
+
+struct MomentsOf<E: Element> {
+    x: *const E,
+    len: usize,
+    shift: Shift<E::Real>,
 }
 
 /// Without `SCALED`, for a factor of 1.
@@ -103,40 +113,110 @@ impl<V: Vector> Fold<V> for MomentsFold<V> {
     }
 }
 
-impl<E: Element> SumsOf<E> {
+/// As [`MomentsFold`], of a vector that scales.
+struct ScaledMomentsFold<V> {
+    shift: ShiftVector<V>,
+    terms: Terms<V>,
+    /// e^d is taken for 0 below; d is held at it, so that 0·d is 0.
+    lowest: V,
+    mass: Settling<V>,
+    weighted: Settling<V>,
+    squares: Settling<V>,
+}
+
+impl<V: Vector> ScaledMomentsFold<V> {
     #[inline(always)]
-    fn mass<I: Isa>(&self) -> f64 {
-        if self.shift.factor == E::Real::ONE {
-            self.mass_of::<I, false>()
-        } else {
-            self.mass_of::<I, true>()
-        }
+    fn new(shift: ShiftVector<V>) -> Self {
+        let mut sums = ScaledMomentsFold {
+            shift,
+            terms: Terms::new(1.0),
+            lowest: V::splat(V::Scalar::from_f64(-VANISHED * std::f64::consts::LN_2)),
+            mass: Settling::zero(),
+            weighted: Settling::zero(),
+            squares: Settling::zero(),
+        };
+        sums.start_squares();
+        sums
+    }
+
+    /// From next to nothing instead of 0: beside 0 the square of a small e^d would be too small for a float, which takes time.
+    #[inline(always)]
+    fn start_squares(&mut self) {
+        const NOTHING: f64 = 1e-36;
+        self.squares.running = [V::splat(V::Scalar::from_f64(NOTHING)); UNROLL];
+    }
+}
+
+impl<V: Vector> Fold<V> for ScaledMomentsFold<V> {
+    #[inline(always)]
+    fn add(&mut self, chain: usize, x: V) {
+        let d = self.shift.apply(x);
+        let is_something = d.not_less(self.lowest);
+        // NaN stays NaN.
+        let d = self.lowest.larger(d);
+        let [power, growth] = self.terms.factors::<false, false>(d, d);
+        let e = power.mul(growth).or_zero(is_something);
+        let (mass, weighted, squares) = (
+            &mut self.mass.running[chain],
+            &mut self.weighted.running[chain],
+            &mut self.squares.running[chain],
+        );
+        *mass = mass.add(e);
+        *weighted = e.mul_add(d, *weighted);
+        *squares = e.mul_add(e, *squares);
     }
 
     #[inline(always)]
-    fn mass_of<I: Isa, const SCALED: bool>(&self) -> f64 {
+    fn settle(&mut self) {
+        self.mass.settle();
+        self.weighted.settle();
+        self.squares.settle();
+        self.start_squares();
+    }
+}
+
+impl<E: Element> MassOf<E> {
+    #[inline(always)]
+    fn run_scaled<I: Isa, const SCALED: bool>(&self) -> f64 {
         let mut sums = MassFold::<_, SCALED> {
             shift: self.shift.vector::<E::Vector<I>>(),
             mass: Settling::zero(),
         };
-        // SAFETY: that of `sums`.
+        // SAFETY: that of `mass`.
         unsafe { fold::<true, E, E::Vector<I>>(self.x, self.len, &mut sums) };
         sums.mass.total()
     }
 }
 
-impl<E: Element> Kernel for SumsOf<E> {
-    type Output = Sums;
+impl<E: Element> Kernel for MassOf<E> {
+    type Output = f64;
 
     #[inline(always)]
-    fn run<I: Isa>(self) -> Sums {
+    fn run<I: Isa>(self) -> f64 {
+        if self.shift.factor == E::Real::ONE {
+            self.run_scaled::<I, false>()
+        } else {
+            self.run_scaled::<I, true>()
+        }
+    }
+}
+
+impl<E: Element> Kernel for MomentsOf<E> {
+    type Output = (Moments, Option<f64>);
+
+    #[inline(always)]
+    fn run<I: Isa>(self) -> (Moments, Option<f64>) {
         let shift = self.shift.vector::<E::Vector<I>>();
-        if !self.moments {
-            return Sums {
-                mass: self.mass::<I>(),
-                weighted: 0.0,
-                squares: 0.0,
+        if <E::Vector<I> as Vector>::SCALES {
+            let mut sums = ScaledMomentsFold::new(shift);
+            // SAFETY: that of `moments`.
+            unsafe { fold::<true, E, E::Vector<I>>(self.x, self.len, &mut sums) };
+            let moments = Moments {
+                mass: sums.mass.total(),
+                weighted: sums.weighted.total(),
+                squares: sums.squares.total(),
             };
+            return (moments, None);
         }
         let lowest = <E::Vector<I> as Vector>::splat(E::Real::EXP_UNDERFLOW);
         let mut sums = MomentsFold {
@@ -146,13 +226,14 @@ impl<E: Element> Kernel for SumsOf<E> {
             weighted: Settling::zero(),
             squares: Settling::zero(),
         };
-        // SAFETY: that of `sums`.
+        // SAFETY: as above.
         unsafe { fold::<true, E, E::Vector<I>>(self.x, self.len, &mut sums) };
-        Sums {
+        let moments = Moments {
             mass: sums.mass.total(),
             weighted: sums.weighted.total(),
             squares: sums.squares.total(),
-        }
+        };
+        (moments, Some(moments.mass))
     }
 }
 
@@ -222,7 +303,7 @@ impl<E: Element> Kernel for Offsets<E> {
 /// Sums over a chunk of two rows of logits, of d = factor·(z − origin) and d' = factor·(w − origin').
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Crossed {
-    /// Σ e^d, to the bit what [`sums`] gives
+    /// Σ e^d, to the bit what [`mass`] gives
     pub mass: f64,
     /// Σ e^d', likewise
     pub reference_mass: f64,

@@ -29,7 +29,7 @@ const ORDINARY: f64 = 21.0;
 
 /// So many octaves below its origin a term is nothing beside the largest, which is at most 31 below it. Lower ones are lifted to
 /// this: processors take their time over numbers that are too small for a float.
-const VANISHED: f64 = 125.0;
+pub(super) const VANISHED: f64 = 125.0;
 
 /// Origins beyond are left to the pass that knows the largest logit: as integers of steps they would not fit beside the rounder.
 const MOST_OCTAVES: f64 = 65_536.0;
@@ -67,7 +67,7 @@ struct Measure<'a, E: Element> {
 
 /// What all terms of a row have in common.
 #[derive(Clone, Copy)]
-struct Terms<V> {
+pub(super) struct Terms<V> {
     octaves_per_logit: V,
     rounder: V,
     /// −(log 2)/factor as the sum of two; the second counts for a factor other than 1.
@@ -79,7 +79,7 @@ struct Terms<V> {
 
 impl<V: Vector> Terms<V> {
     #[inline(always)]
-    fn new(factor: f64) -> Terms<V> {
+    pub fn new(factor: f64) -> Terms<V> {
         let splat = |value: f64| V::splat(V::Scalar::from_f64(value));
         let octave = -LN_2 / factor;
         let high = V::Scalar::from_f64(octave);
@@ -92,6 +92,20 @@ impl<V: Vector> Terms<V> {
             slope: splat(polynomial[0].to_f64() * factor),
             curvature: splat(polynomial[1].to_f64() * factor * factor),
         }
+    }
+
+    /// Two factors of e^z, with `MOVED` of e^z/2^octaves; the first is a power of two's, the second next to 1. Both are 1 for 0.
+    #[inline(always)]
+    pub fn factors<const SCALED: bool, const MOVED: bool>(&self, x: V, octaves: V) -> [V; 2] {
+        let shifted = x.mul_add(self.octaves_per_logit, self.rounder);
+        let n = shifted.sub(self.rounder);
+        let mut r = n.mul_add(self.minus_octave[0], x);
+        if SCALED {
+            r = n.mul_add(self.minus_octave[1], r);
+        }
+        let n = if MOVED { n.sub(octaves) } else { n };
+        let slope = r.mul_add(self.curvature, self.slope);
+        [V::any_power(shifted, n), slope.mul_add(r, self.one)]
     }
 }
 
@@ -125,22 +139,10 @@ impl<V: Vector, const SCALED: bool, const GUARDED: bool> MassFold<V, SCALED, GUA
     /// For x not below the lowest.
     #[inline(always)]
     fn add_lifted(&mut self, chain: usize, x: V) {
-        let terms = &self.terms;
-        let shifted = x.mul_add(terms.octaves_per_logit, terms.rounder);
-        let n = shifted.sub(terms.rounder);
-        let mut r = n.mul_add(terms.minus_octave[0], x);
-        if SCALED {
-            r = n.mul_add(terms.minus_octave[1], r);
-        }
-        let n = if GUARDED {
-            n.sub(self.origin.octaves)
-        } else {
-            n
-        };
-        let power = V::any_power(shifted, n);
-        let slope = r.mul_add(terms.curvature, terms.slope);
+        let octaves = self.origin.octaves;
+        let [power, growth] = self.terms.factors::<SCALED, GUARDED>(x, octaves);
         let mass = &mut self.mass.running[chain];
-        *mass = power.mul_add(slope.mul_add(r, terms.one), *mass);
+        *mass = power.mul_add(growth, *mass);
     }
 
     /// NaN stays NaN.
