@@ -11,8 +11,8 @@
 
 use std::f64::consts::{LN_2, LOG2_E};
 
-use super::{CHUNK, Fold, MAX_STEP, Settling, UNROLL, fold, largest};
-use crate::simd::{Element, Isa, Kernel, Level, Memory, Real, Vector, dispatch};
+use super::{CACHE_LINE, CHUNK, Fold, MAX_STEP, SETTLE, Settling, UNROLL, fold, largest};
+use crate::simd::{Element, Isa, Kernel, Level, Memory, Real, Vector, dispatch, prefetch};
 
 /// Σ e^z = mass·e^origin
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -253,6 +253,47 @@ unsafe fn first<I: Isa, E: Element>(x: *const E, len: usize) -> E::Vector<I> {
     }
 }
 
+/// As [`fold`], for a whole chunk: a step of its first half and one of its second by turns. Memory is faster at two places than at
+/// one, where each of them asks for its own next lines and for its place in the next chunk.
+///
+/// # Safety
+/// [`CHUNK`] elements can be read at `x`.
+#[inline(always)]
+unsafe fn fold_halves<E: Element, V: Memory<E> + Vector>(
+    x: *const E,
+    fold: &mut impl Fold<V>,
+) -> bool {
+    const HALF: usize = CHUNK / 2;
+    /// Bytes to the lines that the first level is asked for.
+    const NEAR: usize = 1024;
+    let step = UNROLL * V::LANES;
+    let steps = SETTLE / 2 * step;
+    for block in (0..HALF).step_by(steps) {
+        // SAFETY: a chunk has two halves, and a half is a whole number of blocks.
+        unsafe {
+            if !(fold.goes_on(V::load(x.add(block))) && fold.goes_on(V::load(x.add(HALF + block))))
+            {
+                return false;
+            }
+            for start in (block..block + steps).step_by(step) {
+                for half in 0..2 {
+                    let x = x.add(half * HALF + start);
+                    for line in 0..(step * size_of::<E>()).div_ceil(CACHE_LINE) {
+                        let x = x.wrapping_byte_add(line * CACHE_LINE);
+                        prefetch::<true, E>(x.wrapping_byte_add(NEAR));
+                        prefetch::<false, E>(x.wrapping_add(CHUNK));
+                    }
+                    for chain in 0..UNROLL {
+                        fold.add(chain, V::load(x.add(chain * V::LANES)));
+                    }
+                }
+            }
+        }
+        fold.settle();
+    }
+    true
+}
+
 /// The mass of a chunk, NaN where it has NaN or has to be guarded.
 ///
 /// # Safety
@@ -270,7 +311,13 @@ unsafe fn sum<I: Isa, E: Element, const SCALED: bool, const GUARDED: bool>(
         mass: Settling::zero(),
     };
     // SAFETY: passed on to the caller.
-    let all = unsafe { fold::<true, E, E::Vector<I>>(x, len, &mut sums) };
+    let all = unsafe {
+        if len == CHUNK {
+            fold_halves::<E, E::Vector<I>>(x, &mut sums)
+        } else {
+            fold::<true, E, E::Vector<I>>(x, len, &mut sums)
+        }
+    };
     if all { sums.mass.total() } else { f64::NAN }
 }
 
