@@ -22,11 +22,7 @@ impl Partial {
     pub const NOTHING: Partial = Partial {
         max: f64::NEG_INFINITY,
         mass: 0.0,
-        moments: Moments {
-            mass: 0.0,
-            weighted: 0.0,
-            squares: 0.0,
-        },
+        moments: Moments::NOTHING,
         total: 0.0,
     };
 }

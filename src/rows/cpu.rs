@@ -1,23 +1,23 @@
 //! Forward on the CPU.
 //!
-//! Every live row is read from memory once. It is cut into chunks of [`CHUNK`] elements; of each, one pass finds the
-//! maximum and another adds up exponentials relative to it, asking for the next chunk meanwhile, so that neither waits for
-//! memory. [`combine`] adds the chunks in order. Ignored rows are not touched.
+//! Every live row is read from memory once. It is cut into chunks of [`CHUNK`] elements; with AVX-512 one pass adds up their
+//! exponentials ([`measure`]), elsewhere one finds the maximum and another adds up exponentials relative to it; either asks for
+//! the next chunk meanwhile. [`combine`] adds the chunks in order. Ignored rows are not touched.
 //!
-//! For `logp`, `lse` and `top1`, operations per vector (16 logits with AVX-512):
+//! For `logp` and `lse`, operations per vector (16 logits with AVX-512):
 //!
-//! |  | bytes per logit | maximum | sum |
-//! | --- | --- | --- | --- |
-//! | bf16 | 2 | 1: of each 32, two extremes of their bits | 12: conversion, and as f32 |
-//! | f16 | 2 | 1: likewise | 13: conversion in 2, and as f32 |
-//! | f32 | 4 | 1 | 11: difference; 2 FMA and a difference for n and r; look-up, shift and addition for the power; 3 FMA; comparison |
+//! |  | bytes per logit | one pass | maximum | sum from it |
+//! | --- | --- | --- | --- | --- |
+//! | bf16 | 2 | 9: conversion, and as f32 | 1: of each 32, two extremes of their bits | 12: conversion, and as f32 |
+//! | f16 | 2 | 10: conversion in 2, and as f32 | 1: likewise | 13: conversion in 2, and as f32 |
+//! | f32 | 4 | 8: 2 FMA and a difference for n and r; look-up and scaling for the power; 3 FMA | 1 | 11: difference; as before, with shift and addition for the power; comparison |
 //!
-//! A factor other than 1 (temperature, scale) costs one more; f64 costs 8 more, a longer polynomial in place of the look-up,
-//! for half the lanes. The floor is the larger of bytes over read bandwidth and, on a Zen 4 core, which completes two
-//! operations of 512 bits per cycle, 6.5 cycles per 16 logits of bf16. Those take 9.6 there (a loop of the sum alone 7.8:
-//! the third operand of an FMA keeps another port busy), f16 10.4 and f32 10.2, out of the second-level cache. Out of
-//! memory the 16-bit ones take as long: 12 GB/s per core at 3.7 GHz. Statistics cost on top, per 16 logits: `entropy` and
-//! `log_sum_sq` 5.5 cycles, a soft cap 25, `kl` and `rkl` 35 with the reference's own exponentials.
+//! A factor other than 1 (temperature, scale) costs one more, −inf or an unusual origin two; f64 costs 8 more, a longer
+//! polynomial in place of the look-up, for half the lanes. The floor is the larger of bytes over read bandwidth and, where two
+//! operations of 512 bits complete per cycle, 4.5 cycles per 16 logits of bf16. On an Emerald Rapids core at 2.6 GHz those take
+//! 5 out of the second-level cache, and out of memory 93 to 97 % of its read bandwidth (f16 90 to 95 %, f32 all of it).
+//! Statistics cost on top, per 16 logits: `entropy` and `log_sum_sq` 8 operations and the maximum, a soft cap 25 cycles, `kl` and
+//! `rkl` 35 with the reference's own exponentials; with `logp` beside those, the pass of its mass.
 //!
 //! [`combine`]: super::combine
 
@@ -26,8 +26,8 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
-use super::chunk::forward as pass;
-use super::chunk::{CHUNK, Cap, Mass, Scratch, Shift, maximum, measure};
+use super::chunk::forward::{self as pass, Moments};
+use super::chunk::{CHUNK, Cap, Mass, Scratch, Shift, maximum, measure, measure_moments};
 use super::combine::{ChunkResult, CrossedPartial, Partial, ReferencePartial, Row};
 use super::topk::TopK;
 use super::{LiveRow, Rows, Stat};
@@ -524,7 +524,16 @@ impl<'a> Forward<'a> {
         let wants = &self.wants;
         // SAFETY: passed on to the caller.
         unsafe {
-            let measured = self.measured(wants.mass, x, len, factor);
+            let mut highest = highest;
+            let mut both = None;
+            if wants.moments {
+                let of = highest.get_or_insert_with(|| Highest::of(self.level, x, len, factor));
+                both = measure_moments(self.level, x, len, factor, of.logit);
+            }
+            let measured = match both {
+                Some((mass, _)) => Some(mass),
+                None => self.measured(wants.mass, x, len, factor),
+            };
             if let Some(mass) = measured
                 && !(wants.sums || wants.moments || wants.mean)
             {
@@ -532,10 +541,13 @@ impl<'a> Forward<'a> {
             }
             let highest = highest.unwrap_or_else(|| Highest::of(self.level, x, len, factor));
             let shift = highest.shift();
-            let (moments, same) = if wants.moments {
-                pass::moments(self.level, x, len, shift)
-            } else {
-                (Partial::NOTHING.moments, None)
+            let (moments, same) = match both {
+                Some((_, moments)) => (moments, None),
+                None if wants.moments => {
+                    let moments = pass::moments(self.level, x, len, shift);
+                    (moments, Some(moments.mass))
+                }
+                None => (Moments::NOTHING, None),
             };
             let is_wanted = wants.sums || wants.mass && measured.is_none();
             let mass = match known.or(same) {

@@ -2,7 +2,6 @@
 
 use super::super::exp::Exp;
 use super::super::topk::TopK;
-use super::mass::{Terms, VANISHED};
 use super::{CHUNK, Fold, SETTLE, Scratch, Settling, Shift, ShiftVector, UNROLL, fold, largest};
 use crate::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch, total};
 
@@ -36,7 +35,15 @@ pub struct Moments {
     pub squares: f64,
 }
 
-/// The moments of a chunk, and where it comes on the way what [`mass`] gives, to the bit.
+impl Moments {
+    pub const NOTHING: Moments = Moments {
+        mass: 0.0,
+        weighted: 0.0,
+        squares: 0.0,
+    };
+}
+
+/// The moments of a chunk. Their mass is to the bit what [`mass`] gives.
 ///
 /// # Safety
 /// `len` elements can be read at `x`.
@@ -45,7 +52,7 @@ pub unsafe fn moments<E: Element>(
     x: *const E,
     len: usize,
     shift: Shift<E::Real>,
-) -> (Moments, Option<f64>) {
+) -> Moments {
     dispatch(level, MomentsOf { x, len, shift })
 }
 
@@ -113,68 +120,6 @@ impl<V: Vector> Fold<V> for MomentsFold<V> {
     }
 }
 
-/// As [`MomentsFold`], of a vector that scales.
-struct ScaledMomentsFold<V> {
-    shift: ShiftVector<V>,
-    terms: Terms<V>,
-    /// e^d is taken for 0 below; d is held at it, so that 0·d is 0.
-    lowest: V,
-    mass: Settling<V>,
-    weighted: Settling<V>,
-    squares: Settling<V>,
-}
-
-impl<V: Vector> ScaledMomentsFold<V> {
-    #[inline(always)]
-    fn new(shift: ShiftVector<V>) -> Self {
-        let mut sums = ScaledMomentsFold {
-            shift,
-            terms: Terms::new(1.0),
-            lowest: V::splat(V::Scalar::from_f64(-VANISHED * std::f64::consts::LN_2)),
-            mass: Settling::zero(),
-            weighted: Settling::zero(),
-            squares: Settling::zero(),
-        };
-        sums.start_squares();
-        sums
-    }
-
-    /// From next to nothing instead of 0: beside 0 the square of a small e^d would be too small for a float, which takes time.
-    #[inline(always)]
-    fn start_squares(&mut self) {
-        const NOTHING: f64 = 1e-36;
-        self.squares.running = [V::splat(V::Scalar::from_f64(NOTHING)); UNROLL];
-    }
-}
-
-impl<V: Vector> Fold<V> for ScaledMomentsFold<V> {
-    #[inline(always)]
-    fn add(&mut self, chain: usize, x: V) {
-        let d = self.shift.apply(x);
-        let is_something = d.not_less(self.lowest);
-        // NaN stays NaN.
-        let d = self.lowest.larger(d);
-        let [power, growth] = self.terms.factors::<false, false>(d, d);
-        let e = power.mul(growth).or_zero(is_something);
-        let (mass, weighted, squares) = (
-            &mut self.mass.running[chain],
-            &mut self.weighted.running[chain],
-            &mut self.squares.running[chain],
-        );
-        *mass = mass.add(e);
-        *weighted = e.mul_add(d, *weighted);
-        *squares = e.mul_add(e, *squares);
-    }
-
-    #[inline(always)]
-    fn settle(&mut self) {
-        self.mass.settle();
-        self.weighted.settle();
-        self.squares.settle();
-        self.start_squares();
-    }
-}
-
 impl<E: Element> MassOf<E> {
     #[inline(always)]
     fn run_scaled<I: Isa, const SCALED: bool>(&self) -> f64 {
@@ -202,22 +147,11 @@ impl<E: Element> Kernel for MassOf<E> {
 }
 
 impl<E: Element> Kernel for MomentsOf<E> {
-    type Output = (Moments, Option<f64>);
+    type Output = Moments;
 
     #[inline(always)]
-    fn run<I: Isa>(self) -> (Moments, Option<f64>) {
+    fn run<I: Isa>(self) -> Moments {
         let shift = self.shift.vector::<E::Vector<I>>();
-        if <E::Vector<I> as Vector>::SCALES {
-            let mut sums = ScaledMomentsFold::new(shift);
-            // SAFETY: that of `moments`.
-            unsafe { fold::<true, E, E::Vector<I>>(self.x, self.len, &mut sums) };
-            let moments = Moments {
-                mass: sums.mass.total(),
-                weighted: sums.weighted.total(),
-                squares: sums.squares.total(),
-            };
-            return (moments, None);
-        }
         let lowest = <E::Vector<I> as Vector>::splat(E::Real::EXP_UNDERFLOW);
         let mut sums = MomentsFold {
             shift,
@@ -226,14 +160,13 @@ impl<E: Element> Kernel for MomentsOf<E> {
             weighted: Settling::zero(),
             squares: Settling::zero(),
         };
-        // SAFETY: as above.
+        // SAFETY: that of `moments`.
         unsafe { fold::<true, E, E::Vector<I>>(self.x, self.len, &mut sums) };
-        let moments = Moments {
+        Moments {
             mass: sums.mass.total(),
             weighted: sums.weighted.total(),
             squares: sums.squares.total(),
-        };
-        (moments, Some(moments.mass))
+        }
     }
 }
 

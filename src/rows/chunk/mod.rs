@@ -10,7 +10,7 @@ mod mass;
 mod maximum;
 mod scratch;
 
-pub use mass::{Mass, measure};
+pub use mass::{Mass, measure, measure_moments};
 pub use maximum::maximum;
 pub use scratch::{Cap, Scratch};
 
