@@ -1,30 +1,52 @@
 //! From chunks to a row: partial sums relative to a chunk's own maximum are brought to a common one, in f64 and in the
 //! order of the chunks, so that a row's statistics do not depend on who computed which chunk.
 
-use super::chunk::forward::{Crossed, Sums};
+use super::chunk::Mass;
+use super::chunk::forward::{Crossed, Moments};
 
-/// What is kept of a chunk of one row of logits.
+/// What is kept of a chunk of one row of logits, where more than its mass is wanted.
 #[derive(Clone, Copy, Debug)]
 pub struct Partial {
-    /// The origin of `sums`; −inf where the chunk holds nothing above that.
+    /// The origin of all sums; −inf where the chunk holds nothing above that.
     pub max: f64,
-    pub sums: Sums,
+    /// Σ e^d; 0 unless it is wanted
+    pub mass: f64,
+    /// 0 unless they are wanted; their mass may have other roundings.
+    pub moments: Moments,
     /// Σ z
     pub total: f64,
+}
+
+impl Partial {
+    /// Of no logits.
+    pub const NOTHING: Partial = Partial {
+        max: f64::NEG_INFINITY,
+        mass: 0.0,
+        moments: Moments::NOTHING,
+        total: 0.0,
+    };
 }
 
 /// What is kept of a chunk of a row with reference logits.
 #[derive(Clone, Copy, Debug)]
 pub struct ReferencePartial {
-    pub max: f64,
-    pub mass: f64,
+    pub mass: Mass,
     /// Where a divergence is wanted.
-    pub crossed: Option<Crossed>,
+    pub crossed: Option<CrossedPartial>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct CrossedPartial {
+    /// Of the reference's logits.
+    pub max: f64,
+    pub sums: Crossed,
 }
 
 /// Everything that a chunk leaves behind.
 #[derive(Clone, Copy, Debug)]
 pub struct ChunkResult {
+    /// What lse and log-probabilities are made of, whatever else is wanted.
+    pub mass: Mass,
     pub policy: Partial,
     pub reference: Option<ReferencePartial>,
     /// Whether a logit in the chunk outranks the label's: a larger one, or an equal one before it.
@@ -34,6 +56,8 @@ pub struct ChunkResult {
 /// The sums of the chunks of a row up to now, relative to the maximum up to now.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
+    mass: Mass,
+    reference_mass: Mass,
     policy: Partial,
     reference: Reference,
     outranked: bool,
@@ -49,16 +73,77 @@ struct Reference {
     backward: f64,
 }
 
-impl From<&ReferencePartial> for Reference {
-    fn from(partial: &ReferencePartial) -> Reference {
-        let (forward, backward) = partial
-            .crossed
-            .map_or((0.0, 0.0), |crossed| (crossed.forward, crossed.backward));
+impl From<&CrossedPartial> for Reference {
+    fn from(partial: &CrossedPartial) -> Reference {
         Reference {
             max: partial.max,
-            mass: partial.mass,
-            forward,
-            backward,
+            mass: partial.sums.reference_mass,
+            forward: partial.sums.forward,
+            backward: partial.sums.backward,
+        }
+    }
+}
+
+impl Mass {
+    pub const NOTHING: Mass = Mass {
+        origin: f64::NEG_INFINITY,
+        mass: 0.0,
+        rough: false,
+    };
+
+    /// Of a sum from the largest z on.
+    pub fn from_largest(max: f64, mass: f64) -> Mass {
+        Mass {
+            origin: max,
+            mass,
+            rough: false,
+        }
+    }
+
+    #[inline]
+    pub fn plus(&self, other: &Mass) -> Mass {
+        let origin = self.origin.max(other.origin);
+        Mass {
+            origin,
+            mass: self.measured_from(origin) + other.measured_from(origin),
+            rough: self.rough || other.rough,
+        }
+    }
+
+    /// With a more exact sum in the place of a part of it, measured from where that one is.
+    pub fn with(&self, part: &Mass, exact: &Mass) -> Mass {
+        let rest = Mass {
+            // Rounding must not leave less than nothing.
+            mass: (self.mass - part.measured_from(self.origin)).max(0.0),
+            ..*self
+        };
+        Mass {
+            mass: rest.measured_from(exact.origin) + exact.mass,
+            ..*exact
+        }
+    }
+
+    /// The sum measured from another origin.
+    fn measured_from(&self, origin: f64) -> f64 {
+        rescale(self.origin, origin) * self.mass
+    }
+
+    /// Its logarithm.
+    pub fn lse(&self) -> f64 {
+        if self.mass == 0.0 {
+            f64::NEG_INFINITY
+        } else {
+            self.origin + self.mass.ln()
+        }
+    }
+
+    /// z − lse of a logit z, as (z − origin) − log Σ: exact to the last bits wherever the origin stands. A banned z gives −inf
+    /// even in a row of nothing else.
+    pub fn log_p(&self, z: f64) -> f64 {
+        if z == f64::NEG_INFINITY && !self.mass.is_nan() {
+            z
+        } else {
+            at_most_zero((z - self.origin) - self.mass.ln())
         }
     }
 }
@@ -95,17 +180,10 @@ fn scaled(factor: f64, value: f64) -> f64 {
 impl Row {
     /// A row of no chunks.
     pub fn new() -> Row {
-        let nothing = Sums {
-            mass: 0.0,
-            weighted: 0.0,
-            squares: 0.0,
-        };
         Row {
-            policy: Partial {
-                max: f64::NEG_INFINITY,
-                sums: nothing,
-                total: 0.0,
-            },
+            mass: Mass::NOTHING,
+            reference_mass: Mass::NOTHING,
+            policy: Partial::NOTHING,
             reference: Reference {
                 max: f64::NEG_INFINITY,
                 mass: 0.0,
@@ -116,17 +194,27 @@ impl Row {
         }
     }
 
+    /// A row whose mass is all that is wanted.
+    pub fn of(mass: Mass) -> Row {
+        Row { mass, ..Row::new() }
+    }
+
     /// Adds the chunk that comes next.
     pub fn add(&mut self, chunk: &ChunkResult) {
         let max = self.policy.max.max(chunk.policy.max);
         if let Some(reference) = &chunk.reference {
-            self.add_reference(&chunk.policy, &reference.into(), max);
+            self.reference_mass = self.reference_mass.plus(&reference.mass);
+            if let Some(crossed) = &reference.crossed {
+                self.add_reference(&chunk.policy, &crossed.into(), max);
+            }
         }
+        self.mass = self.mass.plus(&chunk.mass);
         let sum = |select: fn(&Partial) -> f64| select(&self.policy) + select(&chunk.policy);
         self.policy = Partial {
             max,
+            mass: moved_mass(&self.policy, max) + moved_mass(&chunk.policy, max),
+            moments: add_moments(&moved(&self.policy, max), &moved(&chunk.policy, max)),
             total: sum(|part| part.total),
-            sums: add_sums(&moved(&self.policy, max), &moved(&chunk.policy, max)),
         };
         self.outranked |= chunk.outranked;
     }
@@ -143,30 +231,31 @@ impl Row {
             let shift = distance(p.max, policy_max) - distance(q.max, max);
             let (p_factor, q_factor) = (rescale(p.max, policy_max), rescale(q.max, max));
             sum.mass += q_factor * q.mass;
-            sum.forward += scaled(p_factor, q.forward + p.sums.mass * shift);
+            sum.forward += scaled(p_factor, q.forward + p.mass * shift);
             sum.backward += scaled(q_factor, q.backward - q.mass * shift);
         }
         self.reference = sum;
     }
 
-    /// log Σ e^z
-    pub fn lse(&self) -> f64 {
-        log_sum(self.policy.max, self.policy.sums.mass)
+    /// Σ e^z
+    pub fn mass(&self) -> &Mass {
+        &self.mass
     }
 
-    /// z − lse of a logit z, as (z − max) − log Σ: exact to the last bits wherever the maximum stands.
-    pub fn log_p(&self, z: f64) -> f64 {
-        log_ratio(z, self.policy.max, self.policy.sums.mass)
+    /// The same of the reference.
+    pub fn reference_mass(&self) -> &Mass {
+        &self.reference_mass
     }
 
     /// Whether a logit is NaN or +inf.
     pub fn is_nan(&self) -> bool {
-        self.policy.sums.mass.is_nan()
+        let sums = [self.mass.mass, self.policy.mass, self.policy.moments.mass];
+        sums.iter().any(|sum| sum.is_nan())
     }
 
     /// H = lse − Σ p z
     pub fn entropy(&self) -> f64 {
-        let sums = &self.policy.sums;
+        let sums = &self.policy.moments;
         if sums.mass == 0.0 {
             0.0
         } else {
@@ -176,7 +265,7 @@ impl Row {
 
     /// log Σ p²
     pub fn log_sum_sq(&self) -> f64 {
-        let sums = &self.policy.sums;
+        let sums = &self.policy.moments;
         if sums.mass == 0.0 {
             f64::NEG_INFINITY
         } else {
@@ -217,25 +306,16 @@ impl Row {
             return (0.0, 0.0);
         }
         (
-            (mass / self.policy.sums.mass).min(1.0),
+            (mass / self.policy.mass).min(1.0),
             0.0 - at_most_zero(weighted / mass - mass.ln()),
         )
-    }
-
-    pub fn ref_lse(&self) -> f64 {
-        log_sum(self.reference.max, self.reference.mass)
-    }
-
-    /// w − ref_lse of a reference logit w.
-    pub fn log_q(&self, w: f64) -> f64 {
-        log_ratio(w, self.reference.max, self.reference.mass)
     }
 
     /// KL(π‖ref)
     pub fn kl(&self) -> f64 {
         divergence(
             self.reference.forward,
-            self.policy.sums.mass,
+            self.policy.mass,
             self.reference.mass,
         )
     }
@@ -245,45 +325,32 @@ impl Row {
         divergence(
             self.reference.backward,
             self.reference.mass,
-            self.policy.sums.mass,
+            self.policy.mass,
         )
     }
 }
 
-/// The sums of a part relative to another origin.
-fn moved(part: &Partial, max: f64) -> Sums {
+/// The mass of a part relative to another origin.
+fn moved_mass(part: &Partial, max: f64) -> f64 {
+    rescale(part.max, max) * part.mass
+}
+
+/// Its moments, likewise.
+fn moved(part: &Partial, max: f64) -> Moments {
     let factor = rescale(part.max, max);
-    let sums = &part.sums;
-    Sums {
+    let sums = &part.moments;
+    Moments {
         mass: factor * sums.mass,
         weighted: factor * (sums.weighted + sums.mass * distance(part.max, max)),
         squares: factor * factor * sums.squares,
     }
 }
 
-fn add_sums(one: &Sums, other: &Sums) -> Sums {
-    Sums {
+fn add_moments(one: &Moments, other: &Moments) -> Moments {
+    Moments {
         mass: one.mass + other.mass,
         weighted: one.weighted + other.weighted,
         squares: one.squares + other.squares,
-    }
-}
-
-/// log(mass·e^max)
-fn log_sum(max: f64, mass: f64) -> f64 {
-    if mass == 0.0 {
-        f64::NEG_INFINITY
-    } else {
-        max + mass.ln()
-    }
-}
-
-/// z − log(mass·e^max); a banned z gives −inf even in a row of nothing else.
-fn log_ratio(z: f64, max: f64, mass: f64) -> f64 {
-    if z == f64::NEG_INFINITY && !mass.is_nan() {
-        z
-    } else {
-        at_most_zero((z - max) - mass.ln())
     }
 }
 
@@ -318,24 +385,30 @@ mod tests {
         };
         let ((max, d), (reference_max, e)) = (part(z), part(w));
         let term = |p: f64, gap: f64| if p == 0.0 { 0.0 } else { p * gap };
-        ChunkResult {
-            policy: Partial {
-                max,
-                sums: Sums {
-                    mass: d.iter().map(|d| d.exp()).sum(),
-                    weighted: d.iter().map(|d| term(d.exp(), *d)).sum(),
-                    squares: d.iter().map(|d| (2.0 * d).exp()).sum(),
-                },
-                total: z.iter().sum(),
+        let mass = |d: &[f64]| d.iter().map(|d| d.exp()).sum();
+        let policy = Partial {
+            max,
+            mass: mass(&d),
+            moments: Moments {
+                mass: mass(&d),
+                weighted: d.iter().map(|d| term(d.exp(), *d)).sum(),
+                squares: d.iter().map(|d| (2.0 * d).exp()).sum(),
             },
+            total: z.iter().sum(),
+        };
+        ChunkResult {
+            mass: Mass::from_largest(max, policy.mass),
+            policy,
             reference: Some(ReferencePartial {
-                max: reference_max,
-                mass: e.iter().map(|e| e.exp()).sum(),
-                crossed: Some(Crossed {
-                    mass: 0.0,
-                    reference_mass: 0.0,
-                    forward: d.iter().zip(&e).map(|(d, e)| term(d.exp(), d - e)).sum(),
-                    backward: d.iter().zip(&e).map(|(d, e)| term(e.exp(), e - d)).sum(),
+                mass: Mass::from_largest(reference_max, mass(&e)),
+                crossed: Some(CrossedPartial {
+                    max: reference_max,
+                    sums: Crossed {
+                        mass: mass(&d),
+                        reference_mass: mass(&e),
+                        forward: d.iter().zip(&e).map(|(d, e)| term(d.exp(), d - e)).sum(),
+                        backward: d.iter().zip(&e).map(|(d, e)| term(e.exp(), e - d)).sum(),
+                    },
                 }),
             }),
             outranked: false,
@@ -359,14 +432,15 @@ mod tests {
         let whole = row(&z, &w, 8);
         for pieces in [1, 2, 3] {
             let parts = row(&z, &w, pieces);
-            for value in [
-                Row::lse,
+            let values: [fn(&Row) -> f64; 6] = [
+                |row| row.mass().lse(),
+                |row| row.reference_mass().lse(),
                 Row::entropy,
                 Row::log_sum_sq,
-                Row::ref_lse,
                 Row::kl,
                 Row::rkl,
-            ] {
+            ];
+            for value in values {
                 assert!(
                     (value(&parts) - value(&whole)).abs() < 1e-9,
                     "{pieces} {} {}",
@@ -400,8 +474,8 @@ mod tests {
     #[test]
     fn a_row_of_nothing() {
         let dead = row(&[BANNED; 4], &[BANNED; 4], 2);
-        assert_eq!(dead.lse(), BANNED);
-        assert_eq!(dead.log_p(BANNED), BANNED);
+        assert_eq!(dead.mass().lse(), BANNED);
+        assert_eq!(dead.mass().log_p(BANNED), BANNED);
         assert_eq!(
             (dead.entropy(), dead.log_sum_sq(), dead.kl()),
             (0.0, BANNED, 0.0)

@@ -1,23 +1,24 @@
 //! Forward on the CPU.
 //!
-//! Every live row is read from memory once. It is cut into chunks of [`CHUNK`] elements; of each, one pass finds the
-//! maximum and another adds up exponentials relative to it, asking for the next chunk meanwhile, so that neither waits for
-//! memory. [`combine`] adds the chunks in order. Ignored rows are not touched.
+//! Every live row is read from memory once. It is cut into chunks of [`CHUNK`] elements; with AVX-512 one pass adds up their
+//! exponentials ([`measure`]), elsewhere one finds the maximum and another adds up exponentials relative to it; either asks for
+//! the next chunk meanwhile. [`combine`] adds the chunks in order. Ignored rows are not touched.
 //!
-//! For `logp`, `lse` and `top1`, operations per vector (16 logits with AVX-512):
+//! For `logp` and `lse`, operations per vector (16 logits with AVX-512):
 //!
-//! |  | bytes per logit | maximum | sum |
-//! | --- | --- | --- | --- |
-//! | bf16 | 2 | 1: of each 32, two extremes of their bits | 12: conversion, and as f32 |
-//! | f16 | 2 | 1: likewise | 13: conversion in 2, and as f32 |
-//! | f32 | 4 | 1 | 11: difference; 2 FMA and a difference for n and r; look-up, shift and addition for the power; 3 FMA; comparison |
+//! |  | bytes per logit | one pass | maximum | sum from it |
+//! | --- | --- | --- | --- | --- |
+//! | bf16 | 2 | 9: conversion, and as f32 | 1: of each 32, two extremes of their bits | 12: conversion, and as f32 |
+//! | f16 | 2 | 10: conversion in 2, and as f32 | 1: likewise | 13: conversion in 2, and as f32 |
+//! | f32 | 4 | 8: 2 FMA and a difference for n and r; look-up and scaling for the power; 3 FMA | 1 | 11: difference; as before, with shift and addition for the power; comparison |
 //!
-//! A factor other than 1 (temperature, scale) costs one more; f64 costs 8 more, a longer polynomial in place of the look-up,
-//! for half the lanes. The floor is the larger of bytes over read bandwidth and, on a Zen 4 core, which completes two
-//! operations of 512 bits per cycle, 6.5 cycles per 16 logits of bf16. Those take 9.6 there (a loop of the sum alone 7.8:
-//! the third operand of an FMA keeps another port busy), f16 10.4 and f32 10.2, out of the second-level cache. Out of
-//! memory the 16-bit ones take as long: 12 GB/s per core at 3.7 GHz. Statistics cost on top, per 16 logits: `entropy` and
-//! `log_sum_sq` 5.5 cycles, a soft cap 25, `kl` and `rkl` 35 with the reference's own exponentials.
+//! A factor other than 1 (temperature, scale) costs one more, −inf or an unusual origin two; f64 costs 8 more, a longer
+//! polynomial in place of the look-up, for half the lanes. The floor is the larger of bytes over read bandwidth and, where two
+//! operations of 512 bits complete per cycle, 4.5 cycles per 16 logits of bf16. On an Emerald Rapids core at 2.6 GHz those take
+//! 5 out of the second-level cache; out of memory they reach 90 to 95 % of the read bandwidth (a sum by PyTorch), on two
+//! threads 80 to 90 %, f16 88 to 90 and 83 to 94 %, f32 more than that sum.
+//! Statistics cost on top, per 16 logits: `entropy` and `log_sum_sq` 8 operations and the maximum, a soft cap 25 cycles, `kl` and
+//! `rkl` 35 with the reference's own exponentials; with `logp` beside those, the pass of its mass.
 //!
 //! [`combine`]: super::combine
 
@@ -26,9 +27,9 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
-use super::chunk::forward::{self as pass, Sums};
-use super::chunk::{CHUNK, Cap, Scratch, Shift, maximum};
-use super::combine::{ChunkResult, Partial, ReferencePartial, Row};
+use super::chunk::forward::{self as pass, Moments};
+use super::chunk::{CHUNK, Cap, Mass, Scratch, Shift, maximum, measure, measure_moments};
+use super::combine::{ChunkResult, CrossedPartial, Partial, ReferencePartial, Row};
 use super::topk::TopK;
 use super::{LiveRow, Rows, Stat};
 use crate::array::{ArgumentError, Array, Dtype};
@@ -67,6 +68,11 @@ pub unsafe fn forward(
 /// What has to be computed for the statistics asked for.
 #[derive(Clone, Copy)]
 struct Wants {
+    /// Log-probabilities or lse, or nothing that has a sum of its own.
+    mass: bool,
+    reference_mass: bool,
+    /// The mass measured from the largest logit.
+    sums: bool,
     moments: bool,
     mean: bool,
     top1: bool,
@@ -79,14 +85,26 @@ struct Wants {
 impl Wants {
     fn new(stats: &[Stat], k: usize) -> Wants {
         let any = |wanted: &[Stat]| stats.iter().any(|stat| wanted.contains(stat));
+        let moments = any(&[Stat::Entropy, Stat::LogSumSq]);
+        let top = any(&[Stat::TopkMass, Stat::TopkEntropy]);
+        let divergence = any(&[Stat::Kl, Stat::Rkl]);
+        let sums = top || divergence;
         Wants {
-            moments: any(&[Stat::Entropy, Stat::LogSumSq]),
+            mass: !(sums || moments) || any(&[Stat::Logp, Stat::Lse]),
+            reference_mass: any(&[Stat::RefLogp, Stat::RefLse]),
+            sums,
+            moments,
             mean: any(&[Stat::MeanLogit]),
             top1: any(&[Stat::Top1]),
-            top: any(&[Stat::TopkMass, Stat::TopkEntropy]).then_some(k),
+            top: top.then_some(k),
             reference: stats.iter().any(|stat| stat.needs_reference()),
-            divergence: any(&[Stat::Kl, Stat::Rkl]),
+            divergence,
         }
+    }
+
+    fn is_mass_alone(&self) -> bool {
+        let more = self.sums || self.moments || self.mean || self.top1 || self.reference;
+        self.mass && !more
     }
 }
 
@@ -153,6 +171,21 @@ struct Highest<R> {
 }
 
 impl<R: Real> Highest<R> {
+    /// # Safety
+    /// `len` elements can be read at `x`.
+    unsafe fn of<E: Element<Real = R>>(
+        level: Level,
+        x: *const E,
+        len: usize,
+        factor: R,
+    ) -> Highest<R> {
+        Highest {
+            // SAFETY: passed on to the caller.
+            logit: unsafe { maximum(level, x, len) },
+            factor,
+        }
+    }
+
     /// What the logits are measured from: the largest, or 0 where there is none.
     fn origin(&self) -> R {
         if self.logit == R::NEG_INFINITY {
@@ -335,6 +368,11 @@ impl<'a> Forward<'a> {
     /// # Safety
     /// As for [`Forward::run`].
     pub unsafe fn row<E: Element>(&self, row: &LiveRow, room: &mut Option<Room<E::Real>>) {
+        if self.wants.is_mass_alone() && self.rows.softcap == 0.0 {
+            // SAFETY: passed on to the caller.
+            unsafe { self.write::<E>(row, &Row::of(self.mass::<E>(row)), None, room) };
+            return;
+        }
         let mut state = Row::new();
         let mut top = self.wants.top.map(TopK::new);
         for index in 0..self.rows.width().div_ceil(CHUNK) {
@@ -342,7 +380,31 @@ impl<'a> Forward<'a> {
             state.add(&unsafe { self.chunk::<E>(row, index, room, top.as_mut()) });
         }
         // SAFETY: passed on to the caller.
-        unsafe { self.write::<E>(row, &state, top.as_ref()) };
+        unsafe { self.write::<E>(row, &state, top.as_ref(), room) };
+    }
+
+    /// The mass of a row without a soft cap: that of its chunks, visited without stopping at each.
+    ///
+    /// # Safety
+    /// As for [`Forward::run`].
+    unsafe fn mass<E: Element>(&self, row: &LiveRow) -> Mass {
+        let width = self.rows.width();
+        let factor = E::Real::from_f64(Transform::of(self.rows, row).factor);
+        let mut mass = Mass::NOTHING;
+        let mut start = 0;
+        // SAFETY: passed on to the caller; the row has the elements from `start` to `width`.
+        unsafe {
+            let x = row_pointer::<E>(&self.rows.logits, row.index).cast_const();
+            while start < width {
+                start += measure(self.level, x.add(start), width - start, factor, &mut mass);
+                if start < width {
+                    let len = CHUNK.min(width - start);
+                    mass = mass.plus(&self.exact_mass(x.add(start), len, factor));
+                    start += len;
+                }
+            }
+        }
+        mass
     }
 
     /// As [`Forward::run`], each chunk a task of its own.
@@ -365,6 +427,7 @@ impl<'a> Forward<'a> {
                 });
             }
         });
+        let mut room = None;
         for (row, results) in self.live.iter().zip(results.chunks(chunks)) {
             let mut state = Row::new();
             let mut top = self.wants.top.map(TopK::new);
@@ -375,7 +438,7 @@ impl<'a> Forward<'a> {
                 }
             }
             // SAFETY: passed on to the caller.
-            unsafe { self.write::<E>(row, &state, top.as_ref()) };
+            unsafe { self.write::<E>(row, &state, top.as_ref(), &mut room) };
         }
     }
 
@@ -397,18 +460,21 @@ impl<'a> Forward<'a> {
             let x = row_pointer::<E>(&self.rows.logits, row.index)
                 .add(part.start)
                 .cast_const();
-            let logit = maximum(self.level, x, part.len());
-            if let Some(top) = top
+            let logit =
+                (self.wants.top1 || top.is_some()).then(|| maximum(self.level, x, part.len()));
+            if let (Some(top), Some(logit)) = (top, logit)
                 && logit > top.threshold()
             {
                 pass::select(self.level, x, part.len(), top);
             }
-            let outranked = self.wants.top1 && self.is_outranked::<E>(row, &part, x, logit);
+            let outranked = self.wants.top1
+                && logit.is_some_and(|logit| self.is_outranked::<E>(row, &part, x, logit));
             let factor = E::Real::from_f64(transform.factor);
             if transform.cap.is_none() && !self.wants.reference {
-                let highest = Highest { logit, factor };
-                let policy = self.policy(x, part.len(), highest, None);
+                let highest = logit.map(|logit| Highest { logit, factor });
+                let (mass, policy) = self.policy(x, part.len(), factor, highest, None);
                 return ChunkResult {
+                    mass,
                     policy,
                     reference: None,
                     outranked,
@@ -416,13 +482,19 @@ impl<'a> Forward<'a> {
             }
             let room = room.get_or_insert_with(Room::new);
             room.policy.load(self.level, x, part.len());
-            let highest = self.prepare(&mut room.policy, part.len(), &transform);
+            self.cap(&mut room.policy, part.len(), &transform);
+            let z = room.policy.as_ptr();
+            let highest = self
+                .wants
+                .divergence
+                .then(|| Highest::of(self.level, z, part.len(), factor));
             let reference = self.reference(row, &part, room, &transform, highest);
-            let mass = reference
+            let known = reference
                 .and_then(|reference| reference.crossed)
-                .map(|crossed| crossed.mass);
-            let policy = self.policy(room.policy.as_ptr(), part.len(), highest, mass);
+                .map(|crossed| crossed.sums.mass);
+            let (mass, policy) = self.policy(z, part.len(), factor, highest, known);
             ChunkResult {
+                mass,
                 policy,
                 reference,
                 outranked,
@@ -430,23 +502,15 @@ impl<'a> Forward<'a> {
         }
     }
 
-    /// Turns raw logits into z, and finds the largest.
-    fn prepare<R: Real>(
-        &self,
-        scratch: &mut Scratch<R>,
-        len: usize,
-        transform: &Transform,
-    ) -> Highest<R> {
+    /// Turns raw logits into z, but for the factor.
+    fn cap<R: Real>(&self, scratch: &mut Scratch<R>, len: usize, transform: &Transform) {
         if let Some(cap) = transform.cap_in() {
             scratch.cap(self.level, len, cap, None);
         }
-        let factor = R::from_f64(transform.factor);
-        // SAFETY: a scratch has `len` elements.
-        let logit = unsafe { maximum(self.level, scratch.as_ptr(), len) };
-        Highest { logit, factor }
     }
 
-    /// What is kept of a chunk of policy logits, the mass of which may be known.
+    /// What is kept of a chunk of policy logits: its mass, and what has to be measured from the largest logit, which may be
+    /// known, as may be the mass measured from that.
     ///
     /// # Safety
     /// `len` elements can be read at `x`.
@@ -454,34 +518,93 @@ impl<'a> Forward<'a> {
         &self,
         x: *const E,
         len: usize,
-        highest: Highest<E::Real>,
-        mass: Option<f64>,
-    ) -> Partial {
-        let shift = highest.shift();
-        let sums = match mass {
-            Some(mass) if !self.wants.moments => Sums {
+        factor: E::Real,
+        highest: Option<Highest<E::Real>>,
+        known: Option<f64>,
+    ) -> (Mass, Partial) {
+        let wants = &self.wants;
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let mut highest = highest;
+            let mut both = None;
+            if wants.moments {
+                let of = highest.get_or_insert_with(|| Highest::of(self.level, x, len, factor));
+                both = measure_moments(self.level, x, len, factor, of.logit);
+            }
+            let measured = match both {
+                Some((mass, _)) => Some(mass),
+                None => self.measured(wants.mass, x, len, factor),
+            };
+            if let Some(mass) = measured
+                && !(wants.sums || wants.moments || wants.mean)
+            {
+                return (mass, Partial::NOTHING);
+            }
+            let highest = highest.unwrap_or_else(|| Highest::of(self.level, x, len, factor));
+            let shift = highest.shift();
+            let (moments, same) = match both {
+                Some((_, moments)) => (moments, None),
+                None if wants.moments => {
+                    let moments = pass::moments(self.level, x, len, shift);
+                    (moments, Some(moments.mass))
+                }
+                None => (Moments::NOTHING, None),
+            };
+            let is_wanted = wants.sums || wants.mass && measured.is_none();
+            let mass = match known.or(same) {
+                Some(mass) => mass,
+                None if is_wanted => pass::mass(self.level, x, len, shift),
+                None => 0.0,
+            };
+            let total = if wants.mean {
+                let offsets = pass::offsets(self.level, x, len, shift.origin);
+                (offsets + len as f64 * shift.origin.to_f64()) * shift.factor.to_f64()
+            } else {
+                0.0
+            };
+            let partial = Partial {
+                max: highest.z(),
                 mass,
-                weighted: 0.0,
-                squares: 0.0,
-            },
-            // SAFETY: passed on to the caller.
-            _ => unsafe { pass::sums(self.level, x, len, shift, self.wants.moments) },
-        };
-        let total = if self.wants.mean {
-            // SAFETY: passed on to the caller.
-            let offsets = unsafe { pass::offsets(self.level, x, len, shift.origin) };
-            (offsets + len as f64 * shift.origin.to_f64()) * shift.factor.to_f64()
-        } else {
-            0.0
-        };
-        Partial {
-            max: highest.z(),
-            sums,
-            total,
+                moments,
+                total,
+            };
+            let mass = measured.unwrap_or_else(|| Mass::from_largest(partial.max, mass));
+            (mass, partial)
         }
     }
 
-    /// What is kept of a chunk of reference logits, where they are wanted; the policy's are prepared in `room`.
+    /// The mass of a chunk if it is wanted and can be had without knowing the largest logit.
+    ///
+    /// # Safety
+    /// `len` elements can be read at `x`.
+    unsafe fn measured<E: Element>(
+        &self,
+        wanted: bool,
+        x: *const E,
+        len: usize,
+        factor: E::Real,
+    ) -> Option<Mass> {
+        let mut mass = Mass::NOTHING;
+        // SAFETY: passed on to the caller.
+        let all = wanted && unsafe { measure(self.level, x, len, factor, &mut mass) } == len;
+        all.then_some(mass)
+    }
+
+    /// The mass of a chunk measured from its largest logit.
+    ///
+    /// # Safety
+    /// `len` elements can be read at `x`.
+    unsafe fn exact_mass<E: Element>(&self, x: *const E, len: usize, factor: E::Real) -> Mass {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let highest = Highest::of(self.level, x, len, factor);
+            let mass = pass::mass(self.level, x, len, highest.shift());
+            Mass::from_largest(highest.z(), mass)
+        }
+    }
+
+    /// What is kept of a chunk of reference logits, where they are wanted; the policy's are prepared in `room`, and their largest
+    /// is given for a divergence.
     ///
     /// # Safety
     /// As for [`Forward::chunk`].
@@ -491,7 +614,7 @@ impl<'a> Forward<'a> {
         part: &Range<usize>,
         room: &mut Room<R>,
         transform: &Transform,
-        policy: Highest<R>,
+        policy: Option<Highest<R>>,
     ) -> Option<ReferencePartial> {
         let view = self
             .rows
@@ -499,37 +622,72 @@ impl<'a> Forward<'a> {
             .as_ref()
             .filter(|_| self.wants.reference)?;
         let len = part.len();
-        // SAFETY: passed on to the caller.
-        unsafe { load_part(self.level, view, row.index, part, &mut room.reference) };
-        let highest = self.prepare(&mut room.reference, len, transform);
-        let max = highest.z();
-        if !self.wants.divergence {
-            // SAFETY: a scratch has `len` elements.
-            let sums = unsafe {
-                pass::sums(
-                    self.level,
-                    room.reference.as_ptr(),
-                    len,
-                    highest.shift(),
-                    false,
-                )
-            };
-            return Some(ReferencePartial {
-                max,
-                mass: sums.mass,
-                crossed: None,
+        let factor = R::from_f64(transform.factor);
+        // SAFETY: passed on to the caller; a scratch has `len` elements.
+        unsafe {
+            load_part(self.level, view, row.index, part, &mut room.reference);
+            self.cap(&mut room.reference, len, transform);
+            let w = room.reference.as_ptr();
+            let crossed = policy.map(|policy| {
+                let highest = Highest::of(self.level, w, len, factor);
+                let z = (&room.policy, policy.shift());
+                CrossedPartial {
+                    max: highest.z(),
+                    sums: pass::crossed(self.level, z, (&room.reference, highest.shift()), len),
+                }
             });
+            let measured = self.measured(self.wants.reference_mass, w, len, factor);
+            let mass = match (measured, &crossed) {
+                (Some(mass), _) => mass,
+                (None, Some(crossed)) => {
+                    Mass::from_largest(crossed.max, crossed.sums.reference_mass)
+                }
+                (None, None) => self.exact_mass(w, len, factor),
+            };
+            Some(ReferencePartial { mass, crossed })
         }
-        let (z, w) = (
-            (&room.policy, policy.shift()),
-            (&room.reference, highest.shift()),
-        );
-        let crossed = pass::crossed(self.level, z, w, len);
-        Some(ReferencePartial {
-            max,
-            mass: crossed.reference_mass,
-            crossed: Some(crossed),
-        })
+    }
+
+    /// The label's log-probability among the logits of `view`, whose mass is known.
+    ///
+    /// Where it is next to 0 the chunk of the label is summed up again from its largest logit: its distance from 0, which the
+    /// gradient is made of, comes from other logits, and is not to be that of rounded terms.
+    ///
+    /// # Safety
+    /// As for [`Forward::row`]; the view is that of the logits or of the reference.
+    unsafe fn log_p<R: Real>(
+        &self,
+        row: &LiveRow,
+        view: &Array,
+        mass: &Mass,
+        room: &mut Option<Room<R>>,
+    ) -> f64 {
+        const NEXT_TO_0: f64 = -1.0 / 64.0;
+        let transform = Transform::of(self.rows, row);
+        let Some(place) = row.label else {
+            return mass.log_p(f64::NEG_INFINITY);
+        };
+        // SAFETY: the label is within the row, and the caller vouches for the memory.
+        let label = unsafe { read_element(view, row.index, place) };
+        let (z, _) = transform.apply::<R>(self.level, label);
+        let value = mass.log_p(z);
+        if !mass.rough || value < NEXT_TO_0 || value.is_nan() {
+            return value;
+        }
+        let part = chunk_part(place / CHUNK, self.rows.width());
+        let (len, factor) = (part.len(), R::from_f64(transform.factor));
+        let scratch = &mut room.get_or_insert_with(Room::new).policy;
+        // SAFETY: as above; a scratch has `len` elements.
+        unsafe {
+            load_part(self.level, view, row.index, &part, scratch);
+            self.cap(scratch, len, &transform);
+            let x = scratch.as_ptr();
+            let Some(rough) = self.measured(true, x, len, factor) else {
+                return value;
+            };
+            let exact = self.exact_mass(x, len, factor);
+            mass.with(&rough, &exact).log_p(z)
+        }
     }
 
     /// Whether the chunk has a logit larger than the label's, or an equal one before it; a label of another block is taken
@@ -564,15 +722,16 @@ impl<'a> Forward<'a> {
     ///
     /// # Safety
     /// As for [`Forward::run`].
-    unsafe fn write<E: Element>(&self, row: &LiveRow, state: &Row, top: Option<&TopK<E::Real>>) {
+    unsafe fn write<E: Element>(
+        &self,
+        row: &LiveRow,
+        state: &Row,
+        top: Option<&TopK<E::Real>>,
+        room: &mut Option<Room<E::Real>>,
+    ) {
         let transform = Transform::of(self.rows, row);
-        let z = |view: &Array| {
-            row.label.map_or(f64::NEG_INFINITY, |place| {
-                // SAFETY: the label is within the row, and the caller vouches for the memory.
-                let label = unsafe { read_element(view, row.index, place) };
-                transform.apply::<E::Real>(self.level, label).0
-            })
-        };
+        // SAFETY: passed on to the caller.
+        let mut log_p = |view: &Array, mass: &Mass| unsafe { self.log_p(row, view, mass, room) };
         let (mass, entropy) = top.map_or((0.0, 0.0), |top| {
             let largest: Vec<f64> = top
                 .numbers()
@@ -583,8 +742,8 @@ impl<'a> Forward<'a> {
         });
         for (position, stat) in self.stats.iter().enumerate() {
             let value = match stat {
-                Stat::Logp => state.log_p(z(&self.rows.logits)),
-                Stat::Lse => state.lse(),
+                Stat::Logp => log_p(&self.rows.logits, state.mass()),
+                Stat::Lse => state.mass().lse(),
                 Stat::Entropy => state.entropy(),
                 Stat::LogSumSq => state.log_sum_sq(),
                 Stat::MeanLogit => state.mean(self.rows.width()),
@@ -595,8 +754,8 @@ impl<'a> Forward<'a> {
                     .rows
                     .reference
                     .as_ref()
-                    .map_or(f64::NAN, |view| state.log_q(z(view))),
-                Stat::RefLse => state.ref_lse(),
+                    .map_or(f64::NAN, |view| log_p(view, state.reference_mass())),
+                Stat::RefLse => state.reference_mass().lse(),
                 Stat::Kl => state.kl(),
                 Stat::Rkl => state.rkl(),
             };

@@ -14,13 +14,13 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use half::bf16;
 
+use super::chunk::Mass;
 use super::combine::{ChunkResult, Partial, Row};
 use super::cpu::Transform;
 use super::exp::Exp;
 use super::lists::{self, Candidates, Hashes, List, Lists, PerRow, Sampling};
 use super::{LiveRow, Rows, Stat, check_shape};
 use crate::array::{ArgumentError, Array, Dtype};
-use crate::rows::chunk::forward::Sums as ChunkSums;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::products::dots::DotSums;
 use crate::simd::products::tiles::TileSums;
@@ -398,7 +398,7 @@ impl Likely {
         for (place, row) in live.iter().enumerate() {
             let (block, token) = (place / BLOCK, place % BLOCK);
             let (state, _) = call.row((row, place), call.chunks_of(block, &done));
-            listing.tokens[block].least[token] = below(state.lse() as f32);
+            listing.tokens[block].least[token] = below(state.mass().lse() as f32);
         }
     }
 }
@@ -698,20 +698,14 @@ impl<'a> Call<'a> {
         let (mut state, mut logit) = (Row::new(), None);
         for chunk in chunks.iter().filter_map(OnceLock::get) {
             let of = |values: &[[f32; BLOCK]]| f64::from(values[token / BLOCK][token % BLOCK]);
+            let origin = if of(&chunk.max) == f64::NEG_INFINITY {
+                f64::NEG_INFINITY
+            } else {
+                of(&chunk.origin) * factor
+            };
             state.add(&ChunkResult {
-                policy: Partial {
-                    max: if of(&chunk.max) == f64::NEG_INFINITY {
-                        f64::NEG_INFINITY
-                    } else {
-                        of(&chunk.origin) * factor
-                    },
-                    sums: ChunkSums {
-                        mass: of(&chunk.mass),
-                        weighted: 0.0,
-                        squares: 0.0,
-                    },
-                    total: 0.0,
-                },
+                mass: Mass::from_largest(origin, of(&chunk.mass)),
+                policy: Partial::NOTHING,
                 reference: None,
                 outranked: false,
             });
@@ -733,8 +727,8 @@ impl<'a> Call<'a> {
     unsafe fn write(&self, stats: &[Stat], out: &Array, row: &LiveRow, (state, z): (Row, f64)) {
         for (position, stat) in stats.iter().enumerate() {
             let value = match stat {
-                Stat::Logp => state.log_p(z),
-                _ => state.lse(),
+                Stat::Logp => state.mass().log_p(z),
+                _ => state.mass().lse(),
             };
             let place = (position * self.rows.count() + row.index) as isize;
             // SAFETY: a table of [stats, rows] f32.
@@ -776,7 +770,7 @@ impl Call<'_> {
         (state, z): (Row, f64),
         Gathered { classes, logits }: &mut Gathered,
     ) -> List {
-        let lse = state.lse();
+        let lse = state.mass().lse();
         if lse == f64::NEG_INFINITY {
             return List::default(); // nothing but -inf: the gradient is 0
         }
@@ -785,7 +779,7 @@ impl Call<'_> {
         // SAFETY: passed on to the caller.
         let number = unsafe {
             if row.label.is_some() {
-                per_row.write_label::<f32>(row.index, unit, state.log_p(z));
+                per_row.write_label::<f32>(row.index, unit, state.mass().log_p(z));
             }
             per_row.numbers.read_i64(row.index)
         };

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Isa, MAX_LANES, Memory, Vector, octave};
+use super::{Isa, MAX_LANES, Memory, Vector, octave, powers};
 
 pub struct Avx512;
 
@@ -20,7 +20,9 @@ pub struct F32x16(__m512);
 pub struct F64x8(__m512d);
 
 const STEPS: usize = 32;
-const OCTAVE: [i32; STEPS] = octave(1.021_897_148_654_116_7);
+const ROOT: f64 = 1.021_897_148_654_116_7;
+const OCTAVE: [i32; STEPS] = octave(ROOT);
+const POWERS: [f32; STEPS] = powers(ROOT);
 
 /// Takes the upper half of each lane.
 const UPPER_HALVES: [u16; 32] = {
@@ -152,6 +154,20 @@ impl Vector for F32x16 {
             let power = _mm512_permutex2var_epi32(low, steps, high);
             let octaves = _mm512_slli_epi32::<{ 23 - STEPS.trailing_zeros() }>(steps);
             Self(_mm512_castsi512_ps(_mm512_add_epi32(power, octaves)))
+        })
+    }
+
+    const SCALES: bool = true;
+
+    #[inline(always)]
+    fn any_power(shifted: Self, n: Self) -> Self {
+        const HALF: usize = STEPS / 2;
+        x86!({
+            let low = _mm512_loadu_ps(POWERS.as_ptr());
+            let high = _mm512_loadu_ps(POWERS[HALF..].as_ptr());
+            let power = _mm512_permutex2var_ps(low, _mm512_castps_si512(shifted.0), high);
+            // By 2 to the integer that is not above n.
+            Self(_mm512_scalef_ps(power, n.0))
         })
     }
 

@@ -56,6 +56,14 @@ pub trait Vector: Memory<<Self as Vector>::Scalar> {
     fn two_to_steps(shifted: Self) -> Self {
         Self::two_to(shifted)
     }
+    /// Whether there is [`Vector::any_power`].
+    const SCALES: bool = false;
+    /// 2^n for any multiple n of 1/STEPS, infinite or 0 where a float has no such number; the low bits of `shifted` are those of
+    /// n·STEPS and a multiple of STEPS.
+    #[inline(always)]
+    fn any_power(_shifted: Self, _n: Self) -> Self {
+        unreachable!("a vector that scales says how")
+    }
     /// At least 2^y and at most 1.5 times that, for y up to 100 from where 2^y is a normal number on; 0 or less, or next to
     /// nothing, below; anything for NaN.
     #[inline(always)]
@@ -142,14 +150,17 @@ macro_rules! element {
             const NEG_INFINITY: Self = <$element>::NEG_INFINITY;
             const ZERO: Self = <$element>::from_bits(0);
 
+            #[inline(always)]
             fn to_f64(self) -> f64 {
                 self.into()
             }
 
+            #[inline(always)]
             fn to_real(self) -> $real {
                 $to_real(self)
             }
 
+            #[inline(always)]
             fn from_f64(value: f64) -> Self {
                 $from_f64(value)
             }
@@ -215,16 +226,29 @@ impl Real for f64 {
     }
 }
 
+/// 2^(j/N) for j = 0, 1, …, given 2^(1/N).
+#[cfg(target_arch = "x86_64")]
+const fn powers<const N: usize>(root: f64) -> [f32; N] {
+    let mut powers = [0.0; N];
+    let mut power = 1.0;
+    let mut j = 0;
+    while j < N {
+        powers[j] = power as f32;
+        power *= root;
+        j += 1;
+    }
+    powers
+}
+
 /// 2^(j/N) for j = 0, 1, …, given 2^(1/N); as bits, less what the j in a step's number n adds to the mantissa where
 /// n is added in at the place that makes it octaves.
 #[cfg(target_arch = "x86_64")]
 const fn octave<const N: usize>(root: f64) -> [i32; N] {
+    let powers: [f32; N] = powers(root);
     let mut bits = [0; N];
-    let mut power = 1.0;
     let mut j = 0;
     while j < N {
-        bits[j] = (power as f32).to_bits() as i32 - ((j as i32) << (23 - N.trailing_zeros()));
-        power *= root;
+        bits[j] = powers[j].to_bits() as i32 - ((j as i32) << (23 - N.trailing_zeros()));
         j += 1;
     }
     bits

@@ -5,44 +5,61 @@ use super::super::topk::TopK;
 use super::{CHUNK, Fold, SETTLE, Scratch, Settling, Shift, ShiftVector, UNROLL, fold, largest};
 use crate::simd::{Element, Isa, Kernel, Level, MAX_LANES, Memory, Real, Vector, dispatch, total};
 
-/// Sums over a chunk, of d = factor·(x − origin).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sums {
-    /// Σ e^d
-    pub mass: f64,
-    /// Σ e^d·d; 0 unless moments were asked for
-    pub weighted: f64,
-    /// Σ e^2d; 0 unless moments were asked for
-    pub squares: f64,
-}
-
-/// The sums of a chunk.
+/// Σ e^d over a chunk, of d = factor·(x − origin).
 ///
 /// # Safety
 /// `len` elements can be read at `x`.
-pub unsafe fn sums<E: Element>(
+pub unsafe fn mass<E: Element>(
     level: Level,
     x: *const E,
     len: usize,
     shift: Shift<E::Real>,
-    moments: bool,
-) -> Sums {
-    dispatch(
-        level,
-        SumsOf {
-            x,
-            len,
-            shift,
-            moments,
-        },
-    )
+) -> f64 {
+    dispatch(level, MassOf { x, len, shift })
 }
 
-struct SumsOf<E: Element> {
+struct MassOf<E: Element> {
     x: *const E,
     len: usize,
     shift: Shift<E::Real>,
-    moments: bool,
+}
+
+/// Sums over a chunk, of d = factor·(x − origin), the largest d being 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Moments {
+    /// Σ e^d
+    pub mass: f64,
+    /// Σ e^d·d
+    pub weighted: f64,
+    /// Σ e^2d
+    pub squares: f64,
+}
+
+impl Moments {
+    pub const NOTHING: Moments = Moments {
+        mass: 0.0,
+        weighted: 0.0,
+        squares: 0.0,
+    };
+}
+
+/// The moments of a chunk. Their mass is to the bit what [`mass`] gives.
+///
+/// # Safety
+/// `len` elements can be read at `x`.
+pub unsafe fn moments<E: Element>(
+    level: Level,
+    x: *const E,
+    len: usize,
+    shift: Shift<E::Real>,
+) -> Moments {
+    dispatch(level, MomentsOf { x, len, shift })
+}
+
+struct MomentsOf<E: Element> {
+    x: *const E,
+    len: usize,
+    shift: Shift<E::Real>,
 }
 
 /// Without `SCALED`, for a factor of 1.
@@ -103,41 +120,38 @@ impl<V: Vector> Fold<V> for MomentsFold<V> {
     }
 }
 
-impl<E: Element> SumsOf<E> {
+impl<E: Element> MassOf<E> {
     #[inline(always)]
-    fn mass<I: Isa>(&self) -> f64 {
-        if self.shift.factor == E::Real::ONE {
-            self.mass_of::<I, false>()
-        } else {
-            self.mass_of::<I, true>()
-        }
-    }
-
-    #[inline(always)]
-    fn mass_of<I: Isa, const SCALED: bool>(&self) -> f64 {
+    fn run_scaled<I: Isa, const SCALED: bool>(&self) -> f64 {
         let mut sums = MassFold::<_, SCALED> {
             shift: self.shift.vector::<E::Vector<I>>(),
             mass: Settling::zero(),
         };
-        // SAFETY: that of `sums`.
+        // SAFETY: that of `mass`.
         unsafe { fold::<true, E, E::Vector<I>>(self.x, self.len, &mut sums) };
         sums.mass.total()
     }
 }
 
-impl<E: Element> Kernel for SumsOf<E> {
-    type Output = Sums;
+impl<E: Element> Kernel for MassOf<E> {
+    type Output = f64;
 
     #[inline(always)]
-    fn run<I: Isa>(self) -> Sums {
-        let shift = self.shift.vector::<E::Vector<I>>();
-        if !self.moments {
-            return Sums {
-                mass: self.mass::<I>(),
-                weighted: 0.0,
-                squares: 0.0,
-            };
+    fn run<I: Isa>(self) -> f64 {
+        if self.shift.factor == E::Real::ONE {
+            self.run_scaled::<I, false>()
+        } else {
+            self.run_scaled::<I, true>()
         }
+    }
+}
+
+impl<E: Element> Kernel for MomentsOf<E> {
+    type Output = Moments;
+
+    #[inline(always)]
+    fn run<I: Isa>(self) -> Moments {
+        let shift = self.shift.vector::<E::Vector<I>>();
         let lowest = <E::Vector<I> as Vector>::splat(E::Real::EXP_UNDERFLOW);
         let mut sums = MomentsFold {
             shift,
@@ -146,9 +160,9 @@ impl<E: Element> Kernel for SumsOf<E> {
             weighted: Settling::zero(),
             squares: Settling::zero(),
         };
-        // SAFETY: that of `sums`.
+        // SAFETY: that of `moments`.
         unsafe { fold::<true, E, E::Vector<I>>(self.x, self.len, &mut sums) };
-        Sums {
+        Moments {
             mass: sums.mass.total(),
             weighted: sums.weighted.total(),
             squares: sums.squares.total(),
@@ -222,7 +236,7 @@ impl<E: Element> Kernel for Offsets<E> {
 /// Sums over a chunk of two rows of logits, of d = factor·(z − origin) and d' = factor·(w − origin').
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Crossed {
-    /// Σ e^d, to the bit what [`sums`] gives
+    /// Σ e^d, to the bit what [`mass`] gives
     pub mass: f64,
     /// Σ e^d', likewise
     pub reference_mass: f64,

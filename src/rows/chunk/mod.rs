@@ -6,9 +6,11 @@
 
 pub mod backward;
 pub mod forward;
+mod mass;
 mod maximum;
 mod scratch;
 
+pub use mass::{Mass, measure, measure_moments};
 pub use maximum::maximum;
 pub use scratch::{Cap, Scratch};
 
@@ -50,6 +52,18 @@ fn prefetch_next<E>(x: *const E) {
 trait Fold<V> {
     fn add(&mut self, chain: usize, x: V);
 
+    /// Some of `x` may be the −inf of [`fold`].
+    #[inline(always)]
+    fn add_padded(&mut self, chain: usize, x: V) {
+        self.add(chain, x);
+    }
+
+    /// Whether it takes the next steps, which begin with `next`; asked every [`SETTLE`] steps.
+    #[inline(always)]
+    fn goes_on(&self, _next: V) -> bool {
+        true
+    }
+
     /// Puts running sums aside; called every [`SETTLE`] steps and at the end.
     #[inline(always)]
     fn settle(&mut self) {}
@@ -87,7 +101,8 @@ impl<V: Vector> Settling<V> {
     }
 }
 
-/// Feeds `len` elements to `fold`, the last step filled up with −inf. With `AHEAD`, asks for the next chunk meanwhile.
+/// Feeds `len` elements to `fold`, the last step filled up with −inf. With `AHEAD`, asks for the next chunk meanwhile. False where
+/// the fold did not take all.
 ///
 /// # Safety
 /// `len` elements can be read at `x`.
@@ -96,12 +111,15 @@ unsafe fn fold<const AHEAD: bool, E: Element, V: Memory<E> + Vector>(
     x: *const E,
     len: usize,
     fold: &mut impl Fold<V>,
-) {
+) -> bool {
     let step = UNROLL * V::LANES;
     let whole = len - len % step;
     // SAFETY: all reads are of elements below `len`, or of the padded copy of the last ones.
     unsafe {
         for block in (0..whole).step_by(SETTLE * step) {
+            if !fold.goes_on(V::load(x.add(block))) {
+                return false;
+            }
             for start in (block..whole.min(block + SETTLE * step)).step_by(step) {
                 if AHEAD {
                     for line in 0..(step * size_of::<E>()).div_ceil(CACHE_LINE) {
@@ -119,11 +137,12 @@ unsafe fn fold<const AHEAD: bool, E: Element, V: Memory<E> + Vector>(
             x.add(whole)
                 .copy_to_nonoverlapping(rest.as_mut_ptr(), len - whole);
             for chain in 0..UNROLL {
-                fold.add(chain, V::load(rest.as_ptr().add(chain * V::LANES)));
+                fold.add_padded(chain, V::load(rest.as_ptr().add(chain * V::LANES)));
             }
             fold.settle();
         }
     }
+    true
 }
 
 /// The largest of all lanes that are not NaN, −inf if there is none.
