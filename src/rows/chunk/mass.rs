@@ -599,7 +599,7 @@ mod tests {
     }
 
     fn scaling() -> impl Iterator<Item = Level> {
-        Level::available().filter(|level| *level == Level::Avx512)
+        Level::available().filter(|level| *level >= Level::Avx512)
     }
 
     #[test]
@@ -694,7 +694,7 @@ mod tests {
     #[test]
     fn levels_without_such_powers_leave_all_to_the_largest() {
         let x: Vec<f32> = spread(CHUNK).map(f32::from_f64).collect();
-        for level in Level::available().filter(|level| *level != Level::Avx512) {
+        for level in Level::available().filter(|level| *level < Level::Avx512) {
             assert_eq!(measured(level, &x, 1.0).1, 0, "{level:?}");
         }
         let x: Vec<f64> = spread(CHUNK).collect();
