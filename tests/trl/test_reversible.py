@@ -147,9 +147,13 @@ def test_after_training_has_begun(tmp_path):
     expected = trainer.compute_loss(trainer.model, dict(batch))
     with prefuse.trl.accelerate(trainer):
         assert fused.is_patched(trainer.model)
+        made = []
+        last = trainer.model.model.layers[-1].mlp.down_proj
+        hook = last.register_forward_hook(lambda module, inputs, output: made.append(output.dtype))
         found = trainer.compute_loss(trainer.model, dict(batch))
+        hook.remove()
+    assert set(made) == {torch.bfloat16}  # so autocast was on
     torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-3)
-    assert not torch.equal(found, expected)  # bf16 products that are rounded otherwise, so autocast was on
     assert torch.equal(trainer.compute_loss(trainer.model, dict(batch)), expected)
 
 
