@@ -230,17 +230,16 @@ pub(super) struct Hashes {
 impl Hashes {
     /// Of classes by their numbers in the vocabulary.
     pub fn new(sampling: Sampling, classes: Range<u64>) -> Hashes {
-        let after = |key: u64, word: u64| mix((key ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15));
         let key = after(after(0, sampling.seed), sampling.step);
         let of_classes = after(key, 1);
         Hashes {
             of_rows: after(key, 2),
-            of_classes: classes.map(|class| high(of_classes, class)).collect(),
+            of_classes: classes.map(|class| hash(of_classes, class)).collect(),
         }
     }
 
     pub fn of_row(&self, number: i64) -> u32 {
-        high(self.of_rows, number as u64)
+        hash(self.of_rows, number as u64)
     }
 }
 
@@ -253,8 +252,13 @@ pub(super) fn hashes_of(rows: &Rows, sampling: Sampling) -> Hashes {
 /// Classes that a kernel may take at a time.
 const BLOCK: u64 = 32;
 
-fn high(key: u64, number: u64) -> u32 {
-    (mix((key ^ number).wrapping_add(0x9e37_79b9_7f4a_7c15)) >> 32) as u32
+/// A key that another word has gone into.
+fn after(key: u64, word: u64) -> u64 {
+    mix((key ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15))
+}
+
+fn hash(key: u64, number: u64) -> u32 {
+    (after(key, number) >> 32) as u32
 }
 
 /// No vector has fewer lanes than this.

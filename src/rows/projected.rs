@@ -1,8 +1,8 @@
 //! Statistics of logits that are never written: of bf16 hidden states times a bf16 weight, in f32.
 //!
 //! Blocks of 32 classes by 32 tokens are made by the best that a machine has (`simd::products`), the classes down the rows, so
-//! that a vector holds tokens of one class. While matrix tiles make one block, the vector units add up the exponentials of the block before:
-//! a sum for each token, measured from the largest logit of the blocks before, which is one chunk's when [`CHUNK`] classes are
+//! that a vector holds tokens of one class. While matrix tiles make one block, the vector units add up the exponentials of the
+//! block before: a sum for each token, measured from the largest logit of the blocks before, which is one chunk's when [`CHUNK`] classes are
 //! through. Chunks come together as those of the rows do, in f64 and in order, so results depend neither on threads nor on other tokens.
 //!
 //! Per block of H features: H/32 steps of four tile products (64 cycles), beside them 64 vectors of exponentials (about 6.5
@@ -21,12 +21,8 @@ use super::exp::Exp;
 use super::lists::{self, Candidates, Hashes, List, Lists, PerRow, Sampling};
 use super::{LiveRow, Rows, Stat, check_shape};
 use crate::array::{ArgumentError, Array, Dtype};
-#[cfg(target_arch = "x86_64")]
-use crate::simd::products::dots::DotSums;
-use crate::simd::products::tiles::TileSums;
-use crate::simd::products::vectors::VectorSums;
-use crate::simd::products::{self, Line, STEP, Sums};
-use crate::simd::{Isa, Kernel, Level, MAX_LANES, Memory, Vector, dispatch, prefetch};
+use crate::simd::products::{self, Line, STEP, Sums, WithSums, with_sums};
+use crate::simd::{Isa, Level, MAX_LANES, Memory, Vector, dispatch, prefetch};
 use crate::threads::for_each_range;
 
 /// Classes and tokens of a block.
@@ -1095,37 +1091,6 @@ impl<'a, V: Vector<Scalar = f32> + Memory<f32>, const LISTED: bool> Pending<'a, 
 /// Features that a step takes.
 const fn features_of<S: Sums>() -> usize {
     16 * S::TERMS
-}
-
-/// Work that is compiled once per instruction set and way of multiplying.
-trait WithSums {
-    type Output;
-
-    fn run<I: Isa, S: Sums>(self) -> Self::Output;
-}
-
-/// Work with the sums of a level.
-struct Leveled<W>(W, Level);
-
-impl<W: WithSums> Kernel for Leveled<W> {
-    type Output = W::Output;
-
-    #[inline(always)]
-    fn run<I: Isa>(self) -> W::Output {
-        match self.1 {
-            // For these there is code with the vectors of AVX-512 alone.
-            _ if <I::F32 as Vector>::LANES < LANES => self.0.run::<I, VectorSums<I::F32>>(),
-            Level::Amx => self.0.run::<I, TileSums>(),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16 => self.0.run::<I, DotSums>(),
-            _ => self.0.run::<I, VectorSums<I::F32>>(),
-        }
-    }
-}
-
-/// Runs work at a level that this machine has.
-fn with_sums<W: WithSums>(level: Level, work: W) -> W::Output {
-    dispatch(level, Leveled(work, level))
 }
 
 /// A sweep for statistics alone.

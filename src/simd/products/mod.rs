@@ -9,6 +9,8 @@ pub mod vectors;
 
 use half::bf16;
 
+use super::{Isa, Kernel, Level, MAX_LANES, Vector, dispatch};
+
 /// A row of an operand of a step.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -46,6 +48,39 @@ pub trait Sums: Sized {
 
     /// Writes the sums: 32 rows of the left 16 columns, then 32 rows of the right ones.
     fn write(self, target: &mut [[f32; 16]; 64]);
+}
+
+/// Work that is compiled once per instruction set and way of multiplying.
+pub trait WithSums {
+    type Output;
+
+    fn run<I: Isa, S: Sums>(self) -> Self::Output;
+}
+
+/// Work with the sums of a level.
+struct Leveled<W>(W, Level);
+
+impl<W: WithSums> Kernel for Leveled<W> {
+    type Output = W::Output;
+
+    #[inline(always)]
+    fn run<I: Isa>(self) -> W::Output {
+        match self.1 {
+            // For these there is code with the vectors of AVX-512 alone.
+            _ if <I::F32 as Vector>::LANES < MAX_LANES => {
+                self.0.run::<I, vectors::VectorSums<I::F32>>()
+            }
+            Level::Amx => self.0.run::<I, tiles::TileSums>(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => self.0.run::<I, dots::DotSums>(),
+            _ => self.0.run::<I, vectors::VectorSums<I::F32>>(),
+        }
+    }
+}
+
+/// Runs work at a level that this machine has.
+pub fn with_sums<W: WithSums>(level: Level, work: W) -> W::Output {
+    dispatch(level, Leveled(work, level))
 }
 
 /// A term where it belongs in its place.
@@ -90,31 +125,18 @@ impl InMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::{Isa, Kernel, Level, dispatch};
+    use crate::simd::Level;
 
-    /// Sums of all ways that a level has.
     struct Multiply<'a> {
         left: &'a [[bf16; 64]; STEP],
         right: &'a [[bf16; 64]; STEP],
-        level: Level,
     }
 
-    impl Kernel for Multiply<'_> {
+    impl WithSums for Multiply<'_> {
         type Output = [[f32; 16]; 64];
 
         #[inline(always)]
-        fn run<I: Isa>(self) -> Self::Output {
-            match self.level {
-                Level::Amx => self.with::<tiles::TileSums>(),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512Bf16 => self.with::<dots::DotSums>(),
-                _ => self.with::<vectors::VectorSums<I::F32>>(),
-            }
-        }
-    }
-
-    impl Multiply<'_> {
-        fn with<S: Sums>(self) -> [[f32; 16]; 64] {
+        fn run<I: Isa, S: Sums>(self) -> Self::Output {
             let each = 16 * S::TERMS;
             let steps = 64 / each;
             let (mut left, mut right) = (vec![], vec![Line::ZERO; steps * STEP]);
@@ -155,12 +177,11 @@ mod tests {
         };
         let (left, right): ([[bf16; 64]; STEP], [[bf16; 64]; STEP]) = (terms(1), terms(5));
         for level in Level::available() {
-            let found = dispatch(
+            let found = with_sums(
                 level,
                 Multiply {
                     left: &left,
                     right: &right,
-                    level,
                 },
             );
             for row in 0..STEP {
