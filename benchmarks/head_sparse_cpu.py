@@ -1,12 +1,13 @@
 """Sparse gradients of the LM head on the CPU, beside dense ones, the bare GEMMs and what else is in use.
 
     python benchmarks/head_sparse_cpu.py [--pairs 2] [--tokens 256] [--features 576] [--vocabulary 49152] [--rounds 5]
-                                         [--data FILE] [--processor-time] [--dtypes NAME …] [--hands NAME …]
+                                         [--data smollm2|FILE] [--processor-time] [--dtypes NAME …] [--hands NAME …]
                                          [--results DIR]
 
 The policy's pass of a DPO step, in bfloat16 and float32, with the weight frozen and trained. The sizes are those of
 SmolLM2-135M; hidden states and weight are random, with probabilities spread like that model's, or those of a model:
-FILE holds (hidden [N, H], weight [V, H], labels [N]) as `torch.save` writes them, in float32. Then how far the
+`smollm2` takes that model, on prose of Python's own help, and a FILE holds (hidden [N, H], weight [V, H], labels [N])
+as `torch.save` writes them, in float32. Then how far the
 gradients are from those of float64 on the same inputs. "dropped" and "blocks" are what prefuse does not do: what is
 below the threshold left out, by lists or by blocks of 128 tokens and 128 classes that have nothing above it.
 
@@ -15,7 +16,10 @@ Then log-probabilities alone, in bfloat16, over the one GEMM: with logits in bfl
 
 import argparse
 import time
+from functools import cache
+from itertools import islice
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import torch
@@ -26,6 +30,7 @@ from prefuse._backends import lists
 from prefuse._backends.rows import Rows, bits_of
 from prefuse._display import tables
 from prefuse.bench import head, machine, results, timing
+from prefuse.demo.pretrained import source
 
 BARE = "bare GEMMs"
 DROPPED, BLOCKS = "dropped below 2**-12", "blocks above 2**-12"
@@ -122,7 +127,7 @@ def main() -> None:
     report = {
         "comparison": "LM head of a DPO step, sparse gradients",
         "clock": "processor time" if options.processor_time else "wall clock",
-        "data": "of a model" if options.data else "random, spread like a model's",
+        "data": "random, spread like a model's" if options.data is None else f"of {Path(options.data).stem}",
         "machine": about,
         "absent": absent,
         "cases": cases,
@@ -137,7 +142,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--features", type=int, default=576)
     parser.add_argument("--vocabulary", type=int, default=49152)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", help='"smollm2", or a file')
     parser.add_argument("--processor-time", action="store_true", help="of one thread, where other programs run too")
     parser.add_argument("--dtypes", nargs="+", default=("bfloat16", "float32"), choices=("bfloat16", "float32"))
     parser.add_argument("--hands", nargs="+", default=HANDS, choices=HANDS, metavar="NAME")
@@ -149,10 +154,23 @@ def batch_of(options: argparse.Namespace, dtype: torch.dtype, trainable: bool) -
     if options.data is None:
         sizes = (options.pairs, options.tokens, options.features, options.vocabulary)
         return head.like_a_model(*sizes, dtype, trainable=trainable)
-    hidden, weight, labels = torch.load(options.data)
+    hidden, weight, labels = (
+        of_smollm2(2 * options.pairs, options.tokens) if options.data == "smollm2" else torch.load(options.data)
+    )
     rows = len(hidden) // 4 * 4
     hidden = hidden[:rows].reshape(4, rows // 4, -1).to(dtype).requires_grad_()
     return head.Batch(hidden, weight.to(dtype).requires_grad_(trainable), labels[:rows].reshape(4, -1))
+
+
+@cache
+def of_smollm2(texts: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The model's last hidden states in sections of Python's help, its head, and the tokens that come next."""
+    model, tokenizer = source.load("smollm2")
+    sections = (tokenizer(text)["input_ids"][: tokens + 1] for text in topics.values())
+    ids = torch.tensor(list(islice((section for section in sections if len(section) > tokens), texts)))
+    with torch.no_grad():
+        hidden = model.model(ids[:, :-1])[0]
+    return hidden.flatten(0, 1), model.lm_head.weight.detach(), ids[:, 1:].flatten()
 
 
 def compare(options: argparse.Namespace, names: list[str], dtype: torch.dtype, trainable: bool) -> list[dict]:
