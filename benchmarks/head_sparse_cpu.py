@@ -158,8 +158,8 @@ def batch_of(options: argparse.Namespace, dtype: torch.dtype, trainable: bool) -
         of_smollm2(2 * options.pairs, options.tokens) if options.data == "smollm2" else torch.load(options.data)
     )
     rows = len(hidden) // 4 * 4
-    hidden = hidden[:rows].reshape(4, rows // 4, -1).to(dtype).requires_grad_()
-    return head.Batch(hidden, weight.to(dtype).requires_grad_(trainable), labels[:rows].reshape(4, -1))
+    hidden = hidden[:rows].detach().reshape(4, rows // 4, -1).to(dtype).requires_grad_()
+    return head.Batch(hidden, weight.detach().to(dtype).requires_grad_(trainable), labels[:rows].reshape(4, -1))
 
 
 @cache
