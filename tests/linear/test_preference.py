@@ -57,13 +57,13 @@ def clipped(token):
     return -minimum(ratio, 1.2).mean()
 
 
-def batch(rows=2 * B, dtype=torch.float64):
+def batch(rows=2 * B, dtype=torch.float64, ignored=0.3):
     hidden = normal(rows, T, H, seed=1, dtype=torch.float64).to(dtype)
     reference = normal(rows, T, H, seed=2, dtype=torch.float64).to(dtype)
     weight = normal(V, H, seed=3, dtype=torch.float64).to(dtype)
     bias = normal(V, seed=4, dtype=torch.float64).to(dtype)
     labels = integers(V, rows, T, seed=5)
-    labels[uniform(rows, T, seed=6) < 0.3] = -100
+    labels[uniform(rows, T, seed=6) < ignored] = -100
     labels[0, 1] = 4  # no response is empty
     return hidden, reference, weight, bias, labels
 
@@ -81,10 +81,11 @@ def agree(
     frozen=False,
     workspace_bytes=ONE_TILE,
     reads_reference=True,
+    ignored=0.3,
     **options,
 ):
     """Loss, losses, rewards, metrics and all gradients from hidden states are those from logits."""
-    hidden, reference, weight, bias, labels = batch(rows)
+    hidden, reference, weight, bias, labels = batch(rows, ignored=ignored)
     leaves = [hidden.requires_grad_(), *([] if frozen else [weight.requires_grad_(), bias.requires_grad_()])]
     tensors = [value for value in options.values() if isinstance(value, torch.Tensor) and value.requires_grad]
     ours = prefuse.preference_loss(
@@ -147,6 +148,25 @@ def test_objectives_whose_groups_stand_alone_are_grouped(name):
         name, rows=rows, workspace_bytes=TWO_TILES, expected="grouped", reads_reference=reads_reference, **columns
     )
     assert score.plan.gemms == 3 and score.plan.tiles > 1
+
+
+@pytest.mark.parametrize("name", ["dpo", "simpo", "sft", "aot"])
+@pytest.mark.parametrize("workspace_bytes", [ONE_TILE, TWO_TILES], ids=["one tile", "two tiles"])
+def test_a_batch_of_which_all_tokens_are_scored(name, workspace_bytes):
+    """Tiles have whole groups all the same, whose rows do not stand next to each other."""
+    rows, columns = columns_for(objectives.get(name))
+    reads_reference = any(column.startswith("ref_") for column in objectives.get(name).columns)
+    options = {"workspace_bytes": workspace_bytes, "reads_reference": reads_reference, **columns}
+    grouped = {"dpo", "simpo", "sft"} & {name}
+    score = agree(name, rows=rows, ignored=0.0, expected="grouped" if grouped else None, **options)
+    assert score.plan.job.rows == rows * T and (score.plan.tiles > 1) == (workspace_bytes == TWO_TILES)
+
+
+def test_groups_that_lie_in_one_another_when_all_tokens_are_scored():
+    score, groups = uniform(2 * B, seed=8, dtype=torch.float64), torch.tensor([2, 0, 1, 0, 2, 1])
+    options = {"reads_reference": False, "score": score, "groups": groups, "ignored": 0.0}
+    made = agree(listwise, expected="grouped", workspace_bytes=TWO_TILES, **options)
+    assert made.plan.tiles > 1
 
 
 @pytest.mark.parametrize("name", ["aot", "bco"])

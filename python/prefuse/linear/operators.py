@@ -104,7 +104,9 @@ class Request(NamedTuple):
                 mask = scored
             else:
                 index = scored.nonzero().reshape(-1)
-        if index is not None and index.shape[0] == self.labels.numel():
+        # All rows need no index, but in tiles of whole groups they come in the order of the groups.
+        as_they_are = self.plan != "grouped" or self.tile_rows >= self.labels.numel()
+        if index is not None and index.shape[0] == self.labels.numel() and as_they_are:
             index = None
         temperatures = self.temperatures
         return Call(
