@@ -6,6 +6,13 @@ use crate::cuda::{Argument, Launch, Program, Source, THREADS, source};
 /// Columns that a block of `columns_gather` takes; `PART` in the source.
 const GATHERED: usize = 4 * THREADS as usize;
 
+/// Rows and columns that a block of a product takes; `ROWS` and `COLUMNS` in the source.
+const TILE: (usize, usize) = (256, 128);
+/// Bytes of dynamic shared memory of such a block: `STAGES * STAGE_BYTES`.
+const STAGES: u32 = 4 * (256 + 128) * 32 * 2;
+/// Numbers of 16 bits that are brought at once.
+const UNIT: usize = 8;
+
 const DEFINES: &[&str] = &["LOGIT", "UNIT"];
 
 /// Every kernel of columns: entry point, its file, the constants it is compiled with.
@@ -17,6 +24,8 @@ pub const PROGRAMS: &[source::Entry] = &[
         &source::COLUMNS_ADD,
         &["SUM", "PRODUCT", "UNIT"],
     ),
+    ("columns_to_input", &source::COLUMNS_TO_INPUT, &["NUMBER"]),
+    ("columns_to_weight", &source::COLUMNS_TO_WEIGHT, &["NUMBER"]),
 ];
 
 /// `ColumnsArgs` of `kernels/columns.cuh`.
@@ -57,6 +66,42 @@ struct AddArgs {
 
 // SAFETY: as above.
 unsafe impl Argument for AddArgs {}
+
+/// `ToInputArgs` of `kernels/columns_to_input.cu`.
+#[repr(C)]
+struct ToInputArgs {
+    values: usize,
+    columns: usize,
+    strips: usize,
+    weight: usize,
+    factors: usize,
+    tails: usize,
+    means: usize,
+    out: usize,
+    count: i64,
+    strip_rows: i64,
+    size: i64,
+    stride: i64,
+}
+
+// SAFETY: as above.
+unsafe impl Argument for ToInputArgs {}
+
+/// `ToWeightArgs` of `kernels/columns_to_weight.cu`.
+#[repr(C)]
+struct ToWeightArgs {
+    sum: usize,
+    values: usize,
+    columns: usize,
+    inputs: usize,
+    rows: i64,
+    count: i64,
+    size: i64,
+    stride: i64,
+}
+
+// SAFETY: as above.
+unsafe impl Argument for ToWeightArgs {}
 
 /// Rows of logits [N, V] in strips, and what makes probabilities of them.
 pub struct Strips {
@@ -270,6 +315,153 @@ pub fn add(sum: &Array, product: &Array, columns: &Array) -> Result<Vec<Launch>,
         ],
     };
     Ok(vec![Launch::new(program, count, 1, &args)])
+}
+
+/// What the gathered columns of all strips are multiplied with, and what that is written to.
+pub struct ToInput {
+    /// The probabilities of each strip, [rows, columns], one strip behind the other, f16 or bf16.
+    pub values: Array,
+    /// [L] i64: the columns of all strips, filled up with −1.
+    pub columns: Array,
+    /// [strips, 5] i64: first row, behind the last; where its columns begin, behind them; where its values begin.
+    pub strips: Array,
+    /// [V, H] of the values' dtype.
+    pub weight: Array,
+    /// [M] f32: what each row's product is multiplied by.
+    pub factors: Array,
+    /// [M] f32: what its strip's mean is multiplied by.
+    pub tails: Array,
+    /// [strips, H] f32.
+    pub means: Array,
+    /// [M, H] f32.
+    pub out: Array,
+    /// The most rows that a strip has.
+    pub strip_rows: usize,
+}
+
+/// The launch that writes what columns and means give the inputs.
+pub fn to_input(call: &ToInput) -> Result<Vec<Launch>, ArgumentError> {
+    let weight = &call.weight;
+    in_units("weight", weight)?;
+    let (size, strips) = (
+        weight.shape[1],
+        call.means.shape.first().copied().unwrap_or(0),
+    );
+    let rows = call.out.shape.first().copied().unwrap_or(0);
+    expect("values", &call.values, weight.dtype, &[call.values.len()])?;
+    expect("columns", &call.columns, Dtype::I64, &[call.columns.len()])?;
+    expect("strips", &call.strips, Dtype::I64, &[strips, 5])?;
+    expect("factors", &call.factors, Dtype::F32, &[rows])?;
+    expect("tails", &call.tails, Dtype::F32, &[rows])?;
+    expect("means", &call.means, Dtype::F32, &[strips, size])?;
+    expect("out", &call.out, Dtype::F32, &[rows, size])?;
+    at_units("values", &call.values)?;
+    if call.out.is_empty() {
+        return Ok(Vec::new());
+    }
+    let args = ToInputArgs {
+        values: call.values.address,
+        columns: call.columns.address,
+        strips: call.strips.address,
+        weight: weight.address,
+        factors: call.factors.address,
+        tails: call.tails.address,
+        means: call.means.address,
+        out: call.out.address,
+        count: strips as i64,
+        strip_rows: call.strip_rows as i64,
+        size: size as i64,
+        stride: weight.strides[0] as i64,
+    };
+    let blocks = strips * call.strip_rows.div_ceil(TILE.0) * size.div_ceil(TILE.1);
+    let program = Program {
+        kernel: "columns_to_input",
+        source: &source::COLUMNS_TO_INPUT,
+        defines: vec![("NUMBER", weight.dtype.name().to_owned())],
+    };
+    let launch = Launch::new(program, blocks, 1, &args);
+    Ok(vec![launch.in_clusters(1, STAGES)])
+}
+
+/// The launch that adds what a strip's columns give the weight: `values.T @ inputs` to rows `columns` of `sum`, where these are not
+/// negative; no two are equal.
+pub fn to_weight(
+    sum: &Array,
+    values: &Array,
+    columns: &Array,
+    inputs: &Array,
+) -> Result<Vec<Launch>, ArgumentError> {
+    in_units("values", values)?;
+    in_units("inputs", inputs)?;
+    let ([rows, count], size) = ([values.shape[0], values.shape[1]], inputs.shape[1]);
+    expect("values", values, inputs.dtype, &[rows, count])?;
+    expect("columns", columns, Dtype::I64, &[count])?;
+    expect("inputs", inputs, values.dtype, &[rows, size])?;
+    let in_rows = sum.shape.len() == 2 && sum.shape[1] == size && sum.strides[1] == 1;
+    if !in_rows
+        || sum.dtype != Dtype::F32
+        || sum.strides[0] % 2 != 0
+        || !sum.address.is_multiple_of(8)
+    {
+        return Err(ArgumentError::Value(format!(
+            "sum: dtype {} of shape {:?} with strides {:?}, expected f32 of shape [V, {size}] in rows that begin at 8-byte boundaries",
+            sum.dtype.name(),
+            sum.shape,
+            sum.strides
+        )));
+    }
+    if values.is_empty() || inputs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let args = ToWeightArgs {
+        sum: sum.address,
+        values: values.address,
+        columns: columns.address,
+        inputs: inputs.address,
+        rows: rows as i64,
+        count: count as i64,
+        size: size as i64,
+        stride: sum.strides[0] as i64,
+    };
+    let program = Program {
+        kernel: "columns_to_weight",
+        source: &source::COLUMNS_TO_WEIGHT,
+        defines: vec![("NUMBER", values.dtype.name().to_owned())],
+    };
+    let blocks = count.div_ceil(TILE.0) * size.div_ceil(TILE.1);
+    let launch = Launch::new(program, blocks, 1, &args);
+    Ok(vec![launch.in_clusters(1, STAGES)])
+}
+
+/// Whether the rows of a matrix are of 16-bit numbers that can be brought by 16 bytes.
+pub fn comes_in_units(matrix: &Array) -> bool {
+    let halves = matches!(matrix.dtype, Dtype::F16 | Dtype::Bf16) && matrix.shape.len() == 2;
+    halves
+        && matrix.shape[1].is_multiple_of(UNIT)
+        && (matrix.strides[1] == 1 || matrix.shape[1] <= 1)
+        && matrix.strides[0] % UNIT as isize == 0
+        && matrix.address.is_multiple_of(16)
+}
+
+fn in_units(name: &str, matrix: &Array) -> Result<(), ArgumentError> {
+    if comes_in_units(matrix) {
+        return Ok(());
+    }
+    Err(ArgumentError::Value(format!(
+        "{name}: dtype {} of shape {:?} with strides {:?}, expected a matrix of f16 or bf16 whose rows are whole units of {UNIT} numbers at 16-byte boundaries",
+        matrix.dtype.name(),
+        matrix.shape,
+        matrix.strides
+    )))
+}
+
+fn at_units(name: &str, array: &Array) -> Result<(), ArgumentError> {
+    if array.address.is_multiple_of(16) {
+        return Ok(());
+    }
+    Err(ArgumentError::Value(format!(
+        "{name}: expected to begin at a 16-byte boundary"
+    )))
 }
 
 fn expect(name: &str, array: &Array, dtype: Dtype, shape: &[usize]) -> Result<(), ArgumentError> {

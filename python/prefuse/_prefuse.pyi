@@ -13,9 +13,11 @@ from torch import Tensor
 # fmt: off
 __all__ = [
     "PARALLEL", "Graph", "Lists", "Program", "Short", "__version__", "cuda_cache_directory", "cuda_columns_add",
-    "cuda_columns_find", "cuda_columns_gather", "cuda_columns_parts", "cuda_compile", "cuda_devices",
+    "cuda_columns_find", "cuda_columns_gather", "cuda_columns_parts", "cuda_columns_to_input",
+    "cuda_columns_to_weight", "cuda_compile", "cuda_devices",
     "cuda_distance_backward", "cuda_distance_forward", "cuda_distance_workspace", "cuda_driver_version", "cuda_nvrtc",
-    "cuda_plan_columns_add", "cuda_plan_columns_find", "cuda_plan_columns_gather", "cuda_plan_distance_backward",
+    "cuda_plan_columns_add", "cuda_plan_columns_find", "cuda_plan_columns_gather", "cuda_plan_columns_to_input",
+    "cuda_plan_columns_to_weight", "cuda_plan_distance_backward",
     "cuda_plan_distance_forward", "cuda_plan_rows_backward", "cuda_plan_rows_both", "cuda_plan_rows_forward",
     "cuda_plan_segment_expand", "cuda_plan_segment_sum", "cuda_rows_backward", "cuda_rows_both", "cuda_rows_forward",
     "cuda_rows_workspace", "cuda_search_nvrtc", "cuda_segment_expand", "cuda_segment_sum", "curate_ends",
@@ -491,6 +493,12 @@ def cuda_segment_expand(values: _Memory, offsets: _Memory, out: _Memory, device:
 _Strips: TypeAlias = tuple[_Described, _Described, _Described, _Described, int]
 """Rows of logits [N, V] in strips: logits, factors, lse, labels, rows of a strip."""
 
+_ToInput: TypeAlias = tuple[Any, ...]
+"""Values, columns, strips, weight, factors, tails, means, what is written; the most rows of a strip."""
+
+_ToWeight: TypeAlias = tuple[_Described, _Described, _Described, _Described]
+"""A sum, values, columns, inputs."""
+
 def cuda_columns_find(
     strips: _Strips, eps: float, found: tuple[_Described, _Described], device: int, stream: int
 ) -> None:
@@ -505,6 +513,12 @@ def cuda_columns_gather(strips: _Strips, gathered: tuple[_Described, ...], devic
 def cuda_columns_add(added: tuple[_Described, _Described, _Described], device: int, stream: int) -> None:
     """Queues the addition of rows to rows of a sum; `added` are the sum, what is added, and to which rows."""
 
+def cuda_columns_to_input(call: _ToInput, device: int, stream: int) -> None:
+    """Queues what gathered columns and the means of the rest give the inputs."""
+
+def cuda_columns_to_weight(call: _ToWeight, device: int, stream: int) -> None:
+    """Queues the addition of what a strip's columns give the weight to the sum of its gradient."""
+
 def cuda_plan_columns_find(strips: _Strips, eps: float, found: tuple[_Described, _Described]) -> list[_Launch]:
     """The launches of `cuda_columns_find`."""
 
@@ -513,6 +527,12 @@ def cuda_plan_columns_gather(strips: _Strips, gathered: tuple[_Described, ...]) 
 
 def cuda_plan_columns_add(added: tuple[_Described, _Described, _Described]) -> list[_Launch]:
     """The launches of `cuda_columns_add`."""
+
+def cuda_plan_columns_to_input(call: _ToInput) -> list[_Launch]:
+    """The launches of `cuda_columns_to_input`."""
+
+def cuda_plan_columns_to_weight(call: _ToWeight) -> list[_Launch]:
+    """The launches of `cuda_columns_to_weight`."""
 
 def cuda_distance_workspace(first: _Described, second: _Described) -> int:
     """float64 numbers of workspace that `cuda_distance_forward` needs."""

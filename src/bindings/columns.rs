@@ -6,7 +6,7 @@ use pyo3::types::PyDict;
 use super::arrays::{Described, Place};
 use super::cuda::{described, run, there};
 use crate::array::ArgumentError;
-use crate::columns::{self, Gathered, Strips};
+use crate::columns::{self, Gathered, Strips, ToInput};
 use crate::cuda::Launch;
 
 type Plan<'py> = PyResult<Vec<Bound<'py, PyDict>>>;
@@ -63,6 +63,29 @@ pub(super) struct PyFound<'py>(Described<'py>, Described<'py>);
 #[derive(FromPyObject)]
 pub(super) struct PyAdded<'py>(Described<'py>, Described<'py>, Described<'py>);
 
+/// Values, columns, strips, weight, factors, tails, means, what is written; the most rows of a strip.
+#[derive(FromPyObject)]
+pub(super) struct PyToInput<'py>(
+    Described<'py>,
+    Described<'py>,
+    Described<'py>,
+    Described<'py>,
+    Described<'py>,
+    Described<'py>,
+    Described<'py>,
+    Described<'py>,
+    usize,
+);
+
+/// A sum, values, columns, inputs.
+#[derive(FromPyObject)]
+pub(super) struct PyToWeight<'py>(
+    Described<'py>,
+    Described<'py>,
+    Described<'py>,
+    Described<'py>,
+);
+
 fn find(
     strips: &PyStrips,
     eps: f64,
@@ -89,6 +112,33 @@ fn add(
         sum.at(place, "sum")?,
         product.at(place, "product")?,
         columns.at(place, "columns")?,
+    )
+}
+
+fn to_input(call: &PyToInput, place: Option<Place>) -> Result<Vec<Launch>, ArgumentError> {
+    let PyToInput(values, columns, strips, weight, factors, tails, means, out, strip_rows) = call;
+    columns::to_input(&ToInput {
+        values: *values.at(place, "values")?,
+        columns: *columns.at(place, "columns")?,
+        strips: *strips.at(place, "strips")?,
+        weight: *weight.at(place, "weight")?,
+        factors: *factors.at(place, "factors")?,
+        tails: *tails.at(place, "tails")?,
+        means: *means.at(place, "means")?,
+        out: *out.at(place, "out")?,
+        strip_rows: *strip_rows,
+    })
+}
+
+fn to_weight(
+    PyToWeight(sum, values, columns, inputs): &PyToWeight,
+    place: Option<Place>,
+) -> Result<Vec<Launch>, ArgumentError> {
+    columns::to_weight(
+        sum.at(place, "sum")?,
+        values.at(place, "values")?,
+        columns.at(place, "columns")?,
+        inputs.at(place, "inputs")?,
     )
 }
 
@@ -137,6 +187,30 @@ pub fn cuda_columns_add(
     run(py, device, stream, launches)
 }
 
+/// Queues what gathered columns and means give the inputs; writes that.
+#[pyfunction]
+pub fn cuda_columns_to_input(
+    py: Python<'_>,
+    call: PyToInput<'_>,
+    device: i32,
+    stream: usize,
+) -> PyResult<()> {
+    let launches = to_input(&call, Some(there(device)?))?;
+    run(py, device, stream, launches)
+}
+
+/// Queues the addition of what a strip's columns give the weight: (sum, values, columns, inputs).
+#[pyfunction]
+pub fn cuda_columns_to_weight(
+    py: Python<'_>,
+    call: PyToWeight<'_>,
+    device: i32,
+    stream: usize,
+) -> PyResult<()> {
+    let launches = to_weight(&call, Some(there(device)?))?;
+    run(py, device, stream, launches)
+}
+
 /// The launches of `cuda_columns_find`.
 #[pyfunction]
 pub fn cuda_plan_columns_find<'py>(
@@ -162,4 +236,16 @@ pub fn cuda_plan_columns_gather<'py>(
 #[pyfunction]
 pub fn cuda_plan_columns_add<'py>(py: Python<'py>, added: PyAdded<'_>) -> Plan<'py> {
     described(py, add(&added, None)?)
+}
+
+/// The launches of `cuda_columns_to_input`.
+#[pyfunction]
+pub fn cuda_plan_columns_to_input<'py>(py: Python<'py>, call: PyToInput<'_>) -> Plan<'py> {
+    described(py, to_input(&call, None)?)
+}
+
+/// The launches of `cuda_columns_to_weight`.
+#[pyfunction]
+pub fn cuda_plan_columns_to_weight<'py>(py: Python<'py>, call: PyToWeight<'_>) -> Plan<'py> {
+    described(py, to_weight(&call, None)?)
 }

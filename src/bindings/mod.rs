@@ -21,7 +21,9 @@ mod _prefuse {
     #[pymodule_export]
     use super::columns::{
         cuda_columns_add, cuda_columns_find, cuda_columns_gather, cuda_columns_parts,
-        cuda_plan_columns_add, cuda_plan_columns_find, cuda_plan_columns_gather,
+        cuda_columns_to_input, cuda_columns_to_weight, cuda_plan_columns_add,
+        cuda_plan_columns_find, cuda_plan_columns_gather, cuda_plan_columns_to_input,
+        cuda_plan_columns_to_weight,
     };
     #[pymodule_export]
     use super::cuda::{

@@ -162,6 +162,8 @@ kernels! {
     COLUMNS_FIND = "columns_find.cu",
     COLUMNS_GATHER = "columns_gather.cu",
     COLUMNS_ADD = "columns_add.cu",
+    COLUMNS_TO_INPUT = "columns_to_input.cu",
+    COLUMNS_TO_WEIGHT = "columns_to_weight.cu",
     DISTANCE_FORWARD = "distance_forward.cu",
     DISTANCE_COMBINE = "distance_combine.cu",
     DISTANCE_BACKWARD = "distance_backward.cu",
@@ -176,6 +178,7 @@ headers! {
     "rows_traverse.cuh",
     "rows_gradient.cuh",
     "columns.cuh",
+    "products.cuh",
     "distances.cuh",
     "objective.cuh",
 }

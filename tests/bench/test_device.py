@@ -145,7 +145,8 @@ def test_measuring_the_head(on_the_cpu, monkeypatch, capsys, free):
     assert len(report["tasks"]) == 6 and len(kinds) == 6
     for task in report["tasks"]:
         if task["like_a_model"]:
-            assert task["cases"][1]["hand"] == head.PREFUSE and len(task["cases"]) == 2 + len(head.SPARSE)
+            hands = [case["hand"] for case in task["cases"]]
+            assert hands == [head_device.BARE, head.PREFUSE, *head.SPARSE, head_device.BY_PYTORCH]
             continue
         assert set(task["not_measured"]) == {head.EAGER, head.VERL}
         cases = {case["hand"]: case for case in task["cases"]}

@@ -1,7 +1,8 @@
-"""Just enough of cubin files to count memory instructions: ELF sections, opcodes of sm_80 and later."""
+"""Just enough of cubin files to count memory instructions, and of nvdisasm's text to count those beside products."""
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import Counter
 
@@ -42,3 +43,21 @@ def code_sections(cubin: bytes) -> dict[str, bytes]:
         if kind == 1 and name.startswith(_TEXT):
             found[name.removeprefix(_TEXT)] = cubin[offset : offset + length]
     return found
+
+
+def instructions_per_product(sass: str) -> float:
+    """Of the shortest loop with products of tensor cores, all its branches counted."""
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    turns = []
+    for line in sass.splitlines():
+        if label := re.match(r"(\.L_\S+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
+            instructions.append(instruction[1])
+            jump = re.search(r"\bBRA.*`\((\.L_\S+?)\)", instruction[1])
+            if jump and jump[1] in labels:
+                turns.append(instructions[labels[jump[1]] :])
+    counted = [(len(turn), sum("HMMA" in text for text in turn)) for turn in turns]
+    length, products = min((length, products) for length, products in counted if products)
+    return length / products

@@ -11,9 +11,16 @@ import pytest
 from prefuse import _prefuse
 from prefuse._backends.nvrtc import ARCHITECTURES, resources
 from prefuse.doctor import slots
-from prefuse.doctor.machine_code import disassembler
+from prefuse.doctor.machine_code import disassembled, disassembler
 from prefuse.doctor.programs import Program, programs
-from tests.cuda.machine_code import LOAD, LOAD_SHARED, STORE, STORE_SHARED, memory_instructions
+from tests.cuda.machine_code import (
+    LOAD,
+    LOAD_SHARED,
+    STORE,
+    STORE_SHARED,
+    instructions_per_product,
+    memory_instructions,
+)
 from tests.emulator.emulator import KERNELS
 
 REGISTERS = 64 * 1024 // 256
@@ -144,6 +151,15 @@ def test_main_loops_stay_short(architecture: int, monkeypatch: pytest.MonkeyPatc
         if architecture in CLOCKS.get(name, {}) and max(found.slots, 8 * found.special) > CLOCKS[name][architecture]
     ]
     assert not too_much, "\n".join(too_much)
+
+
+@pytest.mark.needs("nvdisasm")
+@pytest.mark.parametrize(("kernel", "most"), [("columns_to_input", 3.1), ("columns_to_weight", 2.9)])
+@pytest.mark.parametrize("architecture", slots.ARCHITECTURES)
+def test_products_have_little_beside_them(architecture: int, kernel: str, most: float) -> None:
+    """A scheduler issues an instruction a clock; a product of 16 x 8 x 16 keeps a tensor core busy for 4 or more."""
+    cubin, _ = _compiled(kernel, (("NUMBER", "bf16"),), architecture)
+    assert instructions_per_product(disassembled(cubin, disassembler() or "")) <= most
 
 
 def test_an_unknown_kernel_or_definition_is_refused() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.dlpack import to_dlpack as capsule
 
 from prefuse import _prefuse
-from prefuse._backends.columns import Gathered, Strips
+from prefuse._backends.columns import Gathered, Strips, ToInput
 from prefuse._backends.nvrtc import SHARED_MEMORY
 from prefuse._backends.rows import Rows
 from tests.emulator import emulator
@@ -112,6 +112,17 @@ class Emulated:
         """As `prefuse._backends.columns.add`."""
         launches = _prefuse.cuda_plan_columns_add((capsule(total), capsule(product), capsule(columns)))
         self._touching(launches, (total,), (product, columns))
+
+    def columns_to_input(self, call: ToInput) -> None:
+        """As `prefuse._backends.columns.to_input`."""
+        self._touching(_prefuse.cuda_plan_columns_to_input(call), (call.out,), call[:-2])
+
+    def columns_to_weight(
+        self, total: torch.Tensor, values: torch.Tensor, columns: torch.Tensor, inputs: torch.Tensor
+    ) -> None:
+        """As `prefuse._backends.columns.to_weight`."""
+        launches = _prefuse.cuda_plan_columns_to_weight((total, values, columns, inputs))
+        self._touching(launches, (total,), (values, columns, inputs))
 
     def _touching(
         self, launches: list[emulator.Launch], written: Sequence[torch.Tensor], read: Sequence[torch.Tensor]

@@ -6,6 +6,7 @@
 //   - two threads writing the same byte, or one reading what another wrote, in one launch
 //   - a barrier or warp collective that not all threads reach, or that they reach at different places
 //   - writing behind dynamic shared memory; writing that of a block of the cluster that has ended or not begun
+// What is copied into shared memory while a thread goes on comes as late as it may, when the thread waits for it.
 // Shared memory, and the part of each thread's stack where its variables will lie, are filled with NaN bits before each cluster, so
 // that what is read before it is written shows. Static shared memory is one section of the program: while a thread of another block
 // runs, a block's lies in a copy.
@@ -38,6 +39,11 @@ struct Meeting {  // of the lanes of a warp, or of the threads of a block
     uint64_t values[2][WARP];
 };
 
+struct Copy {
+    void* to;
+    const void* from;  // or nothing: zeros
+};
+
 struct Fiber {
     unsigned index, rank;  // of the thread in its block, of the block in its cluster
     bool started, done, arrived;
@@ -46,6 +52,8 @@ struct Fiber {
     jmp_buf point;
     ucontext_t context;
     std::vector<char> stack;
+    std::vector<Copy> copies;
+    std::vector<size_t> groups;  // where those end that are under way
 };
 
 struct Block {
@@ -171,6 +179,61 @@ const uint64_t* exchange(unsigned mask, uint64_t bits, const char* place) {
     return w.values[slot];
 }
 
+void copy_into_shared(uintptr_t to, const void* from, bool there) {
+    if (to % 16) complain("copies to a misaligned place", to, 16);
+    if (uintptr_t(from) % 16) complain("misaligned access", uintptr_t(from), 16);
+    bool may = there && may_read(uintptr_t(from), 16);
+    current->copies.push_back({(void*)to, may ? from : nullptr});
+}
+
+void end_copies() { current->groups.push_back(current->copies.size()); }
+
+void wait_for_copies(unsigned left) {
+    std::vector<size_t>& groups = current->groups;
+    if (groups.size() <= left) return;
+    size_t ended = groups.size() - left, count = groups[ended - 1];
+    std::vector<Copy>& copies = current->copies;
+    for (size_t i = 0; i < count; i++) {
+        if (copies[i].from) memcpy(copies[i].to, copies[i].from, 16);
+        else memset(copies[i].to, 0, 16);
+    }
+    copies.erase(copies.begin(), copies.begin() + count);
+    groups.erase(groups.begin(), groups.begin() + ended);
+    for (size_t& end : groups) end -= count;
+}
+
+// What each lane of the warp brought, for as long as this one needs it.
+static std::vector<uint64_t> brought(uint64_t bits, const char* place) {
+    const uint64_t* lanes = exchange(0xffffffffu, bits, place);
+    return {lanes, lanes + WARP};
+}
+
+void read_matrices(unsigned (&x)[4], uintptr_t row, bool transposed, const char* place) {
+    if (row % 16) complain("misaligned access", row, 16);
+    const std::vector<uint64_t> rows = brought(row, place);
+    const unsigned high = current->index % WARP / 4, low = current->index % WARP % 4 * 2;
+    for (unsigned matrix = 0; matrix < 4; matrix++) {
+        auto at = [&](unsigned r, unsigned c) { return ((const unsigned short*)rows[8 * matrix + r])[c]; };
+        const unsigned first = transposed ? at(low, high) : at(high, low), second = transposed ? at(low + 1, high) : at(high, low + 1);
+        x[matrix] = second << 16 | first;
+    }
+}
+
+void add_product(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, float widen(unsigned short), const char* place) {
+    const std::vector<uint64_t> upper = brought(uint64_t(a[2]) << 32 | a[0], place), lower = brought(uint64_t(a[3]) << 32 | a[1], place);
+    const std::vector<uint64_t> right = brought(uint64_t(b1) << 32 | b0, place);
+    const unsigned high = current->index % WARP / 4, low = current->index % WARP % 4 * 2;
+    // Numbers of a lane of 8 that lie k apart: two of a word, two words a lane.
+    auto number = [&](uint64_t word, unsigned k) { return widen(word >> (k / 8 * 32 + k % 2 * 16)); };
+    for (unsigned i = 0; i < 4; i++) {
+        const std::vector<uint64_t>& left = i < 2 ? upper : lower;
+        for (unsigned k = 0; k < 16; k++) {
+            const unsigned lane = k % 8 / 2;
+            c[i] += number(left[4 * high + lane], k) * number(right[4 * (low + i % 2) + lane], k);
+        }
+    }
+}
+
 static void body() {
     entry();
     current->done = true;
@@ -237,6 +300,7 @@ static void prepare(unsigned count, unsigned shared) {
         f.index = t % block_size.x, f.rank = t / block_size.x;
         f.started = f.done = f.arrived = false;
         f.awaited = nullptr;
+        f.copies.clear(), f.groups.clear();
     }
     resident = 0;
     cluster = Meeting();

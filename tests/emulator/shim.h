@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+struct uint2 { unsigned x, y; };
+static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 struct uint4 { unsigned x, y, z, w; };
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
@@ -28,6 +30,11 @@ void arrive_in_cluster();
 void wait_in_cluster();
 void* dynamic_shared();
 void* in_block(void* p, unsigned rank);  // where the block of that rank has what this one has at p
+void copy_into_shared(uintptr_t to, const void* from, bool there);  // 16 bytes, when they are waited for
+void end_copies();
+void wait_for_copies(unsigned left);
+void read_matrices(unsigned (&x)[4], uintptr_t row, bool transposed, const char* place);
+void add_product(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, float widen(unsigned short), const char* place);
 // Blocks [first, end) of a grid, in clusters of `size`, with `shared` bytes of dynamic shared memory each.
 void run_grid(void (*kernel)(), unsigned grid, unsigned threads, unsigned first, unsigned end, int order, unsigned size = 1,
               unsigned shared = 0);
@@ -121,4 +128,13 @@ static long long opaque(long long x) { return x; }
 static uint4* dynamic_shared() { return static_cast<uint4*>(emulator::dynamic_shared()); }
 static void cluster_arrive() { emulator::arrive_in_cluster(); }
 static void cluster_wait() { emulator::wait_in_cluster(); }
+typedef uintptr_t Shared;
+static Shared shared_address(const void* p) { return Shared(p); }
+#define copy_later emulator::copy_into_shared
+#define copies_end emulator::end_copies
+template <int LEFT> static void copies_wait() { emulator::wait_for_copies(LEFT); }
+#define load_matrices(x, row) emulator::read_matrices(x, row, false, EMULATED_PLACE)
+#define load_transposed(x, row) emulator::read_matrices(x, row, true, EMULATED_PLACE)
+#define multiply_add_f16(c, a, b0, b1) emulator::add_product(c, a, b0, b1, f16_to_f32, EMULATED_PLACE)
+#define multiply_add_bf16(c, a, b0, b1) emulator::add_product(c, a, b0, b1, bf16_to_f32, EMULATED_PLACE)
 template <typename T> static void cluster_store(T* p, unsigned rank, T x) { *static_cast<T*>(emulator::in_block(p, rank)) = x; }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from prefuse._backends import columns as backend
-from prefuse._backends.columns import Gathered, Strips
+from prefuse._backends.columns import Gathered, Strips, ToInput
 from tests.emulator import emulator
 from tests.emulator.backend import Emulated
 
@@ -143,6 +144,157 @@ def test_rows_are_added_to_a_slice():
     sums, added = torch.zeros(5, 40), torch.ones(2, 16)
     Emulated().columns_add(sums[:, 8:24], added, torch.tensor([4, 1]))
     assert (sums[[4, 1], 8:24] == 1).all() and sums.sum() == 32
+
+
+# -- products ---------------------------------------------------------------------------------------------------------
+
+
+class Multiplied(NamedTuple):
+    """Strips with their probabilities, and what they are multiplied with."""
+
+    call: ToInput
+    lists: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+
+def products(
+    dtype: torch.dtype, rows: list[int], counts: list[int], size: int, classes: int = 500, pad: int = 0
+) -> Multiplied:
+    """Strips of so many rows, with so many columns each, of which the last three of a list are none."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=F64)
+
+    lists = [torch.randperm(classes, generator=generator)[:count].sort().values for count in counts]
+    for columns in lists:
+        columns[-3:] = -1
+    values = [random(n, count).to(dtype) for n, count in zip(rows, counts, strict=True)]
+    table, first, start, offset = [], 0, 0, 0
+    for n, count in zip(rows, counts, strict=True):
+        table.append((first, first + n, start, start + count, offset))
+        first, start, offset = first + n, start + count, offset + max(rows) * count
+    laid_out = torch.full((offset,), math.nan, dtype=dtype)
+    for (*_, at), own in zip(table, values, strict=True):
+        laid_out[at : at + own.numel()] = own.flatten()
+    call = ToInput(
+        laid_out,
+        torch.cat(lists),
+        torch.tensor(table),
+        random(classes, size + pad).to(dtype)[:, :size],
+        random(first).to(F32),
+        random(first).to(F32),
+        random(len(rows), size).to(F32),
+        torch.full((first, size), 777.0),
+        max(rows),
+    )
+    return Multiplied(call, lists, values)
+
+
+SHAPES = [
+    ([5], [8], 8, 0),
+    ([128, 128, 70], [64, 96, 200], 136, 0),
+    ([256, 256, 1], [40, 8, 320], 64, 8),
+    ([130], [32], 256, 16),
+]
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize(("rows", "counts", "size", "pad"), SHAPES)
+def test_columns_times_the_weight(dtype, rows, counts, size, pad):
+    call, lists, values = products(dtype, rows, counts, size, pad=pad)
+    Emulated().columns_to_input(call)
+    for number, (columns, own) in enumerate(zip(lists, values, strict=True)):
+        first, last = call.strips[number, :2].tolist()
+        there = columns >= 0
+        product = own[:, there].double() @ call.weight[columns[there]].double()
+        expected = call.factors[first:last, None] * product + call.tails[first:last, None] * call.means[number]
+        torch.testing.assert_close(call.out[first:last].double(), expected.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_the_weight_that_no_column_names_are_not_looked_at():
+    """Nor do places without a column bring in anything."""
+    call, lists, _ = products(BF16, [70, 3], [64, 16], 40)
+    Emulated().columns_to_input(call)
+    others = torch.ones(len(call.weight), dtype=torch.bool)
+    others[torch.cat(lists).clamp(min=0)] = False
+    weight = call.weight.clone()
+    weight[others] = math.nan
+    again = call._replace(weight=weight, out=torch.zeros_like(call.out))
+    if 0 not in torch.cat(lists):
+        weight[0] = math.nan
+    Emulated().columns_to_input(again)
+    assert torch.equal(call.out, again.out)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize(
+    ("rows", "count", "size"), [(5, 8, 8), (128, 136, 136), (256, 40, 64), (130, 300 // 8 * 8, 16)]
+)
+def test_columns_times_inputs(dtype, rows, count, size):
+    generator = torch.Generator().manual_seed(1)
+    values, inputs = (torch.randn(rows, n, generator=generator, dtype=F64).to(dtype) for n in (count, size))
+    columns = torch.randperm(400, generator=generator)[:count]
+    columns[1::5] = -1
+    wide = torch.randn(400, size + 8, generator=generator)
+    total = wide[:, 4 : 4 + size]
+    before = total.double()
+    Emulated().columns_to_weight(total, values, columns, inputs)
+    there = columns >= 0
+    before[columns[there]] += (values.double().T @ inputs.double())[there]
+    torch.testing.assert_close(total.double(), before, rtol=1e-4, atol=1e-4)
+    untouched = torch.ones(400, dtype=torch.bool)
+    untouched[columns[there]] = False
+    assert torch.equal(total[untouched].double(), before[untouched])
+
+
+@pytest.mark.parametrize("order", [emulator.DESCENDING, emulator.SHUFFLED])
+def test_the_order_of_threads_does_not_matter_to_products(order):
+    (call, _, values), other = products(BF16, [140, 60], [72, 136], 72), Emulated(order=order)
+    Emulated().columns_to_input(call)
+    again = call._replace(out=torch.zeros_like(call.out))
+    other.columns_to_input(again)
+    assert torch.equal(call.out, again.out)
+    totals = [torch.zeros(500, 72), torch.zeros(500, 72)]
+    for total, device in zip(totals, (Emulated(), other), strict=True):
+        device.columns_to_weight(total, values[0], call.columns[:72], values[0].clone())
+    assert torch.equal(*totals)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weight": torch.zeros(500, 12, dtype=BF16)}, r"weight: dtype bf16 of shape \[500, 12\].*whole units of 8"),
+        ({"weight": torch.zeros(500, 16)}, "weight: dtype f32"),
+        ({"means": torch.zeros(1, 8)}, r"means: dtype f32, shape \[1, 8\].*expected f32 of shape \[1, 16\]"),
+        ({"strips": torch.zeros(2, 5, dtype=torch.int64)}, r"strips: .*expected i64 of shape \[1, 5\]"),
+        ({"values": torch.zeros(41, dtype=BF16)[1:]}, "values: expected to begin at a 16-byte boundary"),
+    ],
+)
+def test_what_cannot_be_multiplied_is_said(changed, message):
+    call = products(BF16, [5], [8], 16).call._replace(**changed)
+    with pytest.raises(ValueError, match=message):
+        Emulated().columns_to_input(call)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"total": torch.zeros(9, 8)}, r"sum: dtype f32 of shape \[9, 8\].*expected f32 of shape \[V, 16\]"),
+        ({"total": torch.zeros(9, 16, dtype=F64)}, "sum: dtype f64"),
+        ({"inputs": torch.zeros(4, 16, dtype=BF16)}, r"inputs: dtype bf16, shape \[4, 16\].*of shape \[5, 16\]"),
+        ({"values": torch.zeros(5, 9, dtype=BF16)}, "values: .*whole units of 8"),
+    ],
+)
+def test_what_cannot_be_added_is_said(changed, message):
+    given = {
+        "total": torch.zeros(9, 16),
+        "values": torch.zeros(5, 8, dtype=BF16),
+        "columns": torch.arange(8),
+        "inputs": torch.zeros(5, 16, dtype=BF16),
+    }
+    with pytest.raises(ValueError, match=message):
+        Emulated().columns_to_weight(**{**given, **changed})
 
 
 @pytest.mark.parametrize(

@@ -129,3 +129,78 @@ def test_a_missing_barrier_of_a_cluster_shows() -> None:
     missing = "".join(EXCHANGE.rsplit("cluster_arrive(); cluster_wait();", 1))
     with pytest.raises(emulator.EmulationError, match="a block that has ended"):
         run(missing, cluster=2)
+
+
+COPIED = """
+    uint4* memory = dynamic_shared();
+    copy_later(shared_address(memory + i), a.in + 4 * (i %% 16), i < 16);
+    copies_end();
+    %s
+    __stcs(a.out + i, __uint_as_float(memory[i].y));
+"""
+WAIT = "copies_wait<0>();"
+
+
+def test_what_is_copied_is_there_when_it_was_waited_for() -> None:
+    found = run(COPIED % WAIT, shared=16 * 64)
+    assert found == [*(4.0 * i + 1 for i in range(16)), *[0.0] * 48]
+    assert all(x != x for x in run(COPIED % "", shared=16 * 64))
+    assert all(x != x for x in run(COPIED % "copies_wait<1>();", shared=16 * 64))
+    assert run(COPIED % "copies_end(); copies_wait<1>();", shared=16 * 64) == found
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        (("a.in + 4 *", "a.in + 1 + 4 *"), "misaligned access"),
+        (("a.in + 4 *", "a.in + 256 + 4 *"), "read outside every buffer"),
+        (("shared_address(memory + i)", "shared_address(memory + i) + 4"), "copies to a misaligned place"),
+    ],
+)
+def test_complaints_about_copies(changed: tuple[str, str], complaint: str) -> None:
+    with pytest.raises(emulator.EmulationError, match=complaint):
+        run((COPIED % WAIT).replace(*changed), shared=16 * 64)
+
+
+MATRICES = """
+    unsigned x[4];
+    unsigned short* memory = (unsigned short*)dynamic_shared();
+    for (int k = 0; k < 8; k++) memory[8 * (i %% 32) + k] = 8 * (i %% 32) + k;
+    __syncwarp();
+    %s(x, shared_address(memory + 8 * (i %% 32)));
+    if (i < 32) __stcs(a.out + i, float(x[%d] >> (16 * %d) & 0xffff));
+"""
+
+
+@pytest.mark.parametrize("matrix", range(4))
+@pytest.mark.parametrize("place", [0, 1])
+def test_matrices_are_loaded(matrix: int, place: int) -> None:
+    """Matrix m, row r, column c holds 64 m + 8 r + c; lane l gets columns 2 (l % 4) and the next of row l / 4."""
+    numbers = torch.arange(64.0).view(8, 8) + 64 * matrix
+    for name, rows in (("load_matrices", numbers), ("load_transposed", numbers.T)):
+        found = run(MATRICES % (name, matrix, place), shared=16 * 32)[:32]
+        assert found == rows[:, place::2].flatten().tolist()
+
+
+@pytest.mark.parametrize("name", ["bf16", "f16"])
+def test_matrices_are_multiplied(name: str) -> None:
+    """Lanes have what NVIDIA's PTX manual says of m16n8k16: of [16, 16], [16, 8] and the result."""
+    body = """
+    unsigned left[4], right[2];
+    float c[4] = {1000, 1000, 1000, 1000};
+    const int g = i %% 32 / 4, t = i %% 4 * 2;
+    for (int r = 0; r < 4; r++) {
+        const int m = g + r %% 2 * 8, k = t + r / 2 * 8;
+        left[r] = pack_%s(m + 2 * k, m + 2 * (k + 1));
+    }
+    for (int r = 0; r < 2; r++) right[r] = pack_%s((t + 8 * r) * (g + 1) %% 7, (t + 8 * r + 1) * (g + 1) %% 7);
+    multiply_add_%s(c, left, right[0], right[1]);
+    if (i < 32) __stcs(a.out + i, c[0]), __stcs(a.out + 32 + i, c[3]);
+    """
+    found = run(body % (name, name, name))
+    m, n, k = torch.arange(16.0), torch.arange(8.0), torch.arange(16.0)
+    right = (k[:, None] * (n + 1)) % 7
+    product = 1000 + (m[:, None] + 2 * k) @ right
+    lanes = torch.arange(32)
+    assert found[:32] == product[lanes // 4, lanes % 4 * 2].tolist()
+    assert found[32:] == product[lanes // 4 + 8, lanes % 4 * 2 + 1].tolist()

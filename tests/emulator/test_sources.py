@@ -44,6 +44,11 @@ def launches() -> list[Launch]:
     gathered = (("i64", (8,), (1,)), ("i64", (2,), (1,)), ("f32", (rows * 8,), (1,)), ("f32", (1, rows), (rows, 1)))
     found += _prefuse.cuda_plan_columns_gather(strips, gathered)
     found += _prefuse.cuda_plan_columns_add((logits, ("f32", (8, width), (width, 1)), gathered[0]))
+    halves, sums = ("bf16", (rows, 8), (8, 1)), ("f32", (rows, 8), (8, 1))
+    strips = ("i64", (rows, 5), (5, 1))
+    one = (("bf16", (rows * 8,), (1,)), gathered[0], strips, halves, values, values, sums, sums, rows)
+    found += _prefuse.cuda_plan_columns_to_input(one)
+    found += _prefuse.cuda_plan_columns_to_weight((sums, halves, gathered[0], halves))
     found += _prefuse.cuda_plan_distance_forward(logits, logits, values, None)
     return found + _prefuse.cuda_plan_distance_backward(logits, logits, values, logits)
 

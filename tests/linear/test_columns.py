@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import prefuse
+from prefuse._backends import columns as backend
 from prefuse._backends import projected
 from prefuse.linear import columns, operands, operators, plans
 from prefuse.linear.call import SMOOTHED
@@ -32,7 +33,8 @@ def on_an_emulated_gpu():
 
 def strips_of(monkeypatch, rows, most=1.0):
     """Strips of so many rows, none of which takes all columns before it has more than `most` of them."""
-    monkeypatch.setattr(columns, "STRIP_ROWS", rows)
+    for name in ("STRIP", "LONG_STRIP"):
+        monkeypatch.setattr(columns, name, rows)
     monkeypatch.setattr(columns, "ALIGNED", 1)
     monkeypatch.setattr(columns, "MOST", most)
 
@@ -81,7 +83,7 @@ def test_what_is_not_gathered_is_the_strips_mean(strip_rows, monkeypatch):
     upstream = normal(37, seed=10, dtype=torch.float64)
     found, made = gradients(given, wrt, [upstream], ("logp",), sparse=eps)
     assert 0 < made.plan.listed < 37 * 300 / 2
-    rows = columns.strip_rows(int((given["labels"] != -100).sum()))
+    rows = columns.strip_rows(int((given["labels"] != -100).sum()), strip_rows)
     scored = given["labels"] != -100
     p = approximated(given, eps, rows)
     pulled = torch.nn.functional.one_hot(given["labels"].clamp(min=0), 300) - p
@@ -152,8 +154,85 @@ def test_lists_that_would_be_filled_up_to_the_whole_vocabulary(classes, monkeypa
     assert whole
 
 
+# -- products of 16 bits ----------------------------------------------------------------------------------------------
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def pulled_back(given, wrt, monkeypatch, tensor_cores, strip, **options):
+    """The gradients, with products by the kernels or by PyTorch, and how often kernels made one."""
+    made = {"to_input": 0, "to_weight": 0}
+
+    def counting(name, kernel):
+        def call(*arguments):
+            made[name] += 1
+            kernel(*arguments)
+
+        return call
+
+    with gathering_columns(tensor_cores), monkeypatch.context() as patch:
+        for name in made:
+            patch.setattr(backend, name, counting(name, getattr(backend, name)))
+        for name in ("STRIP", "LONG_STRIP"):
+            patch.setattr(columns, name, strip)
+        patch.setattr(columns, "ALIGNED", 8)
+        upstream = [normal(given["hidden"].shape[0], seed=11)]
+        found, result = gradients(given, wrt, upstream, ("logp",), **options)
+    return found, result, made
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("most", [0.0, 1.0], ids=["all columns", "some"])
+@pytest.mark.parametrize("name", ["plain", "bias and smoothing", "adapter", "frozen"])
+def test_kernels_multiply_as_pytorch_does(name, dtype, most, monkeypatch):
+    """Three strips, the last one shorter; to the rounding of what is added up in another order."""
+    monkeypatch.setattr(columns, "MOST", most)
+    given = problem(tokens=150, features=40, classes=300, dtype=dtype)
+    given["hidden"] *= 0.3
+    wanted, options = ["hidden", "weight"], {"sparse": 2.0**-7}
+    if name == "bias and smoothing":
+        wanted.append("bias")
+        options |= {"bias": given["bias"], "label_smoothing": 0.2}
+    if name == "frozen":
+        wanted.remove("weight")
+    wrt = leaves(given, *wanted)
+    if name == "adapter":
+        pair = [normal(8, 40, seed=20, dtype=torch.float64).to(dtype), normal(300, 8, seed=21).to(dtype)]
+        wrt += [matrix.requires_grad_() for matrix in pair]
+        options["lora"] = (*pair, 0.5)
+    found, result, made = pulled_back(given, wrt, monkeypatch, True, 64, **options)
+    expected, other, none = pulled_back(given, wrt, monkeypatch, False, 64, **options)
+    assert made["to_input"] >= 1 and (made["to_weight"] >= 3) == (name != "frozen") and not any(none.values())
+    assert result.plan.listed == other.plan.listed
+    for one, two in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one, two, rtol=2 * torch.finfo(dtype).eps, atol=1e-3 * float(two.abs().max()))
+
+
+def test_a_weight_whose_rows_begin_anywhere(monkeypatch):
+    given = problem(tokens=60, features=40, classes=300, dtype=torch.bfloat16)
+    wide = torch.zeros(300, 43, dtype=torch.bfloat16)
+    wide[:, 3:] = given["weight"]
+    results = []
+    for weight in (given["weight"], wide[:, 3:]):
+        given["weight"] = weight
+        wrt = leaves(given, "hidden", "weight")
+        found, _, made = pulled_back(given, wrt, monkeypatch, True, 64, sparse=2.0**-7)
+        assert made["to_input"] and made["to_weight"]
+        results.append(found)
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("options", [{"features": 12}, {"features": 40, "dtype": torch.float32}])
+def test_other_matrices_are_pytorch_s(options, monkeypatch):
+    given = problem(tokens=60, classes=300, **{"dtype": torch.bfloat16, **options})
+    _, _, made = pulled_back(given, leaves(given, "hidden", "weight"), monkeypatch, True, 64, sparse=2.0**-7)
+    assert not any(made.values())
+
+
 def test_lists_are_filled_up_to_what_gemms_like(monkeypatch):
-    monkeypatch.setattr(columns, "STRIP_ROWS", 10)
+    monkeypatch.setattr(columns, "LONG_STRIP", 10)
     monkeypatch.setattr(columns, "MOST", 1.0)
     given = problem(classes=900)
     wrt = leaves(given, "hidden", "weight")
@@ -161,8 +240,7 @@ def test_lists_are_filled_up_to_what_gemms_like(monkeypatch):
     found, made = gradients(given, wrt, upstream, ("logp",), sparse=2.0**-5)
     assert made.plan.listed % columns.ALIGNED == 0
     strips_of(monkeypatch, 64)
-    monkeypatch.setattr(columns, "STRIP_ROWS", 10)
-    monkeypatch.setattr(columns, "strip_rows", lambda rows, whole=columns.strip_rows: min(rows, 64))
+    monkeypatch.setattr(columns, "strip_rows", lambda rows, most: min(rows, 64))
     other, _ = gradients(given, wrt, upstream, ("logp",), sparse=2.0**-5)
     for one, two in zip(found, other, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
@@ -170,10 +248,10 @@ def test_lists_are_filled_up_to_what_gemms_like(monkeypatch):
 
 @pytest.mark.parametrize("rows", [1, 1023, 1024, 1025, 2000, 5000])
 def test_strips_of_a_tile_are_even(rows):
-    size = columns.strip_rows(rows)
-    assert 1 <= size <= min(rows, columns.STRIP_ROWS)
+    size = columns.strip_rows(rows, columns.LONG_STRIP)
+    assert 1 <= size <= min(rows, columns.LONG_STRIP)
     count = -(-rows // size)
-    assert count == -(-rows // columns.STRIP_ROWS) and (count == 1 or size % 64 == 0)
+    assert count == -(-rows // columns.LONG_STRIP) and (count == 1 or size % 64 == 0)
 
 
 # -- hostile rows -----------------------------------------------------------------------------------------------------

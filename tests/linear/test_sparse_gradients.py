@@ -24,7 +24,7 @@ def way(request, monkeypatch):
     if request.param == "lists":
         yield request.param
         return
-    monkeypatch.setattr(columns, "STRIP_ROWS", 8)
+    monkeypatch.setattr(columns, "LONG_STRIP", 8)
     monkeypatch.setattr(columns, "ALIGNED", 1)
     monkeypatch.setattr(columns, "SLICE_BYTES", 100)
     with gathering_columns():

@@ -114,7 +114,7 @@ class Machine:
         if len(taken) == 0:
             return None
         name = instruction.op[0]
-        if name in ("bar", "barrier", "shfl", "vote") and "arrive" not in instruction.op:
+        if name in ("bar", "barrier", *_COLLECTIVES) and "arrive" not in instruction.op:
             self.waiting[taken] = True
             self.pc[taken] = at
         elif name == "barrier":
@@ -136,13 +136,13 @@ class Machine:
             if instruction.op[:2] == ("barrier", "cluster"):
                 groups = [here] if (self.arrived[self.alive] > self.waited[here].max()).all() else []
                 self.waited[here] += len(groups)
-            elif instruction.op[0] in ("shfl", "vote") or "warp" in instruction.op:
+            elif instruction.op[0] in _COLLECTIVES or "warp" in instruction.op:
                 groups = [here & (self.warps == warp) for warp in np.unique(self.warps[here])]
                 groups = [group for group in groups if group.sum() == 32]
                 for group in groups:
                     self.met[group] += 1
                     if instruction.op[0] != "bar":
-                        self._collective(instruction, np.flatnonzero(group))
+                        _COLLECTIVES[instruction.op[0]](self, instruction, np.flatnonzero(group))
             else:
                 groups = [here & (self.blocks == block) for block in np.unique(self.blocks[here])]
                 groups = [group for group in groups if group.sum() == self.block]
@@ -156,17 +156,15 @@ class Machine:
             where = {self.program.instructions[at].text for at in np.unique(self.pc[self.alive])}
             raise MachineError(f"threads wait for ever: {where}, {self.alive.sum()} of {len(self.alive)} alive")
 
-    def _collective(self, instruction: Instruction, lanes: Values) -> None:
+    def _vote(self, instruction: Instruction, lanes: Values) -> None:
         arguments = instruction.arguments
-        if instruction.op[0] == "vote":
-            value = self._get(arguments[1].lstrip("!"), "pred", lanes)
-            value = ~value if arguments[1][0] == "!" else value
-            self._put(
-                arguments[0],
-                np.full(32, np.sum(value << np.arange(32, dtype=np.uint64)), np.uint64).astype(np.uint32),
-                lanes,
-            )
-            return
+        value = self._get(arguments[1].lstrip("!"), "pred", lanes)
+        value = ~value if arguments[1][0] == "!" else value
+        bits = np.sum(value << np.arange(32, dtype=np.uint64))
+        self._put(arguments[0], np.full(32, bits, np.uint64).astype(np.uint32), lanes)
+
+    def _shuffle(self, instruction: Instruction, lanes: Values) -> None:
+        arguments = instruction.arguments
         value, step = self._get(arguments[1], "b32", lanes), self._get(arguments[2], "u32", lanes).astype(np.int64)
         lane = np.arange(32)
         source = {"bfly": lane ^ step, "up": lane - step, "down": lane + step, "idx": step & 31}[instruction.op[2]]
@@ -175,6 +173,41 @@ class Machine:
         self._put(targets[0], np.where(inside, value[np.clip(source, 0, 31)], value), lanes)
         for target in targets[1:]:
             self._put(target, inside, lanes)
+
+    def _load_matrices(self, instruction: Instruction, lanes: Values) -> None:
+        """Four of 8 x 8 numbers of 16 bits: lane l has the place of row l % 8 of matrix l // 8."""
+        base, address = self._address(instruction.arguments[1], lanes)
+        if (address % 16).any():
+            raise MachineError("misaligned access of 16 bytes")
+        rows = self._bytes("shared", base, address, 16, lanes, None)
+        matrices = np.ascontiguousarray(rows).view(np.uint16).reshape(4, 8, 8)
+        if "trans" in instruction.op:
+            matrices = np.ascontiguousarray(matrices.swapaxes(1, 2))
+        for name, words in zip(_names(instruction.arguments[0]), matrices.view(np.uint32), strict=True):
+            self._put(name, np.ascontiguousarray(words.reshape(32)), lanes)
+
+    def _multiply_matrices(self, instruction: Instruction, lanes: Values) -> None:
+        """[16, 16] by [16, 8], added to [16, 8]; where each lane has what, NVIDIA's PTX manual says in pictures."""
+        op = instruction.op
+        if op[3:6] != ("m16n8k16", "row", "col") or op[6] != "f32" or op[9] != "f32":
+            raise NotImplementedError(instruction.text)
+        wide = _from_bf16 if op[7] == "bf16" else lambda halves: halves.view(np.float16).astype(np.float32)
+
+        def eighths(argument: str) -> list[Values]:
+            """Each register's pairs as 8 x 8 numbers: lane l has two next to each other of row l // 4."""
+            words = [np.ascontiguousarray(self._get(name, "b32", lanes)) for name in _names(argument)]
+            return [wide(word.view(np.uint16)).reshape(8, 8) for word in words]
+
+        left, right = eighths(instruction.arguments[1]), eighths(instruction.arguments[2])
+        a = np.block([[left[0], left[2]], [left[1], left[3]]])
+        b = np.block([right[0], right[1]])  # transposed: a lane has two of a column
+        sums = [self._get(name, "f32", lanes) for name in _names(instruction.arguments[3])]
+        with np.errstate(all="ignore"):
+            product = (a.astype(np.float64) @ b.T.astype(np.float64)).astype(np.float32).reshape(2, 32, 2)
+            for name, before, (half, place) in zip(
+                _names(instruction.arguments[0]), sums, ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True
+            ):
+                self._put(name, before + product[half, :, place], lanes)
 
     # Control
 
@@ -285,6 +318,21 @@ class Machine:
             for name, column in zip(names, columns_read.T, strict=True):
                 self._put(name, np.ascontiguousarray(column), lanes)
 
+    def _copy(self, instruction: Instruction, lanes: Values) -> None:
+        """`cp.async`: at once, which is as early as it may be; the emulator is as late as it may."""
+        if "ca" not in instruction.op and "cg" not in instruction.op:
+            return  # groups, and waiting for them
+        (to, target), (_, source) = (self._address(place, lanes) for place in instruction.arguments[:2])
+        size = int(instruction.arguments[2])
+        taken = self._get(instruction.arguments[3], "u32", lanes) if len(instruction.arguments) > 3 else size
+        if ((target | source) % size).any():
+            raise MachineError(f"misaligned copy of {size} bytes")
+        values = np.zeros((len(lanes), size), np.uint8)
+        there = np.broadcast_to(taken == size, len(lanes))
+        if there.any():
+            values[there] = self._bytes("global", "", source[there], size, lanes[there], None)
+        self._bytes("shared", to, target, size, lanes, values)
+
     def _bytes(self, space: str, base: str, address: Values, size: int, lanes: Values, values: Values | None) -> Values:
         places = address[:, None] + np.arange(size)
         if space == "param" and (not base or base in self.program.entry.parameters):
@@ -331,6 +379,8 @@ class Machine:
         op, arguments = instruction.op, instruction.arguments
         if op[0] in ("ld", "st"):
             return self._access(instruction, lanes)
+        if op[0] == "cp":
+            return self._copy(instruction, lanes)
         if op[0] == "mov" and ("{" in arguments[0] or "{" in arguments[1]):
             return self._move_parts(op[-1], arguments, lanes)
         if op[0] == "cvta":
@@ -376,12 +426,24 @@ class Machine:
             return value.astype(_TYPES[to])
 
 
+_COLLECTIVES: dict[str, Callable[[Machine, Instruction, Values], None]] = {
+    "vote": Machine._vote,
+    "shfl": Machine._shuffle,
+    "ldmatrix": Machine._load_matrices,
+    "mma": Machine._multiply_matrices,
+}
+"""What a warp does together; not `bar.warp.sync`, which does nothing."""
+
 _CONTROL: dict[str, Callable[[Machine, Instruction, Values], None]] = {
     "bra": Machine._branch,
     "call": Machine._call,
     "ret": Machine._return,
     "exit": Machine._exit,
 }
+
+
+def _names(argument: str) -> list[str]:
+    return re.findall(r"[^{},\s]+", argument)
 
 
 def _bytes_at(begin: int, end: int) -> Values:

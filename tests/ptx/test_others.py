@@ -10,7 +10,7 @@ import torch
 from prefuse import objectives
 from tests.codegen import emulated
 from tests.emulator.backend import Emulated
-from tests.emulator.test_columns import drawn, found, gathered
+from tests.emulator.test_columns import drawn, found, gathered, products
 from tests.ptx.backend import Interpreted, run
 from tests.ptx.machine import MachineError
 
@@ -91,3 +91,31 @@ def test_a_race_in_columns_is_seen():
     device = Interpreted(changes={missing: missing.removesuffix("\n            __syncthreads();")})
     with pytest.raises(MachineError):
         found(strips, 2.0**-6, device)
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_products_of_columns(dtype, architecture):
+    (call, lists, values), device = products(dtype, [140, 60], [72, 136], 136), Interpreted(capability=architecture)
+    Emulated().columns_to_input(call)
+    again = call._replace(out=torch.full_like(call.out, 777.0))
+    device.columns_to_input(again)
+    torch.testing.assert_close(again.out, call.out, rtol=1e-5, atol=1e-4)
+    totals = [torch.zeros(500, 136), torch.zeros(500, 136)]
+    for total, one in zip(totals, (Emulated(), device), strict=True):
+        one.columns_to_weight(total, values[1], lists[1], draw(60, 136, dtype=dtype))
+    torch.testing.assert_close(*totals, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "        __syncthreads();  // all have come, and the stage before is free\n",
+        "    __syncthreads();  // nobody reads what is there\n",
+    ],
+)
+def test_a_race_in_products_is_seen(missing):
+    """Two steps a block, three blocks' work in one: all stages are used again."""
+    call = products(BF16, [300], [64], 72).call
+    with pytest.raises(MachineError, match="race"):
+        Interpreted(changes={missing: ""}, clusters=1).columns_to_input(call)

@@ -80,7 +80,17 @@ def column_programs(dtype: str) -> list[Program]:
     total, product = (wide, (width, 64), (64, 1)), (wide, (8, 64), (64, 1))
     launches = _prefuse.cuda_plan_columns_find(strips, 0.5, found)
     launches += _prefuse.cuda_plan_columns_gather(strips, gathered)
-    return _of(launches + _prefuse.cuda_plan_columns_add((total, product, columns)))
+    launches += _prefuse.cuda_plan_columns_add((total, product, columns))
+    return _of(launches) + (product_programs(dtype) if dtype in ("f16", "bf16") else [])
+
+
+def product_programs(dtype: str) -> list[Program]:
+    """Those that multiply gathered columns of this dtype, of 16 bits."""
+    halves, sums, row = (dtype, (8, 8), (8, 1)), ("f32", (8, 8), (8, 1)), ("f32", (8,), (1,))
+    columns, strips = ("i64", (8,), (1,)), ("i64", (8, 5), (5, 1))
+    to_input = (dtype, (64,), (1,)), columns, strips, halves, row, row, sums, sums, 8
+    launches = _prefuse.cuda_plan_columns_to_input(to_input)
+    return _of(launches + _prefuse.cuda_plan_columns_to_weight((sums, halves, columns, halves)))
 
 
 def _of(launches: list[dict[str, Any]]) -> list[Program]:

@@ -2,8 +2,9 @@
 
 Lists of single classes (`prefuse.linear.sparse`) leave tensor cores without work. A strip of a few hundred rows has
 most of its probabilities in a small part of the vocabulary: the columns in which some row has at least eps. These are
-gathered, matrices [rows, columns] and [columns, H], and multiplied as matrices are. What a row has elsewhere, the mass
-t_r, is taken to be spread as the strip's is:
+gathered, matrices [rows, columns] and [columns, H], and multiplied as matrices are: those of 16 bits by kernels that
+read rows of the weight where they lie, and add to rows of its gradient there; others, of longer strips, by PyTorch,
+from copies of these rows. What a row has elsewhere, the mass t_r, is taken to be spread as the strip's is:
 
     p_rj ≈ t_r · (Σ_s p_sj) / (Σ_s t_s)        for the columns that are not gathered
 
@@ -23,13 +24,13 @@ from torch import Tensor
 
 from prefuse._backends import columns as backend
 from prefuse._backends import storage
-from prefuse._backends.columns import Gathered, Strips
+from prefuse._backends.columns import Gathered, Strips, ToInput
 from prefuse._backends.rows import Rows
 from prefuse.linear.call import Call
 from prefuse.linear.every_class import EveryClass, every_class
 from prefuse.linear.gemm import add_product, add_rows, multiply, scale_rows, sum_dtype
 from prefuse.linear.passes import Gradients, Wants, over_tokens, product_or_zero, reduced, upstream_of_rows
-from prefuse.linear.plans import STRIP_ROWS
+from prefuse.linear.plans import LONG_STRIP, STRIP
 
 ALIGNED = 64
 """Columns of a strip are filled up to a multiple of so many, as GEMMs like it."""
@@ -137,11 +138,17 @@ class _Pulled(NamedTuple):
         means = weight.new_empty((self.kept.tails.shape[0], weight.shape[1]), dtype=wide)
         multiply(self.kept.tails, weight, means)
         found = weight.new_empty((self.tail.shape[0], weight.shape[1]), dtype=wide)
-        for number, strip, columns, values in self.kept.strips():
-            own = found[strip.first : strip.last]
-            _multiply_rows(values, weight, columns, own)
-            own.mul_(self.factors[strip.first : strip.last, None])
-            own.addcmul_(self.tail[strip.first : strip.last, None], means[number])
+        if backend.multiplies(weight):
+            kept, rows = self.kept, (self.factors.contiguous(), self.tail.contiguous())
+            strips, longest = kept.layout.to(weight.device), int((kept.layout[:, 1] - kept.layout[:, 0]).max())
+            operands = kept.values, kept.columns, strips, backend.in_units(weight)
+            backend.to_input(ToInput(*operands, *rows, means, found, longest))
+        else:
+            for number, strip, columns, values in self.kept.strips():
+                own = found[strip.first : strip.last]
+                _multiply_rows(values, weight, columns, own)
+                own.mul_(self.factors[strip.first : strip.last, None])
+                own.addcmul_(self.tail[strip.first : strip.last, None], means[number])
         if self.every is not None:
             self.every.add_to_input(found, weight)
         return found.addcmul_(weight[self.label].to(wide), self.at_label[:, None])
@@ -153,6 +160,9 @@ class _Pulled(NamedTuple):
         multiply(self.kept.tails.t(), self._tail_sums(inputs).to(weight.dtype), total)
         for _, strip, columns, values in self.kept.strips():
             scaled = scale_rows(inputs[strip.first : strip.last], self.factors[strip.first : strip.last], weight.dtype)
+            if backend.multiplies(weight):
+                backend.to_weight(total, values, columns, scaled.contiguous())
+                continue
             for part in _slices(weight.shape[1], columns.shape[0] * wide.itemsize):
                 own = scaled[:, part]
                 added = weight.new_empty((columns.shape[0], own.shape[1]), dtype=wide)
@@ -193,7 +203,8 @@ def _of_tile(call: Call, tile: Rows, local: Tensor, own: Tensor, slope: Tensor |
     lse = own[call.kernel_names.index("lse")].contiguous()
     labels = tile.labels - call.shard.first_class
     factors = torch.ones_like(lse) * slope * math.log2(math.e)
-    strips = Strips(tile.logits, factors, lse, labels, strip_rows(rows))
+    most = STRIP if all(map(backend.multiplies, call.head.weights)) else LONG_STRIP
+    strips = Strips(tile.logits, factors, lse, labels, strip_rows(rows, most))
     active = torch.empty((strips.number, width), dtype=torch.bool, device=lse.device)
     tails = tile.logits.new_empty((strips.number, width))
     backend.find(strips, eps, active, tails)
@@ -218,9 +229,9 @@ def _of_tile(call: Call, tile: Rows, local: Tensor, own: Tensor, slope: Tensor |
     return Kept(torch.tensor(layout), columns, gathered.values.to(call.dtype), tails, rest, at_label * slope)
 
 
-def strip_rows(rows: int) -> int:
-    """Rows of the strips of a tile: as even as they go."""
-    count = -(-rows // STRIP_ROWS)
+def strip_rows(rows: int, most: int) -> int:
+    """Rows of the strips of a tile, at most so many: as even as they go."""
+    count = -(-rows // most)
     return min(rows, _round_up(-(-rows // count))) if count > 1 else rows
 
 
@@ -300,10 +311,10 @@ def _nothing(call: Call) -> Kept:
 def _multiply_rows(values: Tensor, weight: Tensor, columns: Tensor, out: Tensor) -> None:
     """Out = values @ weight[columns]; any row where there is no column, which a probability of 0 multiplies.
 
-    As many columns as there are rows are all of them, in order.
+    As many columns as there are rows, or more, are all of them, in order.
     """
-    if columns.shape[0] == weight.shape[0]:
-        multiply(values, weight, out)
+    if columns.shape[0] >= weight.shape[0]:
+        multiply(values[:, : weight.shape[0]], weight, out)
         return
     out.zero_()
     for part in _slices(columns.shape[0], weight.shape[1] * weight.element_size()):

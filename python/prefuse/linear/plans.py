@@ -61,8 +61,11 @@ WHOLE_ROWS = 64
 LISTED_ROWS = 512
 """Tiles of which lists are made have no more rows: enough for a GEMM, and as little fresh memory as that allows."""
 
-STRIP_ROWS = 1024
-"""Rows that share their columns in the plan "columns": products of so many fill a GPU, and have few columns yet."""
+STRIP = 256
+"""Rows that share their columns in the plan "columns", where kernels multiply what belongs to all strips at once."""
+
+LONG_STRIP = 1024
+"""The same where PyTorch multiplies strip by strip: products of so many fill a GPU, and have few columns yet."""
 
 NARROWEST_BLOCK = 4096
 """Classes of a block below which its GEMMs are slow: then rows are cut too."""
@@ -356,8 +359,8 @@ def _plan(name: str, reason: str, job: Job, workspace_bytes: int) -> Plan:
 def _rows_of_tiles(name: str, job: Job, workspace_bytes: int) -> tuple[int, int]:
     """Rows of a tile, as even as they go, and the number of tiles."""
     room = max(1, workspace_bytes // job.row_bytes)
-    if name == "columns" and STRIP_ROWS < room < job.rows:
-        rows = room - room % STRIP_ROWS
+    if name == "columns" and LONG_STRIP < room < job.rows:
+        rows = room - room % LONG_STRIP
         return rows, -(-job.rows // rows)
     if job.device is not None and name != "lists" and job.rows and room >= BLOCK_ROWS:
         return _by_waves(name, job, room)
