@@ -255,28 +255,52 @@ impl Matrix<'_> {
             .filter(|class| (*class as usize) < self.width)
     }
 
-    /// The terms of row `row`, appended to `terms` as (class, factor): how many of them, the first, are the label's.
+    /// What row `row` has at its label, if that is not 0, and what its list is multiplied with.
     ///
     /// # Safety
     /// The arrays are live and of type `R`, as was checked.
-    unsafe fn row<R: Real>(&self, row: usize, terms: &mut Vec<Term<R>>) -> usize {
-        let before = terms.len();
-        // SAFETY: contiguous arrays of `R`s, of at least so many.
-        let read = |array: &Array, index: usize| unsafe {
-            array.pointer::<R>(index as isize).read_unaligned()
+    #[inline(always)]
+    unsafe fn factors<R: Real>(&self, row: usize) -> (Option<Term<R>>, R) {
+        // SAFETY: contiguous arrays of `R`s, with one for each row.
+        let (rest, at_label) = unsafe {
+            (
+                self.rest.pointer::<R>(row as isize).read_unaligned(),
+                self.at_label.pointer::<R>(row as isize).read_unaligned(),
+            )
         };
-        let (rest, at_label) = (read(self.rest, row), read(self.at_label, row));
-        if let (Some(label), false) = (self.place(self.labels[row]), at_label == R::ZERO) {
-            terms.push((label, at_label));
-        }
-        let own = terms.len() - before;
+        let label = self.place(self.labels[row]);
+        (
+            label
+                .filter(|_| at_label != R::ZERO)
+                .map(|label| (label, at_label)),
+            rest,
+        )
+    }
+
+    /// Where the list of a row stands that is multiplied with `rest`: of 0 nothing is read.
+    #[inline(always)]
+    fn list<R: Real>(&self, row: usize, rest: R) -> Range<usize> {
         if rest == R::ZERO {
-            return own;
+            return 0..0;
         }
-        for index in self.offsets[row] as usize..self.offsets[row + 1] as usize {
-            terms.push((self.classes[index] as u32, rest * read(self.values, index)));
+        self.offsets[row] as usize..self.offsets[row + 1] as usize
+    }
+
+    /// The terms of row `row`, appended to `terms` as (class, factor): how many of them, the first, are the label's.
+    ///
+    /// # Safety
+    /// As for [`Matrix::factors`].
+    unsafe fn row<R: Real>(&self, row: usize, terms: &mut Vec<Term<R>>) -> usize {
+        // SAFETY: passed on to the caller.
+        let (label, rest) = unsafe { self.factors::<R>(row) };
+        terms.extend(label);
+        let values = self.values.pointer::<R>(0).cast_const();
+        for index in self.list(row, rest) {
+            // SAFETY: as above; there are as many values as classes.
+            let value = unsafe { values.add(index).read_unaligned() };
+            terms.push((self.classes[index] as u32, rest * value));
         }
-        own
+        usize::from(label.is_some())
     }
 }
 
@@ -301,13 +325,17 @@ impl ByRow<'_> {
     /// # Safety
     /// As for `run`.
     unsafe fn blocked<E: Element>(&self, rows: Range<usize>) {
+        let (width, block) = (self.matrix.width, self.block::<E>());
         let mut terms = Vec::new();
-        let mut lists = Vec::with_capacity(rows.len());
+        let mut blocks = Blocks {
+            count: width.div_ceil(block) + 1,
+            ends: Vec::new(),
+        };
         for row in rows.clone() {
             let begin = terms.len();
             // SAFETY: passed on to the caller.
             let own = unsafe { self.matrix.row::<E::Real>(row, &mut terms) };
-            lists.push((begin..begin + own, begin + own..terms.len()));
+            blocks.push(&terms, begin, own, block);
         }
         let all = self.weight.shape[1];
         let mut sums = vec![E::Real::ZERO; rows.len() * all.min(PART)];
@@ -315,9 +343,18 @@ impl ByRow<'_> {
             let columns = first..all.min(first + PART);
             let sums = &mut sums[..rows.len() * columns.len()];
             sums.fill(E::Real::ZERO);
-            // SAFETY: passed on to the caller; W has these columns, and a row as many sums.
+            let part = Part::<E> {
+                source: (self.weight.address as *const E).wrapping_add(first),
+                stride: self.weight.strides[0],
+                columns: columns.len(),
+                terms: &terms,
+                blocks: &blocks,
+                classes: (block, width),
+                sums,
+            };
+            dispatch(self.level, part);
+            // SAFETY: passed on to the caller.
             unsafe {
-                self.sum_part::<E>(&columns, &terms, &lists, sums);
                 for (sums, row) in sums.chunks_exact(columns.len()).zip(rows.clone()) {
                     write_row::<E>(self.level, sums, self.out, (row, first));
                 }
@@ -325,57 +362,96 @@ impl ByRow<'_> {
         }
     }
 
-    /// Adds the terms of some rows, those of their labels and the others, to their sums of some columns.
-    ///
-    /// # Safety
-    /// W has the columns, and each row as many sums.
-    unsafe fn sum_part<E: Element>(
-        &self,
-        columns: &Range<usize>,
-        terms: &[Term<E::Real>],
-        lists: &[(Range<usize>, Range<usize>)],
-        sums: &mut [E::Real],
-    ) {
-        let width = self.matrix.width;
-        let block = (BLOCK_BYTES / (columns.len() * size_of::<E>())).max(1);
-        let mut left: Vec<_> = lists.iter().map(|(_, others)| others.clone()).collect();
-        let mut add = |place: usize, terms: &[Term<E::Real>]| {
-            let sums = sums[place * columns.len()..].as_mut_ptr();
-            // SAFETY: passed on to the caller.
-            unsafe { accumulate::<E>(self.level, self.weight, columns, terms, sums) };
-        };
-        for (place, (own, _)) in lists.iter().enumerate() {
-            add(place, &terms[own.clone()]);
-        }
-        for begin in (0..width).step_by(block) {
-            let end = width.min(begin + block);
-            let next = end..width.min(end + block);
-            for (place, left) in left.iter_mut().enumerate() {
-                self.prefetch::<E>(columns, &next, (place, lists.len()));
-                let within = |(class, _): &&Term<E::Real>| (*class as usize) < end;
-                let count = terms[left.clone()].iter().take_while(within).count();
-                add(place, &terms[left.start..left.start + count]);
-                left.start += count;
+    /// Classes of a block, of which so many columns are gathered from.
+    fn block<E: Element>(&self) -> usize {
+        let columns = self.weight.shape[1].min(PART);
+        (BLOCK_BYTES / (columns * size_of::<E>())).max(1)
+    }
+}
+
+/// Where the terms of rows stand: of each row first its label's, then those of each block of classes.
+struct Blocks {
+    /// Blocks of classes, and one for the labels.
+    count: usize,
+    /// `count + 1` of each row: where each block's begin, and the last one's end.
+    ends: Vec<u32>,
+}
+
+impl Blocks {
+    /// Adds a row whose terms begin at `begin`, with `own` of its label; those behind them rise.
+    fn push<R>(&mut self, terms: &[Term<R>], begin: usize, own: usize, block: usize) {
+        self.ends.extend([begin as u32, (begin + own) as u32]);
+        let mut index = begin + own;
+        for number in 1..self.count {
+            let end = number * block;
+            while index < terms.len() && (terms[index].0 as usize) < end {
+                index += 1;
             }
+            self.ends.push(index as u32);
         }
     }
+}
 
-    /// Asks for a share of some columns of a block of W.
+/// Adds the terms of some rows to their sums of some columns, block by block, and asks for the next block meanwhile.
+struct Part<'a, E: Element> {
+    /// From the first of the columns on.
+    source: *const E,
+    stride: isize,
+    columns: usize,
+    terms: &'a [Term<E::Real>],
+    blocks: &'a Blocks,
+    /// Classes of a block, and of all.
+    classes: (usize, usize),
+    /// Rows of so many columns.
+    sums: &'a mut [E::Real],
+}
+
+impl<E: Element> Kernel for Part<'_, E> {
+    type Output = ();
+
     #[inline(always)]
-    fn prefetch<E: Element>(
-        &self,
-        columns: &Range<usize>,
-        classes: &Range<usize>,
-        (part, parts): (usize, usize),
-    ) {
-        let share = classes.len().div_ceil(parts);
-        let last = classes.end.min(classes.start + (part + 1) * share);
-        for class in classes.start + part * share..last {
-            let row = self.weight.offset(class, 1) + columns.start as isize;
-            let row = (self.weight.address as *const E).wrapping_offset(row);
-            for byte in (0..columns.len() * size_of::<E>()).step_by(CACHE_LINE) {
-                prefetch::<false, E>(row.wrapping_byte_add(byte));
+    fn run<I: Isa>(self) {
+        let (block, all) = self.classes;
+        let rows = self.sums.len() / self.columns;
+        let share = block.div_ceil(rows);
+        let mut number = 0;
+        while number < self.blocks.count {
+            let (next, end) = (number * block, all.min((number + 1) * block));
+            let mut row = 0;
+            while row < rows {
+                let first = next + row * share;
+                self.prefetch(first, end.min(first + share));
+                let at = row * (self.blocks.count + 1) + number;
+                let of_block = self.blocks.ends[at] as usize..self.blocks.ends[at + 1] as usize;
+                if !of_block.is_empty() {
+                    let work = Accumulate::<E> {
+                        source: self.source,
+                        stride: self.stride,
+                        terms: &self.terms[of_block],
+                        sums: self.sums[row * self.columns..].as_mut_ptr(),
+                    };
+                    // SAFETY: the columns are there, and as many sums.
+                    unsafe { sweep::<E, I>(&work, self.columns) };
+                }
+                row += 1;
             }
+            number += 1;
+        }
+    }
+}
+
+impl<E: Element> Part<'_, E> {
+    /// Asks for the columns of some classes.
+    #[inline(always)]
+    fn prefetch(&self, mut class: usize, end: usize) {
+        while class < end {
+            let row = self.source.wrapping_offset(class as isize * self.stride);
+            let mut byte = 0;
+            while byte < self.columns * size_of::<E>() {
+                prefetch::<false, E>(row.wrapping_byte_add(byte));
+                byte += CACHE_LINE;
+            }
+            class += 1;
         }
     }
 }
@@ -455,27 +531,39 @@ impl ByClass<'_> {
     unsafe fn by_class<R: Real>(&self) -> (Vec<usize>, Vec<Term<R>>) {
         let matrix = self.matrix;
         let mut starts = vec![0; matrix.width + 1];
-        let mut row_terms = Vec::new();
-        let mut each = |visit: &mut dyn FnMut(u32, Term<R>)| {
-            for row in 0..matrix.rows() {
-                row_terms.clear();
-                // SAFETY: passed on to the caller.
-                unsafe { matrix.row::<R>(row, &mut row_terms) };
-                for (class, factor) in &row_terms {
-                    visit(*class, (row as u32, *factor));
-                }
+        for row in 0..matrix.rows() {
+            // SAFETY: passed on to the caller.
+            let (label, rest) = unsafe { matrix.factors::<R>(row) };
+            if let Some((label, _)) = label {
+                starts[label as usize + 1] += 1;
             }
-        };
-        each(&mut |class, _| starts[class as usize + 1] += 1);
+            for class in &matrix.classes[matrix.list(row, rest)] {
+                starts[*class as usize + 1] += 1;
+            }
+        }
         for class in 0..matrix.width {
             starts[class + 1] += starts[class];
         }
         let mut next = starts.clone();
         let mut terms = vec![(0, R::ZERO); starts[matrix.width]];
-        each(&mut |class, term| {
-            terms[next[class as usize]] = term;
-            next[class as usize] += 1;
-        });
+        let values = matrix.values.pointer::<R>(0).cast_const();
+        for row in 0..matrix.rows() {
+            let mut enter = |class: usize, factor: R| {
+                terms[next[class]] = (row as u32, factor);
+                next[class] += 1;
+            };
+            // SAFETY: passed on to the caller; there are as many values as classes.
+            unsafe {
+                let (label, rest) = matrix.factors::<R>(row);
+                if let Some((label, factor)) = label {
+                    enter(label as usize, factor);
+                }
+                for index in matrix.list(row, rest) {
+                    let value = values.add(index).read_unaligned();
+                    enter(matrix.classes[index] as usize, rest * value);
+                }
+            }
+        }
         (starts, terms)
     }
 }
@@ -655,47 +743,12 @@ impl<E: Element> Columns<E> for Gather<'_, E> {
     }
 }
 
-/// Adds Σ factor·source[row, columns] over the terms to `sums`, one after the other as [`gather`] does.
-///
-/// # Safety
-/// `source` is a matrix of `E`s with dense rows, which the terms name; it has these columns, and there are as many sums.
-unsafe fn accumulate<E: Element>(
-    level: Level,
-    source: &Array,
-    columns: &Range<usize>,
-    terms: &[Term<E::Real>],
-    sums: *mut E::Real,
-) {
-    if !terms.is_empty() {
-        dispatch(
-            level,
-            Accumulate::<E> {
-                source: (source.address as *const E).wrapping_add(columns.start),
-                stride: source.strides[0],
-                columns: columns.len(),
-                terms,
-                sums,
-            },
-        );
-    }
-}
-
+/// Adds Σ factor·source[row] over the terms to `sums`, one after the other as [`Gather`] does.
 struct Accumulate<'a, E: Element> {
     source: *const E,
     stride: isize,
-    columns: usize,
     terms: &'a [Term<E::Real>],
     sums: *mut E::Real,
-}
-
-impl<E: Element> Kernel for Accumulate<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self) {
-        // SAFETY: that of `accumulate`.
-        unsafe { sweep::<E, I>(&self, self.columns) };
-    }
 }
 
 impl<E: Element> Columns<E> for Accumulate<'_, E> {
