@@ -33,7 +33,8 @@ struct Operands {
     bool feature;
     i64 next[Right::EACH];
 
-    __device__ Operands(Shared stages, const NUMBER* values, const NUMBER* weight, const i64* columns, i64 count, i64 stride, int rows, int features)
+    __device__ Operands(Shared stages, const NUMBER* values, const NUMBER* weight, const i64* columns, i64 count, i64 stride, int rows,
+                        int features)
         : a(stages + Left::place(Left::row(), Left::unit())), b(stages + LEFT_BYTES + Right::place(Right::row(), Right::unit())),
           values(values + (Left::row() < rows ? Left::row() * count + Left::unit() * IN_UNIT : 0)), weight(weight + Right::unit() * IN_UNIT),
           columns(columns + Right::row()), apart(Left::APART * count), stride(stride), rows(rows - Left::row()),

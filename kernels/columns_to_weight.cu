@@ -2,7 +2,8 @@
 //
 //   sum[columns[k], :] += Σ_r values[r, k]·inputs[r, :]
 //
-// No two columns are equal, and strips come one after the other: nothing is lost without atomics, and every sum has the same bits at every run.
+// No two columns are equal, and strips come one after the other: nothing is lost without atomics, and every sum has the same bits at every
+// run.
 //
 // Traffic: the rows of the sum that have columns are read and written; probabilities and inputs come from the second-level cache but for the
 // first time.
@@ -31,7 +32,8 @@ struct Operands {
     __device__ Operands(Shared stages, const ToWeightArgs& of, i64 begin, i64 first)
         : a(stages + Left::place(Left::row(), Left::unit())), b(stages + LEFT_BYTES + Right::place(Right::row(), Right::unit())),
           values(of.values), inputs(of.inputs), count(of.count), size(of.size), left_rows(int(of.rows) - Left::row()),
-          right_rows(int(of.rows) - Right::row()), column(begin + Left::unit() * IN_UNIT < of.count), feature(first + Right::unit() * IN_UNIT < of.size) {
+          right_rows(int(of.rows) - Right::row()), column(begin + Left::unit() * IN_UNIT < of.count),
+          feature(first + Right::unit() * IN_UNIT < of.size) {
         if (column && left_rows > 0) values += Left::row() * count + begin + Left::unit() * IN_UNIT;
         if (feature && right_rows > 0) inputs += Right::row() * size + first + Right::unit() * IN_UNIT;
     }
@@ -57,7 +59,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) columns_to_weight(const
     const i64 across = (a.size + COLUMNS - 1) / COLUMNS, down = (a.count + ROWS - 1) / ROWS;
     for (i64 item = blockIdx.x; item < down * across; item += gridDim.x) {
         const i64 begin = item / across * ROWS, first = item % across * COLUMNS;
-        const int columns = int(a.count - begin < ROWS ? a.count - begin : ROWS), features = int(a.size - first < COLUMNS ? a.size - first : COLUMNS);
+        const int columns = int(a.count - begin < ROWS ? a.count - begin : ROWS);
+        const int features = int(a.size - first < COLUMNS ? a.size - first : COLUMNS);
         Operands operands(stages, a, begin, first);
         Sums sums;
         multiply<true>(sums, stages, operands, int((a.rows + DEPTH - 1) / DEPTH));

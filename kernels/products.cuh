@@ -36,8 +36,12 @@ template <int SIZE> struct Along {
 typedef Across<COLUMNS> Right;
 constexpr int LEFT_BYTES = ROWS * DEPTH / IN_UNIT * UNIT_BYTES, STAGE_BYTES = LEFT_BYTES + Right::BYTES;  // b behind a
 
-__device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, f16) { multiply_add_f16(c, a, b0, b1); }
-__device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bf16) { multiply_add_bf16(c, a, b0, b1); }
+__device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, f16) {
+    multiply_add_f16(c, a, b0, b1);
+}
+__device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bf16) {
+    multiply_add_bf16(c, a, b0, b1);
+}
 
 // Where a lane reads the first stage; other pieces of 16 numbers, and other stages, are constants away.
 template <bool ACROSS> struct Reads {
@@ -66,7 +70,9 @@ struct Sums {
     float of[4][8][4];
 
     // Where they are in the tile.
-    __device__ static int row(int i, int half) { return int(threadIdx.x) / 32 / WARPS_ACROSS * WARP_TILE + 16 * i + 8 * half + int(threadIdx.x) % 32 / 4; }
+    __device__ static int row(int i, int half) {
+        return int(threadIdx.x) / 32 / WARPS_ACROSS * WARP_TILE + 16 * i + 8 * half + int(threadIdx.x) % 32 / 4;
+    }
     __device__ static int column(int j) { return int(threadIdx.x) / 32 % WARPS_ACROSS * WARP_TILE + 8 * j + int(threadIdx.x) % 4 * 2; }
 
     // Adds the product of the stage that lies `offset` bytes behind the first.

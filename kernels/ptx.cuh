@@ -1,8 +1,8 @@
-// Single PTX instructions: conversions, 2^x, shared memory of other blocks, copies into shared memory, tensor cores. CUDA C++ names them only
-// in its own headers, which these sources do without, so that NVRTC needs nothing but what is in this folder.
+// Single PTX instructions: conversions, 2^x, shared memory of other blocks, copies into shared memory, tensor cores. CUDA C++ names them
+// only in its own headers, which these sources do without, so that NVRTC needs nothing but what is in this folder.
 //
-// Global memory is not touched here but by `copy_later`. The emulator (tests/emulator) brings its own version of this one file, under the same include
-// guard; everything else is compiled there unchanged.
+// Global memory is not touched here but by `copy_later`. The emulator (tests/emulator) brings its own version of this one file, under the
+// same include guard; everything else is compiled there unchanged.
 
 #ifndef PREFUSE_PTX_CUH
 #define PREFUSE_PTX_CUH
