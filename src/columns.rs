@@ -373,14 +373,9 @@ pub fn to_input(call: &ToInput) -> Result<Vec<Launch>, ArgumentError> {
         size: size as i64,
         stride: weight.strides[0] as i64,
     };
-    let blocks = strips * call.strip_rows.div_ceil(TILE.0) * size.div_ceil(TILE.1);
-    let program = Program {
-        kernel: "columns_to_input",
-        source: &source::COLUMNS_TO_INPUT,
-        defines: vec![("NUMBER", weight.dtype.name().to_owned())],
-    };
-    let launch = Launch::new(program, blocks, 1, &args);
-    Ok(vec![launch.in_clusters(1, STAGES)])
+    let program = ("columns_to_input", &source::COLUMNS_TO_INPUT, weight.dtype);
+    let tiles = strips * tiles(call.strip_rows, size);
+    Ok(vec![product(program, tiles, &args)])
 }
 
 /// The launch that adds what a strip's columns give the weight: `values.T @ inputs` to rows `columns` of `sum`, where these are not
@@ -423,28 +418,42 @@ pub fn to_weight(
         size: size as i64,
         stride: sum.strides[0] as i64,
     };
-    let program = Program {
-        kernel: "columns_to_weight",
-        source: &source::COLUMNS_TO_WEIGHT,
-        defines: vec![("NUMBER", values.dtype.name().to_owned())],
-    };
-    let blocks = count.div_ceil(TILE.0) * size.div_ceil(TILE.1);
-    let launch = Launch::new(program, blocks, 1, &args);
-    Ok(vec![launch.in_clusters(1, STAGES)])
+    let program = (
+        "columns_to_weight",
+        &source::COLUMNS_TO_WEIGHT,
+        values.dtype,
+    );
+    Ok(vec![product(program, tiles(count, size), &args)])
 }
 
-/// Whether the rows of a matrix are of 16-bit numbers that can be brought by 16 bytes.
-pub fn comes_in_units(matrix: &Array) -> bool {
+/// Blocks of a product of so many rows and columns.
+fn tiles(rows: usize, columns: usize) -> usize {
+    rows.div_ceil(TILE.0) * columns.div_ceil(TILE.1)
+}
+
+/// The launch of a product of 16-bit numbers.
+fn product(
+    (kernel, source, number): (&'static str, &'static Source, Dtype),
+    tiles: usize,
+    args: &impl Argument,
+) -> Launch {
+    let program = Program {
+        kernel,
+        source,
+        defines: vec![("NUMBER", number.name().to_owned())],
+    };
+    Launch::new(program, tiles, 1, args).with_shared(STAGES)
+}
+
+/// That the rows of a matrix are of 16-bit numbers that can be brought by 16 bytes.
+fn in_units(name: &str, matrix: &Array) -> Result<(), ArgumentError> {
     let halves = matches!(matrix.dtype, Dtype::F16 | Dtype::Bf16) && matrix.shape.len() == 2;
-    halves
+    if halves
         && matrix.shape[1].is_multiple_of(UNIT)
         && (matrix.strides[1] == 1 || matrix.shape[1] <= 1)
         && matrix.strides[0] % UNIT as isize == 0
         && matrix.address.is_multiple_of(16)
-}
-
-fn in_units(name: &str, matrix: &Array) -> Result<(), ArgumentError> {
-    if comes_in_units(matrix) {
+    {
         return Ok(());
     }
     Err(ArgumentError::Value(format!(

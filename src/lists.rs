@@ -374,20 +374,20 @@ struct Blocks {
     /// Blocks of classes, and one for the labels.
     count: usize,
     /// `count + 1` of each row: where each block's begin, and the last one's end.
-    ends: Vec<u32>,
+    ends: Vec<usize>,
 }
 
 impl Blocks {
     /// Adds a row whose terms begin at `begin`, with `own` of its label; those behind them rise.
     fn push<R>(&mut self, terms: &[Term<R>], begin: usize, own: usize, block: usize) {
-        self.ends.extend([begin as u32, (begin + own) as u32]);
+        self.ends.extend([begin, begin + own]);
         let mut index = begin + own;
         for number in 1..self.count {
             let end = number * block;
             while index < terms.len() && (terms[index].0 as usize) < end {
                 index += 1;
             }
-            self.ends.push(index as u32);
+            self.ends.push(index);
         }
     }
 }
@@ -422,7 +422,7 @@ impl<E: Element> Kernel for Part<'_, E> {
                 let first = next + row * share;
                 self.prefetch(first, end.min(first + share));
                 let at = row * (self.blocks.count + 1) + number;
-                let of_block = self.blocks.ends[at] as usize..self.blocks.ends[at + 1] as usize;
+                let of_block = self.blocks.ends[at]..self.blocks.ends[at + 1];
                 if !of_block.is_empty() {
                     let work = Accumulate::<E> {
                         source: self.source,

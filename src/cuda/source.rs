@@ -132,13 +132,17 @@ impl Launch {
         }
     }
 
-    /// The same with `cluster` blocks in the place of each, which share their work, and so much dynamic shared memory for each block.
-    pub fn in_clusters(self, cluster: u32, shared: u32) -> Launch {
+    /// The same with so many bytes of dynamic shared memory for each block.
+    pub fn with_shared(self, shared: u32) -> Launch {
+        Launch { shared, ..self }
+    }
+
+    /// The same with `cluster` blocks in the place of each, which share their work.
+    pub fn in_clusters(self, cluster: u32) -> Launch {
         let largest = i32::MAX as u32 / cluster;
         Launch {
             grid: self.grid.min(largest) * cluster,
             cluster,
-            shared,
             ..self
         }
     }

@@ -358,7 +358,9 @@ pub fn both(
     };
     let launch = Launch::new(program, rows.count(), geometry.rows_per_block(), &args);
     Ok(vec![
-        launch.in_clusters(hold.cluster as u32, hold.shared as u32),
+        launch
+            .in_clusters(hold.cluster as u32)
+            .with_shared(hold.shared as u32),
     ])
 }
 

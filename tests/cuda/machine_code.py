@@ -6,6 +6,8 @@ import re
 import struct
 from collections import Counter
 
+from prefuse.doctor.machine_code import parsed
+
 LOAD, STORE, LOAD_LOCAL, STORE_LOCAL, LOAD_SHARED, STORE_SHARED = "LDG", "STG", "LDL", "STL", "LDS", "STS"
 _OPCODES = {
     0x981: LOAD,
@@ -47,17 +49,12 @@ def code_sections(cubin: bytes) -> dict[str, bytes]:
 
 def instructions_per_product(sass: str) -> float:
     """Of the shortest loop with products of tensor cores, all its branches counted."""
-    labels: dict[str, int] = {}
-    instructions: list[str] = []
+    instructions, labels = parsed(sass)
     turns = []
-    for line in sass.splitlines():
-        if label := re.match(r"(\.L_\S+):", line):
-            labels[label[1]] = len(instructions)
-        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
-            instructions.append(instruction[1])
-            jump = re.search(r"\bBRA.*`\((\.L_\S+?)\)", instruction[1])
-            if jump and jump[1] in labels:
-                turns.append(instructions[labels[jump[1]] :])
+    for end, text in enumerate(instructions, 1):
+        jump = re.search(r"\bBRA.*`\((\.L_\S+?)\)", text)
+        if jump and labels[jump[1]] < end:
+            turns.append(instructions[labels[jump[1]] : end])
     counted = [(len(turn), sum("HMMA" in text for text in turn)) for turn in turns]
     length, products = min((length, products) for length, products in counted if products)
     return length / products

@@ -71,13 +71,13 @@ class _Moved(NamedTuple):
 
 def loops(sass: str) -> list[Loop]:
     """The fast paths of the loops that move 16 bytes at a time, in the order of the code; of nested loops, each."""
-    instructions, labels = _parsed(sass)
+    instructions, labels = parsed(sass)
     heads = sorted({target for i, text in enumerate(instructions) if (target := _target(text, labels, i + 1)) <= i})
     found = (_fast_path(instructions, labels, head) for head in heads)
     return [loop for loop in found if loop]
 
 
-def _parsed(sass: str) -> tuple[list[str], dict[str, int]]:
+def parsed(sass: str) -> tuple[list[str], dict[str, int]]:
     """The instructions without their addresses, and where each label stands among them."""
     instructions: list[str] = []
     labels: dict[str, int] = {}
